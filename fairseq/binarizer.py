@@ -1,0 +1,353 @@
+"""Text files to binary datasets: block by block, in parallel, in the order of the file.
+
+:class:`FileBinarizer` turns a text into a dataset with a binarizer that knows its dictionary.
+:class:`NumberedText` reads a text whose dictionary is still to be made from it: the words go to
+disk as running numbers, which one table look-up later turns into ids, so that text is split once.
+
+Shapes: ``tokens_N`` is the concatenation of ``sizes_M``, M lines of text; ``numbers_N`` are word
+numbers of :mod:`fairseq.tokenizer`, ``ids_W`` the id of each of W words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fairseq.data.binary_dataset import BinaryDatasetBuilder, data_file_path, index_file_path
+from fairseq.data.indexed_dataset import make_builder
+from fairseq.file_chunker_utils import block_spans, map_blocks, read_block, text_lines
+from fairseq.file_io import PathLike, require_file
+from fairseq.tokenizer import LINE_END, TextNumbers, Tokenize, WordNumbers, tokenize_line
+
+if TYPE_CHECKING:
+    import torch
+    from rich.progress import Progress
+
+    from fairseq.data.dictionary import Dictionary
+
+_PROGRESS_AFTER_SECONDS = 2.0
+
+
+@dataclass
+class BinarizeSummary:
+    """What happened to a text.
+
+    Attributes:
+        replaced: how often each unknown word was replaced; None if that was not looked at.
+        num_seq: lines.
+        num_tok: tokens, ends of sentences included.
+    """
+
+    replaced: Counter[str] | None = None
+    num_seq: int = 0
+    num_tok: int = 0
+
+    @property
+    def num_replaced(self) -> int:
+        """Number of tokens that were replaced by the unknown symbol."""
+        return 0 if self.replaced is None else self.replaced.total()
+
+    @property
+    def replaced_percent(self) -> float:
+        """Share of replaced tokens, in percent."""
+        return 100 * self.num_replaced / self.num_tok if self.num_tok else 0.0
+
+    def merge(self, other: BinarizeSummary) -> None:
+        """Add the figures of another part of the text."""
+        self.num_seq += other.num_seq
+        self.num_tok += other.num_tok
+        if other.replaced is not None:
+            if self.replaced is None:
+                self.replaced = Counter()
+            self.replaced.update(other.replaced)
+
+    def __str__(self) -> str:
+        base = f"{self.num_seq} sents, {self.num_tok} tokens"
+        return base if self.replaced is None else f"{base}, {self.replaced_percent:.3}% replaced"
+
+
+Binarized = tuple[np.ndarray, np.ndarray, BinarizeSummary]
+
+
+class Binarizer:
+    """Base: turns lines into tokens. Subclasses define ``binarize_line``."""
+
+    def binarize_line(self, line: str, summary: BinarizeSummary) -> torch.Tensor:
+        """Return the tokens of a line as an IntTensor, and count them in ``summary``."""
+        raise NotImplementedError
+
+    def block_function(self) -> Callable[[bytes], Binarized]:
+        """Return what each process does with a block: ``(tokens_N, sizes_M, summary)``."""
+        return self._binarize_lines
+
+    def _binarize_lines(self, block: bytes) -> Binarized:
+        summary = BinarizeSummary()
+        items = [np.asarray(self.binarize_line(line, summary)) for line in text_lines(block)]
+        sizes_M = np.array([len(item) for item in items], np.int64)
+        return np.concatenate(items), sizes_M, summary
+
+
+class VocabularyDatasetBinarizer(Binarizer):
+    """Encodes words with a dictionary.
+
+    Args:
+        dict: the dictionary; words it does not know become its unknown symbol.
+        tokenize: splits a line into words.
+        append_eos: end each line with the end-of-sentence symbol.
+        reverse_order: turn the words of each line around.
+        already_numberized: the text consists of ids instead of words.
+    """
+
+    def __init__(
+        self,
+        dict: Dictionary,
+        tokenize: Tokenize = tokenize_line,
+        append_eos: bool = True,
+        reverse_order: bool = False,
+        already_numberized: bool = False,
+    ) -> None:
+        self.dict = dict
+        self.tokenize = tokenize
+        self.append_eos = append_eos
+        self.reverse_order = reverse_order
+        self.already_numberized = already_numberized
+
+    def binarize_line(self, line: str, summary: BinarizeSummary) -> torch.Tensor:
+        """Return the tokens of a line as an IntTensor, and count them in ``summary``."""
+        import torch
+
+        words = self.tokenize(line)
+        if self.reverse_order:
+            words = list(reversed(words))
+        if self.already_numberized:
+            ids = [int(word) for word in words]
+        else:
+            ids = [self.dict.index(word) for word in words]
+            replaced = Counter(
+                word
+                for word, index in zip(words, ids, strict=True)
+                if index == self.dict.unk_index and word != self.dict.unk_word
+            )
+            summary.merge(BinarizeSummary(replaced))
+        ids += [self.dict.eos_index] * self.append_eos
+        summary.merge(BinarizeSummary(None, 1, len(ids)))
+        return torch.tensor(ids, dtype=torch.int32)
+
+    def block_function(self) -> Callable[[bytes], Binarized]:
+        """Return what each process does with a block; vectorised for words in their own order."""
+        if self.reverse_order or self.already_numberized:
+            return self._binarize_lines
+        return _BlockEncoder(self.dict, self.tokenize, self.append_eos)
+
+
+class _BlockEncoder:
+    """Encodes blocks of lines with a dictionary, looking each distinct word up once."""
+
+    def __init__(self, dictionary: Dictionary, tokenize: Tokenize, append_eos: bool) -> None:
+        self._dictionary = dictionary
+        self._numbers = WordNumbers(tokenize)
+        self._append_eos = append_eos
+        self._words = [dictionary.eos_word]
+        self._ids_W = np.array([dictionary.eos_index], np.int32)
+
+    def __call__(self, block: bytes) -> Binarized:
+        numbers_N, new = self._numbers.encode(block)
+        if new:
+            self._words += new
+            self._ids_W = np.concatenate([self._ids_W, ids_of(new, self._dictionary)])
+        tokens_N, sizes_M = _to_tokens(numbers_N, self._ids_W, self._append_eos)
+        unknown = numbers_N[self._ids_W[numbers_N] == self._dictionary.unk_index]
+        replaced: Counter[str] = Counter()
+        for number, count in zip(*np.unique(unknown, return_counts=True), strict=True):
+            if self._words[number] != self._dictionary.unk_word:
+                replaced[self._words[number]] = int(count)
+        return tokens_N, sizes_M, BinarizeSummary(replaced, len(sizes_M), len(tokens_N))
+
+
+def ids_of(words: list[str], dictionary: Dictionary) -> np.ndarray:
+    """Return the dictionary ids of words as int32."""
+    return np.fromiter(map(dictionary.index, words), np.int32, len(words))
+
+
+def _to_tokens(
+    numbers_N: np.ndarray, ids_W: np.ndarray, append_eos: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Turn word numbers into ``(tokens_N, sizes_M)``; ``ids_W[LINE_END]`` ends each line."""
+    is_end_N = numbers_N == LINE_END
+    sizes_M = np.diff(np.flatnonzero(is_end_N), prepend=-1)
+    tokens_N = ids_W[numbers_N]
+    return (tokens_N, sizes_M) if append_eos else (tokens_N[~is_end_N], sizes_M - 1)
+
+
+class NumberedText:
+    """A text on its way to a dataset: split into words, its dictionary not yet known.
+
+    Args:
+        path: the UTF-8 text.
+        folder: where a nameless temporary file of four bytes a word is kept until the end; None
+            to count the words and keep nothing.
+        num_workers: processes that read.
+
+    Attributes:
+        words: its words and their counts.
+    """
+
+    def __init__(self, path: PathLike, folder: PathLike | None, num_workers: int = 1) -> None:
+        self.words = TextNumbers(num_workers=num_workers)
+        self._numbers = None if folder is None else tempfile.TemporaryFile(dir=folder)
+        self._block_bytes: list[int] = []
+        with show_progress(f"reading {path}", path) as on_bytes:
+            for numbers_N in self.words.read(path, on_bytes):
+                if self._numbers is not None:
+                    self._block_bytes.append(self._numbers.write(numbers_N.tobytes()))
+
+    def write(self, dictionary: Dictionary, builder: BinaryDatasetBuilder) -> BinarizeSummary:
+        """Encode the text with ``dictionary``, each line ended, and add it to ``builder``."""
+        ids_W = ids_of(self.words.words, dictionary)
+        ids_W[LINE_END] = dictionary.eos_index
+        assert self._numbers is not None
+        self._numbers.seek(0)
+        for size in self._block_bytes:
+            numbers_N = np.frombuffer(self._numbers.read(size), np.int32)
+            builder.add_array(*_to_tokens(numbers_N, ids_W, append_eos=True))
+        replaced = {
+            self.words.words[number]: int(self.words.counts_W[number])
+            for number in np.flatnonzero(ids_W == dictionary.unk_index)
+            if number != LINE_END and self.words.words[number] != dictionary.unk_word
+        }
+        return BinarizeSummary(Counter(replaced), builder.num_items, builder.num_tokens)
+
+    def close(self) -> None:
+        """Free the temporary file."""
+        if self._numbers is not None:
+            self._numbers.close()
+
+
+class FileBinarizer:
+    """Binarizes a whole text file."""
+
+    @classmethod
+    def multiprocess_dataset(
+        cls,
+        input_file: PathLike,
+        dataset_impl: str,
+        binarizer: Binarizer,
+        output_prefix: PathLike,
+        vocab_size: int | None = None,
+        num_workers: int = 1,
+    ) -> BinarizeSummary:
+        """Write the dataset of a text; its bytes do not depend on the number of workers.
+
+        Args:
+            input_file: the UTF-8 text.
+            dataset_impl: kind of dataset.
+            binarizer: turns its lines into tokens.
+            output_prefix: name of the dataset.
+            vocab_size: size of the dictionary, which decides the stored dtype.
+            num_workers: processes.
+
+        Raises:
+            DataError: if the file is not UTF-8 text.
+            MissingFileError: if it cannot be read.
+        """
+        with make_builder(data_file_path(output_prefix), dataset_impl, vocab_size) as builder:
+            summary = cls.binarize(input_file, binarizer, builder, num_workers)
+            builder.finalize(index_file_path(output_prefix))
+        return summary
+
+    @staticmethod
+    def binarize(
+        input_file: PathLike,
+        binarizer: Binarizer,
+        builder: BinaryDatasetBuilder,
+        num_workers: int = 1,
+    ) -> BinarizeSummary:
+        """Add the lines of a text to a dataset that is being built."""
+        summary = BinarizeSummary()
+        function = binarizer.block_function()
+        with show_progress(f"binarizing {input_file}", input_file) as on_bytes:
+            for tokens_N, sizes_M, part in map_blocks(input_file, function, num_workers, on_bytes):
+                builder.add_array(tokens_N, sizes_M)
+                summary.merge(part)
+        return summary
+
+    @staticmethod
+    def _binarize_file_chunk(
+        binarizer: Binarizer,
+        filename: PathLike,
+        offset_start: int,
+        offset_end: int,
+        output_prefix: PathLike,
+        dataset_impl: str,
+        vocab_size: int | None = None,
+    ) -> tuple[BinaryDatasetBuilder, BinarizeSummary]:
+        """Binarize the lines between two offsets (``offset_end`` <= 0: to the end of the file)."""
+        builder = make_builder(data_file_path(output_prefix), dataset_impl, vocab_size)
+        summary = BinarizeSummary()
+        function = binarizer.block_function()
+        for span in block_spans(filename, offset_start, offset_end if offset_end > 0 else None):
+            tokens_N, sizes_M, part = function(read_block(filename, span))
+            builder.add_array(tokens_N, sizes_M)
+            summary.merge(part)
+        return builder, summary
+
+    @classmethod
+    def _binarize_chunk_and_finalize(cls, *args: Any, **kwargs: Any) -> BinarizeSummary:
+        """Do :meth:`_binarize_file_chunk` and put the dataset in place."""
+        builder, summary = cls._binarize_file_chunk(*args, **kwargs)
+        builder.finalize(index_file_path(builder.path.removesuffix(".bin")))
+        return summary
+
+
+@contextlib.contextmanager
+def show_progress(label: str, path: PathLike) -> Iterator[Callable[[int], None]]:
+    """Give a function to call with every count of bytes done of the file ``path``.
+
+    A bar with the time to go appears on standard error after two seconds, if that is a terminal.
+    """
+    size = require_file(path, "text file", "Check the path.").stat().st_size
+    begun = time.monotonic()
+    done = 0
+    with contextlib.ExitStack() as stack:
+        bar: Progress | None = None
+
+        def advance(count: int) -> None:
+            nonlocal bar, done
+            done += count
+            if bar is None and time.monotonic() - begun > _PROGRESS_AFTER_SECONDS:
+                bar = stack.enter_context(_progress_bar())
+                bar.add_task(label, total=size)
+            if bar is not None:
+                bar.update(bar.task_ids[0], completed=done)
+
+        yield advance if sys.stderr.isatty() else lambda count: None
+
+
+def _progress_bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

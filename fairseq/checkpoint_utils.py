@@ -1,0 +1,384 @@
+"""Checkpoints, as the trainer and the hub see them: when to save what, what to start from.
+
+The files themselves are :mod:`fairseq.checkpoint_files`' business, their content
+:mod:`fairseq.checkpoint_state`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fairseq import checkpoint_files
+from fairseq.checkpoint_files import checkpoint_paths, load_or_newest_good
+from fairseq.checkpoint_state import config_of, explain, upgrade_state, vocabulary_of
+from fairseq.config.schema import parse_literal
+from fairseq.errors import CheckpointError, ConfigError, FairseqError, MissingFileError
+from fairseq.file_io import PathManager
+from fairseq.rng import derive_seed
+from fairseq.safe_load import safe_load
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["checkpoint_paths", "load_checkpoint", "load_model_ensemble", "save_checkpoint"]
+
+LAST = "checkpoint_last.pt"
+
+
+def verify_checkpoint_directory(save_dir: str) -> None:
+    """Create the run folder and make sure it can be written to.
+
+    Raises:
+        CheckpointError: if it cannot.
+    """
+    probe = os.path.join(save_dir, f".dummy-{os.getpid()}")
+    try:
+        os.makedirs(save_dir, exist_ok=True)
+        with open(probe, "w", encoding="utf-8"):
+            pass
+        os.unlink(probe)
+    except OSError as error:
+        raise CheckpointError(f"cannot write to --save-dir {save_dir}: {error}") from error
+    checkpoint_files.remove_leftovers(save_dir)
+
+
+# -- saving ----------------------------------------------------------------------------------------
+
+
+def is_better(value: float, best: float | None, maximize: bool) -> bool:
+    """Tell whether ``value`` is at least as good as ``best``."""
+    return best is None or (value >= best if maximize else value <= best)
+
+
+def _names(
+    cfg: Any, epoch: int, updates: int, end_of_epoch: bool, val_loss: float | None, best: bool
+) -> list[str]:
+    """Return the names this moment's checkpoint gets, the one to be written first."""
+    suffix = cfg.checkpoint_suffix
+    names = []
+    if end_of_epoch and not cfg.no_epoch_checkpoints and epoch % max(1, cfg.save_interval) == 0:
+        names.append(f"checkpoint{epoch}{suffix}.pt")
+    if (
+        not end_of_epoch
+        and cfg.save_interval_updates > 0
+        and updates % cfg.save_interval_updates == 0
+    ):
+        names.append(f"checkpoint_{epoch}_{updates}{suffix}.pt")
+    if val_loss is not None and best:
+        names.append(f"checkpoint_best{suffix}.pt")
+    if val_loss is not None and cfg.keep_best_checkpoints > 0 and _among_best(cfg, val_loss, best):
+        digit = derive_seed(0, "best-checkpoint", epoch, updates) % max(
+            1, cfg.keep_best_checkpoints
+        )
+        metric = cfg.best_checkpoint_metric
+        names.append(f"checkpoint.best_{metric}_{val_loss:.3f}{digit}{suffix}.pt")
+    if not cfg.no_last_checkpoints:
+        names.append(f"checkpoint_last{suffix}.pt")
+    return names
+
+
+def _best_paths(cfg: Any) -> list[str]:
+    """Return the kept best checkpoints, best first."""
+    metric = re.escape(cfg.best_checkpoint_metric)
+    pattern = rf"checkpoint\.best_{metric}_(-?\d+\.?\d*){re.escape(cfg.checkpoint_suffix)}\.pt"
+    paths = checkpoint_paths(cfg.save_dir, pattern)
+    return paths if cfg.maximize_best_checkpoint_metric else paths[::-1]
+
+
+def _among_best(cfg: Any, val_loss: float, best: bool) -> bool:
+    kept = _best_paths(cfg)[: cfg.keep_best_checkpoints]
+    if not kept or len(kept) < cfg.keep_best_checkpoints:
+        return True
+    worst = re.search(r"_(-?\d+\.\d{3})", os.path.basename(kept[-1]))
+    return worst is None or is_better(
+        val_loss, float(worst[1]), cfg.maximize_best_checkpoint_metric
+    )
+
+
+def save_checkpoint(cfg: Any, trainer: Any, epoch_itr: Any, val_loss: float | None) -> str | None:
+    """Save the run under every name it deserves now, then delete what need not be kept.
+
+    Args:
+        cfg: the checkpoint section.
+        trainer: whose state is saved; only the first process writes.
+        epoch_itr: the training iterator.
+        val_loss: the metric of the validation that just ended, None if there was none.
+
+    Returns:
+        the file that was written, None if nothing was.
+
+    Raises:
+        CheckpointError: if the file could not be written.
+    """
+    best = False
+    if val_loss is not None:
+        previous = getattr(trainer, "best", None)
+        best = is_better(val_loss, previous, cfg.maximize_best_checkpoint_metric)
+        trainer.best = val_loss if best else previous
+    if cfg.no_save or not trainer.should_save_checkpoint_on_current_rank:
+        return None
+    epoch, updates = epoch_itr.epoch, trainer.get_num_updates()
+    end_of_epoch = epoch_itr.end_of_epoch()
+    names = _names(cfg, epoch, updates, end_of_epoch, val_loss, best)
+    if not names:
+        return None
+    started = time.perf_counter()
+    extra_state = {"train_iterator": epoch_itr.state_dict(), "val_loss": val_loss}
+    if getattr(trainer, "best", None) is not None:
+        extra_state["best"] = trainer.best
+    paths = [os.path.join(cfg.save_dir, name) for name in names]
+    facts = {"epoch": epoch, "num_updates": updates, "val_loss": val_loss}
+    trainer.save_checkpoint(paths[0], extra_state, facts)
+    for path in paths[1:]:
+        checkpoint_files.link_checkpoint(paths[0], path)
+    logger.info(
+        "Saved checkpoint %s (epoch %s @ %s updates, score %s) (writing took %.2f seconds)",
+        paths[0],
+        epoch,
+        updates,
+        val_loss,
+        time.perf_counter() - started,
+    )
+    _delete_old(cfg, end_of_epoch)
+    return paths[0]
+
+
+def _delete_old(cfg: Any, end_of_epoch: bool) -> None:
+    suffix = re.escape(cfg.checkpoint_suffix)
+    surplus: list[str] = []
+    if not end_of_epoch and cfg.keep_interval_updates > 0:
+        found = checkpoint_paths(cfg.save_dir, rf"checkpoint_\d+_(\d+){suffix}\.pt", True)
+        pattern = cfg.keep_interval_updates_pattern
+        if pattern > 0:
+            found = [(path, step) for path, step in found if int(step) % pattern != 0]
+        surplus += [path for path, _ in found[cfg.keep_interval_updates :]]
+    if cfg.keep_last_epochs > 0:
+        surplus += checkpoint_paths(cfg.save_dir, rf"checkpoint(\d+){suffix}\.pt")[
+            cfg.keep_last_epochs :
+        ]
+    if cfg.keep_best_checkpoints > 0:
+        surplus += _best_paths(cfg)[cfg.keep_best_checkpoints :]
+    for path in surplus:
+        checkpoint_files.delete_checkpoint(path)
+
+
+# -- restoring -------------------------------------------------------------------------------------
+
+
+def checkpoint_to_start_from(cfg: Any) -> tuple[str, dict[str, bool]]:
+    """Return the file a run starts from and what of it is not taken over.
+
+    Args:
+        cfg: the checkpoint section.
+
+    Raises:
+        MissingFileError: if a file that the user named does not exist.
+    """
+    resets = {
+        name: getattr(cfg, name)
+        for name in ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
+    }
+    suffix = getattr(cfg, "checkpoint_suffix", "") or ""
+    if cfg.restore_file != LAST:
+        path = cfg.restore_file.replace(".pt", f"{suffix}.pt") if suffix else cfg.restore_file
+        if not PathManager.exists(path):
+            raise MissingFileError(
+                f"--restore-file not found: {path} (it is not looked up inside --save-dir)"
+            )
+        return path, resets
+    path = os.path.join(cfg.save_dir, f"checkpoint_last{suffix}.pt")
+    if PathManager.exists(path):
+        return path, resets
+    for flag in ("continue_once", "finetune_from_model"):
+        named = getattr(cfg, flag, None)
+        if named is None:
+            continue
+        if not PathManager.exists(named):
+            raise MissingFileError(f"--{flag.replace('_', '-')} not found: {named}")
+        if flag == "finetune_from_model":
+            logger.info("loading the weights of %s; everything else starts afresh", named)
+            resets = dict.fromkeys(resets, True)
+        return named, resets
+    return path, resets
+
+
+def load_checkpoint(cfg: Any, trainer: Any, **passthrough_args: Any) -> tuple[Any, Any]:
+    """Restore a run, or begin one.
+
+    Args:
+        cfg: the checkpoint section.
+        trainer: what is restored.
+        **passthrough_args: for ``trainer.get_train_iterator``.
+
+    Returns:
+        ``(extra_state or None, training iterator)``.
+    """
+    if cfg.finetune_from_model is not None and any(
+        (cfg.reset_optimizer, cfg.reset_lr_scheduler, cfg.reset_meters, cfg.reset_dataloader)
+    ):
+        raise ConfigError("--finetune-from-model can not be set together with a --reset-* flag")
+    path, resets = checkpoint_to_start_from(cfg)
+    extra_state = trainer.load_checkpoint(
+        path,
+        resets["reset_optimizer"],
+        resets["reset_lr_scheduler"],
+        parse_literal(cfg.optimizer_overrides),
+        reset_meters=resets["reset_meters"],
+    )
+    fresh = resets["reset_optimizer"] or resets["reset_meters"]
+    if extra_state is not None and "best" in extra_state and not fresh:
+        trainer.best = extra_state["best"]
+    if extra_state is not None and not resets["reset_dataloader"]:
+        iterator_state = extra_state["train_iterator"]
+        epoch_itr = trainer.get_train_iterator(
+            epoch=iterator_state["epoch"], load_dataset=True, **passthrough_args
+        )
+        epoch_itr.load_state_dict(iterator_state)
+    else:
+        epoch_itr = trainer.get_train_iterator(epoch=1, load_dataset=True, **passthrough_args)
+    trainer.lr_step(epoch_itr.epoch)
+    return extra_state, epoch_itr
+
+
+def load_checkpoint_to_cpu(
+    path: str, arg_overrides: Mapping[str, Any] | None = None, load_on_all_ranks: bool = False
+) -> dict[str, Any]:
+    """Load a checkpoint of any age; ``"cfg"`` is replaced by the upgraded configuration.
+
+    Args:
+        path: the file.
+        arg_overrides: values that replace the checkpoint's.
+        load_on_all_ranks: accepted for old callers.
+    """
+    state = upgrade_state(safe_load(path))
+    state["cfg"] = config_of(state, arg_overrides)
+    state["args"] = None
+    return state
+
+
+def load_newest(path: str) -> tuple[str, dict[str, Any]]:
+    """Load a checkpoint or, if it is damaged, the newest good one beside it; upgraded."""
+    found, state = load_or_newest_good(path)
+    return found, upgrade_state(state)
+
+
+def load_model_ensemble(
+    filenames: Sequence[str],
+    arg_overrides: Mapping[str, Any] | None = None,
+    task: Any = None,
+    strict: bool = True,
+    suffix: str = "",
+    num_shards: int = 1,
+    state: dict[str, Any] | None = None,
+) -> tuple[list[Any], Any]:
+    """Load models; returns ``(models, configuration)``. See the next function."""
+    models, cfg, _ = load_model_ensemble_and_task(
+        filenames, arg_overrides, task, strict, suffix, num_shards, state
+    )
+    return models, cfg
+
+
+def load_model_ensemble_and_task(
+    filenames: Sequence[str],
+    arg_overrides: Mapping[str, Any] | None = None,
+    task: Any = None,
+    strict: bool = True,
+    suffix: str = "",
+    num_shards: int = 1,
+    state: dict[str, Any] | None = None,
+) -> tuple[list[Any], Any, Any]:
+    """Load models and the task they serve.
+
+    Args:
+        filenames: checkpoints; several form an ensemble.
+        arg_overrides: values that replace the checkpoints'.
+        task: the task, if there is one already.
+        strict: whether missing or surplus tensors are errors.
+        suffix: inserted before ``.pt``.
+        num_shards: only 1 is supported.
+        state: the content of the (only) file, if it was read already.
+
+    Returns:
+        ``(models, configuration of the last one, task)``.
+
+    Raises:
+        CheckpointError: if a file is damaged or does not fit its configuration.
+    """
+    from fairseq import tasks
+
+    assert num_shards == 1, "sharded checkpoints are loaded through torch.distributed.checkpoint"
+    loaded, config = [], None
+    for filename in filenames:
+        name = filename.replace(".pt", f"{suffix}.pt") if suffix else filename
+        content = upgrade_state(state if state is not None else safe_load(name))
+        config = config_of(content, arg_overrides)
+        if task is None:
+            task = tasks.setup_task(config.task)
+            fit_dictionary(task, vocabulary_of(content))
+            task.load_state_dict(content["task_state"] or {})
+        model = task.build_model(config.model, from_checkpoint=True)
+        try:
+            model.load_state_dict(content["model"], strict=strict, model_cfg=config.model)
+        except FairseqError as error:
+            raise explain(error, name) from error
+        loaded.append(model)
+    return loaded, config, task
+
+
+def fit_dictionary(task: Any, rows: int | None) -> None:
+    """Make the task's dictionary as large as the checkpoint's table, if that is harmless.
+
+    Surplus ``madeupwordNNNN`` entries (count 0, used only to round the size) are dropped from the
+    end, missing ones are added; the user's file is never touched.
+
+    Args:
+        task: whose dictionary is changed in memory.
+        rows: rows of the embedding table, None to do nothing.
+
+    Raises:
+        CheckpointError: if real words would be lost, or more than padding is missing.
+    """
+    dictionary = getattr(task, "source_dictionary", None)
+    if rows is None or dictionary is None or len(dictionary) == rows:
+        return
+    have = len(dictionary)
+    fit = getattr(task, "fit_dictionary", None)
+    if fit is None or not fit(rows):
+        raise CheckpointError(
+            f"the dictionary has {have} entries, but the checkpoint's embedding table has {rows} "
+            "rows: point the data folder to the dict.txt the model was trained with"
+        )
+    logger.warning(
+        "the dictionary was %s by %s unused madeupword entries to fit the checkpoint",
+        "cut" if rows < have else "extended",
+        abs(have - rows),
+    )
+
+
+def prune_state_dict(state_dict: Mapping[str, Any], model_cfg: Any) -> dict[str, Any]:
+    """Return the state of the layers named by ``encoder_layers_to_keep``, renumbered.
+
+    Args:
+        state_dict: tensors by name.
+        model_cfg: configuration with ``encoder_layers_to_keep`` or ``decoder_layers_to_keep``
+            ("0,2,4"); without them the state comes back as it is.
+    """
+    state = dict(state_dict)
+    for side in ("encoder", "decoder"):
+        keep = getattr(model_cfg, f"{side}_layers_to_keep", None)
+        if not keep:
+            continue
+        order = {layer: str(new) for new, layer in enumerate(sorted(map(int, keep.split(","))))}
+        pruned = {}
+        for name, tensor in state.items():
+            match = re.match(rf"({side}\.(?:.*\.)?layers\.)(\d+)(\..*)", name)
+            if match is None:
+                pruned[name] = tensor
+            elif int(match[2]) in order:
+                pruned[match[1] + order[int(match[2])] + match[3]] = tensor
+        state = pruned
+    return state

@@ -1,0 +1,141 @@
+"""Flags of the original that this project refuses: one table for parsing, reading and writing.
+
+A refused field is accepted with its default value, so old scripts and YAML files that spell the
+default out still work; any other value is an error that gives the reason. Checkpoints carry the
+defaults, so that the original finds every key it looks for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fairseq.errors import UnsupportedError
+
+TPU = "TPUs are not supported; train on CPU, CUDA or MPS (--device)"
+PLASMA = "the plasma object store no longer exists; memory-mapped data needs no replacement"
+MEGATRON = "Megatron model parallelism is not supported; use --ddp-backend fully_sharded"
+PIPELINE = "pipeline parallelism is not supported; use --ddp-backend fully_sharded"
+SLOWMO = "SlowMo is not supported; use --ddp-backend pytorch_ddp"
+BMUF = "BMUF is not supported; use --ddp-backend pytorch_ddp"
+QUANT = "quantisation noise is not supported"
+PRUNE = "structured pruning during training (AdaPrune) is not supported"
+SPECTRAL = "spectral normalisation of classification heads is not supported"
+TRACKER = (
+    "this tracker is not supported; use --tensorboard-logdir, --wandb-project or metrics.jsonl"
+)
+MT = "translation is out of scope; the original fairseq and Hugging Face transformers do it"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """One refused field: its section, its default in the original, and why it is refused."""
+
+    section: str
+    default: Any
+    reason: str
+
+
+def _rows(section: str, reason: str, **defaults: Any) -> dict[str, Refused]:
+    return {name: Refused(section, default, reason) for name, default in defaults.items()}
+
+
+REFUSED: dict[str, Refused] = {
+    **_rows("common", TPU, tpu=False),
+    **_rows("common", TRACKER, aim_repo=None, aim_run_hash=None, azureml_logging=False),
+    **_rows("common", MEGATRON, model_parallel_size=1),
+    **_rows("common", QUANT, quantization_config_path=None),
+    **_rows("common", PLASMA, use_plasma_view=False, plasma_path="/tmp/plasma"),
+    **_rows(
+        "distributed_training",
+        SLOWMO,
+        slowmo_momentum=None,
+        slowmo_base_algorithm="localsgd",
+        localsgd_frequency=3,
+    ),
+    **_rows(
+        "distributed_training",
+        PIPELINE,
+        nprocs_per_node=1,
+        pipeline_model_parallel=False,
+        pipeline_balance=None,
+        pipeline_devices=None,
+        pipeline_chunks=0,
+        pipeline_encoder_balance=None,
+        pipeline_encoder_devices=None,
+        pipeline_decoder_balance=None,
+        pipeline_decoder_devices=None,
+        pipeline_checkpoint="never",
+    ),
+    **_rows("optimization", BMUF, use_bmuf=False),
+    **_rows(
+        "bmuf",
+        BMUF,
+        block_lr=1.0,
+        block_momentum=0.875,
+        global_sync_iter=50,
+        warmup_iterations=500,
+        use_nbm=False,
+        average_sync=False,
+    ),
+    **_rows(
+        "model",
+        QUANT,
+        quant_noise_pq=0.0,
+        quant_noise_pq_block_size=8,
+        quant_noise_scalar=0.0,
+    ),
+    **_rows("model", SPECTRAL, spectral_norm_classification_head=False),
+    **_rows(
+        "model",
+        PRUNE,
+        mha_reg_scale_factor=0.0,
+        ffn_reg_scale_factor=0.0,
+        mha_heads_to_keep=-1,
+        ffn_blocks_to_remove=-1,
+    ),
+    **_rows("task", "data2vec is out of scope", d2v2_multi=False),
+    **_rows(
+        "generation",
+        MT,
+        beam_mt=0,
+        max_len_a_mt=0.0,
+        max_len_b_mt=200,
+        match_source_len=False,
+        no_early_stop=False,
+        no_beamable_mm=False,
+        lenpen_mt=1.0,
+        replace_unk=None,
+        sacrebleu=False,
+        score_reference=False,
+        constraints=None,
+        diverse_beam_groups=-1,
+        diverse_beam_strength=0.5,
+        diversity_rate=-1.0,
+        print_alignment=None,
+        print_step=False,
+        lm_path=None,
+        lm_weight=0.0,
+        iter_decode_eos_penalty=0.0,
+        iter_decode_max_iter=10,
+        iter_decode_force_max_iter=False,
+        iter_decode_with_beam=1,
+        iter_decode_with_external_reranker=False,
+        retain_iter_history=False,
+        retain_dropout=False,
+        retain_dropout_modules=None,
+        decoding_format=None,
+        eos_token=None,
+    ),
+}
+
+
+def check_refused(name: str, value: Any) -> None:
+    """Raise ``UnsupportedError`` if ``value`` is not the default of the refused field ``name``."""
+    row = REFUSED[name]
+    same = value == row.default or str(value) == str(row.default)
+    if not same and isinstance(row.default, float):
+        same = str(value).replace(".", "", 1).lstrip("-").isdigit() and float(value) == row.default
+    if not same:
+        flag = "--" + name.replace("_", "-")
+        raise UnsupportedError(f"{flag} {value}: {row.reason} (see docs/migrating.md)")

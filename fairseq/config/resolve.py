@@ -1,0 +1,151 @@
+"""Knobs that concern several components, settled in one place before anything is built.
+
+:func:`resolve` runs on every configuration, wherever it came from. It fills in what follows from
+other settings and refuses combinations that make no sense, with the reason.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fairseq.config.schema import parse_literal
+from fairseq.config.sections import FairseqConfig
+from fairseq.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def resolve(config: FairseqConfig) -> FairseqConfig:
+    """Settle and check a configuration, in place.
+
+    Args:
+        config: complete, not yet frozen; settling twice changes nothing.
+
+    Returns:
+        the same object.
+
+    Raises:
+        ConfigError: for settings that contradict each other.
+    """
+    _numbers(config)
+    _batches(config)
+    _checkpoints(config)
+    _mask_embedding(config)
+    _head_and_criterion(config)
+    _positions(config)
+    return config
+
+
+def _numbers(config: FairseqConfig) -> None:
+    common = config.common
+    common.fp16 = common.fp16 or common.memory_efficient_fp16
+    common.bf16 = common.bf16 or common.memory_efficient_bf16
+    chosen = [name for name in ("fp16", "bf16", "amp") if getattr(common, name)]
+    if len(chosen) > 1:
+        raise ConfigError(f"--{' and --'.join(chosen)} exclude each other; choose one")
+    if common.cpu and common.device not in ("auto", "cpu"):
+        raise ConfigError(f"--cpu and --device {common.device} contradict each other")
+    if common.cpu:
+        common.device = "cpu"
+
+
+def _batches(config: FairseqConfig) -> None:
+    dataset = config.dataset
+    if dataset.max_tokens_valid is None:
+        dataset.max_tokens_valid = dataset.max_tokens
+    if dataset.batch_size_valid is None:
+        dataset.batch_size_valid = dataset.batch_size
+    for name in ("max_tokens", "batch_size", "max_tokens_valid", "batch_size_valid"):
+        value = getattr(dataset, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"--{name.replace('_', '-')} must be positive, not {value}")
+    if any(freq < 1 for freq in config.optimization.update_freq):
+        raise ConfigError(f"--update-freq must be 1 or more, not {config.optimization.update_freq}")
+
+
+def _checkpoints(config: FairseqConfig) -> None:
+    checkpoint = config.checkpoint
+    resets = [
+        name
+        for name in ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
+        if getattr(checkpoint, name)
+    ]
+    if checkpoint.finetune_from_model is not None:
+        if resets:
+            raise ConfigError(
+                "--finetune-from-model already starts everything but the weights afresh; drop "
+                + ", ".join("--" + name.replace("_", "-") for name in resets)
+            )
+        if checkpoint.restore_file != "checkpoint_last.pt":
+            raise ConfigError("--finetune-from-model and --restore-file exclude each other")
+        if checkpoint.continue_once is not None:
+            raise ConfigError("--finetune-from-model and --continue-once exclude each other")
+    overrides = parse_literal(checkpoint.optimizer_overrides or "{}")
+    if not isinstance(overrides, dict):
+        raise ConfigError("--optimizer-overrides must be a dict such as \"{'lr': 0.1}\"")
+
+
+def _mask_embedding(config: FairseqConfig) -> None:
+    """Tie the model's zero mask to a dictionary without ``<mask>``: one switch, two places."""
+    model, task = config.model, config.task
+    zero = getattr(model, "mask_embedding", None) == "zero"
+    omit = getattr(task, "omit_mask", None)
+    if omit is None:
+        return
+    if zero:
+        task.omit_mask = True
+    elif omit and hasattr(model, "mask_embedding"):
+        raise ConfigError(
+            "omit_mask puts <mask> outside the embedding table, which needs --mask-embedding zero"
+        )
+    if zero and getattr(task, "skip_masking", False):
+        logger.warning("--mask-embedding zero has nothing to do under --skip-masking")
+
+
+def _head_and_criterion(config: FairseqConfig) -> None:
+    model, criterion = config.model, getattr(config.criterion, "_name", None)
+    head = getattr(model, "head", None)
+    needs_vocabulary = criterion in ("masked_lm", "cross_entropy", "label_smoothed_cross_entropy")
+    if head == "none" and needs_vocabulary:
+        raise ConfigError(f"criterion {criterion} needs a vocabulary head, but --head is none")
+    if head == "clap":
+        if getattr(model, "untie_weights_roberta", False):
+            raise ConfigError("--head clap is tied to the embeddings; drop --untie-weights-roberta")
+        if getattr(model, "layernorm_embedding", False) and model.clap_normalize:
+            logger.debug("layer norm on embeddings undoes their normalisation at the input")
+    elif head is not None and getattr(model, "clap_normalize_hidden", False):
+        raise ConfigError("--clap-normalize-hidden needs --head clap")
+
+
+def _positions(config: FairseqConfig) -> None:
+    model, task = config.model, config.task
+    limit = getattr(model, "max_positions", None)
+    wanted = getattr(task, "tokens_per_sample", None)
+    bounded = getattr(model, "position", None) == "learned"
+    if bounded and isinstance(limit, int) and isinstance(wanted, int) and wanted > limit:
+        raise ConfigError(
+            f"--tokens-per-sample {wanted} exceeds the {limit} learned positions "
+            "(--max-positions); shorten the samples or use --position alibi"
+        )
+    heads, dim = (getattr(model, f"encoder_{n}", None) for n in ("attention_heads", "embed_dim"))
+    if heads and dim and dim % heads:
+        raise ConfigError(f"--encoder-embed-dim {dim} is not divisible by {heads} attention heads")
+    if getattr(model, "position", None) == "sinusoidal" and dim and dim < 4:
+        raise ConfigError("sinusoidal positions need a width of at least 4")
+
+
+def required_settings(config: FairseqConfig) -> list[str]:
+    """Return what training cannot do without and the configuration does not state."""
+    missing: list[Any] = []
+    if config.model is None:
+        missing.append("--arch (a model)")
+    if config.task is None:
+        missing.append("--task")
+    if config.optimizer is None:
+        missing.append("--optimizer")
+    if config.dataset.max_tokens is None and config.dataset.batch_size is None:
+        missing.append("a batch size: --max-tokens or --batch-size")
+    if config.task is not None and getattr(config.task, "data", "") is None:
+        missing.append("the data folder (first argument)")
+    return missing

@@ -1,0 +1,277 @@
+"""What a configuration is made of: the dataclass base, choices, references and value parsing.
+
+Every component owns a dataclass derived from :class:`FairseqDataclass`. A field carries its help in
+its metadata (see :func:`option`); its type says how text is parsed. ``"${section.key}"`` as a
+default refers to another section and is resolved in :func:`fairseq.config.build.interpolate`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import enum
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, Literal, Union
+
+from fairseq.errors import ConfigError, did_you_mean
+
+REFERENCE = re.compile(r"^\$\{([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\}$")
+
+
+def II(reference: str) -> Any:
+    """Return a default that stands for the value of ``reference`` (``"section.key"``)."""
+    return "${" + reference + "}"
+
+
+def option(default: Any, help: str | None = None, **metadata: Any) -> Any:
+    """Declare a configuration field.
+
+    Args:
+        default: the value, or ``II("section.key")``; a list is copied for every instance.
+        help: the sentence shown by ``--help``; a field without help still gets a flag, unless its
+            default is a reference.
+        **metadata: ``new=True`` for a field the original does not have (its checkpoints must not
+            carry it), ``argparse_alias`` (one more flag), ``argparse_const`` (value of the bare flag),
+            ``positive=True`` for a boolean that is on by default and whose ``--name`` reads
+            straight (without it ``--name`` switches off, as in the original).
+    """
+    metadata["help"] = help
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class _ChoiceMeta(enum.EnumMeta):
+    def __contains__(cls, item: object) -> bool:
+        return any(item is member or item == member.value for member in cls)  # type: ignore[var-annotated]
+
+
+class _ChoiceBase(enum.Enum, metaclass=_ChoiceMeta):
+    def __str__(self) -> str:
+        return str(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or self.value == other
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+def ChoiceEnum(choices: Sequence[str]) -> Any:
+    """Return an enum type whose members are ``choices`` and compare equal to their strings."""
+    return _ChoiceBase("Choices", {name: name for name in choices})  # type: ignore[call-overload]
+
+
+@dataclasses.dataclass
+class FairseqDataclass:
+    """Base of every configuration dataclass.
+
+    Instances are mutable while they are put together and frozen by :meth:`freeze` before anything
+    is built from them.
+    """
+
+    _name: str | None = None
+    _frozen: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Allow ``field: SubConfig = SubConfig()``, which dataclasses refuse for unhashables."""
+        super().__init_subclass__(**kwargs)
+        if "__hash__" not in cls.__dict__:
+            cls.__hash__ = object.__hash__  # type: ignore[method-assign]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.__dict__.get("_is_frozen"):
+            raise ConfigError(
+                f"cannot set {type(self).__name__}.{name}: the configuration is final once "
+                "training is set up; use dataclasses.replace to derive a new one"
+            )
+        object.__setattr__(self, name, value)
+
+    def freeze(self) -> None:
+        """Make this configuration, and every configuration inside it, read-only."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, FairseqDataclass):
+                value.freeze()
+        object.__setattr__(self, "_is_frozen", True)
+
+    @staticmethod
+    def name() -> str | None:
+        """Return the registered name of the component, if the class states one."""
+        return None
+
+    @classmethod
+    def from_namespace(cls, args: Any) -> Any:
+        """Return an instance with the attributes that ``args`` has in common with it."""
+        if isinstance(args, cls):
+            return args
+        config = cls()
+        for field in dataclasses.fields(cls):
+            if not field.name.startswith("_") and hasattr(args, field.name):
+                setattr(config, field.name, getattr(args, field.name))
+        return config
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the attribute ``name`` or ``default``, as mappings do."""
+        return getattr(self, name, default)
+
+    def _get_all_attributes(self) -> list[str]:
+        return [field.name for field in dataclasses.fields(self)]
+
+    def _get_meta(self, attribute: str, meta: str, default: Any = None) -> Any:
+        return type(self).__dataclass_fields__[attribute].metadata.get(meta, default)
+
+    def _get_name(self, attribute: str) -> str:
+        return attribute
+
+    def _get_default(self, attribute: str) -> Any:
+        value = getattr(self, attribute, None)
+        return default_of(type(self).__dataclass_fields__[attribute]) if value is None else value
+
+    def _get_type(self, attribute: str) -> Any:
+        return field_types(type(self))[attribute]
+
+    def _get_help(self, attribute: str) -> str | None:
+        return self._get_meta(attribute, "help")
+
+    def _get_argparse_const(self, attribute: str) -> Any:
+        return self._get_meta(attribute, "argparse_const")
+
+    def _get_argparse_alias(self, attribute: str) -> str | None:
+        return self._get_meta(attribute, "argparse_alias")
+
+    def _get_choices(self, attribute: str) -> list[str] | None:
+        return choices_of(self._get_type(attribute))
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Return the default of a dataclass field, ``dataclasses.MISSING`` if it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """Return the annotations of a dataclass as types, also when they are stored as strings."""
+    try:
+        return typing.get_type_hints(cls)
+    except NameError:  # a plug-in names a type that exists for type checkers only
+        return {field.name: field.type for field in dataclasses.fields(cls)}
+
+
+def public_fields(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """Yield ``(field, type)`` for every field that is not private."""
+    hints = field_types(cls)
+    for field in dataclasses.fields(cls):
+        if not field.name.startswith("_"):
+            yield field, hints[field.name]
+
+
+def without_optional(kind: Any) -> Any:
+    """Return ``T`` for ``Optional[T]``, every other type as it is; ``Any`` counts as ``str``."""
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        inner = [part for part in typing.get_args(kind) if part is not type(None)]
+        return without_optional(inner[0]) if len(inner) == 1 else str
+    return str if kind is Any else kind
+
+
+def choices_of(kind: Any) -> list[str] | None:
+    """Return the accepted words of a ``Literal`` or enum type, None for every other type."""
+    kind = without_optional(kind)
+    if typing.get_origin(kind) is Literal:
+        return [str(choice) for choice in typing.get_args(kind)]
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return [str(member.value) for member in kind]
+    return None
+
+
+def parse_literal(text: str) -> Any:
+    """Read a Python literal (number, string, list, dict, ``1e-3``); never evaluates code.
+
+    Raises:
+        ConfigError: if ``text`` is no literal.
+    """
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ConfigError(f"{text!r} is not a plain value such as 3, 0.5, (0.9, 0.98)") from error
+
+
+def list_parser(element: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
+    """Return a reader of ``"1,2"``, ``"4"``, ``"[1, 2]"`` or a sequence into a list."""
+
+    def parse(value: Any) -> list[Any]:
+        if isinstance(value, str):
+            value = parse_literal(value) if value.strip() else []
+        items = list(value) if isinstance(value, (list, tuple)) else [value]
+        return [element(item) for item in items]
+
+    return parse
+
+
+def _parse_bool(value: Any) -> bool:
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if isinstance(value, (bool, int)):
+        return bool(value)
+    if str(value).strip().lower() not in words:
+        raise ConfigError(f"{value!r} is not a boolean; write true or false")
+    return words[str(value).strip().lower()]
+
+
+def _parse_int(value: Any) -> int:
+    number = (
+        float(value)
+        if isinstance(value, str) and not value.strip().lstrip("+-").isdigit()
+        else value
+    )
+    if int(number) != float(number):
+        raise ConfigError(f"{value!r} is not a whole number")
+    return int(number)
+
+
+def parser_of(kind: Any) -> Callable[[Any], Any]:
+    """Return the function that reads a text (or an already typed value) as the type ``kind``.
+
+    Raises:
+        NotImplementedError: for a list of something other than int, float or str.
+    """
+    kind = without_optional(kind)
+    if typing.get_origin(kind) in (list, tuple):
+        element = typing.get_args(kind)[0]
+        if element not in (int, float, str):
+            raise NotImplementedError(f"a list of {element} cannot be read from the command line")
+        return list_parser(element)
+    if choices_of(kind) is not None:
+        return str
+    readers: dict[Any, Callable[[Any], Any]] = {bool: _parse_bool, int: _parse_int, float: float}
+    return readers.get(kind, lambda value: value)
+
+
+def coerce(value: Any, kind: Any, where: str) -> Any:
+    """Return ``value`` as the type ``kind``; None and unresolved references pass.
+
+    Args:
+        value: text or an already typed value.
+        kind: the annotation of the field.
+        where: name of the field, for the message.
+
+    Raises:
+        ConfigError: if the value cannot be read as ``kind`` or is not among its choices.
+    """
+    if value is None or (isinstance(value, str) and REFERENCE.match(value)):
+        return value
+    if isinstance(value, enum.Enum):
+        value = value.value
+    try:
+        parsed = parser_of(kind)(value)
+    except (ValueError, TypeError) as error:
+        expected = getattr(without_optional(kind), "__name__", str(kind))
+        raise ConfigError(f"{where}: cannot read {value!r} as {expected} ({error})") from error
+    choices = choices_of(kind)
+    if choices is not None and str(parsed) not in choices:
+        hint = did_you_mean(str(parsed), choices)
+        raise ConfigError(f"{where}: {parsed!r} is none of {', '.join(choices)}{hint}")
+    return parsed

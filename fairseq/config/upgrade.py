@@ -1,0 +1,200 @@
+"""Old names, new names: the one two-way table through which foreign configurations pass.
+
+Reading: command lines, YAML, checkpoints of the original and of the CLAP/ALiBi fork go from old to
+new. Writing: a checkpoint's ``cfg`` goes from new to old and holds only keys the original knows.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One old name.
+
+    Attributes:
+        section: the section the name lives in.
+        old: the old name.
+        default: the value the old name had when it was not stated; reading skips it.
+        read: turns a non-default old value into new values.
+        write: computes the old value from the new ones; None if it is never written.
+    """
+
+    section: str
+    old: str
+    default: Any
+    read: Callable[[Any, Values], Values]
+    write: Callable[[Values], Any] | None = None
+
+
+def _position(name: str) -> Callable[[Any, Values], Values]:
+    return lambda value, values: {"position": name}
+
+
+def _no_positions(value: Any, values: Values) -> Values:
+    alibi = values.get("encoder_alibi") or str(values.get("position", "")).startswith("alibi")
+    return {} if alibi else {"position": "none"}
+
+
+def _alibi(value: Any, values: Values) -> Values:
+    asymmetric = values.get("encoder_alibi_asymmetrical")
+    return {"position": "alibi-asymmetric" if asymmetric else "alibi"}
+
+
+def _sinusoidal(value: Any, values: Values) -> Values:
+    without = values.get("no_token_positional_embeddings") or values.get("encoder_alibi")
+    return {} if without else {"position": "sinusoidal"}
+
+
+def _is(key: str, *wanted: Any) -> Callable[[Values], bool]:
+    return lambda values: values.get(key) in wanted
+
+
+def _same(key: str) -> Callable[[Any, Values], Values]:
+    return lambda value, values: {key: value}
+
+
+def _drop(value: Any, values: Values) -> Values:
+    return {}
+
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        "model",
+        "encoder_learned_pos",
+        True,
+        _sinusoidal,
+        lambda v: v.get("position") != "sinusoidal",
+    ),
+    Row(
+        "model",
+        "no_token_positional_embeddings",
+        False,
+        _no_positions,
+        _is("position", "none", "alibi", "alibi-asymmetric"),
+    ),
+    Row("model", "encoder_alibi", False, _alibi, _is("position", "alibi", "alibi-asymmetric")),
+    Row("model", "encoder_alibi_asymmetrical", False, _drop, _is("position", "alibi-asymmetric")),
+    Row(
+        "model",
+        "contrastive_pretraining",
+        False,
+        lambda value, values: {"head": "clap"},
+        _is("head", "clap"),
+    ),
+    Row("model", "initial_beta", 1.0, _same("clap_initial_beta"), lambda v: v["clap_initial_beta"]),
+    Row(
+        "model",
+        "l2norm_embedding",
+        True,
+        lambda value, values: {"clap_normalize": False},
+        lambda v: v["clap_normalize"],
+    ),
+    Row(
+        "model",
+        "zero_masking",
+        False,
+        lambda value, values: {"mask_embedding": "zero"},
+        _is("mask_embedding", "zero"),
+    ),
+    Row(
+        "model",
+        "no_scale_embedding",
+        True,
+        lambda value, values: {"scale_embedding": True},
+        lambda v: not v["scale_embedding"],
+    ),
+    Row("model", "max_source_positions", None, _drop, lambda v: v["max_positions"]),
+    Row("model", "adaptive_input", False, _drop, lambda v: False),
+    Row("task", "omit_mask_and_pad", False, _same("omit_mask")),
+    Row("task", "omit_unk", False, _drop),
+    Row("optimization", "min_lr", None, _same("stop_min_lr")),
+    Row("common_eval", "remove_bpe", None, _same("post_process")),
+)
+# Keys that only the fork knows: they are written only when they differ from the default, so that
+# a plain RoBERTa checkpoint loads in the original.
+FORK_ONLY = {
+    "encoder_alibi",
+    "encoder_alibi_asymmetrical",
+    "contrastive_pretraining",
+    "initial_beta",
+    "l2norm_embedding",
+    "zero_masking",
+    "omit_mask",
+}
+
+
+def upgrade_args(values: Mapping[str, Any], section: str) -> Values:
+    """Return ``values`` of one section with every old name replaced by what stands for it now.
+
+    A non-default old name wins over a new name: it was put there by someone who knows only it.
+    """
+    result = dict(values)
+    for row in ROWS:
+        if row.section == section and row.old in values:
+            value = result.pop(row.old)
+            if value is not None and value != row.default:
+                result.update(row.read(value, dict(values)))
+    return result
+
+
+def downgrade(values: Mapping[str, Any], section: str) -> Values:
+    """Return the old names of one section with the values the original expects.
+
+    Args:
+        values: new names of a section, complete.
+        section: the section's name.
+    """
+    old: Values = {}
+    for row in ROWS:
+        if row.section == section and row.write is not None:
+            value = row.write(dict(values))
+            if row.old not in FORK_ONLY or value != row.default:
+                old[row.old] = value
+    return old
+
+
+# Names of tensors: (pattern, replacement), applied in this order to the keys of a state dict.
+ROBERTA_KEYS: tuple[tuple[str, str], ...] = (
+    (r"^decoder\.", "encoder."),
+    (r"\.emb_layer_norm\.", ".layernorm_embedding."),
+    (r"\.layer_norms\.0\.", ".self_attn_layer_norm."),
+    (r"\.layer_norms\.1\.", ".final_layer_norm."),
+    (r"^encoder\.clap_head\.beta$", "encoder.lm_head.beta"),
+)
+# Tensors that mean nothing here: caches of fixed tables, and heads of projects that went by.
+ROBERTA_DROPPED = (
+    r"embed_positions\.(_float_tensor|weights)$",
+    r"^encoder\.(regression_head|_ema)",
+    r"^encoder\.scales\.weight$",
+)
+
+
+def upgrade_roberta_state(state: dict[str, Any]) -> None:
+    """Rename, split and drop the keys of an old RoBERTa state dict, in place.
+
+    A joint ``in_proj_weight`` or ``in_proj_bias`` holds the query, key and value projections in
+    this order, one third of the rows each.
+    """
+    for key in list(state):
+        new = key
+        for pattern, replacement in ROBERTA_KEYS:
+            new = re.sub(pattern, replacement, new)
+        value = state.pop(key)
+        if any(re.search(pattern, new) for pattern in ROBERTA_DROPPED):
+            continue
+        joint = re.fullmatch(r"(.*\.)in_proj_(weight|bias)", new)
+        if joint is None:
+            state[new] = value
+            continue
+        for name, part in zip("qkv", value.chunk(3), strict=True):
+            state[f"{joint[1]}{name}_proj.{joint[2]}"] = part

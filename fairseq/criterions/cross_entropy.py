@@ -1,0 +1,123 @@
+"""Cross-entropy over every target, and the step all vocabulary losses share.
+
+Shapes: B batch, T time, C channels, N predicted positions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq.config.schema import II, FairseqDataclass, option
+from fairseq.criterions import register_criterion
+from fairseq.criterions.base import FairseqCriterion
+from fairseq.logging import metrics
+from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+from fairseq.utils import get_perplexity
+
+LossBackend = Literal["auto", "reference", "chunked"]
+
+
+@dataclass
+class CrossEntropyConfig(FairseqDataclass):
+    """Settings of the cross-entropy."""
+
+    sentence_avg: bool = II("optimization.sentence_avg")
+    loss_backend: LossBackend = option(
+        "auto", "how the vocabulary projection is computed", new=True
+    )
+
+
+def predicted_positions(sample: dict[str, Any], padding_idx: int) -> Tensor:
+    """Return the flat (B * T) indices of the positions with a target, int64 of shape (N,).
+
+    The collater ships them, so that the step neither searches nor waits; batches of foreign
+    collaters are searched.
+    """
+    shipped = sample.get("predicted_positions")
+    if shipped is not None:
+        return shipped
+    return sample["target"].reshape(-1).ne(padding_idx).nonzero()[:, 0]
+
+
+def vocabulary_loss(
+    model: Any, sample: dict[str, Any], positions_N: Tensor, target_N: Tensor, backend: str
+) -> Tensor:
+    """Return the summed cross-entropy at the given positions, in nats.
+
+    Only these positions are projected on the vocabulary. A plug-in model without ``projection``
+    is asked for its logits, through ``masked_tokens`` as in the original.
+
+    Args:
+        model: the model, possibly wrapped for several processes.
+        sample: the batch.
+        positions_N: flat indices of the predicted positions.
+        target_N: their targets.
+        backend: see :func:`fairseq.ops.linear_cross_entropy.linear_cross_entropy`.
+    """
+    inner = getattr(model, "module", model)
+    if hasattr(inner, "projection"):
+        hidden_BTC, _ = model(**sample["net_input"], features_only=True)
+        hidden_NC = hidden_BTC.flatten(0, 1).index_select(0, positions_N)
+        hidden_NC, weight_VC, bias_V = inner.projection(hidden_NC)
+        out = linear_cross_entropy(hidden_NC, weight_VC, target_N, bias_V=bias_V, backend=backend)
+        return out.loss_N.sum()
+    masked_BT = torch.zeros_like(sample["target"], dtype=torch.bool)
+    masked_BT.view(-1)[positions_N] = True
+    logits = model(**sample["net_input"], masked_tokens=masked_BT)[0]
+    if logits.dim() == 3:  # the model does not know masked_tokens
+        logits = logits.flatten(0, 1)[positions_N]
+    return F.cross_entropy(logits.float(), target_N, reduction="sum")
+
+
+@register_criterion("cross_entropy", dataclass=CrossEntropyConfig)
+class CrossEntropyCriterion(FairseqCriterion):
+    """Sum of ``-log p(target)`` over all targets that are not padding, in nats."""
+
+    def __init__(self, cfg: CrossEntropyConfig, task: Any) -> None:
+        super().__init__(task)
+        self.sentence_avg = getattr(cfg, "sentence_avg", False)
+        self.backend = getattr(cfg, "loss_backend", "auto")
+
+    def forward(
+        self, model: Any, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """Compute the loss; ``sample_size`` is ``ntokens``, or the sentences on request."""
+        positions_N = predicted_positions(sample, self.padding_idx)
+        target_N = sample["target"].reshape(-1)[positions_N]
+        loss = vocabulary_loss(model, sample, positions_N, target_N, self.backend)
+        sentences = sample.get("nsentences", len(sample["target"]))
+        sample_size = sentences if self.sentence_avg else sample["ntokens"]
+        logging_output = {
+            "loss": loss.detach(),
+            "ntokens": sample["ntokens"],
+            "nsentences": sentences,
+            "sample_size": sample_size,
+        }
+        return loss, sample_size, logging_output
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        """Log the loss in bits, and per token too where that is something else."""
+        loss_sum, ntokens, sample_size = (
+            sum(log.get(key, 0) for log in logging_outputs)
+            for key in ("loss", "ntokens", "sample_size")
+        )
+        loss = loss_sum / sample_size / math.log(2) if sample_size else 0.0
+        metrics.log_scalar("loss", loss, sample_size, round=3)
+        if sample_size != ntokens:
+            nll_loss = loss_sum / ntokens / math.log(2)
+            metrics.log_scalar("nll_loss", nll_loss, ntokens, round=3)
+            metrics.log_derived("ppl", lambda meters: get_perplexity(meters["nll_loss"].avg))
+        else:
+            metrics.log_derived("ppl", lambda meters: get_perplexity(meters["loss"].avg))
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """Return True: every figure is a sum."""
+        return True

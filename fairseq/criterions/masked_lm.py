@@ -1,0 +1,69 @@
+"""The masked-LM loss: cross-entropy at the positions that were hidden, and nowhere else.
+
+Shapes: N predicted positions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fairseq.config.schema import FairseqDataclass, option
+from fairseq.criterions import register_criterion
+from fairseq.criterions.base import FairseqCriterion
+from fairseq.criterions.cross_entropy import LossBackend, predicted_positions, vocabulary_loss
+from fairseq.logging import metrics
+from fairseq.utils import get_perplexity
+
+
+@dataclass
+class MaskedLmConfig(FairseqDataclass):
+    """Settings of the masked-LM loss."""
+
+    loss_backend: LossBackend = option(
+        "auto", "how the vocabulary projection is computed", new=True
+    )
+
+
+@register_criterion("masked_lm", dataclass=MaskedLmConfig)
+class MaskedLmLoss(FairseqCriterion):
+    """Sum of ``-log p(target)`` over the predicted positions, in nats.
+
+    Source: Devlin et al. 2019, section 3.1.
+    """
+
+    def __init__(self, cfg: MaskedLmConfig, task: Any) -> None:
+        super().__init__(task)
+        self.backend = getattr(cfg, "loss_backend", "auto")
+
+    def forward(
+        self, model: Any, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """Compute the loss of a batch; ``sample_size`` is the number of predicted positions."""
+        positions_N = predicted_positions(sample, self.padding_idx)
+        target_N = sample["target"].reshape(-1)[positions_N]
+        loss = vocabulary_loss(model, sample, positions_N, target_N, self.backend)
+        logging_output = {
+            "loss": loss.detach(),
+            "ntokens": sample["ntokens"],
+            "nsentences": sample["nsentences"],
+            "sample_size": len(positions_N),
+        }
+        return loss, len(positions_N), logging_output
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        """Log the loss in bits per predicted position, and the perplexity."""
+        loss_sum = sum(log.get("loss", 0) for log in logging_outputs)
+        sample_size = sum(log.get("sample_size", 0) for log in logging_outputs)
+        loss = loss_sum / sample_size / math.log(2) if sample_size else 0.0
+        metrics.log_scalar("loss", loss, sample_size, round=3)
+        metrics.log_derived("ppl", lambda meters: get_perplexity(meters["loss"].avg))
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """Return True: every figure is a sum."""
+        return True

@@ -1,0 +1,104 @@
+"""A byte-level BPE of one's own, as trained by ``fairseq-bpe train``.
+
+Pieces are written as decimal ids, like those of the GPT-2 encoding. The pieces themselves hold
+spaces, line breaks and parts of characters, which neither a text file of words nor a dictionary
+file with ``piece count`` on a line can carry; numbers survive both, and no piece can be taken for
+``<mask>`` or another special symbol.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fairseq.config.schema import FairseqDataclass, option
+from fairseq.data.encoders import register_bpe
+from fairseq.data.encoders.byte_pair import BytePairEncoder, read_json
+from fairseq.errors import ConfigError, DataError, UnsupportedError
+from fairseq.file_io import require_file
+
+# What a tokenizer.json may say about the parts that would change the pieces.
+PLAIN_MODEL = {
+    "type": ("BPE",),
+    "dropout": (None,),
+    "continuing_subword_prefix": (None, ""),
+    "end_of_word_suffix": (None, ""),
+    "byte_fallback": (None, False),
+    "ignore_merges": (None, False),
+}
+PLAIN_WORDS = {
+    "type": ("ByteLevel",),
+    "add_prefix_space": (False,),
+    "use_regex": (None, True),
+}
+
+
+@dataclasses.dataclass
+class ByteLevelBPEConfig(FairseqDataclass):
+    """File of the encoding."""
+
+    byte_level_tokenizer: str | None = option(
+        None, help="tokenizer.json written by fairseq-bpe train"
+    )
+
+
+def _check_plain(
+    path: Path, part: str, found: Any, accepted: Mapping[str, tuple[Any, ...]]
+) -> None:
+    for key, values in accepted.items():
+        value = found.get(key) if isinstance(found, dict) else None
+        if value not in values:
+            raise UnsupportedError(
+                f"{path}: {part}.{key} is {value!r}, expected {values[-1]!r}. Only plain "
+                "byte-level BPE is read; make one with fairseq-bpe train"
+            )
+
+
+def read_tokenizer(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Read the vocabulary and the merges of a plain byte-level ``tokenizer.json``.
+
+    Raises:
+        DataError: if the file is damaged.
+        UnsupportedError: if it describes an encoding of another kind.
+    """
+    content = read_json(path, "tokenizer")
+    if not isinstance(content, dict) or not isinstance(model := content.get("model"), dict):
+        raise DataError(f"{path} is no tokenizer.json: it has no 'model'")
+    _check_plain(path, "model", model, PLAIN_MODEL)
+    _check_plain(path, "pre_tokenizer", content.get("pre_tokenizer"), PLAIN_WORDS)
+    if content.get("normalizer") is not None:
+        raise UnsupportedError(f"{path}: a tokenizer with a normalizer loses text; train another")
+    vocabulary, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocabulary, dict) or not isinstance(merges, list):
+        raise DataError(f"{path}: its vocabulary or its merges are missing")
+    pairs = []
+    for merge in merges:
+        # files of before 2024 write a merge as one string
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if len(pair) != 2:
+            raise DataError(f"{path}: the merge {merge!r} is not a pair of tokens")
+        pairs.append((str(pair[0]), str(pair[1])))
+    return vocabulary, pairs
+
+
+@register_bpe("byte_level", dataclass=ByteLevelBPEConfig)
+class ByteLevelBPE(BytePairEncoder):
+    """The encoding of a ``tokenizer.json``; every string decodes to itself.
+
+    Raises:
+        ConfigError: if no file is named.
+        MissingFileError: if the file does not exist.
+        DataError: if it is damaged.
+        UnsupportedError: if it is not plain byte-level BPE.
+    """
+
+    def __init__(self, cfg: ByteLevelBPEConfig) -> None:
+        if not cfg.byte_level_tokenizer:
+            raise ConfigError(
+                "--bpe byte_level needs --byte-level-tokenizer FILE, the tokenizer.json written by "
+                "fairseq-bpe train"
+            )
+        path = require_file(cfg.byte_level_tokenizer, "tokenizer", "Check --byte-level-tokenizer.")
+        super().__init__(cfg, *read_tokenizer(path), str(path))

@@ -1,0 +1,354 @@
+"""Datasets that wrap one other dataset: they edit, pad, order or cache its items.
+
+Items are int tensors (T,) unless said otherwise, and are never changed in place.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data.dataloader import default_collate
+
+from fairseq.data.data_utils import collate_tokens
+from fairseq.data.fairseq_dataset import FairseqDataset
+from fairseq.errors import DataError
+
+
+class BaseWrapperDataset(FairseqDataset):
+    """Hands every question to the wrapped dataset; subclasses answer some themselves.
+
+    What the wrapped one cannot answer, being a mere sequence, is answered as any FairseqDataset
+    does.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        super().__init__()
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def collater(self, samples: list[Any]) -> Any:
+        """Merge items as the wrapped dataset does, or as torch does if it has no way."""
+        return getattr(self.dataset, "collater", default_collate)(samples)
+
+    @property
+    def sizes(self) -> Any:
+        """Lengths of all items."""
+        return self.dataset.sizes
+
+    def num_tokens(self, index: int) -> int:
+        """Return the length of an item, for batching by tokens."""
+        return self.dataset.num_tokens(index)
+
+    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
+        """Return the lengths of many items."""
+        return getattr(self.dataset, "num_tokens_vec", super().num_tokens_vec)(indices)
+
+    def size(self, index: int) -> int | tuple[int, ...]:
+        """Return the length or lengths of an item, for filtering."""
+        return self.dataset.size(index)
+
+    def ordered_indices(self) -> np.ndarray:
+        """Return all indices in the order in which batches are to be cut."""
+        return getattr(self.dataset, "ordered_indices", super().ordered_indices)()
+
+    @property
+    def supports_prefetch(self) -> bool:
+        """Tell whether items can be loaded ahead of time."""
+        return getattr(self.dataset, "supports_prefetch", False)
+
+    def attr(self, attr: str, index: int) -> Any:
+        """Return an attribute that may differ from item to item."""
+        return getattr(self.dataset, "attr", super().attr)(attr, index)
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Load items ahead of time."""
+        self.dataset.prefetch(indices)
+
+    def get_batch_shapes(self) -> Sequence[tuple[int, int]] | None:
+        """Return the wrapped dataset's fixed shapes."""
+        return getattr(self.dataset, "get_batch_shapes", super().get_batch_shapes)()
+
+    def batch_by_size(self, indices: np.ndarray, *args: Any, **kwargs: Any) -> list[np.ndarray]:
+        """Cut ``indices`` into batches as the wrapped dataset does."""
+        return getattr(self.dataset, "batch_by_size", super().batch_by_size)(
+            indices, *args, **kwargs
+        )
+
+    def filter_indices_by_size(
+        self, indices: np.ndarray, max_sizes: Any
+    ) -> tuple[np.ndarray, list[int]]:
+        """Split ``indices`` by size as the wrapped dataset does."""
+        return getattr(self.dataset, "filter_indices_by_size", super().filter_indices_by_size)(
+            indices, max_sizes
+        )
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        """Tell whether the wrapped dataset keeps its sizes and order in every epoch."""
+        return getattr(self.dataset, "can_reuse_epoch_itr_across_epochs", True)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the wrapped dataset the epoch."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+
+class OwnSizes:
+    """Mixin of wrappers whose items have other lengths than the wrapped ones.
+
+    The user sets ``_sizes``, an int64 array of all lengths; everything about sizes follows.
+    """
+
+    _sizes: np.ndarray
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Lengths of all items, int64 (len(self),)."""
+        return self._sizes
+
+    def num_tokens(self, index: int) -> int:
+        """Return the length of an item, for batching by tokens."""
+        return int(self._sizes[index])
+
+    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
+        """Return the lengths of many items."""
+        return self._sizes[indices]
+
+    def size(self, index: int) -> int:
+        """Return the length of an item, for filtering."""
+        return int(self._sizes[index])
+
+    # Not the wrapped dataset's, which would see the wrapped lengths.
+    batch_by_size = FairseqDataset.batch_by_size
+    filter_indices_by_size = FairseqDataset.filter_indices_by_size
+
+
+def sizes_of(dataset: Any) -> np.ndarray:
+    """Return ``dataset.sizes`` as an int64 array."""
+    return np.asarray(dataset.sizes, dtype=np.int64)
+
+
+class PrependTokenDataset(OwnSizes, BaseWrapperDataset):
+    """Puts one token in front of every item (none if ``token`` is None)."""
+
+    def __init__(self, dataset: Any, token: int | None = None) -> None:
+        super().__init__(dataset)
+        self.token = token
+        self._sizes = sizes_of(dataset) + (token is not None)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        item_T = self.dataset[index]
+        if self.token is None:
+            return item_T
+        return torch.cat([item_T.new_tensor([self.token]), item_T])
+
+
+class AppendTokenDataset(OwnSizes, BaseWrapperDataset):
+    """Puts one token behind every item (none if ``token`` is None)."""
+
+    def __init__(self, dataset: Any, token: int | None = None) -> None:
+        super().__init__(dataset)
+        self.token = token
+        self._sizes = sizes_of(dataset) + (token is not None)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        item_T = self.dataset[index]
+        if self.token is None:
+            return item_T
+        return torch.cat([item_T, item_T.new_tensor([self.token])])
+
+
+class StripTokenDataset(BaseWrapperDataset):
+    """Removes a token from both ends of every item, as often as it stands there.
+
+    The sizes stay those of the wrapped dataset, an upper bound.
+    """
+
+    def __init__(self, dataset: Any, id_to_strip: int) -> None:
+        super().__init__(dataset)
+        self.id_to_strip = id_to_strip
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        item_T = self.dataset[index]
+        kept = (item_T != self.id_to_strip).nonzero().flatten().tolist()
+        return item_T[kept[0] : kept[-1] + 1] if kept else item_T[:0]
+
+
+class OffsetTokensDataset(BaseWrapperDataset):
+    """Adds a constant to every token id."""
+
+    def __init__(self, dataset: Any, offset: int) -> None:
+        super().__init__(dataset)
+        self.offset = offset
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.dataset[index] + self.offset
+
+
+class RollDataset(BaseWrapperDataset):
+    """Rotates every item by ``shifts`` places to the right."""
+
+    def __init__(self, dataset: Any, shifts: int) -> None:
+        super().__init__(dataset)
+        self.shifts = shifts
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.roll(self.dataset[index], self.shifts)
+
+
+class ReplaceDataset(BaseWrapperDataset):
+    """Replaces token ids in every item, or in every part of items that are tuples."""
+
+    def __init__(self, dataset: Any, replace_map: Mapping[int, int], offsets: Sequence[int]):
+        """Wrap ``dataset``.
+
+        Args:
+            dataset: dataset of tensors (T,) or tuples of them.
+            replace_map: old id -> new id; all replacements happen at once.
+            offsets: per part, how many tokens to leave alone: at the beginning if positive, at
+                the end if negative.
+
+        Raises:
+            DataError: if ``replace_map`` is empty.
+        """
+        super().__init__(dataset)
+        if not replace_map:
+            raise DataError("ReplaceDataset: replace_map is empty; give old id -> new id")
+        self.replace_map = dict(replace_map)
+        self.offsets = list(offsets)
+
+    def __getitem__(self, index: int) -> Any:
+        item = self.dataset[index]
+        if not isinstance(item, tuple):
+            return self._replaced(item, self.offsets[0])
+        return tuple(map(self._replaced, item, self.offsets))
+
+    def _replaced(self, old_T: torch.Tensor, offset: int) -> torch.Tensor:
+        """Return ``old_T`` with ids replaced outside of the part that ``offset`` protects."""
+        new_T = old_T.clone()
+        part = slice(offset, None) if offset >= 0 else slice(None, offset)
+        for old, new in self.replace_map.items():
+            new_T[part][old_T[part] == old] = new
+        return new_T
+
+
+class PrependDataset(BaseWrapperDataset):
+    """Replaces the first token of every item (or of its first part) by a computed one."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        prepend_getter: Callable[[Any, int], int],
+        ensure_first_token_is: int | None = None,
+    ) -> None:
+        """Wrap ``dataset``.
+
+        Args:
+            dataset: dataset of tensors (T,) or tuples of them.
+            prepend_getter: (dataset, index) -> the token to write.
+            ensure_first_token_is: the only id that may be overwritten, or None for any.
+        """
+        super().__init__(dataset)
+        self.prepend_getter = prepend_getter
+        self.ensure_first_token = ensure_first_token_is
+
+    def __getitem__(self, index: int) -> Any:
+        item = self.dataset[index]
+        first_T = item[0] if isinstance(item, tuple) else item
+        if self.ensure_first_token is not None and first_T[0] != self.ensure_first_token:
+            raise DataError(
+                f"sample {index} begins with token {int(first_T[0])}, not with "
+                f"{self.ensure_first_token}; check how the data was prepared"
+            )
+        new_T = first_T.clone()
+        new_T[0] = self.prepend_getter(self.dataset, index)
+        return (new_T, *item[1:]) if isinstance(item, tuple) else new_T
+
+
+class PadDataset(BaseWrapperDataset):
+    """Collates items into one padded tensor (B, T)."""
+
+    def __init__(
+        self, dataset: Any, pad_idx: int, left_pad: bool, pad_length: int | None = None
+    ) -> None:
+        super().__init__(dataset)
+        self.pad_idx = pad_idx
+        self.left_pad = left_pad
+        self.pad_length = pad_length
+
+    def collater(self, samples: list[torch.Tensor]) -> torch.Tensor:
+        """Pad items to the longest, or to ``pad_length`` if that is more."""
+        return collate_tokens(
+            samples, self.pad_idx, left_pad=self.left_pad, pad_to_length=self.pad_length
+        )
+
+
+class LeftPadDataset(BaseWrapperDataset):
+    """Collates items into one tensor (B, T), padded at the beginning."""
+
+    def __init__(self, dataset: Any, pad_idx: int, pad_length: int | None = None) -> None:
+        super().__init__(PadDataset(dataset, pad_idx, left_pad=True, pad_length=pad_length))
+
+
+class RightPadDataset(BaseWrapperDataset):
+    """Collates items into one tensor (B, T), padded at the end."""
+
+    def __init__(self, dataset: Any, pad_idx: int, pad_length: int | None = None) -> None:
+        super().__init__(PadDataset(dataset, pad_idx, left_pad=False, pad_length=pad_length))
+
+
+class SortDataset(BaseWrapperDataset):
+    """Orders the items by one or more keys."""
+
+    def __init__(self, dataset: Any, sort_order: np.ndarray | Sequence[np.ndarray]) -> None:
+        """Wrap ``dataset``.
+
+        Args:
+            dataset: the items.
+            sort_order: one array (len(dataset),) or several; the LAST is the primary key.
+
+        Raises:
+            DataError: if an array is not as long as the dataset.
+        """
+        super().__init__(dataset)
+        self.sort_order = list(sort_order) if isinstance(sort_order, list | tuple) else [sort_order]
+        lengths = [len(keys) for keys in self.sort_order]
+        if any(length != len(dataset) for length in lengths):
+            raise DataError(f"SortDataset: keys of {lengths} items for {len(dataset)} items")
+
+    def ordered_indices(self) -> np.ndarray:
+        """Return all indices sorted by the keys."""
+        return np.lexsort(self.sort_order)
+
+
+class LRUCacheDataset(BaseWrapperDataset):
+    """Keeps the items used last, for items that several wrappers above read in turn."""
+
+    CAPACITY = 8
+
+    def __init__(self, dataset: Any, token: Any = None) -> None:
+        """Wrap ``dataset``; ``token`` is ignored, as in the original."""
+        super().__init__(dataset)
+        self._cache: OrderedDict[int, Any] = OrderedDict()
+
+    def __getitem__(self, index: int) -> Any:
+        if index not in self._cache:
+            self._cache[index] = self.dataset[index]
+            if len(self._cache) > self.CAPACITY:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(index)
+        return self._cache[index]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Forget everything: items may change with the epoch."""
+        self._cache.clear()
+        super().set_epoch(epoch)

@@ -1,0 +1,196 @@
+"""Who am I among the processes, and how do we talk: torchrun's environment, spawn, reduces.
+
+Statistics travel as tensors, never as pickles.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import random
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fairseq.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_MINUTES = 30
+
+
+def is_initialized() -> bool:
+    """Tell whether this process talks to others."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def get_rank() -> int:
+    """Return the number of this process, from 0."""
+    return dist.get_rank() if is_initialized() else 0
+
+
+def get_world_size() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if is_initialized() else 1
+
+
+get_global_rank, get_global_world_size = get_rank, get_world_size
+get_data_parallel_rank, get_data_parallel_world_size = get_rank, get_world_size
+
+
+def is_master(cfg: Any = None) -> bool:
+    """Tell whether this process writes logs and checkpoints."""
+    return get_rank() == 0
+
+
+def get_global_group() -> Any:
+    """Return the group of all processes, None if there is only one."""
+    return dist.group.WORLD if is_initialized() else None
+
+
+get_data_parallel_group = get_global_group
+
+
+def barrier(group: Any = None) -> None:
+    """Wait for all processes."""
+    if is_initialized():
+        dist.barrier(group)
+
+
+def all_reduce(tensor: Tensor, group: Any = None, op: str = "sum") -> Tensor:
+    """Combine a tensor over all processes, in place (``sum`` or ``max``)."""
+    if is_initialized():
+        dist.all_reduce(tensor, dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM, group)
+    return tensor
+
+
+def all_reduce_dict(
+    data: Mapping[str, Any], device: torch.device, group: Any = None
+) -> dict[str, Any]:
+    """Add up a dict of numbers over all processes, in one message of float64.
+
+    Args:
+        data: the same keys in the same order on every process.
+        device: where the message is put together.
+        group: the processes.
+    """
+    if not is_initialized() or not data:
+        return dict(data)
+    values = [torch.as_tensor(value, dtype=torch.float64, device=device) for value in data.values()]
+    total = all_reduce(torch.stack([value.reshape(()) for value in values]), group)
+    return dict(zip(data, total, strict=True))
+
+
+def broadcast_tensors(tensors: list[Tensor], src: int = 0) -> None:
+    """Copy tensors of process ``src`` to all others, in place."""
+    if is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, src)
+
+
+def backend_for(requested: str, device: torch.device) -> str:
+    """Return the backend to use: NCCL serves GPUs only."""
+    if requested == "nccl" and device.type != "cuda":
+        return "gloo"
+    return requested
+
+
+def free_port() -> int:
+    """Return a port on this machine that nobody listens to."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def infer_world(cfg: Any) -> int:
+    """Return the number of processes a run should have, and note how they meet.
+
+    Under ``torchrun`` the environment decides; otherwise ``--distributed-world-size``, whose
+    default is the number of visible GPUs.
+
+    Args:
+        cfg: the distributed section; its init method and rank are filled in.
+    """
+    env = os.environ
+    if all(name in env for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")):
+        cfg.distributed_init_method = "env://"
+        cfg.distributed_world_size = int(env["WORLD_SIZE"])
+        cfg.distributed_rank = int(env["RANK"])
+        cfg.device_id = int(env.get("LOCAL_RANK", 0))
+        cfg.distributed_no_spawn = True
+    elif cfg.distributed_world_size < 1:
+        cfg.distributed_world_size = max(1, torch.cuda.device_count())
+    return int(cfg.distributed_world_size)
+
+
+def init_process_group(cfg: Any, device: torch.device) -> int:
+    """Join the other processes.
+
+    Args:
+        cfg: the distributed section, complete.
+        device: where this process computes.
+
+    Returns:
+        the rank of this process.
+
+    Raises:
+        ConfigError: if the processes cannot meet.
+    """
+    if is_initialized():
+        return get_rank()
+    backend = backend_for(cfg.distributed_backend, device)
+    try:
+        dist.init_process_group(
+            backend,
+            init_method=cfg.distributed_init_method,
+            world_size=cfg.distributed_world_size,
+            rank=cfg.distributed_rank,
+            timeout=datetime.timedelta(minutes=_timeout_minutes(cfg)),
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"could not join the other processes at {cfg.distributed_init_method}: {error}"
+        ) from error
+    if get_rank() != 0:
+        logging.getLogger().setLevel(logging.WARNING)
+    return get_rank()
+
+
+def _timeout_minutes(cfg: Any) -> float:
+    seconds = getattr(cfg, "heartbeat_timeout", -1)
+    return seconds / 60 if seconds and seconds > 0 else TIMEOUT_MINUTES
+
+
+def _spawned(index: int, main: Callable[..., None], cfg: Any, start_rank: int) -> None:
+    cfg.distributed_training.distributed_rank = start_rank + index
+    cfg.distributed_training.device_id = index
+    main(cfg)
+
+
+def call_main(cfg: Any, main: Callable[..., None]) -> None:
+    """Run ``main(cfg)`` in as many processes as the configuration asks for.
+
+    Args:
+        cfg: the whole configuration.
+        main: a module-level function.
+    """
+    distributed = cfg.distributed_training
+    world = infer_world(distributed)
+    if world == 1 or distributed.distributed_no_spawn:
+        main(cfg)
+        return
+    if distributed.distributed_init_method is None:
+        random.seed(os.getpid())
+        distributed.distributed_init_method = f"tcp://127.0.0.1:{free_port()}"
+    local = distributed.distributed_num_procs
+    if local is None or local < 1:
+        local = torch.cuda.device_count() or world
+    start_rank = distributed.distributed_rank or 0
+    torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
+        _spawned, args=(main, cfg, start_rank), nprocs=min(local, world), join=True
+    )

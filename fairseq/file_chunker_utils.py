@@ -1,0 +1,193 @@
+"""Text files in blocks of whole lines: where they start, how to read them, how to share them out.
+
+A line ends at ``\\n``, ``\\r\\n`` or ``\\r``, as in Python's text mode; blocks never cut a line, so
+whatever is computed block by block is the same for every block size and number of workers.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, TypeVar
+
+from fairseq.errors import DataError
+from fairseq.file_io import PathLike, require_file
+
+Result = TypeVar("Result")
+Span = tuple[int, int]
+
+BLOCK_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 16
+_LINE_END = re.compile(rb"\r\n?|\n")
+
+
+def _line_start_after(handle: io.BufferedReader, offset: int, size: int) -> int:
+    """Return where the line after the one that holds byte ``offset`` starts, or ``size``."""
+    handle.seek(offset)
+    while piece := handle.read(_PIECE_BYTES):
+        if match := _LINE_END.search(piece):
+            start = offset + match.end()
+            cut_in_two = match.end() == len(piece) and match.group() == b"\r"
+            return start + 1 if cut_in_two and handle.read(1) == b"\n" else start
+        offset += len(piece)
+    return size
+
+
+def find_offsets(filename: PathLike, num_chunks: int) -> list[int]:
+    """Return ``num_chunks + 1`` byte offsets of line starts that cut a file in like parts.
+
+    Offset ``i`` is the first line start after byte ``size // num_chunks * i``; the first is 0 and
+    the last the size of the file.
+    """
+    with open(filename, "rb") as handle:
+        size = os.fstat(handle.fileno()).st_size
+        inner = [
+            _line_start_after(handle, size // num_chunks * i, size) for i in range(1, num_chunks)
+        ]
+    return [0, *inner, size]
+
+
+def block_spans(path: PathLike, start: int = 0, end: int | None = None) -> Iterator[Span]:
+    """Yield ``(start, end)`` byte offsets of blocks of about ``BLOCK_BYTES`` of whole lines.
+
+    Args:
+        path: the text file.
+        start: where a line starts.
+        end: where a line ends; the end of the file if None.
+    """
+    with open(path, "rb") as handle:
+        size = os.fstat(handle.fileno()).st_size if end is None else end
+        while start < size:
+            target = start + BLOCK_BYTES
+            stop = size if target >= size else _line_start_after(handle, target, size)
+            yield start, min(stop, size)
+            start = stop
+
+
+def read_block(path: PathLike, span: Span) -> bytes:
+    """Return the lines of one block as valid UTF-8, each ended by ``\\n``, the last one too.
+
+    Raises:
+        DataError: naming file and byte, if the block is not UTF-8.
+    """
+    start, end = span
+    with open(path, "rb") as handle:
+        handle.seek(start)
+        block = handle.read(end - start)
+    if not block.isascii():
+        try:
+            block.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{os.fspath(path)} is not UTF-8 text: {error.reason} at byte "
+                f"{start + error.start} (0x{block[error.start]:02x}). Convert it, for instance "
+                "with `iconv -f LATIN1 -t UTF-8`, or drop the damaged line."
+            ) from error
+    if b"\r" in block:
+        block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return block if block.endswith(b"\n") else block + b"\n"
+
+
+class Chunker:
+    """Context manager: the lines of a file between two offsets of :func:`find_offsets`, as text.
+
+    Args:
+        path: the text file.
+        start_offset: where its first line starts.
+        end_offset: where its last line ends; 0 or less for the end of the file.
+    """
+
+    def __init__(self, path: PathLike, start_offset: int = 0, end_offset: int = -1) -> None:
+        self.path = path
+        self.start_offset = start_offset
+        self.end_offset = end_offset if end_offset > 0 else None
+
+    def __enter__(self) -> Iterator[str]:
+        spans = block_spans(self.path, self.start_offset, self.end_offset)
+        return itertools.chain.from_iterable(
+            text_lines(read_block(self.path, span)) for span in spans
+        )
+
+    def __exit__(self, *_: Any) -> None:
+        """Nothing is held open between lines."""
+
+
+def text_lines(block: bytes) -> Iterator[str]:
+    """Yield the lines of a block of :func:`read_block` as text that ends in ``\\n``."""
+    return iter(io.StringIO(block.decode("utf-8")))
+
+
+_worker_function: Callable[[bytes], Any] | None = None
+
+
+def _start_worker(function: Callable[[bytes], Any]) -> None:
+    """Prepare a worker process: it leaves Ctrl-C to its parent and does not outlive it."""
+    global _worker_function
+    _worker_function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _run_block(path: PathLike, span: Span) -> Any:
+    assert _worker_function is not None
+    return _worker_function(read_block(path, span))
+
+
+def map_blocks(
+    path: PathLike,
+    function: Callable[[bytes], Result],
+    num_workers: int = 1,
+    on_bytes: Callable[[int], None] = lambda count: None,
+) -> Iterator[Result]:
+    """Yield ``function(block)`` for the blocks of a text file, in the order of the file.
+
+    At most ``2 * num_workers`` blocks are in memory at once. ``function`` may keep state, but each
+    worker process has its own copy of it and sees only some of the blocks.
+
+    Args:
+        path: the text file.
+        function: takes a block of :func:`read_block`; picklable where processes are spawned.
+        num_workers: processes; a file of a single block is done in this one.
+        on_bytes: told the size of every block that is done.
+
+    Raises:
+        MissingFileError: if the file is absent or unreadable.
+        DataError: if it is not UTF-8.
+    """
+    require_file(path, "text file", "Check the path.")
+    spans = block_spans(path)
+    if num_workers <= 1 or os.path.getsize(path) <= BLOCK_BYTES:
+        for span in spans:
+            yield function(read_block(path, span))
+            on_bytes(span[1] - span[0])
+        return
+    # Forked workers start at once; they only run numpy and Python code, which a fork cannot hurt.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (function,))
+    waiting: deque[tuple[Span, Future[Result]]] = deque()
+    try:
+        for span in itertools.chain(spans, [None] * (2 * num_workers)):
+            if span is not None:
+                waiting.append((span, pool.submit(_run_block, path, span)))
+            if waiting and (span is None or len(waiting) >= 2 * num_workers):
+                (begin, stop), future = waiting.popleft()
+                yield future.result()
+                on_bytes(stop - begin)
+    finally:
+        pool.shutdown(cancel_futures=True)

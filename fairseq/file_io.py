@@ -1,0 +1,170 @@
+"""Files: atomic writes, digests, and the ``PathManager`` name that plug-ins import.
+
+A file appears under its final name only after its bytes are on disk: write to a temporary file in
+the same folder, ``fsync``, rename, ``fsync`` the folder. A crash leaves the old file or the new
+one, never half of either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from fairseq.errors import MissingFileError
+
+PathLike = str | os.PathLike[str]
+
+
+def fsync_directory(path: PathLike) -> None:
+    """Make renames inside the folder ``path`` durable (a no-op where folders cannot be opened)."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows refuses to open folders; the rename is still atomic there
+        return
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def temporary_name(path: PathLike) -> str:
+    """Return the hidden sibling of ``path`` that an unfinished write of this process uses."""
+    folder, name = os.path.split(os.fspath(path))
+    return os.path.join(folder, f".{name}.tmp-{os.getpid()}")
+
+
+@contextlib.contextmanager
+def atomic_write(path: PathLike, mode: str = "wb", **open_kwargs: Any) -> Iterator[IO[Any]]:
+    """Open a temporary file that becomes ``path`` when the block ends without an exception.
+
+    Args:
+        path: final name; its folder must exist.
+        mode: ``"wb"`` or ``"w"``; text is UTF-8 unless ``encoding`` says otherwise.
+        **open_kwargs: passed to ``open``.
+
+    Raises:
+        OSError: as raised by the file system; ``path`` is then as it was before.
+    """
+    assert mode in ("wb", "w"), mode
+    if mode == "w":
+        open_kwargs.setdefault("encoding", "utf-8")
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, mode, **open_kwargs) as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    fsync_directory(os.path.dirname(os.path.abspath(path)))
+
+
+def sha256_of(path: PathLike, block_size: int = 1 << 20) -> str:
+    """Return the hexadecimal SHA-256 digest of the file ``path``."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(block_size):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def require_file(path: PathLike, what: str, remedy: str) -> Path:
+    """Return ``path`` as a ``Path`` if it is a readable file.
+
+    Args:
+        path: the file the user named.
+        what: the role of the file, for the message ("dictionary", "checkpoint").
+        remedy: what the user can do when it is missing.
+
+    Raises:
+        MissingFileError: if there is no such file, or it cannot be read.
+    """
+    found = Path(path)
+    if not found.is_file():
+        raise MissingFileError(f"{what} not found: {found}. {remedy}")
+    if not os.access(found, os.R_OK):
+        raise MissingFileError(f"{what} is not readable: {found}. Check its permissions.")
+    return found
+
+
+class PathManager:
+    """Local file operations under the names that plug-ins of the original fairseq use."""
+
+    @staticmethod
+    def open(path: PathLike, mode: str = "r", **kwargs: Any) -> IO[Any]:
+        """Open ``path`` like the built-in ``open``, in UTF-8 unless told otherwise."""
+        if "b" not in mode:
+            kwargs.setdefault("encoding", "utf-8")
+        return open(path, mode, **kwargs)
+
+    @staticmethod
+    def exists(path: PathLike) -> bool:
+        """Tell whether ``path`` exists."""
+        return os.path.exists(path)
+
+    @staticmethod
+    def isfile(path: PathLike) -> bool:
+        """Tell whether ``path`` is a file."""
+        return os.path.isfile(path)
+
+    @staticmethod
+    def islink(path: PathLike) -> bool:
+        """Tell whether ``path`` is a symbolic link."""
+        return os.path.islink(path)
+
+    @staticmethod
+    def ls(path: PathLike) -> list[str]:
+        """List the names inside the folder ``path``."""
+        return os.listdir(path)
+
+    @staticmethod
+    def glob(pattern: str) -> list[str]:
+        """List the paths that match ``pattern``."""
+        return glob.glob(pattern)
+
+    @staticmethod
+    def mkdirs(path: PathLike) -> None:
+        """Create the folder ``path`` and its parents; existing ones are fine."""
+        os.makedirs(path, exist_ok=True)
+
+    @staticmethod
+    def rm(path: PathLike) -> None:
+        """Delete the file ``path``."""
+        os.remove(path)
+
+    @staticmethod
+    def rename(source: PathLike, target: PathLike) -> None:
+        """Rename ``source`` to ``target``, replacing it."""
+        os.replace(source, target)
+
+    @staticmethod
+    def copy(source: PathLike, target: PathLike, overwrite: bool = False) -> bool:
+        """Copy a file; return False if ``target`` exists and ``overwrite`` is off."""
+        if os.path.exists(target) and not overwrite:
+            return False
+        shutil.copyfile(source, target)
+        return True
+
+    @staticmethod
+    def get_local_path(path: str, **_: Any) -> str:
+        """Return ``path``: every path is local here."""
+        return path
+
+    @staticmethod
+    def chmod(path: PathLike, mode: int) -> None:
+        """Change the permission bits of ``path``."""
+        os.chmod(path, mode)
+
+    @staticmethod
+    def path_requires_pathmanager(path: PathLike) -> bool:
+        """Return False: no remote file system is supported."""
+        return False

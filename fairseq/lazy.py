@@ -1,0 +1,33 @@
+"""Package names that are imported on first use (PEP 562), so that importing a package is free."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def lazy_names(
+    package: str, names: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Return ``(__getattr__, __dir__, __all__)`` for the ``__init__`` of ``package``.
+
+    Args:
+        package: its ``__name__``.
+        names: public name -> module that defines it; a module stands for itself if the name is
+            the last part of its path and the module has no attribute of that name.
+    """
+
+    def get(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module = importlib.import_module(names[name])
+        value = getattr(module, name, module)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def listing() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *names})
+
+    return get, listing, sorted(names)

@@ -1,0 +1,366 @@
+"""Where figures go besides the console: JSON lines, TensorBoard, Weights & Biases.
+
+Training never stops for a sink: :class:`GuardedSink` warns at the first failure and switches the
+sink off. :func:`open_sinks` opens each destination once a process, however many progress bars use
+it; destinations are closed at exit or by :func:`close_sinks`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import IO, Any, Protocol
+
+from fairseq.logging.deferred import to_python
+from fairseq.logging.meters import AverageMeter, StopwatchMeter, SumMeter, TimeMeter
+
+logger = logging.getLogger(__name__)
+
+Stats = Mapping[str, Any]
+
+
+class MetricSink(Protocol):
+    """A destination of figures."""
+
+    def log(
+        self,
+        stats: Stats,
+        tag: str | None = None,
+        step: int | None = None,
+        epoch: int | None = None,
+    ) -> None:
+        """Take one record.
+
+        Args:
+            stats: figures by name; values are numbers, meters or scalar tensors.
+            tag: what was measured: ``train_inner``, ``train`` or the name of a validation subset.
+            step: updates done so far.
+            epoch: the epoch, from 1.
+        """
+
+    def update_config(self, config: Mapping[str, Any]) -> None:
+        """Take the settings of the run."""
+
+    def close(self) -> None:
+        """Write what is left and let go of files and connections."""
+
+
+def to_number(stat: Any) -> int | float | None:
+    """Return a figure as a number; None if it is not one (strings, lists, empty meters)."""
+    if isinstance(stat, AverageMeter | TimeMeter):
+        stat = stat.avg
+    elif isinstance(stat, StopwatchMeter | SumMeter):
+        stat = stat.sum
+    stat = to_python(stat)
+    return stat if isinstance(stat, int | float) else None
+
+
+def _step_of(stats: Stats, step: int | None) -> int | None:
+    if step is not None:
+        return int(step)
+    updates = to_number(stats.get("num_updates"))
+    return None if updates is None else int(updates)
+
+
+class LineFile:
+    """Appends lines to a text file, each one flushed; the folder is created.
+
+    A last line that lacks its end is completed, so that new lines start on their own.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        self._handle: IO[bytes] = open(path, "a+b")
+        if _unfinished_tail(self._handle):
+            self._handle.write(b"\n")
+
+    def write(self, line: str) -> None:
+        """Append ``line`` and a line end."""
+        self._handle.write(line.encode() + b"\n")
+        self._handle.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
+
+
+def _unfinished_tail(handle: IO[bytes]) -> bytes:
+    """Return what follows the last line end of a file, reading backwards; usually nothing."""
+    start = end = handle.seek(0, os.SEEK_END)
+    tail = b""
+    while start > 0 and b"\n" not in tail:
+        start = max(0, start - 4096)
+        handle.seek(start)
+        tail = handle.read(end - start)
+    return tail[tail.rfind(b"\n") + 1 :]
+
+
+def _remove_torn_record(path: str | os.PathLike[str]) -> None:
+    """Cut off a last line that is no whole record, as an interrupted run leaves it."""
+    if not os.path.exists(path):
+        return
+    with open(path, "r+b") as handle:
+        tail = _unfinished_tail(handle)
+        if tail and parse_record(tail) is None:
+            handle.truncate(handle.seek(0, os.SEEK_END) - len(tail))
+
+
+def parse_record(line: str | bytes) -> dict[str, Any] | None:
+    """Return the JSON object in ``line``, None if it is blank, torn or something else."""
+    try:
+        record = json.loads(line)
+    except ValueError:  # JSON and UTF-8 errors alike
+        return None
+    return record if isinstance(record, dict) else None
+
+
+class JsonlSink:
+    """One JSON object a line: ``tag``, ``epoch``, ``update``, ``time`` (Unix) and the figures.
+
+    Figures are plain numbers; NaN and infinities, which JSON has not, become null.
+
+    Args:
+        path: the file; it is continued if it exists, without the torn last line of a crash.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        _remove_torn_record(path)
+        self._lines = LineFile(path)
+
+    def log(
+        self,
+        stats: Stats,
+        tag: str | None = None,
+        step: int | None = None,
+        epoch: int | None = None,
+    ) -> None:
+        """Append one record; figures that are not numbers are left out."""
+        record: dict[str, Any] = {
+            "tag": tag,
+            "epoch": epoch,
+            "update": _step_of(stats, step),
+            "time": round(time.time(), 3),
+        }
+        for key, stat in stats.items():
+            number = to_number(stat)
+            if number is not None:
+                record.setdefault(key, number if math.isfinite(number) else None)
+        self._lines.write(json.dumps(record))
+
+    def update_config(self, config: Mapping[str, Any]) -> None:
+        """Do nothing: the run folder keeps the settings in a file of their own."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+
+class TensorBoardSink:
+    """Event files in ``<folder>/<tag>``, one for each tag; a figure's name is its TensorBoard tag.
+
+    Args:
+        folder: the log folder to point TensorBoard at.
+
+    Raises:
+        ImportError: if tensorboardX is not installed.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        import tensorboardX  # noqa: F401 - fail now, with the sink's first record, not later
+
+        self._folder = os.fspath(folder)
+        self._writers: dict[str, Any] = {}
+
+    def _writer(self, tag: str) -> Any:
+        if tag not in self._writers:
+            from tensorboardX import SummaryWriter
+
+            self._writers[tag] = SummaryWriter(os.path.join(self._folder, tag))
+            self._writers[tag].add_text("sys.argv", str(sys.argv))
+        return self._writers[tag]
+
+    def log(
+        self,
+        stats: Stats,
+        tag: str | None = None,
+        step: int | None = None,
+        epoch: int | None = None,
+    ) -> None:
+        """Write all figures at the step; ``num_updates`` is the step and not a figure."""
+        writer = self._writer(tag or "")
+        step = _step_of(stats, step)
+        for key, stat in stats.items():
+            number = to_number(stat)
+            if number is not None and key != "num_updates":
+                writer.add_scalar(key, number, step)
+        writer.flush()
+
+    def update_config(self, config: Mapping[str, Any]) -> None:
+        """Do nothing: the run folder keeps the settings in a file of their own."""
+
+    def close(self) -> None:
+        """Close all event files."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+
+class WandbSink:
+    """A Weights & Biases run; keys are ``<tag>/<figure>``.
+
+    Args:
+        project: name of the project.
+        run_name: name of the run; None lets the service choose.
+
+    Raises:
+        ImportError: if wandb is not installed.
+    """
+
+    def __init__(self, project: str, run_name: str | None = None) -> None:
+        import wandb
+
+        self._run: Any = wandb.init(project=project, name=run_name)
+
+    def log(
+        self,
+        stats: Stats,
+        tag: str | None = None,
+        step: int | None = None,
+        epoch: int | None = None,
+    ) -> None:
+        """Send all figures of one record."""
+        numbers = {key: to_number(stat) for key, stat in stats.items()}
+        prefix = f"{tag}/" if tag else ""
+        shown = {prefix + key: number for key, number in numbers.items() if number is not None}
+        self._run.log(shown, step=_step_of(stats, step))
+
+    def update_config(self, config: Mapping[str, Any]) -> None:
+        """Keep the settings with the run."""
+        self._run.config.update(dict(config), allow_val_change=True)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class GuardedSink:
+    """Passes calls on to a sink until one fails: then it warns once and does nothing more.
+
+    Args:
+        label: the destination, for the warning.
+        open_sink: makes the sink; called with the first record, and guarded too.
+    """
+
+    def __init__(self, label: str, open_sink: Callable[[], Any]) -> None:
+        self.label = label
+        self._open_sink: Callable[[], Any] | None = open_sink
+        self._sink: Any = None
+
+    @property
+    def is_on(self) -> bool:
+        """Whether records still reach the destination."""
+        return self._open_sink is not None
+
+    def _call(self, method: str, *args: Any, **kwargs: Any) -> None:
+        if self._open_sink is None:
+            return
+        try:
+            if self._sink is None:
+                self._sink = self._open_sink()
+            getattr(self._sink, method)(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever a sink raises, training goes on
+            self._open_sink = self._sink = None
+            logger.warning(
+                "%s is switched off, training goes on: %s: %s",
+                self.label,
+                type(error).__name__,
+                error,
+            )
+
+    def log(
+        self,
+        stats: Stats,
+        tag: str | None = None,
+        step: int | None = None,
+        epoch: int | None = None,
+    ) -> None:
+        """Pass one record on."""
+        self._call("log", stats, tag=tag, step=step, epoch=epoch)
+
+    def write(self, line: str) -> None:
+        """Pass one line of text on."""
+        self._call("write", line)
+
+    def update_config(self, config: Mapping[str, Any]) -> None:
+        """Pass the settings of the run on."""
+        self._call("update_config", config)
+
+    def close(self) -> None:
+        """Close the sink; it stays off afterwards."""
+        if self._sink is not None:
+            self._call("close")
+        self._open_sink = self._sink = None
+
+
+_open_sinks: dict[tuple[str, str], GuardedSink] = {}
+
+
+def _opened(kind: str, where: str, open_sink: Callable[[], Any]) -> GuardedSink:
+    """Return the process's sink of this kind and destination."""
+    if not _open_sinks:
+        atexit.register(close_sinks)
+    if (kind, where) not in _open_sinks:
+        _open_sinks[kind, where] = GuardedSink(f"{kind} ({where})", open_sink)
+    return _open_sinks[kind, where]
+
+
+def open_text_log(path: str | os.PathLike[str]) -> GuardedSink:
+    """Return the process's guarded :class:`LineFile` for ``path``."""
+    return _opened("log file", os.fspath(path), lambda: LineFile(path))
+
+
+def open_sinks(
+    jsonl_path: str | os.PathLike[str] | None = None,
+    tensorboard_logdir: str | os.PathLike[str] | None = None,
+    wandb_project: str | None = None,
+    wandb_run_name: str | None = None,
+) -> list[GuardedSink]:
+    """Return the sinks that were asked for, the same ones for the same destinations.
+
+    Args:
+        jsonl_path: file for JSON lines.
+        tensorboard_logdir: folder for TensorBoard.
+        wandb_project: project of Weights & Biases.
+        wandb_run_name: name of the run there.
+    """
+    sinks = []
+    if jsonl_path:
+        sinks.append(_opened("JSON lines", os.fspath(jsonl_path), lambda: JsonlSink(jsonl_path)))
+    if tensorboard_logdir:
+        folder = tensorboard_logdir
+        sinks.append(_opened("TensorBoard", os.fspath(folder), lambda: TensorBoardSink(folder)))
+    if wandb_project:
+        project = wandb_project
+        where = f"{project}/{wandb_run_name}" if wandb_run_name else project
+        sinks.append(_opened("Weights & Biases", where, lambda: WandbSink(project, wandb_run_name)))
+    return sinks
+
+
+def close_sinks() -> None:
+    """Close all sinks of the process; later calls of :func:`open_sinks` open them anew."""
+    for sink in _open_sinks.values():
+        sink.close()
+    _open_sinks.clear()
+    atexit.unregister(close_sinks)
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return the records of a JSON-lines file; blank and torn lines are skipped."""
+    with open(path, "rb") as handle:
+        return [record for line in handle if (record := parse_record(line)) is not None]

@@ -1,0 +1,132 @@
+"""Models: the registry, its decorators, and the names that plug-ins import.
+
+``register_model`` names a class; ``register_model_architecture`` names a function that fills in the
+settings which the user left open.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from fairseq import catalog
+from fairseq.dataclass import FairseqDataclass
+from fairseq.errors import RegistryError
+from fairseq.lazy import lazy_names
+from fairseq.registry import DataclassView, Registry, config_class, register_class
+
+MODEL_REGISTRY = Registry("model", catalog.MODELS)
+MODEL_DATACLASS_REGISTRY = DataclassView(MODEL_REGISTRY)
+# architecture -> function, and architecture -> name of its model
+ARCH_CONFIG_REGISTRY = Registry(
+    "architecture", {arch: target for arch, (_, target) in catalog.ARCHITECTURES.items()}
+)
+ARCH_MODEL_NAME_REGISTRY = {arch: model for arch, (model, _) in catalog.ARCHITECTURES.items()}
+
+
+class _ArchitectureModels(Registry):
+    """Architecture -> model class."""
+
+    def __getitem__(self, name: str) -> Any:
+        ARCH_CONFIG_REGISTRY[name]  # an unknown name gets the error with the suggestion
+        return MODEL_REGISTRY[ARCH_MODEL_NAME_REGISTRY[name]]
+
+
+ARCH_MODEL_REGISTRY = _ArchitectureModels("architecture", ARCH_MODEL_NAME_REGISTRY)
+ARCH_MODEL_INV_REGISTRY: dict[str, list[str]] = {}
+for _arch, _model in ARCH_MODEL_NAME_REGISTRY.items():
+    ARCH_MODEL_INV_REGISTRY.setdefault(_model, []).append(_arch)
+
+
+def register_model(name: str, dataclass: type | None = None) -> Callable[[type], type]:
+    """Return a decorator that registers a model class.
+
+    Args:
+        name: what users write.
+        dataclass: its configuration; if given, an architecture of the same name exists too.
+
+    Raises:
+        ValueError: if the class does not extend :class:`BaseFairseqModel`.
+    """
+
+    def decorate(cls: type) -> type:
+        from fairseq.models.base import BaseFairseqModel
+
+        registered = register_class(
+            MODEL_REGISTRY, name, dataclass, BaseFairseqModel, keep_first=True
+        )(cls)
+        if dataclass is not None and name not in ARCH_CONFIG_REGISTRY:
+            register_model_architecture(name, name)(_no_preset)
+        return registered
+
+    return decorate
+
+
+def _no_preset(args: argparse.Namespace) -> None:
+    """Leave everything to the dataclass."""
+
+
+def register_model_architecture(
+    model_name: str, arch_name: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that registers a preset: a function that sets what ``args`` leaves open.
+
+    Raises:
+        ValueError: for an unknown model, a name registered twice, or something not callable.
+    """
+
+    def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
+        if model_name not in MODEL_REGISTRY:
+            raise RegistryError(
+                f"Cannot register model architecture for unknown model type ({model_name})"
+            )
+        if arch_name in ARCH_CONFIG_REGISTRY and not ARCH_CONFIG_REGISTRY.is_static(arch_name):
+            raise RegistryError(f"Cannot register duplicate model architecture ({arch_name})")
+        if not callable(fn):
+            raise RegistryError(f"Model architecture must be callable ({arch_name})")
+        ARCH_CONFIG_REGISTRY[arch_name] = fn
+        ARCH_MODEL_NAME_REGISTRY[arch_name] = model_name
+        ARCH_MODEL_REGISTRY[arch_name] = model_name
+        ARCH_MODEL_INV_REGISTRY.setdefault(model_name, []).append(arch_name)
+        return fn
+
+    return decorate
+
+
+def model_class(name: str) -> Any:
+    """Return the model class behind an architecture or model name."""
+    return (ARCH_MODEL_REGISTRY if name in ARCH_CONFIG_REGISTRY else MODEL_REGISTRY)[name]
+
+
+def build_model(cfg: Any, task: Any, from_checkpoint: bool = False) -> Any:
+    """Build the model that ``cfg._name`` (or ``cfg.arch``) names.
+
+    Args:
+        cfg: its configuration.
+        task: the task it will serve.
+        from_checkpoint: accepted for old callers.
+    """
+    name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
+    if name is None:
+        raise RegistryError("the model configuration names no architecture; give --arch")
+    cls = model_class(name)
+    dataclass = config_class(cls)
+    if dataclass is not None and not isinstance(cfg, dataclass):
+        ARCH_CONFIG_REGISTRY[name](cfg) if name in ARCH_CONFIG_REGISTRY else None
+        cfg = dataclass.from_namespace(cfg)
+    return cls.build_model(cfg, task)
+
+
+__getattr__, __dir__, _names = lazy_names(
+    __name__,
+    {
+        "BaseFairseqModel": "fairseq.models.base",
+        "FairseqDecoder": "fairseq.models.base",
+        "FairseqEncoder": "fairseq.models.base",
+        "FairseqEncoderModel": "fairseq.models.base",
+        "FairseqIncrementalDecoder": "fairseq.models.base",
+        "FairseqLanguageModel": "fairseq.models.base",
+    },
+)
+__all__ = ["FairseqDataclass", "build_model", "register_model", "register_model_architecture"]

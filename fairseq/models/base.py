@@ -1,0 +1,255 @@
+"""What every model promises to the trainer, the checkpoints and the hub.
+
+Shapes: B batch, T time, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+class BaseFairseqModel(nn.Module):
+    """Base of every model."""
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        """Add flags to ``parser``; models with a configuration dataclass need not."""
+
+    @classmethod
+    def build_model(cls, args: Any, task: Any) -> BaseFairseqModel:
+        """Build an instance from its configuration and the task it serves."""
+        raise NotImplementedError(f"{cls.__name__} must define build_model")
+
+    def get_targets(self, sample: dict[str, Any], net_output: Any) -> Tensor:
+        """Return the targets of a batch."""
+        return sample["target"]
+
+    def get_normalized_probs(
+        self, net_output: Any, log_probs: bool, sample: dict[str, Any] | None = None
+    ) -> Tensor:
+        """Return (log-)probabilities in fp32 from a network's output."""
+        if hasattr(self, "decoder"):
+            return self.decoder.get_normalized_probs(net_output, log_probs, sample)
+        logits = net_output[0] if isinstance(net_output, tuple) else net_output
+        return (F.log_softmax if log_probs else F.softmax)(logits.float(), dim=-1)
+
+    def extract_features(self, *args: Any, **kwargs: Any) -> Any:
+        """Return hidden states instead of logits."""
+        return self(*args, **kwargs)
+
+    def max_positions(self) -> Any:
+        """Return the longest input, None for no limit."""
+        return None
+
+    def load_state_dict(  # type: ignore[override]
+        self,
+        state_dict: dict[str, Any],
+        strict: bool = True,
+        model_cfg: Any = None,
+        args: Any = None,
+    ) -> Any:
+        """Load a state dict of any supported age.
+
+        Args:
+            state_dict: tensors by name; old names are upgraded on a copy.
+            strict: whether missing or surplus names are errors.
+            model_cfg: configuration of this model (its ``*_layers_to_keep`` prune the state).
+            args: the same, for old callers.
+
+        Raises:
+            CheckpointError: listing every missing, surplus and misshapen tensor.
+        """
+        state = dict(state_dict)
+        self.upgrade_state_dict(state)
+        problems = self._mismatches(state) if strict else []
+        if problems:
+            raise CheckpointError(
+                "the checkpoint does not fit the model:\n  " + "\n  ".join(problems)
+            )
+        return super().load_state_dict(state, strict)
+
+    def _mismatches(self, state: dict[str, Any]) -> list[str]:
+        own = self.state_dict()
+        rows = [f"missing in the file: {name}" for name in own if name not in state]
+        rows += [f"not in the model: {name}" for name in state if name not in own]
+        rows += [
+            f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+            for name in own
+            if name in state and own[name].shape != state[name].shape
+        ]
+        return rows[:30] + ([f"... and {len(rows) - 30} more"] if len(rows) > 30 else [])
+
+    def upgrade_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Rename what older versions called otherwise, in place."""
+        self.upgrade_state_dict_named(state_dict, "")
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
+        """Upgrade the part of ``state_dict`` whose names start with ``name``."""
+        for child_name, child in self.named_children():
+            upgrade = getattr(child, "upgrade_state_dict_named", None)
+            if upgrade is not None:
+                upgrade(state_dict, f"{name}.{child_name}" if name else child_name)
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Tell every module that wants to know how many updates were done."""
+        for module in self.modules():
+            if module is not self and hasattr(module, "set_num_updates"):
+                module.set_num_updates(num_updates)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell every module that wants to know which epoch begins."""
+        for module in self.modules():
+            if module is not self and hasattr(module, "set_epoch"):
+                module.set_epoch(epoch)
+
+    def prepare_for_inference_(self, cfg: Any) -> None:
+        """Switch to evaluation; nothing else needs to be prepared here."""
+        self.eval()
+
+    def make_generation_fast_(self, **kwargs: Any) -> None:
+        """Switch to evaluation; kept for old callers."""
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name_or_path: str,
+        checkpoint_file: str = "model.pt",
+        data_name_or_path: str = ".",
+        **kwargs: Any,
+    ) -> Any:
+        """Load a model from a folder, an archive or a published name; see ``hub_utils``."""
+        from fairseq import hub_utils  # the one place where a model reaches up
+
+        loaded = hub_utils.from_pretrained(
+            model_name_or_path,
+            checkpoint_file,
+            data_name_or_path,
+            archive_map=cls.hub_models(),
+            **kwargs,
+        )
+        return hub_utils.GeneratorHubInterface(loaded["args"], loaded["task"], loaded["models"])
+
+    @classmethod
+    def hub_models(cls) -> dict[str, Any]:
+        """Return published names and where they can be had."""
+        return {}
+
+
+class FairseqEncoder(nn.Module):
+    """Base of encoders: token ids in, hidden states out."""
+
+    def __init__(self, dictionary: Any) -> None:
+        super().__init__()
+        self.dictionary = dictionary
+
+    def forward(self, src_tokens: Tensor, src_lengths: Tensor | None = None, **kwargs: Any) -> Any:
+        """Encode ``src_tokens`` (B, T)."""
+        raise NotImplementedError
+
+    def max_positions(self) -> int | float:
+        """Return the longest input."""
+        return 1e6
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Accept the number of updates."""
+
+
+class FairseqEncoderModel(BaseFairseqModel):
+    """A model that is an encoder with something on top."""
+
+    def __init__(self, encoder: FairseqEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        assert isinstance(encoder, FairseqEncoder), type(encoder)
+
+    def forward(self, src_tokens: Tensor, src_lengths: Tensor | None = None, **kwargs: Any) -> Any:
+        """Run the encoder."""
+        return self.encoder(src_tokens, src_lengths, **kwargs)
+
+    def max_positions(self) -> Any:
+        """Return the longest input of the encoder."""
+        return self.encoder.max_positions()
+
+
+class FairseqDecoder(nn.Module):
+    """Base of decoders: previous tokens in, logits of the next out."""
+
+    def __init__(self, dictionary: Any) -> None:
+        super().__init__()
+        self.dictionary = dictionary
+        self.adaptive_softmax: Any = None
+
+    def forward(self, prev_output_tokens: Tensor, encoder_out: Any = None, **kwargs: Any) -> Any:
+        """Return ``(logits, extra)`` for ``prev_output_tokens`` (B, T)."""
+        features, extra = self.extract_features(prev_output_tokens, encoder_out, **kwargs)
+        return self.output_layer(features), extra
+
+    def extract_features(
+        self, prev_output_tokens: Tensor, encoder_out: Any = None, **kwargs: Any
+    ) -> tuple[Tensor, Any]:
+        """Return ``(hidden states, extra)``."""
+        raise NotImplementedError
+
+    def output_layer(self, features: Tensor, **kwargs: Any) -> Tensor:
+        """Return logits from hidden states."""
+        raise NotImplementedError
+
+    def get_normalized_probs(
+        self, net_output: Any, log_probs: bool, sample: dict[str, Any] | None = None
+    ) -> Tensor:
+        """Return (log-)probabilities in fp32."""
+        return (F.log_softmax if log_probs else F.softmax)(net_output[0].float(), dim=-1)
+
+    def max_positions(self) -> int | float:
+        """Return the longest input."""
+        return 1e6
+
+
+class FairseqIncrementalDecoder(FairseqDecoder):
+    """Base of decoders that can extend a sequence token by token."""
+
+    def reorder_incremental_state(self, incremental_state: Any, new_order: Tensor) -> None:
+        """Select the cached states of the hypotheses that go on."""
+
+    def set_beam_size(self, beam_size: int) -> None:
+        """Accept the beam size."""
+
+
+class FairseqLanguageModel(BaseFairseqModel):
+    """A model that is a decoder without an encoder."""
+
+    def __init__(self, decoder: FairseqDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+        assert isinstance(decoder, FairseqDecoder), type(decoder)
+
+    def forward(self, src_tokens: Tensor, **kwargs: Any) -> Any:
+        """Return ``(logits, extra)`` for the tokens (B, T)."""
+        return self.decoder(src_tokens, **kwargs)
+
+    def extract_features(self, src_tokens: Tensor, **kwargs: Any) -> Any:
+        """Return ``(hidden states, extra)``."""
+        return self.decoder.extract_features(src_tokens, **kwargs)
+
+    def max_positions(self) -> Any:
+        """Return the longest input of the decoder."""
+        return self.decoder.max_positions()
+
+    @property
+    def supported_targets(self) -> set[str]:
+        """Return what the model can predict."""
+        return {"future"}
+
+
+def count_parameters(model: nn.Module, trained_only: bool = False) -> int:
+    """Return the number of parameters; shared ones count once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained_only)

@@ -1,0 +1,31 @@
+"""RoBERTa and its variants."""
+
+from __future__ import annotations
+
+from fairseq.lazy import lazy_names
+
+_MODEL = "fairseq.models.roberta.model"
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        **dict.fromkeys(
+            (
+                "RobertaClassificationHead",
+                "RobertaConfig",
+                "RobertaEncoder",
+                "RobertaLMHead",
+                "RobertaModel",
+                "base_architecture",
+                "roberta_base_architecture",
+                "roberta_large_architecture",
+                "roberta_prenorm_architecture",
+                "xlm_architecture",
+            ),
+            _MODEL,
+        ),
+        "RobertaHubInterface": "fairseq.models.roberta.hub_interface",
+        "hub_interface": "fairseq.models.roberta.hub_interface",
+        "model": _MODEL,
+    },
+)

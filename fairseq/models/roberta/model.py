@@ -1,0 +1,466 @@
+"""RoBERTa: a Transformer encoder with a vocabulary head, and every variant that is a knob of it.
+
+``--position`` says how tokens know where they stand, ``--head`` what the hidden states are projected
+on, ``--mask-embedding`` what stands for ``<mask>``. Baseline, ALiBi, CLAP and zero-CLAP are
+combinations of the three.
+
+Shapes: B batch, T time, C channels, V vocabulary, N predicted positions.
+
+Source: Liu et al. 2019 (RoBERTa).
+"""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fairseq.config.schema import FairseqDataclass, option
+from fairseq.config.upgrade import upgrade_args, upgrade_roberta_state
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.base import FairseqEncoder, FairseqEncoderModel
+from fairseq.modules.heads import (
+    ClapHead,
+    ClassificationHead,
+    Projection,
+    RobertaLMHead,
+    VocabularyHead,
+)
+from fairseq.modules.transformer_encoder import (
+    EncoderShape,
+    TransformerEncoder,
+    init_bert_params,
+)
+from fairseq.modules.transformer_layer import LayerShape
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_POSITIONS = 512
+Activation = Literal["relu", "gelu", "gelu_fast", "gelu_accurate", "tanh", "linear", "swish"]
+PUBLISHED = "http://dl.fbaipublicfiles.com/fairseq/models"
+RobertaClassificationHead = ClassificationHead
+
+
+@dataclass
+class RobertaConfig(FairseqDataclass):
+    """Settings of RoBERTa; those marked new are not in the original."""
+
+    encoder_layers: int = option(12, "number of layers")
+    encoder_embed_dim: int = option(768, "width of the model")
+    encoder_ffn_embed_dim: int = option(3072, "width of the feed-forward networks")
+    encoder_attention_heads: int = option(12, "attention heads")
+    activation_fn: Activation = option("gelu", "activation of the feed-forward networks")
+    pooler_activation_fn: Activation = option("tanh", "activation of classification heads")
+    encoder_normalize_before: bool = option(False, "layer norm before each block, not after it")
+    layernorm_embedding: bool = option(True, "layer norm on the embeddings", positive=True)
+    dropout: float = option(0.1, "dropout on hidden states")
+    attention_dropout: float = option(0.1, "dropout on attention weights")
+    activation_dropout: float = option(0.0, "dropout inside the feed-forward networks")
+    pooler_dropout: float = option(0.0, "dropout in classification heads")
+    max_positions: int | None = option(
+        None, "longest input where positions are learned (default: --tokens-per-sample)"
+    )
+    load_checkpoint_heads: bool = option(
+        False, "also load the classification heads of a checkpoint"
+    )
+    untie_weights_roberta: bool = option(False, "give the head weights of its own")
+    encoder_layerdrop: float = option(0.0, "probability of skipping a layer in training")
+    encoder_layers_to_keep: str | None = option(None, "layers to keep on loading, such as 0,2,4")
+    min_params_to_wrap: int = option(100_000_000, "smallest module that FSDP shards on its own")
+    head: Literal["roberta", "clap", "none"] = option("roberta", "vocabulary head", new=True)
+    clap_initial_beta: float = option(1.0, "first value of the CLAP head's scale", new=True)
+    clap_normalize: bool = option(
+        True,
+        "CLAP: embeddings of unit length, at the input and in the head",
+        positive=True,
+        new=True,
+    )
+    clap_normalize_hidden: bool = option(False, "CLAP: hidden states of unit length too", new=True)
+    position: Literal["learned", "sinusoidal", "alibi", "alibi-asymmetric", "none"] = option(
+        "learned", "how tokens know where they stand", new=True
+    )
+    mask_embedding: Literal["learned", "zero"] = option(
+        "learned", "<mask> is a learned row, or the zero vector outside the table", new=True
+    )
+    scale_embedding: bool = option(False, "multiply token embeddings by sqrt(width)", new=True)
+    segments: int = option(0, "segment embeddings, 2 for BERT", new=True)
+    layer_norm_eps: float = option(1e-5, "added to variances, 1e-12 for BERT", new=True)
+    position_offset: int | None = option(
+        None, "position of the first token: pad id + 1 if not given, 0 for BERT", new=True
+    )
+    attention_backend: str = option("auto", "auto, sdpa or reference", new=True)
+    layer_norm: Literal["torch", "apex"] = option(
+        "torch", "implementation of layer norms", new=True
+    )
+    checkpoint_activations: bool = option(False, "recompute layers to save memory", new=True)
+
+    @classmethod
+    def from_namespace(cls, args: Any) -> RobertaConfig:
+        """Read the settings from ``args``, old names included."""
+        if isinstance(args, cls):
+            return args
+        config = super().from_namespace(Namespace(**upgrade_args(vars(args), "model")))
+        config._name = getattr(args, "_name", None) or getattr(args, "arch", None)
+        return config
+
+
+def encoder_shape(config: RobertaConfig, dictionary: Any, max_positions: int) -> EncoderShape:
+    """Return what an encoder of this configuration computes."""
+    clap = config.head == "clap"
+    layer = LayerShape(
+        embed_dim=config.encoder_embed_dim,
+        ffn_dim=config.encoder_ffn_embed_dim,
+        heads=config.encoder_attention_heads,
+        dropout=config.dropout,
+        attention_dropout=config.attention_dropout,
+        activation_dropout=config.activation_dropout,
+        activation=config.activation_fn,
+        pre_norm=config.encoder_normalize_before,
+        eps=config.layer_norm_eps,
+        norm=config.layer_norm,
+        backend=config.attention_backend,
+    )
+    return EncoderShape(
+        vocabulary=len(dictionary),
+        padding_idx=dictionary.pad(),
+        max_positions=max_positions,
+        layers=config.encoder_layers,
+        layer=layer,
+        position=config.position,
+        position_offset=config.position_offset,
+        normalize_embedding=clap and config.clap_normalize,
+        zero_masking=config.mask_embedding == "zero",
+        trainable_pad=clap or config.mask_embedding == "zero",
+        scale_embedding=config.scale_embedding,
+        layernorm_embedding=config.layernorm_embedding,
+        layerdrop=config.encoder_layerdrop,
+        segments=config.segments,
+        checkpoint_activations=config.checkpoint_activations,
+    )
+
+
+class RobertaEncoder(FairseqEncoder):
+    """The encoder and its vocabulary head, under the names of the original's state dict."""
+
+    def __init__(self, config: RobertaConfig, dictionary: Any) -> None:
+        super().__init__(dictionary)
+        self.config = config
+        self.sentence_encoder = TransformerEncoder(
+            encoder_shape(config, dictionary, self.max_positions())
+        )
+        self.sentence_encoder.apply(init_bert_params)
+        self.lm_head = self.build_lm_head()
+
+    def build_lm_head(self) -> VocabularyHead | None:
+        """Return the vocabulary head that ``--head`` names."""
+        config, table = self.config, self.sentence_encoder.embed_tokens.weight
+        if config.head == "none":
+            return None
+        if config.head == "clap":
+            return ClapHead(
+                table,
+                config.clap_initial_beta,
+                config.clap_normalize,
+                config.clap_normalize_hidden,
+            )
+        head = RobertaLMHead(
+            config.encoder_embed_dim,
+            len(self.dictionary),
+            config.activation_fn,
+            None if config.untie_weights_roberta else table,
+            config.layer_norm_eps,
+        )
+        init_bert_params(head.dense)
+        return head
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None = None,
+        features_only: bool = False,
+        return_all_hiddens: bool = False,
+        masked_tokens: Tensor | None = None,
+        segments: Tensor | None = None,
+        **unused: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Encode and, unless ``features_only``, project; see :meth:`RobertaModel.forward`."""
+        x_BTC, extra = self.extract_features(src_tokens, return_all_hiddens, segments)
+        if features_only:
+            return x_BTC, extra
+        return self.output_layer(x_BTC, masked_tokens), extra
+
+    def extract_features(
+        self,
+        src_tokens: Tensor,
+        return_all_hiddens: bool = False,
+        segments: Tensor | None = None,
+        **unused: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Return hidden states (B, T, C) and ``{"inner_states": list of (T, B, C) or None}``."""
+        x_BTC, hiddens = self.sentence_encoder(src_tokens, segments, return_all_hiddens)
+        inner = [hidden_BTC.transpose(0, 1) for hidden_BTC in hiddens]
+        return x_BTC, {"inner_states": inner if return_all_hiddens else None}
+
+    def output_layer(
+        self, features: Tensor, masked_tokens: Tensor | None = None, **unused: Any
+    ) -> Tensor:
+        """Return logits from hidden states (B, T, C), of the selected positions if given."""
+        assert self.lm_head is not None, "this model has no vocabulary head"
+        return self.lm_head(features, masked_tokens)
+
+    def max_positions(self) -> int:
+        """Return the longest input: unlimited in principle where positions are ALiBi's."""
+        return self.config.max_positions or DEFAULT_MAX_POSITIONS
+
+
+@register_model("roberta", dataclass=RobertaConfig)
+class RobertaModel(FairseqEncoderModel):
+    """RoBERTa with its vocabulary head and any number of classification heads."""
+
+    def __init__(self, config: RobertaConfig, encoder: RobertaEncoder) -> None:
+        super().__init__(encoder)
+        self.config = self.args = config
+        self.classification_heads = nn.ModuleDict()
+
+    @classmethod
+    def build_model(cls, args: Any, task: Any) -> RobertaModel:
+        """Build the model; ``max_positions`` falls back to the task's sample length."""
+        config = RobertaConfig.from_namespace(args)
+        if config.max_positions is None:
+            limit = getattr(task.cfg, "tokens_per_sample", None) or task.max_positions()
+            config.max_positions = limit if isinstance(limit, int) else DEFAULT_MAX_POSITIONS
+        return cls(config, RobertaEncoder(config, task.source_dictionary))
+
+    @property
+    def supported_targets(self) -> set[str]:
+        """Return what the model predicts: its own input."""
+        return {"self"}
+
+    def forward(  # type: ignore[override]
+        self,
+        src_tokens: Tensor,
+        features_only: bool = False,
+        return_all_hiddens: bool = False,
+        classification_head_name: str | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Return ``(x, extra)``.
+
+        Args:
+            src_tokens: int64 (B, T), padded on the right.
+            features_only: return hidden states (B, T, C) instead of logits.
+            return_all_hiddens: put the layers' outputs into ``extra["inner_states"]``.
+            classification_head_name: return this head's scores (B, classes).
+            **kwargs: ``masked_tokens`` (bool B, T) projects only these positions, to (N, V);
+                ``segments`` (int64 B, T).
+        """
+        features_only = features_only or classification_head_name is not None
+        x, extra = self.encoder(
+            src_tokens,
+            None,
+            features_only=features_only,
+            return_all_hiddens=return_all_hiddens,
+            **{key: value for key, value in kwargs.items() if key != "src_lengths"},
+        )
+        if classification_head_name is not None:
+            x = self.classification_heads[classification_head_name](x)
+        return x, extra
+
+    def projection(self, hidden_NC: Tensor) -> Projection:
+        """Return the operands of the vocabulary projection for hidden states at N positions."""
+        assert self.encoder.lm_head is not None, "this model has no vocabulary head"
+        return self.encoder.lm_head.projection(hidden_NC)
+
+    def register_classification_head(
+        self, name: str, num_classes: int | None = None, inner_dim: int | None = None, **kwargs: Any
+    ) -> None:
+        """Add (or replace, with a warning) a classification head.
+
+        Args:
+            name: its name.
+            num_classes: number of outputs; as before when a head is replaced.
+            inner_dim: width of its hidden layer; the model's if None.
+            **kwargs: ignored, for old callers.
+        """
+        if name in self.classification_heads:
+            old = self.classification_heads[name]
+            num_classes = num_classes or old.out_proj.out_features
+            logger.warning("classification head '%s' is replaced by a new one", name)
+        assert num_classes is not None, "num_classes is needed for a new head"
+        self.classification_heads[name] = ClassificationHead(
+            self.config.encoder_embed_dim,
+            inner_dim or self.config.encoder_embed_dim,
+            num_classes,
+            self.config.pooler_activation_fn,
+            self.config.pooler_dropout,
+        )
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
+        """Rename old keys, fill tied tensors and settle which heads are loaded, in place."""
+        upgrade_roberta_state(state_dict)
+        encoder = "encoder.sentence_encoder."
+        state_dict.setdefault(f"{encoder}version", torch.tensor([3.0]))
+        if self.encoder.sentence_encoder.layer_norm is None:
+            for part in ("weight", "bias"):
+                state_dict.pop(f"{encoder}layer_norm.{part}", None)
+        table = state_dict.get(f"{encoder}embed_tokens.weight")
+        if self.encoder.lm_head is None:
+            for key in [key for key in state_dict if key.startswith("encoder.lm_head.")]:
+                del state_dict[key]
+        elif not self.config.untie_weights_roberta and table is not None:
+            kept = state_dict.setdefault("encoder.lm_head.weight", table)
+            if kept.shape == table.shape and not torch.equal(kept, table):
+                logger.warning(
+                    "the file's output weights differ from its embeddings, but this model ties "
+                    "them: the embeddings are used (--untie-weights-roberta keeps both)"
+                )
+            state_dict["encoder.lm_head.weight"] = table
+        self._upgrade_classification_heads(state_dict)
+
+    def _upgrade_classification_heads(self, state: dict[str, Any]) -> None:
+        prefix = "classification_heads."
+        names = {key.split(".")[1] for key in state if key.startswith(prefix)}
+        for name in sorted(names):
+            classes, inner = (
+                state[f"{prefix}{name}.{layer}.weight"].shape[0] for layer in ("out_proj", "dense")
+            )
+            if name not in self.classification_heads and self.config.load_checkpoint_heads:
+                self.register_classification_head(name, classes, inner)
+            own = self.classification_heads[name] if name in self.classification_heads else None
+            fits = (
+                own is not None
+                and own.out_proj.out_features == classes
+                and own.dense.out_features == inner
+            )
+            if not fits:
+                logger.warning("classification head '%s' of the file is not loaded", name)
+                for key in [key for key in state if key.startswith(f"{prefix}{name}.")]:
+                    del state[key]
+        for key, value in self.classification_heads.state_dict().items():
+            state.setdefault(prefix + key, value)
+
+    @classmethod
+    def hub_models(cls) -> dict[str, Any]:
+        """Return the published RoBERTa models and their addresses."""
+        names = ("roberta.base", "roberta.large", "roberta.large.mnli", "roberta.large.wsc")
+        return {name: f"{PUBLISHED}/{name}.tar.gz" for name in names}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name_or_path: str,
+        checkpoint_file: str = "model.pt",
+        data_name_or_path: str = ".",
+        bpe: str = "gpt2",
+        **kwargs: Any,
+    ) -> Any:
+        """Load a RoBERTa for use.
+
+        Args:
+            model_name_or_path: folder, archive or published name.
+            checkpoint_file: file inside the folder.
+            data_name_or_path: folder with ``dict.txt``; relative to the model folder if it starts
+                with a dot.
+            bpe: how text is split; must match the training data.
+            **kwargs: override any setting of the checkpoint.
+
+        Returns:
+            a :class:`~fairseq.models.roberta.hub_interface.RobertaHubInterface`.
+        """
+        from fairseq import hub_utils  # the one place where a model reaches up
+        from fairseq.models.roberta.hub_interface import RobertaHubInterface
+
+        loaded = hub_utils.from_pretrained(
+            model_name_or_path,
+            checkpoint_file,
+            data_name_or_path,
+            archive_map=cls.hub_models(),
+            bpe=bpe,
+            load_checkpoint_heads=True,
+            **kwargs,
+        )
+        return RobertaHubInterface(loaded["args"], loaded["task"], loaded["models"][0])
+
+
+def preset(**defaults: Any) -> Callable[[Any], None]:
+    """Return an architecture function that sets the attributes which ``args`` does not have."""
+
+    def apply(args: Any) -> None:
+        for name, value in defaults.items():
+            if not hasattr(args, name):
+                setattr(args, name, value)
+
+    return apply
+
+
+@register_model_architecture("roberta", "roberta")
+def base_architecture(args: Any) -> None:
+    """12 layers of 768 (125 M parameters with the GPT-2 vocabulary)."""
+    preset(
+        encoder_layers=12,
+        encoder_embed_dim=768,
+        encoder_ffn_embed_dim=3072,
+        encoder_attention_heads=12,
+    )(args)
+
+
+@register_model_architecture("roberta", "roberta_prenorm")
+def roberta_prenorm_architecture(args: Any) -> None:
+    """The base model with layer norms before the blocks and none on the embeddings."""
+    preset(layernorm_embedding=False, encoder_normalize_before=True)(args)
+    base_architecture(args)
+
+
+@register_model_architecture("roberta", "roberta_base")
+def roberta_base_architecture(args: Any) -> None:
+    """The base model."""
+    base_architecture(args)
+
+
+@register_model_architecture("roberta", "roberta_large")
+def roberta_large_architecture(args: Any) -> None:
+    """24 layers of 1024 (355 M parameters with the GPT-2 vocabulary)."""
+    preset(
+        encoder_layers=24,
+        encoder_embed_dim=1024,
+        encoder_ffn_embed_dim=4096,
+        encoder_attention_heads=16,
+    )(args)
+
+
+@register_model_architecture("roberta", "xlm")
+def xlm_architecture(args: Any) -> None:
+    """16 layers of 1280, the shape of XLM."""
+    preset(
+        encoder_layers=16,
+        encoder_embed_dim=1280,
+        encoder_ffn_embed_dim=5120,
+        encoder_attention_heads=16,
+    )(args)
+
+
+@register_model_architecture("roberta", "roberta_small")
+def roberta_small_architecture(args: Any) -> None:
+    """6 layers of 512: for one GPU and an afternoon (new)."""
+    preset(
+        encoder_layers=6,
+        encoder_embed_dim=512,
+        encoder_ffn_embed_dim=2048,
+        encoder_attention_heads=8,
+    )(args)
+
+
+@register_model_architecture("roberta", "roberta_tiny")
+def roberta_tiny_architecture(args: Any) -> None:
+    """4 layers of 192: for a laptop and a coffee (new)."""
+    preset(
+        encoder_layers=4,
+        encoder_embed_dim=192,
+        encoder_ffn_embed_dim=768,
+        encoder_attention_heads=4,
+    )(args)

@@ -1,0 +1,22 @@
+"""Building blocks of the models, under the names that plug-ins import."""
+
+from __future__ import annotations
+
+from fairseq.lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "LayerNorm": "fairseq.modules.layer_norm",
+        "AlibiBias": "fairseq.modules.positions",
+        "LearnedPositionalEmbedding": "fairseq.modules.positions",
+        "PositionalEmbedding": "fairseq.modules.positions",
+        "SinusoidalPositionalEmbedding": "fairseq.modules.positions",
+        "MultiheadAttention": "fairseq.modules.transformer_layer",
+        "TransformerEncoderLayer": "fairseq.modules.transformer_layer",
+        "TransformerEncoder": "fairseq.modules.transformer_encoder",
+        "init_bert_params": "fairseq.modules.transformer_encoder",
+        "gelu": "fairseq.modules.activations",
+        "gelu_accurate": "fairseq.modules.activations",
+    },
+)

@@ -1,0 +1,146 @@
+"""Vocabulary heads: what is projected onto which weights.
+
+A head turns hidden states into the operands of a linear projection. Training feeds them to
+:func:`fairseq.ops.linear_cross_entropy.linear_cross_entropy`, inference multiplies them.
+
+Shapes: N positions (any leading shape), C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq.modules.activations import get_activation_fn
+from fairseq.modules.layer_norm import LayerNorm
+
+
+class Projection(NamedTuple):
+    """The operands of ``logits = hidden @ weight^T + bias``."""
+
+    hidden_NC: Tensor
+    weight_VC: Tensor
+    bias_V: Tensor | None
+
+    def logits(self) -> Tensor:
+        """Return the logits, shape (N, V)."""
+        return F.linear(self.hidden_NC, self.weight_VC, self.bias_V)
+
+
+class VocabularyHead(nn.Module):
+    """Base of the heads: subclasses define :meth:`projection`."""
+
+    def projection(self, hidden_NC: Tensor) -> Projection:
+        """Return the operands of the final projection for these hidden states."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor, masked_tokens: Tensor | None = None) -> Tensor:
+        """Return logits.
+
+        Args:
+            features: (B, T, C) hidden states.
+            masked_tokens: bool (B, T); if given only these positions are projected.
+
+        Returns:
+            (B, T, V), or (N, V) in row-major order of the positions selected.
+        """
+        if masked_tokens is not None:
+            features = features[masked_tokens]
+        return self.projection(features).logits()
+
+
+class RobertaLMHead(VocabularyHead):
+    """``LN(act(dense(h))) E^T + b``: the head of BERT and RoBERTa.
+
+    Args:
+        embed_dim: C.
+        output_dim: V.
+        activation_fn: name of the activation.
+        weight: the embedding table to tie to; None for weights of its own.
+        eps: of the layer norm.
+
+    Source: Devlin et al. 2019, published code; Liu et al. 2019.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        output_dim: int,
+        activation_fn: str,
+        weight: nn.Parameter | None = None,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.dense = nn.Linear(embed_dim, embed_dim)
+        self.activation_fn = get_activation_fn(activation_fn)
+        self.layer_norm = LayerNorm(embed_dim, eps)
+        if weight is None:
+            weight = nn.Linear(embed_dim, output_dim, bias=False).weight
+        self.weight = weight
+        self.bias = nn.Parameter(torch.zeros(output_dim))
+
+    def projection(self, hidden_NC: Tensor) -> Projection:
+        """Return the transformed hidden states with the tied table and the bias."""
+        hidden_NC = self.layer_norm(self.activation_fn(self.dense(hidden_NC)))
+        return Projection(hidden_NC, self.weight, self.bias)
+
+
+class ClapHead(VocabularyHead):
+    """``beta * h normalize(E)^T``: no dense layer, no bias; beta is one learned scalar.
+
+    Args:
+        weight: the embedding table.
+        initial_beta: start value of beta.
+        normalize: use rows of unit length; otherwise the table as it is.
+        normalize_hidden: also use hidden states of unit length (cosine similarity).
+
+    Source: the CLAP head of the EIFY fork of fairseq, after CLIP (Radford et al. 2021, section 2.3).
+    """
+
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        initial_beta: float = 1.0,
+        normalize: bool = True,
+        normalize_hidden: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight = weight
+        self.beta = nn.Parameter(torch.tensor(float(initial_beta)))
+        self.normalize, self.normalize_hidden = normalize, normalize_hidden
+
+    def projection(self, hidden_NC: Tensor) -> Projection:
+        """Return the scaled hidden states with the normalised table."""
+        if self.normalize_hidden:
+            hidden_NC = F.normalize(hidden_NC, dim=-1)
+        weight_VC = F.normalize(self.weight, dim=-1) if self.normalize else self.weight
+        return Projection(hidden_NC * self.beta, weight_VC, None)
+
+
+class ClassificationHead(nn.Module):
+    """Classify a sentence from its first token.
+
+    Args:
+        input_dim: C.
+        inner_dim: channels of the hidden layer.
+        num_classes: outputs.
+        activation_fn: name of the activation.
+        dropout: before both layers.
+    """
+
+    def __init__(
+        self, input_dim: int, inner_dim: int, num_classes: int, activation_fn: str, dropout: float
+    ) -> None:
+        super().__init__()
+        self.dense = nn.Linear(input_dim, inner_dim)
+        self.activation_fn = get_activation_fn(activation_fn)
+        self.dropout = nn.Dropout(dropout)
+        self.out_proj = nn.Linear(inner_dim, num_classes)
+
+    def forward(self, features_BTC: Tensor) -> Tensor:
+        """Return the scores of the classes, shape (B, num_classes)."""
+        pooled_BC = self.dropout(features_BTC[:, 0])
+        return self.out_proj(self.dropout(self.activation_fn(self.dense(pooled_BC))))

@@ -1,0 +1,179 @@
+"""The bidirectional Transformer: tokens in, hidden states out.
+
+Shapes: B batch, T time, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fairseq.modules.layer_norm import LayerNorm
+from fairseq.modules.positions import (
+    AlibiBias,
+    LearnedPositionalEmbedding,
+    SinusoidalPositionalEmbedding,
+)
+from fairseq.modules.transformer_layer import (
+    LayerShape,
+    MultiheadAttention,
+    TransformerEncoderLayer,
+)
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """Everything that decides what an encoder computes, its layers included.
+
+    Attributes:
+        vocabulary: V, rows of the embedding table.
+        padding_idx: id of the pad symbol.
+        max_positions: longest input where positions are learned.
+        layers: number of layers.
+        layer: shape of each of them.
+        position: learned, sinusoidal, alibi, alibi-asymmetric or none.
+        position_offset: position of the first token; None for ``padding_idx + 1``.
+        normalize_embedding: L2-normalise token embeddings (CLAP).
+        zero_masking: ids outside the table are embedded as zero.
+        trainable_pad: the pad row is an ordinary row (a zero row cannot be normalised).
+        scale_embedding: multiply token embeddings by sqrt(C).
+        layernorm_embedding: normalise the sum of the embeddings.
+        layerdrop: probability of skipping a layer in training.
+        segments: number of segment (token type) embeddings; 0 for none.
+        checkpoint_activations: recompute layers in the backward pass to save memory.
+    """
+
+    vocabulary: int
+    padding_idx: int
+    max_positions: int
+    layers: int
+    layer: LayerShape
+    position: str = "learned"
+    position_offset: int | None = None
+    normalize_embedding: bool = False
+    zero_masking: bool = False
+    trainable_pad: bool = False
+    scale_embedding: bool = False
+    layernorm_embedding: bool = True
+    layerdrop: float = 0.0
+    segments: int = 0
+    checkpoint_activations: bool = False
+
+
+def init_bert_params(module: nn.Module) -> None:
+    """Initialise one module as BERT does: weights N(0, 0.02), biases and the pad row zero.
+
+    Source: Devlin et al. 2019, published code.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.padding_idx is not None:
+            nn.init.zeros_(module.weight[module.padding_idx])
+    elif isinstance(module, MultiheadAttention):
+        for projection in (module.q_proj, module.k_proj, module.v_proj):
+            nn.init.normal_(projection.weight, std=0.02)
+
+
+class TransformerEncoder(nn.Module):
+    """Token, position and segment embeddings followed by a stack of layers."""
+
+    def __init__(self, shape: EncoderShape) -> None:
+        super().__init__()
+        self.shape = shape
+        dim, eps = shape.layer.embed_dim, shape.layer.eps
+        self.register_buffer("version", torch.tensor([3.0]))
+        pad = None if shape.trainable_pad else shape.padding_idx
+        self.embed_tokens = nn.Embedding(shape.vocabulary, dim, pad)
+        self.embed_positions = self._positions()
+        self.embed_segments = nn.Embedding(shape.segments, dim) if shape.segments else None
+        self.layernorm_embedding = LayerNorm(dim, eps) if shape.layernorm_embedding else None
+        self.layers = nn.ModuleList(
+            TransformerEncoderLayer(shape.layer) for _ in range(shape.layers)
+        )
+        self.layer_norm = LayerNorm(dim, eps) if shape.layer.pre_norm else None
+        alibi = shape.position.startswith("alibi")
+        asymmetric = shape.position == "alibi-asymmetric"
+        self.alibi = AlibiBias(shape.layer.heads, asymmetric) if alibi else None
+
+    def _positions(self) -> nn.Module | None:
+        shape, dim = self.shape, self.shape.layer.embed_dim
+        if shape.position == "learned":
+            first = (
+                shape.padding_idx + 1 if shape.position_offset is None else shape.position_offset
+            )
+            return LearnedPositionalEmbedding(
+                shape.max_positions + first, dim, shape.padding_idx, shape.position_offset
+            )
+        if shape.position == "sinusoidal":
+            rows = shape.max_positions + shape.padding_idx + 1
+            return SinusoidalPositionalEmbedding(dim, shape.padding_idx, rows)
+        return None
+
+    def embed(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
+        """Return the input of the first layer, shape (B, T, C), zero at pads."""
+        shape = self.shape
+        rows_BT = tokens_BT.clamp(max=shape.vocabulary - 1) if shape.zero_masking else tokens_BT
+        x_BTC = self.embed_tokens(rows_BT)
+        if shape.normalize_embedding:
+            x_BTC = F.normalize(x_BTC, dim=-1)
+        if shape.zero_masking:
+            x_BTC = x_BTC * (tokens_BT < shape.vocabulary)[..., None]
+        if shape.scale_embedding:
+            x_BTC = x_BTC * shape.layer.embed_dim**0.5
+        if self.embed_positions is not None:
+            x_BTC = x_BTC + self.embed_positions(tokens_BT)
+        if self.embed_segments is not None:
+            segments_BT = torch.zeros_like(tokens_BT) if segments_BT is None else segments_BT
+            x_BTC = x_BTC + self.embed_segments(segments_BT)
+        if self.layernorm_embedding is not None:
+            x_BTC = self.layernorm_embedding(x_BTC)
+        return F.dropout(x_BTC, shape.layer.dropout, self.training)
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        segments_BT: Tensor | None = None,
+        return_all_hiddens: bool = False,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Encode token ids.
+
+        Args:
+            tokens_BT: int64 ids, padded on the right.
+            segments_BT: segment ids, zero if None (only where the model has segments).
+            return_all_hiddens: also return the embedding output and every layer's output.
+
+        Returns:
+            hidden states (B, T, C), and a list of layers + 1 tensors of that shape (empty unless
+            asked for).
+        """
+        pad_BT: Tensor | None = tokens_BT.eq(self.shape.padding_idx)
+        x_BTC = self.embed(tokens_BT, segments_BT)
+        # asking a GPU whether there are pads would wait for it; there the mask is always used
+        if tokens_BT.device.type == "cpu" and pad_BT is not None and not pad_BT.any():
+            pad_BT = None
+        if pad_BT is not None:
+            x_BTC = x_BTC * ~pad_BT[..., None]
+        bias_1HTT = None
+        if self.alibi is not None:
+            bias_1HTT = self.alibi(tokens_BT.shape[1], tokens_BT.device)
+        hiddens = [x_BTC] if return_all_hiddens else []
+        for layer in self.layers:
+            if self.training and self.shape.layerdrop and torch.rand(()) < self.shape.layerdrop:
+                continue
+            if self.shape.checkpoint_activations and self.training:
+                x_BTC = checkpoint(layer, x_BTC, bias_1HTT, pad_BT, use_reentrant=False)
+            else:
+                x_BTC = layer(x_BTC, bias_1HTT, pad_BT)
+            if return_all_hiddens:
+                hiddens.append(x_BTC)
+        if self.layer_norm is not None:
+            x_BTC = self.layer_norm(x_BTC)
+        return x_BTC, hiddens

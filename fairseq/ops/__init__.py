@@ -1,0 +1,1 @@
+"""Hot operations: one function each, with a plain reference and interchangeable backends."""

@@ -1,0 +1,140 @@
+"""Automatic mixed precision: fp32 weights, autocast in the model, a gradient scaler here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq.optim import build_optimizer
+from fairseq.optim.fairseq_optimizer import FairseqOptimizer, trainable
+from fairseq.optim.settings import setting
+
+logger = logging.getLogger(__name__)
+
+
+def amp_dtype(cfg: Any, device: torch.device) -> torch.dtype:
+    """Return the type that ``--amp`` casts to on ``device``.
+
+    ``--amp-dtype auto`` means bfloat16 on the CPU and on CUDA devices that compute with it.
+    """
+    chosen = setting(cfg, "common.amp_dtype", "auto")
+    if chosen == "auto":
+        has_bf16 = device.type == "cpu" or (
+            device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        )
+        chosen = "bf16" if has_bf16 else "fp16"
+    return torch.bfloat16 if chosen == "bf16" else torch.float16
+
+
+class AMPOptimizer(FairseqOptimizer):
+    """An fp32 optimizer behind torch's ``GradScaler`` (which is off under bfloat16).
+
+    Args:
+        cfg: the whole configuration.
+        params: the fp32 parameters.
+        fp32_optimizer: the optimizer over them.
+    """
+
+    def __init__(
+        self, cfg: Any, params: Iterable[Tensor], fp32_optimizer: FairseqOptimizer
+    ) -> None:
+        super().__init__(setting(cfg, "optimizer"))
+        self.fp32_optimizer = fp32_optimizer
+        self._optimizer = fp32_optimizer.optimizer
+        device = next(iter(params)).device
+        self.dtype = amp_dtype(cfg, device)
+        self.min_loss_scale = setting(cfg, "common.min_loss_scale", 1e-4)
+        self.scaler = torch.amp.GradScaler(
+            device.type,
+            init_scale=float(setting(cfg, "common.amp_init_scale", 2**7)),
+            growth_interval=setting(cfg, "common.amp_scale_window", 2000),
+            enabled=self.dtype == torch.float16,
+        )
+
+    @classmethod
+    def build_optimizer(cls, cfg: Any, params: Iterable[Any], **kwargs: Any) -> AMPOptimizer:
+        """Build the optimizer of ``cfg.optimizer`` over ``params`` and wrap it."""
+        params = trainable(params)
+        optimizer = build_optimizer(cfg.optimizer, params)
+        return cls(cfg, list(optimizer.params), optimizer, **kwargs)
+
+    @property
+    def optimizer_config(self) -> dict[str, Any]:
+        """The settings of the wrapped optimizer."""
+        return self.fp32_optimizer.optimizer_config
+
+    @property
+    def next_loss_scale(self) -> float:
+        """The loss scale after one more overflow."""
+        return self.scaler.get_scale() * self.scaler.get_backoff_factor()
+
+    def get_lr(self) -> float:
+        """Return the learning rate of the wrapped optimizer."""
+        return self.fp32_optimizer.get_lr()
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the wrapped optimizer."""
+        self.fp32_optimizer.set_lr(lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the wrapped optimizer's state and, under a key of its own, the scaler's."""
+        return {**self.fp32_optimizer.state_dict(), "grad_scaler": self.scaler.state_dict()}
+
+    def load_state_dict(
+        self, state_dict: dict[str, Any], optimizer_overrides: Mapping[str, Any] | None = None
+    ) -> None:
+        """Load a state of ours or of the original; see the base class."""
+        self.fp32_optimizer.load_state_dict(state_dict, optimizer_overrides)
+        if self.scaler.is_enabled() and state_dict.get("grad_scaler"):
+            self.scaler.load_state_dict(state_dict["grad_scaler"])
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of the scaled ``loss`` (a 0-dim tensor)."""
+        self.scaler.scale(loss).backward()
+
+    def all_reduce_grads(self, module: Any) -> None:
+        """Reduce gradients over the workers; see the base class."""
+        self.fp32_optimizer.all_reduce_grads(module)
+
+    def clip_grad_norm(
+        self, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Unscale and clip gradients, return their norm (not finite after an overflow).
+
+        After an overflow :meth:`step` still has to be called: it skips the update and lowers the
+        scale.
+
+        Raises:
+            FloatingPointError: if the loss scale cannot fall any further.
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = self.fp32_optimizer.clip_grad_norm(max_norm, aggregate_norm_fn)
+        if self.scaler.is_enabled() and not torch.isfinite(norm):
+            if self.next_loss_scale <= self.min_loss_scale:
+                raise FloatingPointError(
+                    f"Minimum loss scale reached ({self.min_loss_scale}). Your loss is probably "
+                    "exploding. Try a lower learning rate, gradient clipping (--clip-norm), a "
+                    "larger batch, or --amp-dtype bf16, which needs no loss scale."
+                )
+            logger.info("AMP: overflow detected, setting scale to %s", self.next_loss_scale)
+        return norm
+
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        scale: float | Tensor = 1.0,
+        groups: Any = None,
+    ) -> None:
+        """Update the weights unless a gradient is not finite, then adapt the scale."""
+        assert closure is None and groups is None and scale == 1.0
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    @property
+    def supports_flat_params(self) -> bool:
+        """Whether the wrapped optimizer takes one vector for all parameters."""
+        return self.fp32_optimizer.supports_flat_params

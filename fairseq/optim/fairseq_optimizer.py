@@ -1,0 +1,226 @@
+"""The base of every optimizer: a thin coat over a ``torch.optim.Optimizer``.
+
+The trainer speaks to this interface only; the wrappers for reduced precision implement it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq.errors import CheckpointError, ConfigError, did_you_mean
+from fairseq.optim.gradients import clip_grad_norm_, scale_
+
+
+class FairseqOptimizer:
+    """An optimizer as the trainer sees it.
+
+    A subclass sets ``self._optimizer`` to a ``torch.optim.Optimizer`` in its constructor.
+
+    Args:
+        cfg: the configuration of the optimizer.
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        self.cfg = cfg
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The wrapped ``torch.optim.Optimizer``."""
+        if not isinstance(getattr(self, "_optimizer", None), torch.optim.Optimizer):
+            raise NotImplementedError(
+                f"{type(self).__name__} must set self._optimizer to a torch.optim.Optimizer"
+            )
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    @property
+    def optimizer_config(self) -> dict[str, Any]:
+        """Keyword arguments of the wrapped optimizer, as the configuration states them."""
+        raise NotImplementedError
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of the wrapped optimizer."""
+        return self.optimizer.param_groups
+
+    @property
+    def params(self) -> Iterator[Tensor]:
+        """Every parameter that is optimized, in the order of the groups."""
+        for group in self.param_groups:
+            yield from group["params"]
+
+    def get_lr(self) -> float:
+        """Return the learning rate in force (of the first group)."""
+        return self.param_groups[0]["lr"]
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of every group."""
+        for group in self.param_groups:
+            group["lr"] = lr
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the wrapped optimizer, in the layout of ``torch.optim``."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(
+        self, state_dict: dict[str, Any], optimizer_overrides: Mapping[str, Any] | None = None
+    ) -> None:
+        """Load a state; its hyperparameters win over the configuration, overrides over both.
+
+        Args:
+            state_dict: what :meth:`state_dict` returned.
+            optimizer_overrides: group settings to replace, such as ``{"lr": 1e-4}``.
+
+        Raises:
+            CheckpointError: if the state belongs to other parameters.
+            ConfigError: if an override names no setting of this optimizer.
+        """
+        check_state_fits(state_dict, self.optimizer)
+        self.optimizer.load_state_dict(state_dict)
+        for name, value in (optimizer_overrides or {}).items():
+            known = [key for key in self.param_groups[0] if key != "params"]
+            if name not in known:
+                raise ConfigError(
+                    f"--optimizer-overrides: this optimizer has no setting '{name}'"
+                    f"{did_you_mean(name, known)}; it has {', '.join(known)}"
+                )
+            for group in self.param_groups:
+                group[name] = value
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of ``loss`` (a 0-dim tensor) to the parameters."""
+        loss.backward()
+
+    def all_reduce_grads(self, module: Any) -> None:
+        """Reduce gradients over the workers, for modules that do not do so while going backward."""
+        if hasattr(module, "all_reduce_grads"):
+            module.all_reduce_grads()
+
+    @torch.no_grad()
+    def multiply_grads(self, c: float | Tensor) -> None:
+        """Multiply all gradients by the constant ``c``, a number or a 0-dim tensor."""
+        scale_([p.grad for p in self.params if p.grad is not None], c)
+
+    def clip_grad_norm(
+        self, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Clip gradients and return their norm; see :func:`gradients.clip_grad_norm_`."""
+        return clip_grad_norm_(self.params, max_norm, aggregate_norm_fn)
+
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        scale: float | Tensor = 1.0,
+        groups: Any = None,
+    ) -> None:
+        """Update the parameters.
+
+        Args:
+            closure: recomputes the loss, for optimizers that need it.
+            scale: the gradients are divided by it first.
+            groups: names of parameter groups, for optimizers that support them.
+        """
+        options: dict[str, Any] = {}
+        if isinstance(scale, Tensor) or scale != 1.0:
+            if self.supports_step_with_scale:
+                options["scale"] = scale
+            else:
+                self.multiply_grads(1.0 / scale)
+        if self.supports_groups:
+            options["groups"] = groups
+        self.optimizer.step(closure, **options)
+
+    def zero_grad(self) -> None:
+        """Drop the gradients of all parameters."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def supports_memory_efficient_fp16(self) -> bool:
+        """Whether half-precision parameters are updated with arithmetic and state in fp32."""
+        return getattr(self.optimizer, "supports_memory_efficient_fp16", False)
+
+    @property
+    def supports_step_with_scale(self) -> bool:
+        """Whether the wrapped ``step`` takes ``scale``."""
+        return getattr(self.optimizer, "supports_step_with_scale", False)
+
+    @property
+    def supports_groups(self) -> bool:
+        """Whether the wrapped ``step`` takes ``groups``."""
+        return getattr(self.optimizer, "supports_groups", False)
+
+    @property
+    def supports_flat_params(self) -> bool:
+        """Whether all parameters may be handed over as one vector (not if shapes matter)."""
+        return getattr(self.optimizer, "supports_flat_params", False)
+
+    def average_params(self) -> None:
+        """Replace the parameters by an average, for optimizers that keep one."""
+
+
+class LegacyFairseqOptimizer(FairseqOptimizer):
+    """Base of plug-ins that are configured by a flat namespace, kept as ``self.args``."""
+
+    def __init__(self, args: Any) -> None:
+        super().__init__(args)
+        self.args = args
+
+
+def trainable(params: Iterable[Any]) -> list[Any]:
+    """Return what an optimizer should see of ``params``: only what requires a gradient.
+
+    Args:
+        params: tensors, or dicts ``name -> tensor`` (flattened), or torch parameter groups
+            (dicts with the key ``"params"``; they stay groups).
+
+    Raises:
+        ConfigError: if nothing requires a gradient.
+    """
+    params = list(params)
+    kept: list[Any]
+    if params and all(isinstance(p, dict) and "params" in p for p in params):
+        kept = [{**g, "params": [p for p in g["params"] if p.requires_grad]} for g in params]
+        kept = [group for group in kept if group["params"]]
+    else:
+        if params and all(isinstance(p, dict) for p in params):
+            params = [tensor for named in params for tensor in named.values()]
+        kept = [p for p in params if p.requires_grad]
+    if not kept:
+        raise ConfigError("the optimizer got no parameter that requires a gradient")
+    return kept
+
+
+def check_state_fits(state_dict: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Raise CheckpointError unless groups, parameter counts and shapes of a state match.
+
+    ``torch`` itself compares no shapes: a state of other parameters would fail, or be broadcast,
+    in the middle of the first step.
+    """
+    remedy = (
+        "It was saved for another model or precision (--fp16 without --fp16-no-flatten-grads keeps "
+        "one flat vector). Use the same flags, or start afresh with --reset-optimizer."
+    )
+    saved = [group["params"] for group in state_dict["param_groups"]]
+    ours = [group["params"] for group in optimizer.param_groups]
+    if [len(ids) for ids in saved] != [len(params) for params in ours]:
+        raise CheckpointError(
+            f"the optimizer state has groups of {[len(ids) for ids in saved]} parameters, "
+            f"this run of {[len(params) for params in ours]}. {remedy}"
+        )
+    for ids, params in zip(saved, ours, strict=True):
+        for index, param in zip(ids, params, strict=True):
+            for name, value in state_dict["state"].get(index, {}).items():
+                # a factored statistic has fewer dimensions than its parameter, a counter none
+                same_rank = isinstance(value, Tensor) and value.dim() == param.dim() > 0
+                if same_rank and value.shape != param.shape:
+                    raise CheckpointError(
+                        f"the optimizer state '{name}' of parameter {index} has the shape "
+                        f"{tuple(value.shape)}, the parameter {tuple(param.shape)}. {remedy}"
+                    )

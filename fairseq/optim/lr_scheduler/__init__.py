@@ -1,0 +1,84 @@
+"""Learning-rate schedulers: base class and registry (the rows: ``lr_schedules``, ``lr_external``).
+
+The trainer calls ``step_update(n)`` once at the start (n = 0) and after every update,
+``step_begin_epoch(e)`` before and ``step(e, val_loss)`` after epoch e = 1, 2, ...
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fairseq.catalog import LR_SCHEDULERS
+from fairseq.errors import ConfigError
+from fairseq.optim.fairseq_optimizer import FairseqOptimizer
+from fairseq.registry import setup_registry
+
+__all__ = [
+    "LR_SCHEDULER_DATACLASS_REGISTRY",
+    "LR_SCHEDULER_REGISTRY",
+    "FairseqLRScheduler",
+    "LegacyFairseqLRScheduler",
+    "build_lr_scheduler",
+    "register_lr_scheduler",
+]
+
+
+class FairseqLRScheduler:
+    """Base of every schedule.
+
+    Args:
+        cfg: the configuration of the schedule.
+        optimizer: what it sets the rate of.
+
+    Raises:
+        ConfigError: if ``optimizer`` is not an optimizer of this package.
+    """
+
+    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+        if optimizer is not None and not isinstance(optimizer, FairseqOptimizer):
+            raise ConfigError(
+                f"a learning-rate scheduler needs a FairseqOptimizer, got {type(optimizer)}"
+            )
+        self.cfg = cfg
+        self.optimizer = optimizer
+        self.best: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, plain values only."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.best = state_dict["best"]
+
+    def step_begin_epoch(self, epoch: int) -> float | None:
+        """Set the rate for the beginning of ``epoch`` (the first is 1)."""
+        return None
+
+    def step(self, epoch: int, val_loss: float | None = None) -> float | None:
+        """Take note of the end of ``epoch`` and of its validation loss."""
+        if val_loss is not None:
+            self.best = val_loss if self.best is None else min(self.best, val_loss)
+        return None
+
+    def step_update(self, num_updates: int) -> float:
+        """Set and return the rate after ``num_updates`` updates, that is, for the next one."""
+        return self.optimizer.get_lr()
+
+
+class LegacyFairseqLRScheduler(FairseqLRScheduler):
+    """Base of plug-ins that are configured by a flat namespace, kept as ``self.args``."""
+
+    def __init__(self, args: Any, optimizer: FairseqOptimizer) -> None:
+        super().__init__(args, optimizer)
+        self.args = args
+
+
+(
+    build_lr_scheduler,
+    register_lr_scheduler,
+    LR_SCHEDULER_REGISTRY,
+    LR_SCHEDULER_DATACLASS_REGISTRY,
+) = setup_registry(
+    "--lr-scheduler", base_class=FairseqLRScheduler, default="fixed", rows=LR_SCHEDULERS
+)

@@ -1,0 +1,341 @@
+"""Schedules that follow the number of updates: settings and state around ``lr_formulas``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from fairseq.config.schema import II, FairseqDataclass, option
+from fairseq.errors import ConfigError
+from fairseq.optim import lr_formulas
+from fairseq.optim.fairseq_optimizer import FairseqOptimizer
+from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
+from fairseq.optim.settings import learning_rates, require_value, single_rate, unless_negative
+
+
+class PureSchedule(FairseqLRScheduler):
+    """A schedule whose rate follows from the number of updates alone."""
+
+    def rate(self, num_updates: int) -> float:
+        """Return the rate after ``num_updates`` updates."""
+        raise NotImplementedError
+
+    def step_update(self, num_updates: int) -> float:
+        """Set and return the rate after ``num_updates`` updates."""
+        self.optimizer.set_lr(self.rate(num_updates))
+        return self.optimizer.get_lr()
+
+
+@dataclass
+class FixedLRScheduleConfig(FairseqDataclass):
+    """Settings of ``--lr-scheduler fixed``."""
+
+    force_anneal: int | None = option(None, "shrink the rate every epoch from this one on")
+    lr_shrink: float = option(0.1, "factor of that shrinking")
+    warmup_updates: int = option(0, "updates of linear warm-up")
+    lr: list[float] = II("optimization.lr")
+
+
+@register_lr_scheduler("fixed", dataclass=FixedLRScheduleConfig)
+class FixedLRSchedule(PureSchedule):
+    """One rate per epoch: entry e of ``--lr``, the last one for all later epochs."""
+
+    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+        super().__init__(cfg, optimizer)
+        self.rates = learning_rates(cfg)
+        self.lr = self.rates[0]
+        self.num_updates = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rate of the epoch."""
+        return {"lr": self.lr}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the rate of the epoch, if the state has one."""
+        self.lr = state_dict.get("lr", self.lr)
+
+    def step_begin_epoch(self, epoch: int) -> float:
+        """Set the rate of ``epoch``."""
+        anneal = self.cfg.force_anneal
+        if anneal is None or epoch < anneal:
+            self.lr = self.rates[min(epoch, len(self.rates)) - 1]
+        else:
+            self.lr = self.rates[-1] * self.cfg.lr_shrink ** (epoch + 1 - anneal)
+        return self.step_update(self.num_updates)
+
+    def step_update(self, num_updates: int) -> float:
+        """Set and return the rate after ``num_updates`` updates."""
+        self.num_updates = num_updates
+        return super().step_update(num_updates)
+
+    def rate(self, num_updates: int) -> float:
+        """Return the rate of the epoch, or the warm-up's share of it."""
+        return lr_formulas.fixed(num_updates, self.cfg.warmup_updates, self.lr)
+
+
+@dataclass
+class PolynomialDecayLRScheduleConfig(FairseqDataclass):
+    """Settings of ``--lr-scheduler polynomial_decay``."""
+
+    warmup_updates: int = option(0, "updates of linear warm-up")
+    force_anneal: int | None = option(None, "apply the decay once more at every epoch from this on")
+    end_learning_rate: float = option(0.0, "rate from the last update on")
+    power: float = option(1.0, "exponent of the decay")
+    total_num_update: float = option(
+        II("optimization.max_update"), "update at which the decay ends (default: --max-update)"
+    )
+    lr: list[float] = II("optimization.lr")
+
+
+@register_lr_scheduler("polynomial_decay", dataclass=PolynomialDecayLRScheduleConfig)
+class PolynomialDecayLRSchedule(PureSchedule):
+    """Linear warm-up, then polynomial decay to the end rate.
+
+    From epoch ``force_anneal`` on, every epoch starts its decay from the rate in force, so the
+    factor of the decay is applied again and again.
+    """
+
+    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+        super().__init__(cfg, optimizer)
+        self.total = float(require_value(cfg.total_num_update, "--total-num-update"))
+        if self.total <= 0:
+            raise ConfigError(
+                "polynomial_decay needs the update at which it ends: set --max-update or "
+                "--total-num-update"
+            )
+        self.rates = learning_rates(cfg)
+        self.lr = self.rates[0]
+        self.num_updates = 0
+        self.annealed_epoch = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best loss; with ``--force-anneal`` also the rate the decay starts from."""
+        state = super().state_dict()
+        if self.cfg.force_anneal is not None:
+            state.update(lr=self.lr, annealed_epoch=self.annealed_epoch)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned, or the state of the original."""
+        super().load_state_dict(state_dict)
+        self.lr = state_dict.get("lr", self.lr)
+        self.annealed_epoch = state_dict.get("annealed_epoch", 0)
+
+    def step_begin_epoch(self, epoch: int) -> float:
+        """Choose the rate that the decay of ``epoch`` starts from (entry e + 1 of ``--lr``)."""
+        anneal = self.cfg.force_anneal
+        if anneal is None or epoch < anneal:
+            self.lr = self.rates[min(epoch, len(self.rates) - 1)]
+        elif epoch > self.annealed_epoch:  # once, also when a resumed run begins the epoch again
+            self.lr = self.optimizer.get_lr()
+            self.annealed_epoch = epoch
+        return self.step_update(self.num_updates)
+
+    def step_update(self, num_updates: int) -> float:
+        """Set and return the rate after ``num_updates`` updates."""
+        self.num_updates = num_updates
+        return super().step_update(num_updates)
+
+    def rate(self, num_updates: int) -> float:
+        """Return the rate after ``num_updates`` updates."""
+        return lr_formulas.polynomial_decay(
+            num_updates,
+            self.cfg.warmup_updates,
+            self.total,
+            self.lr,
+            self.cfg.end_learning_rate,
+            self.cfg.power,
+        )
+
+
+@dataclass
+class InverseSquareRootLRScheduleConfig(FairseqDataclass):
+    """Settings of ``--lr-scheduler inverse_sqrt``."""
+
+    warmup_updates: int = option(4000, "updates of linear warm-up")
+    warmup_init_lr: float = option(-1.0, "rate of the first update (default: 0)")
+    lr: list[float] = II("optimization.lr")
+
+
+@register_lr_scheduler("inverse_sqrt", dataclass=InverseSquareRootLRScheduleConfig)
+class InverseSquareRootSchedule(PureSchedule):
+    """Linear warm-up, then decay by the inverse square root of the updates."""
+
+    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+        super().__init__(cfg, optimizer)
+        self.lr = single_rate(cfg, "inverse_sqrt")
+        if cfg.warmup_updates <= 0:
+            raise ConfigError("inverse_sqrt needs a warm-up: --warmup-updates must be 1 or more")
+
+    def rate(self, num_updates: int) -> float:
+        """Return the rate after ``num_updates`` updates."""
+        start = unless_negative(self.cfg.warmup_init_lr, 0.0)
+        return lr_formulas.inverse_sqrt(num_updates, self.cfg.warmup_updates, self.lr, start)
+
+
+@dataclass
+class CosineLRScheduleConfig(FairseqDataclass):
+    """Settings of ``--lr-scheduler cosine``."""
+
+    warmup_updates: int = option(0, "updates of linear warm-up")
+    warmup_init_lr: float = option(-1.0, "rate of the first update (default: --min-lr)")
+    min_lr: float = option(0.0, "lowest rate")
+    t_mult: float = option(1.0, "every period is so many times as long as the one before")
+    lr_period_updates: float = option(-1.0, "length of the first period (default: all updates)")
+    lr_shrink: float = option(0.1, "factor of the rates at every restart")
+    lr: list[float] = II("optimization.lr")
+    max_update: int = II("optimization.max_update")
+
+
+@register_lr_scheduler("cosine", dataclass=CosineLRScheduleConfig)
+class CosineLRSchedule(PureSchedule):
+    """Linear warm-up to ``--lr``, then cosine annealing with restarts."""
+
+    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+        super().__init__(cfg, optimizer)
+        self.lr = single_rate(cfg, "cosine")
+        if self.lr <= cfg.min_lr:
+            raise ConfigError(
+                f"cosine: --lr {self.lr:g} is the highest rate, --min-lr {cfg.min_lr:g} the "
+                "lowest; the former must be greater"
+            )
+        self.period = cfg.lr_period_updates
+        if self.period <= 0:
+            self.period = require_value(cfg.max_update, "--max-update") - cfg.warmup_updates
+        if self.period <= 0:
+            raise ConfigError(
+                "cosine needs its period: set --lr-period-updates, or a --max-update greater "
+                "than --warmup-updates"
+            )
+
+    def rate(self, num_updates: int) -> float:
+        """Return the rate after ``num_updates`` updates."""
+        cfg = self.cfg
+        start = unless_negative(cfg.warmup_init_lr, cfg.min_lr)
+        return lr_formulas.cosine(
+            num_updates,
+            cfg.warmup_updates,
+            self.period,
+            self.lr,
+            cfg.min_lr,
+            start,
+            cfg.t_mult,
+            cfg.lr_shrink,
+        )
+
+
+@dataclass
+class TriStageLRScheduleConfig(FairseqDataclass):
+    """Settings of ``--lr-scheduler tri_stage``."""
+
+    warmup_steps: int = option(0, "updates of linear warm-up")
+    hold_steps: int = option(0, "updates at --lr")
+    decay_steps: int = option(0, "updates of exponential decay")
+    phase_ratio: tuple[float, float, float] | None = option(
+        None, "the three lengths as shares of --max-update, such as '(0.1, 0.4, 0.5)'"
+    )
+    init_lr_scale: float = option(0.01, "first rate as a share of --lr")
+    final_lr_scale: float = option(0.01, "last rate as a share of --lr")
+    max_update: int = II("optimization.max_update")
+    lr: list[float] = II("optimization.lr")
+
+
+@register_lr_scheduler("tri_stage", dataclass=TriStageLRScheduleConfig)
+class TriStageLRSchedule(PureSchedule):
+    """Linear warm-up, plateau, exponential decay."""
+
+    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+        super().__init__(cfg, optimizer)
+        self.lr = single_rate(cfg, "tri_stage")
+        self.steps = [cfg.warmup_steps, cfg.hold_steps, cfg.decay_steps]
+        if cfg.phase_ratio is not None:
+            shares = list(cfg.phase_ratio)
+            if len(shares) != 3 or not math.isclose(sum(shares), 1.0):
+                raise ConfigError(
+                    f"--phase-ratio takes three shares that sum up to 1, got {shares}"
+                )
+            max_update = require_value(cfg.max_update, "--max-update")
+            self.steps = [int(max_update * share) for share in shares]
+        if sum(self.steps) <= 0:
+            raise ConfigError(
+                "tri_stage has no length: give --warmup-steps, --hold-steps and --decay-steps, "
+                "or --phase-ratio and --max-update"
+            )
+        if cfg.final_lr_scale <= 0:
+            raise ConfigError("--final-lr-scale must be positive: the decay is exponential")
+
+    def rate(self, num_updates: int) -> float:
+        """Return the rate after ``num_updates`` updates."""
+        warmup, hold, decay = self.steps
+        scales = self.cfg.init_lr_scale, self.cfg.final_lr_scale
+        return lr_formulas.tri_stage(num_updates, warmup, hold, decay, self.lr, *scales)
+
+
+@dataclass
+class TriangularLRScheduleConfig(FairseqDataclass):
+    """Settings of ``--lr-scheduler triangular``."""
+
+    max_lr: float | None = option(None, "highest rate (required); --lr is the lowest")
+    lr_period_updates: float = option(5000.0, "updates of one cycle, up and down")
+    lr_shrink: float = option(0.1, "factor of the highest rate after every cycle")
+    shrink_min: bool = option(False, "shrink the lowest rate, too")
+    lr: list[float] = II("optimization.lr")
+
+
+@register_lr_scheduler("triangular", dataclass=TriangularLRScheduleConfig)
+class TriangularLRSchedule(PureSchedule):
+    """Up and down between ``--lr`` and ``--max-lr``."""
+
+    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+        super().__init__(cfg, optimizer)
+        self.lr = single_rate(cfg, "triangular")
+        self.max_lr = float(require_value(cfg.max_lr, "--max-lr (of --lr-scheduler triangular)"))
+        if self.max_lr <= self.lr:
+            raise ConfigError(
+                f"triangular: --max-lr {self.max_lr:g} must be greater than --lr {self.lr:g}"
+            )
+        if cfg.lr_period_updates < 2:
+            raise ConfigError("triangular: --lr-period-updates must be 2 or more")
+
+    def rate(self, num_updates: int) -> float:
+        """Return the rate after ``num_updates`` updates."""
+        cfg = self.cfg
+        return lr_formulas.triangular(
+            num_updates, cfg.lr_period_updates, self.lr, self.max_lr, cfg.lr_shrink, cfg.shrink_min
+        )
+
+
+@dataclass
+class StepLRScheduleConfig(FairseqDataclass):
+    """Settings of ``--lr-scheduler step``."""
+
+    warmup_updates: int = option(0, "updates of linear warm-up")
+    warmup_init_lr: float = option(-1.0, "rate of the first update (default: --min-lr)")
+    # the original spells it so; the alias is for everybody else
+    lr_deacy_period: int = option(
+        25000, "updates between two decays", argparse_alias="--lr-decay-period"
+    )
+    lr_decay: float = option(0.5, "factor of the rate at every decay")
+    min_lr: float = option(0.0, "lowest rate")
+    lr: list[float] = II("optimization.lr")
+
+
+@register_lr_scheduler("step", dataclass=StepLRScheduleConfig)
+class StepLRSchedule(PureSchedule):
+    """Linear warm-up, then a staircase."""
+
+    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+        super().__init__(cfg, optimizer)
+        self.lr = single_rate(cfg, "step")
+        if cfg.lr_deacy_period < 1:
+            raise ConfigError("--lr-decay-period must be 1 or more")
+
+    def rate(self, num_updates: int) -> float:
+        """Return the rate after ``num_updates`` updates."""
+        cfg = self.cfg
+        start = unless_negative(cfg.warmup_init_lr, cfg.min_lr)
+        period, decay = cfg.lr_deacy_period, cfg.lr_decay
+        return lr_formulas.step_decay(
+            num_updates, cfg.warmup_updates, period, decay, self.lr, cfg.min_lr, start
+        )

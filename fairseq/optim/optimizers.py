@@ -1,0 +1,250 @@
+"""The simpler optimizers: sgd, adagrad and adadelta of torch, nag and adamax of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq.config.schema import II, FairseqDataclass, option
+from fairseq.optim import register_optimizer
+from fairseq.optim.fairseq_optimizer import FairseqOptimizer
+from fairseq.optim.per_tensor import PerTensorOptimizer
+from fairseq.optim.settings import learning_rates, pair
+
+
+@dataclass
+class SGDConfig(FairseqDataclass):
+    """Settings of ``--optimizer sgd``."""
+
+    momentum: float = option(0.0, "momentum factor")
+    weight_decay: float = option(0.0, "weight decay, added to the gradient", argparse_alias="--wd")
+    lr: list[float] = II("optimization.lr")
+
+
+@register_optimizer("sgd", dataclass=SGDConfig)
+class SGD(FairseqOptimizer):
+    """``--optimizer sgd``: torch's stochastic gradient descent."""
+
+    supports_flat_params = True
+
+    def __init__(self, cfg: Any, params: Iterable[Any]) -> None:
+        super().__init__(cfg)
+        self._optimizer = torch.optim.SGD(params, **self.optimizer_config)
+
+    @property
+    def optimizer_config(self) -> dict[str, Any]:
+        """Keyword arguments of ``torch.optim.SGD``."""
+        return {
+            "lr": learning_rates(self.cfg)[0],
+            "momentum": self.cfg.momentum,
+            "weight_decay": self.cfg.weight_decay,
+        }
+
+
+@dataclass
+class AdagradConfig(FairseqDataclass):
+    """Settings of ``--optimizer adagrad``."""
+
+    weight_decay: float = option(0.0, "weight decay, added to the gradient", argparse_alias="--wd")
+    lr: list[float] = II("optimization.lr")
+
+
+@register_optimizer("adagrad", dataclass=AdagradConfig)
+class Adagrad(FairseqOptimizer):
+    """``--optimizer adagrad``: torch's Adagrad."""
+
+    supports_flat_params = True
+
+    def __init__(self, cfg: Any, params: Iterable[Any]) -> None:
+        super().__init__(cfg)
+        self._optimizer = torch.optim.Adagrad(params, **self.optimizer_config)
+
+    @property
+    def optimizer_config(self) -> dict[str, Any]:
+        """Keyword arguments of ``torch.optim.Adagrad``."""
+        return {"lr": learning_rates(self.cfg)[0], "weight_decay": self.cfg.weight_decay}
+
+
+@dataclass
+class AdadeltaConfig(FairseqDataclass):
+    """Settings of ``--optimizer adadelta``."""
+
+    adadelta_rho: float = option(0.9, "decay rate of the running means")
+    adadelta_eps: float = option(1e-6, "added to the running means")
+    weight_decay: float = option(0.0, "weight decay, added to the gradient", argparse_alias="--wd")
+    lr: list[float] = II("optimization.lr")
+
+
+@register_optimizer("adadelta", dataclass=AdadeltaConfig)
+class Adadelta(FairseqOptimizer):
+    """``--optimizer adadelta``: torch's Adadelta."""
+
+    supports_flat_params = True
+
+    def __init__(self, cfg: Any, params: Iterable[Any]) -> None:
+        super().__init__(cfg)
+        self._optimizer = torch.optim.Adadelta(params, **self.optimizer_config)
+
+    @property
+    def optimizer_config(self) -> dict[str, Any]:
+        """Keyword arguments of ``torch.optim.Adadelta``."""
+        return {
+            "lr": learning_rates(self.cfg)[0],
+            "rho": self.cfg.adadelta_rho,
+            "eps": self.cfg.adadelta_eps,
+            "weight_decay": self.cfg.weight_decay,
+        }
+
+
+@dataclass
+class FairseqNAGConfig(FairseqDataclass):
+    """Settings of ``--optimizer nag``."""
+
+    momentum: float = option(0.99, "momentum factor")
+    weight_decay: float = option(0.0, "decoupled weight decay")
+    lr: list[float] = II("optimization.lr")
+
+
+class NAG(PerTensorOptimizer):
+    """Nesterov's accelerated gradient with the learning rate inside the velocity.
+
+    With the previous rate lr'::
+
+        u <- momentum * (lr / lr') * u - lr * g
+        p <- (1 - lr * wd) * p + momentum * u - lr * g
+
+    State of a parameter: ``momentum_buffer`` (u). Source: Sutskever et al. 2013, section 2, and
+    Bengio et al. 2013, section 3.5, with u rescaled when the learning rate changes.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float, momentum: float = 0.0, weight_decay: float = 0.0
+    ) -> None:
+        defaults = {"lr": lr, "lr_old": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
+
+    def init_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """Return a velocity of zero."""
+        return {"momentum_buffer": torch.zeros_like(param)}
+
+    def rule(
+        self, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        """Apply the formula of this class."""
+        lr, momentum = group["lr"], group["momentum"]
+        change = lr / group["lr_old"] if group["lr_old"] > 0 else lr
+        velocity = state["momentum_buffer"].mul_(momentum * change).add_(grad, alpha=-lr)
+        param.mul_(1 - lr * group["weight_decay"])
+        param.add_(velocity, alpha=momentum).add_(grad, alpha=-lr)
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Update every parameter, then remember the learning rate; see the base class."""
+        loss = super().step(*args, **kwargs)
+        for group in self.param_groups:
+            group["lr_old"] = group["lr"]
+        return loss
+
+
+@register_optimizer("nag", dataclass=FairseqNAGConfig)
+class FairseqNAG(FairseqOptimizer):
+    """``--optimizer nag``: Nesterov's accelerated gradient."""
+
+    def __init__(self, cfg: Any, params: Iterable[Any]) -> None:
+        super().__init__(cfg)
+        self._optimizer = NAG(params, **self.optimizer_config)
+
+    @property
+    def optimizer_config(self) -> dict[str, Any]:
+        """Keyword arguments of :class:`NAG`."""
+        return {
+            "lr": learning_rates(self.cfg)[0],
+            "momentum": self.cfg.momentum,
+            "weight_decay": self.cfg.weight_decay,
+        }
+
+
+@dataclass
+class FairseqAdamaxConfig(FairseqDataclass):
+    """Settings of ``--optimizer adamax``."""
+
+    adamax_betas: Any = option("(0.9, 0.999)", "decay rates of mean and maximum")
+    adamax_eps: float = option(1e-8, "added to the running maximum")
+    weight_decay: float = option(0.0, "decoupled weight decay", argparse_alias="--wd")
+    no_bias_correction: bool = option(False, "do not correct the mean for its start at zero")
+    lr: list[float] = II("optimization.lr")
+
+
+class Adamax(PerTensorOptimizer):
+    """Adam with the maximum norm, and decoupled weight decay::
+
+        p <- p - lr * wd * p
+        m <- b1 * m + (1 - b1) * g
+        u <- max(b2 * u, |g|)
+        p <- p - lr / (1 - b1^t) * m / (u + eps)
+
+    State of a parameter: ``step`` (int), ``exp_avg`` (m), ``exp_inf`` (u).
+    Source: Kingma and Ba 2015, algorithm 2.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        bias_correction: bool = True,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "bias_correction": bias_correction,
+        }
+        super().__init__(params, defaults)
+
+    def init_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """Return zero statistics."""
+        return {
+            "step": 0,
+            "exp_avg": torch.zeros_like(param),
+            "exp_inf": torch.zeros_like(param),
+        }
+
+    def rule(
+        self, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        """Apply the formula of this class."""
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        mean, largest = state["exp_avg"], state["exp_inf"]
+        mean.mul_(beta1).add_(grad, alpha=1 - beta1)
+        torch.maximum(largest.mul_(beta2), grad.abs(), out=largest)
+        correction = 1 - beta1 ** state["step"] if group["bias_correction"] else 1.0
+        param.add_(param, alpha=-group["lr"] * group["weight_decay"])
+        param.addcdiv_(mean, largest + group["eps"], value=-group["lr"] / correction)
+
+
+@register_optimizer("adamax", dataclass=FairseqAdamaxConfig)
+class FairseqAdamax(FairseqOptimizer):
+    """``--optimizer adamax``: Adam with the maximum norm."""
+
+    def __init__(self, cfg: Any, params: Iterable[Any]) -> None:
+        super().__init__(cfg)
+        self._optimizer = Adamax(params, **self.optimizer_config)
+
+    @property
+    def optimizer_config(self) -> dict[str, Any]:
+        """Keyword arguments of :class:`Adamax`."""
+        return {
+            "lr": learning_rates(self.cfg)[0],
+            "betas": pair(self.cfg.adamax_betas, "--adamax-betas"),
+            "eps": self.cfg.adamax_eps,
+            "weight_decay": self.cfg.weight_decay,
+            "bias_correction": not self.cfg.no_bias_correction,
+        }

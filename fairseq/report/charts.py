@@ -1,0 +1,231 @@
+"""Curves of runs against updates, drawn with matplotlib.
+
+Each chart is drawn twice, for light and for dark pages.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fairseq.errors import FairseqError
+from fairseq.report.runs import Run, Series
+
+# A training curve of more points is shown as the means of this many equal spans.
+MAX_POINTS = 300
+
+# Distinct on white and on near-black, and for the common kinds of colour blindness.
+COLOURS = ("#2f7ed8", "#e8743b", "#1fa187", "#b665c9", "#c9a227", "#6b8299")
+LINE_STYLES = ("-", "--", ":", "-.")
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a page."""
+
+    background: str
+    ink: str
+    muted: str
+    grid: str
+
+
+THEMES = {
+    "light": Theme(background="#ffffff", ink="#1d2330", muted="#667085", grid="#e9ecf1"),
+    "dark": Theme(background="#161b24", ink="#e8ecf3", muted="#93a0b4", grid="#262d3a"),
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart: which figure it shows, and how.
+
+    Attributes:
+        name: file name without ending.
+        title: heading.
+        key: the figure in the records.
+        with_valid: whether validations have the figure too.
+        log: logarithmic vertical axis.
+        from_zero: the vertical axis begins at zero.
+        coincide: curves may be the same for several runs; the first ones are drawn broader.
+    """
+
+    name: str
+    title: str
+    key: str
+    with_valid: bool = False
+    log: bool = False
+    from_zero: bool = False
+    coincide: bool = False
+
+
+PANELS = (
+    Panel("loss", "Loss (bits per predicted token)", "loss", with_valid=True),
+    Panel("perplexity", "Perplexity", "ppl", with_valid=True, log=True),
+    Panel("learning_rate", "Learning rate", "lr", from_zero=True, coincide=True),
+    Panel("gradient_norm", "Gradient norm", "gnorm", from_zero=True),
+    Panel("speed", "Tokens per second", "wps", from_zero=True),
+)
+
+
+def colour_of(index: int) -> str:
+    """Return the colour of the run number ``index``."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def draw(panel: Panel, runs: Sequence[Run], theme: Theme, wide: bool = False) -> bytes | None:
+    """Return the chart as a PNG file, None if no run has the figure.
+
+    Args:
+        panel: what to draw.
+        runs: the runs, one colour each.
+        theme: colours of the page around it.
+        wide: for the whole width of the page instead of half of it.
+
+    Raises:
+        FairseqError: if matplotlib is not installed.
+    """
+    curves = [_curves(panel, run) for run in runs]
+    if not any(curves):
+        return None
+    figure, axes = _canvas(theme, (10.4, 4.6) if wide else (5.1, 3.5))
+    figure.suptitle(panel.title, x=0.012, ha="left", color=theme.ink, fontsize=11, weight="bold")
+    for index, run_curves in enumerate(curves):
+        style = LINE_STYLES[index // len(COLOURS) % len(LINE_STYLES)]
+        for is_valid, (updates, values) in run_curves:
+            broader = min(len(runs) - 1 - index, 3) * 1.8 if panel.coincide else 0.0
+            look = _valid_look(len(updates), theme) if is_valid else {"linewidth": 1.4 + broader}
+            faint = panel.with_valid and not is_valid and any(valid for valid, _ in run_curves)
+            axes.plot(
+                updates,
+                values,
+                linestyle=style,
+                color=colour_of(index),
+                alpha=0.55 if faint else 1.0,
+                solid_capstyle="round",
+                **look,
+            )
+    _finish_axes(axes, panel, theme)
+    _add_legend(axes, [run.name for run in runs], curves, theme)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, facecolor=theme.background)
+    return buffer.getvalue()
+
+
+def _curves(panel: Panel, run: Run) -> list[tuple[bool, Series]]:
+    """Return the curves of one run as ``(is a validation, series)``, empty ones left out."""
+    updates, values = run.series(run.train_tag, panel.key)
+    if panel.key == "wps" and values and values[0] == 0:  # the clock had only just started
+        updates, values = updates[1:], values[1:]
+    curves = [(False, _thinned(updates, values))]
+    if panel.with_valid:
+        curves += [(True, run.series(tag, panel.key)) for tag in run.valid_tags]
+    return [(is_valid, series) for is_valid, series in curves if series[1]]
+
+
+def _thinned(updates: list[float], values: list[float]) -> Series:
+    """Return the means of equal spans if there are more than ``MAX_POINTS`` points."""
+    if len(values) <= MAX_POINTS:
+        return updates, values
+    edges = [len(values) * i // MAX_POINTS for i in range(MAX_POINTS + 1)]
+    spans = list(zip(edges[:-1], edges[1:], strict=True))
+    return (
+        [sum(updates[start:end]) / (end - start) for start, end in spans],
+        [sum(values[start:end]) / (end - start) for start, end in spans],
+    )
+
+
+def _valid_look(points: int, theme: Theme) -> dict[str, Any]:
+    look: dict[str, Any] = {"linewidth": 2.0, "zorder": 3}
+    if points <= 40:
+        look.update(marker="o", markersize=5, markeredgecolor=theme.background, markeredgewidth=1.2)
+    return look
+
+
+def _canvas(theme: Theme, size: tuple[float, float]) -> tuple[Any, Any]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise FairseqError(
+            f"curves need matplotlib ({error}): pip install 'fairseq-lm[plot]'"
+        ) from error
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_facecolor(theme.background)
+    return figure, axes
+
+
+def _finish_axes(axes: Any, panel: Panel, theme: Theme) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(theme.grid)
+    axes.grid(axis="y", color=theme.grid, linewidth=1)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, pad=6, labelsize=9, labelcolor=theme.muted)
+    axes.margins(x=0.01, y=0.08)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("updates", color=theme.muted, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+    if panel.log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+    if panel.from_zero:
+        axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(_tick))
+
+
+def _tick(value: float, _: int = 0) -> str:
+    """Return a short label: 1500 -> 1.5k, 0.0005 -> 5e-4."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    if value and abs(value) < 0.01:
+        digits, exponent = f"{value:.2e}".split("e")
+        return f"{float(digits):g}e{int(exponent)}"
+    return f"{value:g}"
+
+
+def _add_legend(
+    axes: Any, names: Sequence[str], curves: Sequence[list[tuple[bool, Series]]], theme: Theme
+) -> None:
+    """Name the runs by colour, and training and validation by strength, where there is a choice."""
+    from matplotlib.lines import Line2D
+
+    drawn = [index for index, run_curves in enumerate(curves) if run_curves]
+    kinds = {is_valid for run_curves in curves for is_valid, _ in run_curves}
+    handles = []
+    if len(drawn) > 1:
+        for index in drawn:
+            style = LINE_STYLES[index // len(COLOURS) % len(LINE_STYLES)]
+            handles.append(
+                Line2D([], [], color=colour_of(index), ls=style, lw=2.4, label=names[index][-40:])
+            )
+    if len(kinds) > 1:
+        neutral = theme.muted if len(drawn) > 1 else colour_of(drawn[0])
+        valid = _valid_look(1, theme)
+        handles.append(Line2D([], [], color=neutral, lw=1.4, alpha=0.55, label="training"))
+        handles.append(Line2D([], [], color=neutral, label="validation", **valid))
+    if handles:
+        longest = max(len(str(handle.get_label())) for handle in handles)
+        budget = int(14 * axes.figure.get_figwidth())  # characters that fit in one line
+        axes.legend(
+            handles=handles,
+            frameon=False,
+            fontsize=9,
+            labelcolor=theme.ink,
+            loc="lower left",
+            bbox_to_anchor=(-0.01, 1.0),
+            ncols=max(1, min(len(handles), budget // (longest + 6))),
+            borderaxespad=0.2,
+            handlelength=1.6,
+            columnspacing=1.6,
+        )

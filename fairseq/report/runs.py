@@ -1,0 +1,226 @@
+"""What a run folder tells about its run.
+
+A run folder holds ``metrics.jsonl`` (see :class:`fairseq.logging.sinks.JsonlSink`) and, if the run
+got that far, ``config.yaml``, ``command.txt`` and ``versions.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq.errors import DataError, MissingFileError
+from fairseq.logging.sinks import read_jsonl
+
+TRAIN_TAGS = ("train_inner", "train")
+
+Record = dict[str, Any]
+Series = tuple[list[float], list[float]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        name: short name, unique among the runs that were loaded together.
+        folder: the run folder.
+        records: by tag, the records in the order of their updates.
+        config: settings, nested keys joined by dots.
+        command: the command line, empty if unknown.
+        versions: versions of the software, and ``parameters`` (how many the model has).
+        notes: what could not be read.
+    """
+
+    name: str
+    folder: Path
+    records: Mapping[str, Sequence[Record]]
+    config: Mapping[str, Any]
+    command: str
+    versions: Mapping[str, Any]
+    notes: Sequence[str]
+
+    @property
+    def valid_tags(self) -> list[str]:
+        """The validation subsets, ``valid`` first."""
+        tags = (tag for tag in self.records if tag not in TRAIN_TAGS)
+        return sorted(tags, key=lambda tag: (tag != "valid", tag))
+
+    @property
+    def train_tag(self) -> str:
+        """The finer one of the two training tags that has records."""
+        return "train_inner" if self.records.get("train_inner") else "train"
+
+    def series(self, tag: str, key: str) -> Series:
+        """Return the updates and the finite values of the figure ``key``."""
+        updates: list[float] = []
+        values: list[float] = []
+        for record in self.records.get(tag, ()):
+            value = _number(record.get(key))
+            if value is not None:
+                updates.append(record["update"])
+                values.append(value)
+        return updates, values
+
+
+def load_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
+    """Read run folders.
+
+    Raises:
+        MissingFileError: if a folder or its ``metrics.jsonl`` is missing.
+        DataError: if no folder is given, or none of them has a record yet.
+    """
+    if not folders:
+        raise DataError("no run folder given: name at least one folder with a metrics.jsonl")
+    paths = [Path(folder) for folder in folders]
+    runs = [_load_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    if not any(run.records for run in runs):
+        raise DataError(
+            f"no records yet in {', '.join(str(path / 'metrics.jsonl') for path in paths)}: "
+            "the first ones are written after --log-interval updates"
+        )
+    return runs
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return the shortest endings of ``paths`` that tell them apart; equal paths get numbers."""
+    parts = [path.resolve().parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    counted = [f"{name} ({names[:i].count(name) + 1})" for i, name in enumerate(names)]
+    return [name if names.count(name) == 1 else counted[i] for i, name in enumerate(names)]
+
+
+def _load_run(folder: Path, name: str) -> Run:
+    if not folder.is_dir():
+        raise MissingFileError(f"run folder not found: {folder}. Name the --save-dir of a run.")
+    metrics = folder / "metrics.jsonl"
+    if not metrics.is_file():
+        raise MissingFileError(
+            f"no metrics.jsonl in {folder}. Name the --save-dir of a run; "
+            "runs of the original fairseq have no such file."
+        )
+    notes: list[str] = []
+    return Run(
+        name=name,
+        folder=folder,
+        records=_by_tag(read_jsonl(metrics)),
+        config=_flatten(_read_mapping(folder / "config.yaml", notes)),
+        command=_read_text(folder / "command.txt").strip(),
+        versions=_read_mapping(folder / "versions.json", notes),
+        notes=notes,
+    )
+
+
+def _by_tag(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Sort records by tag; a run that went back to a checkpoint overwrites what it repeats."""
+    tags: dict[str, list[Record]] = {}
+    for record in records:
+        tag, update = record.get("tag"), _number(record.get("update"))
+        if not isinstance(tag, str) or update is None:
+            continue
+        rows = tags.setdefault(tag, [])
+        while rows and rows[-1]["update"] >= update:
+            rows.pop()
+        rows.append({**record, "update": update})
+    return tags
+
+
+def _number(value: Any) -> float | int | None:
+    """Return ``value`` if it is a finite number, else None."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _read_mapping(path: Path, notes: list[str]) -> dict[str, Any]:
+    """Return the mapping in a JSON or YAML file; {} and a note if it is damaged."""
+    text = _read_text(path)
+    if not text:
+        return {}
+    import yaml
+
+    try:
+        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        notes.append(f"{path} cannot be read: {error}")
+        return {}
+    if not isinstance(value, dict):
+        notes.append(f"{path} is not a mapping of names to values")
+        return {}
+    return value
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings with their keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def summarize(run: Run) -> dict[str, Any]:
+    """Return the final figures of a run; None where they are unknown.
+
+    Losses are in bits (base 2), as fairseq logs them; speed is the median of the logged ones.
+    """
+    tag = run.valid_tags[0] if run.valid_tags else None
+    losses = run.series(tag, "loss") if tag else ([], [])
+    best = min(range(len(losses[1])), key=losses[1].__getitem__) if losses[1] else None
+    updates = [rows[-1]["update"] for rows in run.records.values()]
+    train_losses = run.series(run.train_tag, "loss")[1]
+    accuracies = run.series(tag, "accuracy")[1] if tag else []
+    best_loss = None if best is None else losses[1][best]
+    return {
+        "name": run.name,
+        "folder": str(run.folder),
+        "valid_subset": tag,
+        "best_valid_loss": best_loss,
+        "best_valid_ppl": None if best_loss is None or best_loss > 1000 else 2.0**best_loss,
+        "best_at_update": None if best is None else losses[0][best],
+        "best_valid_accuracy": max(accuracies, default=None),
+        "last_train_loss": train_losses[-1] if train_losses else None,
+        "updates": max(updates, default=None),
+        "wall_seconds": _last(run, "wall"),
+        "tokens_per_second": _median_speed(run),
+        "parameters": _number(run.versions.get("parameters")),
+    }
+
+
+def _last(run: Run, key: str) -> float | None:
+    """Return the latest value of a training figure, whichever tag has it."""
+    found = [
+        (updates[-1], values[-1])
+        for updates, values in (run.series(tag, key) for tag in TRAIN_TAGS)
+        if values
+    ]
+    return max(found)[1] if found else None
+
+
+def _median_speed(run: Run) -> float | None:
+    # The first record of a run has speed 0: its clock has only just started.
+    speeds = sorted(value for value in run.series(run.train_tag, "wps")[1] if value > 0)
+    return speeds[len(speeds) // 2] if speeds else None
+
+
+def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
+    """Return the settings that are not the same in all runs, each with its value per run.
+
+    A setting that a run does not have counts as None.
+    """
+    keys = sorted({key for run in runs for key in run.config})
+    rows = [(key, [run.config.get(key) for run in runs]) for key in keys]
+    return [(key, values) for key, values in rows if any(v != values[0] for v in values)]

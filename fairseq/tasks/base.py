@@ -1,0 +1,417 @@
+"""What a task is: it loads dictionaries and data, and builds what is trained on them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fairseq.data.dictionary import Dictionary
+from fairseq.data.fairseq_dataset import FairseqDataset
+from fairseq.data.iterators import EpochBatchIterator
+from fairseq.errors import DataError
+from fairseq.file_io import require_file
+from fairseq.logging import metrics
+from fairseq.tokenizer import tokenize_line
+
+logger = logging.getLogger(__name__)
+
+
+class StatefulContainer:
+    """Attributes that are made on first use and saved with the checkpoint."""
+
+    def __init__(self) -> None:
+        self._state: dict[str, Any] = {}
+        self._factories: dict[str, Callable[[], Any]] = {}
+
+    def add_factory(self, name: str, factory: Callable[[], Any]) -> None:
+        """Let ``factory`` make the attribute ``name`` when it is first read."""
+        self._factories[name] = factory
+
+    def merge_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over saved attributes."""
+        self._state.update(state_dict)
+
+    @property
+    def state_dict(self) -> dict[str, Any]:
+        """Return the attributes that exist."""
+        return self._state
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name not in self._state:
+            if name not in self._factories:
+                raise AttributeError(f"the task's state has no '{name}'")
+            self._state[name] = self._factories[name]()
+        return self._state[name]
+
+
+class FairseqTask:
+    """Base of every task.
+
+    A plug-in overrides what differs; the signatures are those of the original.
+
+    Attributes:
+        cfg: the task's configuration.
+        datasets: loaded splits by name.
+        state: saved and restored with checkpoints.
+    """
+
+    def __init__(self, cfg: Any, **kwargs: Any) -> None:
+        self.cfg = cfg
+        self.datasets: dict[str, Any] = {}
+        self.dataset_to_epoch_iter: dict[Any, Any] = {}
+        self.state = StatefulContainer()
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        """Add flags to ``parser``; tasks with a configuration dataclass need not."""
+
+    @classmethod
+    def setup_task(cls, cfg: Any, **kwargs: Any) -> FairseqTask:
+        """Return an instance; most tasks load their dictionary here."""
+        return cls(cfg, **kwargs)
+
+    @staticmethod
+    def logging_outputs_can_be_summed(criterion: Any) -> bool:
+        """Tell whether logging outputs of several processes may be added up."""
+        return criterion.logging_outputs_can_be_summed()
+
+    # -- dictionaries and data -------------------------------------------------------------------
+
+    @classmethod
+    def load_dictionary(cls, filename: str) -> Dictionary:
+        """Load a dictionary file."""
+        require_file(filename, "dictionary", "It is written by fairseq-preprocess.")
+        return Dictionary.load(filename)
+
+    @classmethod
+    def build_dictionary(
+        cls,
+        filenames: Sequence[str],
+        workers: int = 1,
+        threshold: int = -1,
+        nwords: int = -1,
+        padding_factor: int = 8,
+    ) -> Dictionary:
+        """Count the words of text files.
+
+        Args:
+            filenames: text files.
+            workers: processes.
+            threshold: drop words that occur less often.
+            nwords: keep this many, special symbols included.
+            padding_factor: pad the size to a multiple of this.
+        """
+        dictionary = Dictionary()
+        for filename in filenames:
+            Dictionary.add_file_to_dictionary(filename, dictionary, tokenize_line, workers)
+        dictionary.finalize(threshold=threshold, nwords=nwords, padding_factor=padding_factor)
+        return dictionary
+
+    def has_sharded_data(self, split: str) -> bool:
+        """Tell whether the data are spread over several folders, one per epoch."""
+        return os.pathsep in getattr(self.cfg, "data", "")
+
+    def data_folder(self, split: str, epoch: int = 1) -> str:
+        """Return the folder a split is read from in an epoch (from 1).
+
+        Raises:
+            DataError: if no folder is given or it does not exist.
+        """
+        data = getattr(self.cfg, "data", None)
+        paths = [path for path in (data or "").split(os.pathsep) if path]
+        if not paths:
+            raise DataError("no data folder is given; name the output of fairseq-preprocess")
+        folder = paths[(epoch - 1) % len(paths)] if split == self.train_split else paths[0]
+        if not os.path.isdir(folder):
+            raise DataError(f"data folder not found: {folder}; make it with fairseq-preprocess")
+        return folder
+
+    @property
+    def train_split(self) -> str:
+        """Return the name of the training split."""
+        return getattr(self.cfg, "train_subset", None) or "train"
+
+    def load_dataset(
+        self, split: str, combine: bool = False, task_cfg: Any = None, **kwargs: Any
+    ) -> None:
+        """Load a split into ``self.datasets``."""
+        raise NotImplementedError
+
+    def dataset(self, split: str) -> Any:
+        """Return a loaded split.
+
+        Raises:
+            KeyError: if it was not loaded.
+            TypeError: if it is no ``FairseqDataset``.
+        """
+        if split not in self.datasets:
+            raise KeyError("Dataset not loaded: " + split)
+        if not isinstance(self.datasets[split], (FairseqDataset, torch.utils.data.IterableDataset)):
+            raise TypeError("Datasets are expected to be of type FairseqDataset")
+        return self.datasets[split]
+
+    def filter_indices_by_size(
+        self,
+        indices: np.ndarray,
+        dataset: Any,
+        max_positions: Any = None,
+        ignore_invalid_inputs: bool = False,
+    ) -> np.ndarray:
+        """Drop samples that are too long, or refuse them.
+
+        Args:
+            indices: samples, in order.
+            dataset: where they come from.
+            max_positions: the limit or limits.
+            ignore_invalid_inputs: drop with a warning instead of raising.
+
+        Raises:
+            DataError: naming the first samples that are too long.
+        """
+        indices, ignored = dataset.filter_indices_by_size(indices, max_positions)
+        if len(ignored) == 0:
+            return indices
+        if not ignore_invalid_inputs:
+            raise DataError(
+                f"Size of sample #{ignored[0]} is invalid (={dataset.size(ignored[0])}) since "
+                f"max_positions={max_positions}; {len(ignored)} samples are. Skip them with "
+                "--skip-invalid-size-inputs-valid-test"
+            )
+        logger.warning(
+            "%s samples have invalid sizes and will be skipped, max_positions=%s, first few "
+            "sample ids=%s",
+            f"{len(ignored):,}",
+            max_positions,
+            ignored[:10],
+        )
+        return indices
+
+    def can_reuse_epoch_itr(self, dataset: Any) -> bool:
+        """Tell whether the batches of a dataset stay the same in every epoch."""
+        return getattr(dataset, "can_reuse_epoch_itr_across_epochs", False)
+
+    def get_batch_iterator(
+        self,
+        dataset: Any,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        max_positions: Any = None,
+        ignore_invalid_inputs: bool = False,
+        required_batch_size_multiple: int = 1,
+        seed: int = 1,
+        num_shards: int = 1,
+        shard_id: int = 0,
+        num_workers: int = 0,
+        epoch: int = 1,
+        data_buffer_size: int = 0,
+        disable_iterator_cache: bool = False,
+        skip_remainder_batch: bool = False,
+        grouped_shuffling: bool = False,
+        update_epoch_batch_itr: bool = False,
+    ) -> Any:
+        """Return an iterator over the batches of a dataset.
+
+        Args:
+            dataset: what to iterate over.
+            max_tokens: most tokens of a batch, padding included.
+            max_sentences: most samples of a batch.
+            max_positions: longest sample.
+            ignore_invalid_inputs: drop longer ones instead of raising.
+            required_batch_size_multiple: batch sizes are multiples of this if they can be.
+            seed: of order and shuffling.
+            num_shards: processes that share the batches.
+            shard_id: this process.
+            num_workers: processes that prepare batches.
+            epoch: first epoch, from 1.
+            data_buffer_size: batches prepared ahead.
+            disable_iterator_cache: cut the batches anew even if they could be kept.
+            skip_remainder_batch: drop the last batch of an epoch.
+            grouped_shuffling: shuffle groups of ``num_shards`` batches.
+            update_epoch_batch_itr: cut the batches anew.
+        """
+        reuse = (
+            not disable_iterator_cache
+            and not update_epoch_batch_itr
+            and self.can_reuse_epoch_itr(dataset)
+        )
+        if reuse and dataset in self.dataset_to_epoch_iter:
+            return self.dataset_to_epoch_iter[dataset]
+        data_rng = getattr(self.cfg, "data_rng", None) or "philox"
+        dataset.set_epoch(epoch)
+
+        def batches_of(indices: np.ndarray, **sizes: Any) -> list[Any]:
+            return dataset.batch_by_size(indices, **sizes, drop_trailing=data_rng == "fairseq-main")
+
+        sizes = {
+            "max_tokens": max_tokens,
+            "max_sentences": max_sentences,
+            "required_batch_size_multiple": required_batch_size_multiple,
+        }
+        indices = self._ordered_indices(dataset, seed, data_rng)
+        if max_positions is not None:
+            indices = self.filter_indices_by_size(
+                indices, dataset, max_positions, ignore_invalid_inputs
+            )
+        if len(indices) == 0:
+            raise DataError(
+                "The dataset is empty: it has no sample, or all are longer than max_positions="
+                f"{max_positions}"
+            )
+        iterator = EpochBatchIterator(
+            dataset=dataset,
+            collate_fn=dataset.collater,
+            batch_sampler=batches_of(indices, **sizes),
+            seed=seed,
+            num_shards=num_shards,
+            shard_id=shard_id,
+            num_workers=num_workers,
+            epoch=epoch,
+            buffer_size=data_buffer_size,
+            skip_remainder_batch=skip_remainder_batch,
+            grouped_shuffling=grouped_shuffling,
+            data_rng=data_rng,
+        )
+        if reuse:
+            self.dataset_to_epoch_iter[dataset] = iterator
+        return iterator
+
+    @staticmethod
+    def _ordered_indices(dataset: Any, seed: int, data_rng: str) -> np.ndarray:
+        """Return the dataset's order; legacy datasets draw from numpy's global generator."""
+        from fairseq.data.data_utils import numpy_seed
+
+        with numpy_seed(seed):
+            return dataset.ordered_indices()
+
+    # -- models and criterions -------------------------------------------------------------------
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the model that ``cfg`` describes."""
+        from fairseq import models
+
+        return models.build_model(cfg, self, from_checkpoint)
+
+    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the criterion that ``cfg`` describes."""
+        from fairseq import criterions
+
+        return criterions.build_criterion(cfg, self)
+
+    def build_bpe(self, args: Any) -> Any:
+        """Build the subword encoder that ``args`` describes."""
+        from fairseq.data import encoders
+
+        return encoders.build_bpe(args)
+
+    def build_tokenizer(self, args: Any) -> Any:
+        """Build the tokenizer that ``args`` describes."""
+        from fairseq.data import encoders
+
+        return encoders.build_tokenizer(args)
+
+    # -- one step --------------------------------------------------------------------------------
+
+    def train_step(
+        self,
+        sample: dict[str, Any],
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """Run one batch forward and backward.
+
+        Args:
+            sample: the batch.
+            model: the model.
+            criterion: the loss.
+            optimizer: scales the loss and runs backward.
+            update_num: number of the update.
+            ignore_grad: multiply the loss by zero (filler batches).
+
+        Returns:
+            ``(loss, sample_size, logging_output)``: the loss is a sum, ``sample_size`` the
+            denominator of the gradient.
+        """
+        model.train()
+        model.set_num_updates(update_num)
+        loss, sample_size, logging_output = criterion(model, sample)
+        if ignore_grad:
+            loss = loss * 0
+        optimizer.backward(loss)
+        return loss, sample_size, logging_output
+
+    def valid_step(
+        self, sample: dict[str, Any], model: Any, criterion: Any
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """Run one batch forward; returns as :meth:`train_step`."""
+        model.eval()
+        with torch.no_grad():
+            return criterion(model, sample)
+
+    def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
+        """Take one step."""
+        optimizer.step()
+
+    def begin_epoch(self, epoch: int, model: Any) -> None:
+        """Prepare for an epoch."""
+
+    def begin_valid_epoch(self, epoch: int, model: Any) -> None:
+        """Prepare for a validation."""
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+        """Log what all processes reported: tokens, speed, sentences, then the criterion's own."""
+        if not any("ntokens" in log for log in logging_outputs):
+            logger.warning("ntokens not found in Criterion logging outputs, cannot log wpb or wps")
+        else:
+            ntokens = sum(log.get("ntokens", 0) for log in logging_outputs)
+            metrics.log_scalar("wpb", ntokens, priority=180, round=1)
+            metrics.log_speed("wps", ntokens, priority=90, round=1)
+        if any("nsentences" in log for log in logging_outputs):
+            nsentences = sum(log.get("nsentences", 0) for log in logging_outputs)
+            metrics.log_scalar("bsz", nsentences, priority=190, round=1)
+        criterion.__class__.reduce_metrics(logging_outputs)
+
+    # -- state and limits ------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what checkpoints keep of the task."""
+        return self.state.state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what a checkpoint kept."""
+        self.state.merge_state_dict(state_dict)
+
+    def max_positions(self) -> Any:
+        """Return the longest sample, None for no limit of the task."""
+        return None
+
+    @property
+    def source_dictionary(self) -> Any:
+        """Return the dictionary of the model's input."""
+        raise NotImplementedError
+
+    @property
+    def target_dictionary(self) -> Any:
+        """Return the dictionary of the model's output."""
+        raise NotImplementedError
+
+
+class LegacyFairseqTask(FairseqTask):
+    """A task configured by a Namespace, for old plug-ins."""
+
+    def __init__(self, args: Any) -> None:
+        super().__init__(args)
+        self.args = args
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the model from the flat Namespace."""
+        return super().build_model(cfg, from_checkpoint)

@@ -1,0 +1,225 @@
+"""Masked language modelling: blocks of text with some tokens hidden, to be predicted.
+
+text lines -> token blocks -> ``<s>`` in front -> masked batches. Source: Devlin et al. 2019,
+section 3.1; masks drawn anew in every epoch: Liu et al. 2019, section 4.1.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from fairseq.config.schema import II, FairseqDataclass, option
+from fairseq.data import data_utils
+from fairseq.data.dictionary import Dictionary
+from fairseq.data.mask_tokens_dataset import MaskSpec
+from fairseq.data.masked_lm_dataset import MaskedLMDataset
+from fairseq.data.token_block_dataset import TokenBlockDataset
+from fairseq.data.wrappers import PrependTokenDataset, maybe_shorten_dataset
+from fairseq.errors import ConfigError, DataError
+from fairseq.tasks import register_task
+from fairseq.tasks.base import FairseqTask
+
+logger = logging.getLogger(__name__)
+
+MASK = "<mask>"
+BreakMode = Literal["none", "complete", "complete_doc", "eos"]
+
+
+@dataclass
+class MaskedLMConfig(FairseqDataclass):
+    """Settings of masked language modelling."""
+
+    data: str | None = option(None, "folders of binarized data, separated by ':' (one per epoch)")
+    sample_break_mode: BreakMode = option(
+        "none",
+        "how blocks are cut: none = at any token, complete = at sentences, complete_doc = also at "
+        "documents, eos = one sentence a block",
+    )
+    tokens_per_sample: int = option(1024, "longest block, <s> included")
+    mask_prob: float = option(0.15, "share of the tokens that are predicted")
+    leave_unmasked_prob: float = option(0.1, "share of those that are shown as they are")
+    random_token_prob: float = option(0.1, "share of those that are shown as a random token")
+    freq_weighted_replacement: bool = option(False, "draw random tokens by their frequency")
+    mask_whole_words: bool = option(False, "mask all pieces of a word or none; needs --bpe")
+    mask_multiple_length: int = option(1, "mask runs of so many tokens")
+    mask_stdev: float = option(0.0, "standard deviation of the length of such runs")
+    shorten_method: Literal["none", "truncate", "random_crop"] = option(
+        "none", "what to do with lines longer than a block"
+    )
+    shorten_data_split_list: str = option("", "splits to shorten, separated by commas (all)")
+    seed: int = II("common.seed")
+    include_target_tokens: bool = option(False, "also give the unmasked tokens to the model")
+    include_index: bool = option(True, "also give the index of each sample to the model")
+    skip_masking: bool = option(False, "hide nothing and predict every token")
+    omit_mask: bool = option(
+        False, "keep <mask> out of the dictionary; set by --mask-embedding zero"
+    )
+    data_rng: str = option(II("dataset.data_rng"), new=True)
+    train_subset: str = option(II("dataset.train_subset"), new=True)
+    dataset_impl: str | None = option(II("dataset.dataset_impl"), new=True)
+
+
+@register_task("masked_lm", dataclass=MaskedLMConfig)
+class MaskedLMTask(FairseqTask):
+    """Predict hidden tokens."""
+
+    cfg: MaskedLMConfig
+
+    def __init__(self, cfg: MaskedLMConfig, dictionary: Dictionary | None = None) -> None:
+        super().__init__(cfg)
+        if dictionary is None:
+            dictionary = self.load_dictionary(os.path.join(self.data_folder("train"), "dict.txt"))
+        self.dictionary = dictionary
+        # a zero mask lies one past the embedding table
+        self.mask_idx = len(dictionary) if cfg.omit_mask else dictionary.add_symbol(MASK)
+        self.bpe: Any = None
+
+    @classmethod
+    def setup_task(cls, cfg: MaskedLMConfig, **kwargs: Any) -> MaskedLMTask:
+        """Load ``dict.txt`` from the (first) data folder and set up the task."""
+        task = cls(cfg, **kwargs)
+        logger.info("dictionary: %s types", f"{len(task.dictionary):,}")
+        return task
+
+    def load_dataset(
+        self,
+        split: str,
+        combine: bool = False,
+        task_cfg: Any = None,
+        epoch: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        """Load a split.
+
+        Args:
+            split: its name, also that of its files.
+            combine: also read ``split1``, ``split2``, ...
+            task_cfg: unused.
+            epoch: chooses the folder of sharded training data.
+            **kwargs: ignored.
+
+        Raises:
+            DataError: if the files are missing or do not fit the dictionary.
+        """
+        blocks, sizes = self._blocks(split, combine, epoch)
+        cfg = self.cfg
+        self.datasets[split] = MaskedLMDataset(
+            blocks,
+            None if cfg.skip_masking or cfg.mask_prob == 0 else self.mask_spec(),
+            sizes=sizes,
+            pad=self.dictionary.pad(),
+            seed=cfg.seed,
+            data_rng=cfg.data_rng or "philox",
+            include_index=cfg.include_index,
+        )
+
+    def _blocks(self, split: str, combine: bool, epoch: int) -> tuple[Any, np.ndarray]:
+        """Return the blocks of a split, ``<s>`` in front, and their sizes."""
+        cfg, dictionary = self.cfg, self.dictionary
+        folder = self.data_folder(split, epoch)
+        path = os.path.join(folder, split)
+        lines = data_utils.load_indexed_dataset(path, dictionary, cfg.dataset_impl, combine)
+        if lines is None:
+            raise DataError(f"Dataset not found: {split} ({path}); make it with fairseq-preprocess")
+        self._check_ids(lines, path)
+        # one token of the block is <s>; the original truncates one token too late
+        exact = (cfg.data_rng or "philox") == "philox"
+        lines = maybe_shorten_dataset(
+            lines,
+            split,
+            cfg.shorten_data_split_list,
+            cfg.shorten_method,
+            cfg.tokens_per_sample - (1 if exact else 0),
+            cfg.seed,
+        )
+        blocks = TokenBlockDataset(
+            lines,
+            lines.sizes,
+            cfg.tokens_per_sample - 1,
+            pad=dictionary.pad(),
+            eos=dictionary.eos(),
+            break_mode=cfg.sample_break_mode,
+        )
+        if len(blocks) == 0:
+            raise DataError(f"{path} holds no text; is the corpus empty?")
+        logger.info("loaded %s blocks from: %s", f"{len(blocks):,}", path)
+        with_bos = PrependTokenDataset(blocks, dictionary.bos())
+        return with_bos, np.asarray(with_bos.sizes)
+
+    def _check_ids(self, lines: Any, path: str) -> None:
+        """Refuse data that were binarized with a larger dictionary (looks at a sample)."""
+        flat = getattr(lines, "flat", None)
+        if flat is None or len(flat) == 0:
+            return
+        step = max(1, len(flat) // 1_000_000)
+        largest = int(np.max(flat[::step]))
+        size = len(self.dictionary) - (0 if self.cfg.omit_mask else 1)
+        if largest >= size:
+            raise DataError(
+                f"{path}.bin holds token id {largest}, but the dictionary has {size} entries: "
+                "data and dict.txt come from different runs of fairseq-preprocess"
+            )
+
+    def mask_spec(self) -> MaskSpec:
+        """Return what is masked and how."""
+        cfg = self.cfg
+        return MaskSpec.from_dictionary(
+            self.dictionary,
+            mask=self.mask_idx,
+            freq_weighted_replacement=cfg.freq_weighted_replacement,
+            word_begin_V=self._word_begins() if cfg.mask_whole_words else None,
+            mask_prob=cfg.mask_prob,
+            leave_unmasked_prob=cfg.leave_unmasked_prob,
+            random_token_prob=cfg.random_token_prob,
+            mask_multiple_length=cfg.mask_multiple_length,
+            mask_stdev=cfg.mask_stdev,
+        )
+
+    def _word_begins(self) -> np.ndarray:
+        """Return for every id whether it begins a word."""
+        if self.bpe is None or not hasattr(self.bpe, "is_beginning_of_word"):
+            raise ConfigError("--mask-whole-words needs --bpe, with the encoder of the data")
+        dictionary = self.dictionary
+        begins = np.ones(len(dictionary), dtype=bool)
+        for index in range(dictionary.nspecial, len(dictionary)):
+            symbol = dictionary[index]
+            if not symbol.startswith("madeupword"):
+                begins[index] = self.bpe.is_beginning_of_word(symbol)
+        return begins
+
+    def build_dataset_for_inference(
+        self, src_tokens: Any, src_lengths: Any, sort: bool = True
+    ) -> Any:
+        """Return a dataset of given token sequences, unmasked."""
+        sizes = np.asarray(src_lengths)
+        return MaskedLMDataset(
+            [np.asarray(tokens) for tokens in src_tokens],
+            None,
+            sizes=sizes,
+            pad=self.dictionary.pad(),
+            seed=self.cfg.seed,
+            shuffle=sort,
+        )
+
+    def begin_epoch(self, epoch: int, model: Any) -> None:
+        """Tell the model which epoch begins."""
+        model.set_epoch(epoch)
+
+    def max_positions(self) -> int:
+        """Return the longest block."""
+        return self.cfg.tokens_per_sample
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        """Return the dictionary, ``<mask>`` included unless it is the zero vector."""
+        return self.dictionary
+
+    @property
+    def target_dictionary(self) -> Dictionary:
+        """Return the same dictionary."""
+        return self.dictionary

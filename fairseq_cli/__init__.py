@@ -1,0 +1,1 @@
+"""The commands: each module parses, builds and calls; the logic lives in ``fairseq``."""

@@ -1,0 +1,227 @@
+"""``fairseq-bpe``: train a byte-level tokenizer, encode text into pieces, decode it back."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from fairseq.catalog import BPES
+from fairseq_cli.entry import run_command
+
+if TYPE_CHECKING:
+    from fairseq.data.encoders import TextEncoder
+
+DESCRIPTION = "From text to the pieces that fairseq-preprocess counts, and back."
+
+EXAMPLES = """\
+examples:
+  a tokenizer of your own, then the corpus in its pieces:
+    fairseq-bpe train --inputs train.txt --vocab-size 8000 --output tokenizer.json
+    fairseq-bpe encode --bpe byte_level --tokenizer-file tokenizer.json --keep-empty \\
+        --inputs train.txt valid.txt --outputs train.bpe valid.bpe
+    fairseq-preprocess --only-source --trainpref train.bpe --validpref valid.bpe --destdir data-bin
+  what a tokenizer makes of a sentence, and back:
+    echo "Hello world!" | fairseq-bpe encode --bpe byte_level --tokenizer-file tokenizer.json
+    echo "72 101" | fairseq-bpe decode --bpe byte_level --tokenizer-file tokenizer.json
+"""
+
+TRAIN_EXAMPLES = """\
+examples:
+  fairseq-bpe train --inputs train.txt --vocab-size 8000 --output tokenizer.json
+  fairseq-bpe train --inputs a.jsonl b.jsonl --jsonlines text --output tokenizer.json
+"""
+
+ENCODE_EXAMPLES = """\
+Empty lines: with --keep-empty they stay, and each input is a file of its own (blank lines part
+documents, so this is what language models want). Without it the inputs are parallel files, and a
+line is dropped from all of them if it is empty in one.
+
+examples:
+  GPT-2's encoding, from its published files:
+    fairseq-bpe encode --bpe gpt2 --gpt2-encoder-json encoder.json --gpt2-vocab-bpe vocab.bpe \\
+        --keep-empty --inputs train.txt --outputs train.bpe
+  sentence pairs that stay pairs:
+    fairseq-bpe encode --inputs train.a train.b --outputs train.a.bpe train.b.bpe
+  one JSON object per line, its field "text", from a pipe:
+    zcat c4.jsonl.gz | fairseq-bpe encode --jsonlines > c4.bpe
+"""
+
+DECODE_EXAMPLES = """\
+examples:
+  fairseq-bpe decode --bpe byte_level --tokenizer-file tokenizer.json \\
+      --inputs train.bpe --outputs train.txt
+"""
+
+# encoder -> its flags (the first spelling is shown), the field of its configuration, help
+OPTIONS = {
+    "gpt2": [
+        (["--gpt2-encoder-json", "--encoder-json"], "gpt2_encoder_json", "GPT-2's encoder.json"),
+        (["--gpt2-vocab-bpe", "--vocab-bpe"], "gpt2_vocab_bpe", "GPT-2's vocab.bpe"),
+    ],
+    "byte_level": [
+        (
+            ["--tokenizer-file", "--byte-level-tokenizer"],
+            "byte_level_tokenizer",
+            "tokenizer.json written by fairseq-bpe train",
+        ),
+    ],
+    "sentencepiece": [
+        (["--sentencepiece-model"], "sentencepiece_model", "SentencePiece .model file"),
+    ],
+}
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command and its three sub-commands."""
+    parser = argparse.ArgumentParser(
+        "fairseq-bpe",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,encode,decode}")
+    train = _add_command(commands, "train", "learn a byte-level BPE from text", TRAIN_EXAMPLES)
+    train.add_argument(
+        "--inputs", nargs="+", required=True, metavar="FILE", help="text ('-': stdin)"
+    )
+    train.add_argument("--output", required=True, metavar="FILE", help="tokenizer.json to write")
+    train.add_argument(
+        "--vocab-size",
+        type=int,
+        default=8000,
+        metavar="N",
+        help="pieces, 256 bytes included (8000)",
+    )
+    train.add_argument(
+        "--min-frequency", type=int, default=2, metavar="N", help="rarer pairs are not merged (2)"
+    )
+    _add_jsonlines(train)
+    encode = _add_command(commands, "encode", "text -> pieces", ENCODE_EXAMPLES)
+    _add_files(encode)
+    encode.add_argument("--keep-empty", action="store_true", help="keep empty lines (see below)")
+    _add_jsonlines(encode)
+    _add_files(_add_command(commands, "decode", "pieces -> text", DECODE_EXAMPLES))
+    return parser
+
+
+def _add_command(commands: Any, name: str, help: str, epilog: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=help,
+        description=help,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "--json", action="store_true", help="print the summary as JSON on standard output"
+    )
+    return command
+
+
+def _add_jsonlines(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--jsonlines",
+        nargs="?",
+        const="text",
+        metavar="FIELD",
+        help='each line is a JSON object; take its FIELD (without a value: "text")',
+    )
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--inputs", nargs="+", default=["-"], metavar="FILE", help="files to read (default: stdin)"
+    )
+    parser.add_argument(
+        "--outputs",
+        nargs="+",
+        default=["-"],
+        metavar="FILE",
+        help="one per input (default: stdout)",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: the cores of this machine)"
+    )
+    parser.add_argument("--bpe", choices=sorted(BPES), default="gpt2", help="encoder (gpt2)")
+    for name, options in OPTIONS.items():
+        for flags, field, text in options:
+            parser.add_argument(*flags, dest=field, metavar="FILE", help=f"{name}: {text}")
+
+
+def _build(args: argparse.Namespace) -> TextEncoder:
+    from fairseq.data.encoders import BPE_DATACLASS_REGISTRY, BPE_REGISTRY
+    from fairseq.errors import ConfigError
+
+    for name, options in OPTIONS.items():
+        for flags, field, _ in options:
+            if name != args.bpe and getattr(args, field) is not None:
+                raise ConfigError(f"{flags[0]} belongs to --bpe {name}, not to --bpe {args.bpe}")
+    config = BPE_DATACLASS_REGISTRY[args.bpe]()
+    for _, field, _ in OPTIONS[args.bpe]:
+        if getattr(args, field) is not None:
+            setattr(config, field, getattr(args, field))
+    encoder: TextEncoder = BPE_REGISTRY[args.bpe](config)
+    return encoder
+
+
+def _train(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from fairseq.bpe import train_byte_level
+
+    size = train_byte_level(
+        args.inputs, args.vocab_size, args.output, args.min_frequency, args.jsonlines
+    )
+    text = f"{args.output}: {size:,} pieces"
+    if size < args.vocab_size:
+        text += f" (the text offers no more; {args.vocab_size:,} were asked for)"
+    return {"output": args.output, "vocab_size": size}, text
+
+
+def _convert(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from fairseq.bpe import available_cores, decode_files, encode_files
+    from fairseq.errors import ConfigError
+
+    if args.json and "-" in args.outputs:
+        raise ConfigError("--json prints on standard output: name a file with --outputs")
+    workers = available_cores() if args.workers is None else args.workers
+    if args.command == "decode":
+        summary = decode_files(_build(args), args.inputs, args.outputs, workers)
+    else:
+        summary = encode_files(
+            _build(args), args.inputs, args.outputs, args.keep_empty, workers, args.jsonlines
+        )
+    rate = summary.bytes_read / 1e6 / max(summary.seconds, 1e-9)
+    text = (
+        f"{summary.written:,} lines, {summary.tokens:,} pieces, {summary.dropped:,} lines dropped, "
+        f"{summary.seconds:.1f} s, {rate:.1f} MB/s"
+    )
+    return dataclasses.asdict(summary), text
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status.
+
+    Args:
+        argv: arguments without the program's name, ``sys.argv[1:]`` by default.
+
+    Raises:
+        FairseqError: on files or flags that cannot be used.
+    """
+    args = get_parser().parse_args(argv)
+    record, text = _train(args) if args.command == "train" else _convert(args)
+    if args.json:
+        print(json.dumps({"command": args.command, **record}))
+    else:
+        print(text, file=sys.stderr)
+    return 0
+
+
+def cli_main() -> None:
+    """Entry point of the console script."""
+    run_command(main)
+
+
+if __name__ == "__main__":
+    cli_main()

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import json
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from fairseq.errors import DataError, FairseqError, MissingFileError
+from fairseq.logging.sinks import JsonlSink
+from fairseq.report import FillMaskExample, load_runs, summarize, write_report
+from fairseq.report import page as page_module
+from fairseq.report.charts import MAX_POINTS, PANELS, THEMES, _thinned, _tick, draw
+from fairseq.report.runs import config_differences
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def make_run(folder, losses=(7.0, 5.5, 6.0), lr=0.002):
+    """A run folder with one validation every ten updates."""
+    sink = JsonlSink(folder / "metrics.jsonl")
+    for epoch, loss in enumerate(losses, start=1):
+        for update in range(10 * epoch - 9, 10 * epoch + 1):
+            speed = 0 if update == 1 else 100 + update
+            stats = {"loss": loss - 0.5, "ppl": 2.0**loss, "lr": lr, "gnorm": 1.0, "wps": speed}
+            sink.log({**stats, "wall": update / 2}, tag="train_inner", step=update, epoch=epoch)
+        sink.log({"loss": loss, "ppl": 2.0**loss}, tag="valid", step=10 * epoch, epoch=epoch)
+    sink.close()
+    (folder / "config.yaml").write_text(
+        f"task:\n  _name: masked_lm\noptimization:\n  lr: [{lr}]\n  max_update: 30\n"
+    )
+    (folder / "command.txt").write_text("fairseq-train --arch '<b>roberta</b>'")
+    (folder / "versions.json").write_text('{"torch": "2.13", "parameters": 1234567}')
+    return folder
+
+
+class Page(HTMLParser):
+    """Collects the attributes and the text of a page, and checks that its tags are balanced."""
+
+    VOID = ("meta", "source", "img", "br", "link")
+
+    def __init__(self, text):
+        super().__init__()
+        self.attributes, self.text, self.open, self.rows = [], "", [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes += attributes
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        if self.open and self.open[-1] in ("td", "th", "code"):
+            self.rows[-1][-1] += data
+
+
+def test_one_page_about_several_runs(tmp_path):
+    first = make_run(tmp_path / "runs" / "first")
+    second = make_run(tmp_path / "runs" / "second", losses=(7.0, 5.0), lr=0.001)
+    example = FillMaskExample("a <mask> & b", [("", 0.5, " <cat>"), ("", 0.25, "dog")], ["Dog"])
+    path = write_report([first, second], tmp_path / "out", "A < B", examples=[example])
+    page = Page(path.read_text())
+    assert path == tmp_path / "out" / "report.html"
+    assert "A < B" in page.text and "fairseq-train --arch '<b>roberta</b>'" in page.text
+    assert page.rows[0] == [
+        *("Run", "Valid loss", "Perplexity", "At update", "Train loss"),
+        *("Updates", "Time", "Tokens/s", "Parameters"),
+    ]
+    assert page.rows[1][:5] == ["first", "5.500", "45.25", "20", "5.500"]
+    assert page.rows[1][5:] == ["30", "0:00:15", "116", "1.2 M"]
+    assert page.rows[2][:2] == ["second", "5.000"]
+    assert page.rows[-1] == ["optimization.lr", "[0.002]", "[0.001]"]
+    assert all(word in page.text for word in ("<cat>", "50.0%", "dog ✓", "25.0%"))
+    links = [value for name, value in page.attributes if name in ("src", "srcset", "href")]
+    assert len(links) == 2 * len(PANELS)
+    assert all(link.startswith("data:image/png;base64,") for link in links)
+    assert "url(" not in path.read_text() and "@import" not in path.read_text()
+    for panel in PANELS:
+        assert (tmp_path / "out" / f"{panel.name}.png").read_bytes().startswith(PNG)
+    assert not [name for name in (tmp_path / "out").iterdir() if name.name.startswith(".")]
+
+
+def test_summary_of_a_run(tmp_path):
+    (run,) = load_runs([make_run(tmp_path / "run")])
+    assert summarize(run) == {
+        "name": "run",
+        "folder": str(tmp_path / "run"),
+        "valid_subset": "valid",
+        "best_valid_loss": 5.5,
+        "best_valid_ppl": 2**5.5,
+        "best_at_update": 20,
+        "best_valid_accuracy": None,
+        "last_train_loss": 5.5,
+        "updates": 30,
+        "wall_seconds": 15.0,
+        "tokens_per_second": 116,  # the middle of 102..130; the 0 of the first record is left out
+        "parameters": 1234567,
+    }
+
+
+def test_a_run_of_which_little_is_known(tmp_path):
+    JsonlSink(tmp_path / "metrics.jsonl").log({"loss": 3.0}, tag="train", step=5)
+    page = Page(write_report([tmp_path], tmp_path / "out").read_text())
+    assert page.rows == [["Run", "Train loss", "Updates"], [tmp_path.name, "3.000", "5"]]
+    assert [p.name for p in (tmp_path / "out").glob("*.png")] == ["loss.png"]
+
+
+def test_repeated_updates_overwrite_and_nonsense_is_skipped(tmp_path):
+    lines = [
+        {"tag": "valid", "update": 10, "loss": 5.0},
+        {"tag": "valid", "update": 20, "loss": 4.0},
+        {"tag": "valid", "update": 30, "loss": 3.0},
+        {"tag": "valid", "update": 20, "loss": 4.5},  # went back to the checkpoint of update 10
+        {"tag": "valid", "update": 40, "loss": None},
+        {"tag": "valid", "update": 50, "loss": "7"},
+        {"tag": None, "update": 60, "loss": 1.0},
+        {"tag": "valid", "loss": 1.0},
+    ]
+    text = "\n".join(map(json.dumps, lines)) + '\n{"tag": "valid", "update": 70, "lo'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    (run,) = load_runs([tmp_path])
+    assert run.series("valid", "loss") == ([10, 20], [5.0, 4.5])
+    assert summarize(run)["updates"] == 50
+
+
+def test_missing_and_empty_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "PANELS", PANELS[:1])
+    with pytest.raises(MissingFileError, match="run folder not found: .*nowhere"):
+        load_runs([tmp_path / "nowhere"])
+    with pytest.raises(MissingFileError, match="no metrics.jsonl in"):
+        load_runs([tmp_path])
+    with pytest.raises(DataError, match="no run folder"):
+        load_runs([])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "metrics.jsonl").write_text("")
+    with pytest.raises(DataError, match="no records yet in .*empty"):
+        write_report([tmp_path / "empty"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    both = [make_run(tmp_path / "full"), tmp_path / "empty"]
+    page = Page(write_report(both, tmp_path / "out").read_text())
+    assert "empty has no records yet" in page.text
+    assert page.rows[2] == ["empty", *["–"] * 8]
+
+
+def test_damaged_side_files_become_notes(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "PANELS", PANELS[:1])
+    run = make_run(tmp_path / "run")
+    (run / "config.yaml").write_text("a: [1\nb: !!python/object/apply:os.getcwd []")
+    (run / "versions.json").write_text("[1]")
+    page = Page(write_report([run], tmp_path / "out").read_text())
+    assert "config.yaml cannot be read" in page.text
+    assert "versions.json is not a mapping" in page.text
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    paths = [make_run(tmp_path / parent / "run") for parent in ("a", "b")]
+    assert [run.name for run in load_runs(paths)] == ["a/run", "b/run"]
+    assert [run.name for run in load_runs([paths[0]] * 2)] == ["run (1)", "run (2)"]
+
+
+def test_differences_of_settings(tmp_path):
+    runs = load_runs([make_run(tmp_path / "a"), make_run(tmp_path / "b"), make_run(tmp_path / "c")])
+    assert config_differences(runs) == []
+    (tmp_path / "c" / "config.yaml").write_text("task: {_name: other}\noptimization: {lr: [0.002]}")
+    runs = load_runs([tmp_path / "a", tmp_path / "c"])
+    assert config_differences(runs) == [
+        ("optimization.max_update", [30, None]),
+        ("task._name", ["masked_lm", "other"]),
+    ]
+
+
+def test_long_curves_are_means_of_equal_spans():
+    updates, values = _thinned(list(range(3000)), [float(x % 10) for x in range(3000)])
+    assert len(values) == MAX_POINTS and values == [4.5] * MAX_POINTS
+    assert (updates[0], updates[-1]) == (4.5, 2994.5)
+    assert _thinned([1], [2.0]) == ([1], [2.0])
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [(0, "0"), (1500, "1.5k"), (2e6, "2M"), (0.0005, "5e-4"), (0.25, "0.25"), (12, "12")],
+)
+def test_axis_labels(value, label):
+    assert _tick(value) == label
+
+
+def test_many_runs_have_distinct_lines(tmp_path):
+    runs = load_runs([make_run(tmp_path / f"run{i}", losses=(5.0 + i,)) for i in range(8)])
+    assert draw(PANELS[0], runs, THEMES["dark"]).startswith(PNG)
+
+
+def test_missing_matplotlib_is_named(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(FairseqError, match=r"fairseq-lm\[plot\]"):
+        write_report([run], tmp_path / "out")
+
+
+def test_command(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("fairseq_cli.entry")
+    from fairseq_cli.report import main
+
+    monkeypatch.setattr(page_module, "PANELS", PANELS[:1])
+    run = make_run(tmp_path / "run")
+    out = tmp_path / "out"
+    assert main([str(run), "--output", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out / 'report.html'}\n"
+    assert main([str(run), "--output", str(out), "--title", "T", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["report"] == str(out / "report.html")
+    assert printed["runs"][0]["best_valid_loss"] == 5.5
+    with pytest.raises(MissingFileError):
+        main([str(tmp_path / "nowhere"), "--output", str(out)])
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 2
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0 and "examples:" in capsys.readouterr().out
