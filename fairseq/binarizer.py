@@ -25,7 +25,8 @@ from fairseq.data.binary_dataset import BinaryDatasetBuilder, data_file_path, in
 from fairseq.data.indexed_dataset import make_builder
 from fairseq.file_chunker_utils import block_spans, map_blocks, read_block, text_lines
 from fairseq.file_io import PathLike, require_file
-from fairseq.tokenizer import LINE_END, TextNumbers, Tokenize, WordNumbers, tokenize_line
+from fairseq.tokenizer import Tokenize, tokenize_line
+from fairseq.word_numbers import LINE_END, TextNumbers, WordNumbers
 
 if TYPE_CHECKING:
     import torch

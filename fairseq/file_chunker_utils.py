@@ -25,7 +25,7 @@ from fairseq.file_io import PathLike, require_file
 Result = TypeVar("Result")
 Span = tuple[int, int]
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 18
 _PIECE_BYTES = 1 << 16
 _LINE_END = re.compile(rb"\r\n?|\n")
 
@@ -163,7 +163,7 @@ def map_blocks(
     Args:
         path: the text file.
         function: takes a block of :func:`read_block`; picklable where processes are spawned.
-        num_workers: processes; a file of a single block is done in this one.
+        num_workers: processes; a file of a few blocks is done in this one.
         on_bytes: told the size of every block that is done.
 
     Raises:
@@ -172,7 +172,7 @@ def map_blocks(
     """
     require_file(path, "text file", "Check the path.")
     spans = block_spans(path)
-    if num_workers <= 1 or os.path.getsize(path) <= BLOCK_BYTES:
+    if num_workers <= 1 or os.path.getsize(path) <= 8 * BLOCK_BYTES:
         for span in spans:
             yield function(read_block(path, span))
             on_bytes(span[1] - span[0])

@@ -47,7 +47,8 @@ WORD = re.compile(r"\w+")
 RULE = re.compile(r"[=\-~^+*#|. _\"']{3,}")
 # Directives whose text is prose, in contrast to code, mathematics and version notes.
 SPOKEN = re.compile(r"\.\. (?:attention|caution|hint|important|note|seealso|tip|warning)::\s*")
-HEADER = re.compile(r"[A-Z][A-Za-z ]*:")
+# "Args:", "Other parameters:"
+HEADER = re.compile(r"[A-Z]\w*(?: \w+){0,2}:")
 # What an item of a list starts with: ":param x:", "-", "1.", "name (type):".
 ITEM = re.compile(
     r"(?::\w+ [^:]*:|[-*\u2022]|\d+[.)]|[a-z_*`][\w.*`]*(?:\s*\([^)]*\))?\s?:)\s+(?=\S)"

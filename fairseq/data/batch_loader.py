@@ -51,7 +51,7 @@ class BatchLoader:
             sampler=self._requests,
             collate_fn=_as_is,
             num_workers=num_workers,
-            timeout=timeout,
+            timeout=timeout if num_workers > 0 else 0,  # torch refuses it without workers
             pin_memory=torch.cuda.is_available(),
             persistent_workers=persistent_workers and num_workers > 0,
         )

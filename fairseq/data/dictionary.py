@@ -13,7 +13,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from fairseq.errors import ConfigError, DataError, did_you_mean
 from fairseq.file_io import PathLike, atomic_write, require_file
-from fairseq.tokenizer import TextNumbers, Tokenize, tokenize_line
+from fairseq.tokenizer import Tokenize, tokenize_line
+from fairseq.word_numbers import TextNumbers
 
 if TYPE_CHECKING:
     import torch

@@ -329,28 +329,22 @@ class EpochBatchIterator(EpochBatchIterating):
         *earlier, last = segments
         order = self._order(last.order.shuffle, last.order.fixed_shards)
         total, consumed = None, 0
-        if last.order.same_sequence(order):
+        goes_on = last.order.same_sequence(order)
+        if goes_on:
             order, total, consumed = last.order, last.total, last.consumed
         else:
             earlier = [part for part in segments if part.consumed]
         read = self._samples_read(earlier)
         sequence = self._sequence(order, read, total)
-        if len(earlier) == len(segments):
+        if not goes_on:
             logger.info(
-                "epoch %d: %d samples were read with other settings; the other %d follow in "
-                "batches cut with today's",
-                self.epoch,
-                len(read),
-                len(sample_ids(sequence)),
+                f"epoch {self.epoch}: {len(read)} samples were read with other settings; the other "
+                f"{len(sample_ids(sequence))} follow, batched and shuffled with today's"
             )
         elif order.num_shards != self.num_shards:
             logger.info(
-                "epoch %d began on %d shards and goes on with %d after %d of %d batches",
-                self.epoch,
-                order.num_shards,
-                self.num_shards,
-                consumed,
-                len(sequence),
+                f"epoch {self.epoch} began on {order.num_shards} shards and goes on with "
+                f"{self.num_shards} after {consumed} of {len(sequence)} batches"
             )
         # So that the count ends where it would have ended with today's settings from the start.
         n_steps = self._n_steps(len(self.frozen_batches) if earlier else len(sequence))

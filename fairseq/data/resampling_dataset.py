@@ -30,8 +30,8 @@ class _Drawn:
     def sizes(self) -> Any:
         """Lengths of the drawn items; a list of arrays if items have several lengths."""
         sizes = self.dataset.sizes
-        if isinstance(sizes, list):
-            return [np.asarray(array)[self._drawn] for array in sizes]
+        if isinstance(sizes, list) and sizes and isinstance(sizes[0], np.ndarray):
+            return [array[self._drawn] for array in sizes]
         return np.asarray(sizes)[self._drawn]
 
     def num_tokens(self, index: int) -> int:

@@ -57,7 +57,7 @@ class StreamingEpochBatchIterator(EpochBatchIterating):
             batch_size=max_sentences,
             collate_fn=collate_fn,
             num_workers=num_workers,
-            timeout=timeout,
+            timeout=timeout if num_workers > 0 else 0,  # torch refuses it without workers
             worker_init_fn=getattr(dataset, "worker_init_fn", None),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=persistent_workers and num_workers > 0,

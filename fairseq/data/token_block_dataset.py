@@ -131,9 +131,10 @@ class TokenBlockDataset(OwnSizes, FairseqDataset):
     def prefetch(self, indices: Sequence[int]) -> None:
         """Load the sentences of these blocks ahead of time."""
         places = self.block_to_dataset_index[np.asarray(indices)]
-        self.dataset.prefetch(
-            sorted({i for first, _, last in places.tolist() for i in range(first, last + 1)})
-        )
+        n_sentences = len(self._sentence_sizes)
+        begins = np.bincount(places[:, 0], minlength=n_sentences)
+        ends = np.bincount(places[:, 2] + 1, minlength=n_sentences)[:n_sentences]
+        self.dataset.prefetch(np.flatnonzero(np.cumsum(begins - ends)))
 
 
 def _is_flat(dataset: Any, total: int) -> bool:

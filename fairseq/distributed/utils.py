@@ -69,21 +69,42 @@ def all_reduce(tensor: Tensor, group: Any = None, op: str = "sum") -> Tensor:
     return tensor
 
 
-def all_reduce_dict(
-    data: Mapping[str, Any], device: torch.device, group: Any = None
-) -> dict[str, Any]:
-    """Add up a dict of numbers over all processes, in one message of float64.
+def sum_over_processes(data: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Add up a dict of numbers over all processes, in two messages of float64.
+
+    A process that had nothing to do (its share was filler) may miss keys; they count as zero.
 
     Args:
-        data: the same keys in the same order on every process.
-        device: where the message is put together.
-        group: the processes.
+        data: numbers or 0-dimensional tensors by name.
+        device: where the messages are put together.
+
+    Returns:
+        the totals by name, the same on every process, as fp64 tensors.
     """
-    if not is_initialized() or not data:
+    if not is_initialized():
         return dict(data)
-    values = [torch.as_tensor(value, dtype=torch.float64, device=device) for value in data.values()]
-    total = all_reduce(torch.stack([value.reshape(()) for value in values]), group)
-    return dict(zip(data, total, strict=True))
+    names = sorted(data)
+    known = _widest_names(names, device)
+    zero = torch.zeros((), dtype=torch.float64, device=device)
+    values = [
+        torch.as_tensor(data[name], dtype=torch.float64, device=device).reshape(())
+        if name in data
+        else zero
+        for name in known
+    ]
+    return dict(zip(known, all_reduce(torch.stack(values)), strict=True))
+
+
+def _widest_names(names: list[str], device: torch.device) -> list[str]:
+    """Return the longest list of names among the processes; all non-empty ones must agree."""
+    encoded = "\0".join(names).encode()
+    length = torch.tensor([len(encoded)], device=device)
+    longest = int(all_reduce(length.clone(), op="max"))
+    padded = torch.zeros(longest, dtype=torch.int64, device=device)
+    if len(encoded) == longest:
+        padded[:] = torch.tensor(list(encoded), dtype=torch.int64)
+    text = bytes(all_reduce(padded, op="max").tolist()).decode()
+    return text.split("\0")
 
 
 def broadcast_tensors(tensors: list[Tensor], src: int = 0) -> None:

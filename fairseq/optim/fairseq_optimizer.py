@@ -84,6 +84,11 @@ class FairseqOptimizer:
         """
         check_state_fits(state_dict, self.optimizer)
         self.optimizer.load_state_dict(state_dict)
+        for _, saved, param in match_state(state_dict, self.optimizer):
+            state = self.optimizer.state[param] if saved else {}
+            for name, value in saved.items():
+                if state.get(name) is value and isinstance(value, Tensor):
+                    state[name] = value.clone()  # updates must not write into the checkpoint
         for name, value in (optimizer_overrides or {}).items():
             known = [key for key in self.param_groups[0] if key != "params"]
             if name not in known:
@@ -214,13 +219,21 @@ def check_state_fits(state_dict: Mapping[str, Any], optimizer: torch.optim.Optim
             f"the optimizer state has groups of {[len(ids) for ids in saved]} parameters, "
             f"this run of {[len(params) for params in ours]}. {remedy}"
         )
-    for ids, params in zip(saved, ours, strict=True):
-        for index, param in zip(ids, params, strict=True):
-            for name, value in state_dict["state"].get(index, {}).items():
-                # a factored statistic has fewer dimensions than its parameter, a counter none
-                same_rank = isinstance(value, Tensor) and value.dim() == param.dim() > 0
-                if same_rank and value.shape != param.shape:
-                    raise CheckpointError(
-                        f"the optimizer state '{name}' of parameter {index} has the shape "
-                        f"{tuple(value.shape)}, the parameter {tuple(param.shape)}. {remedy}"
-                    )
+    for index, state, param in match_state(state_dict, optimizer):
+        for name, value in state.items():
+            # a factored statistic has fewer dimensions than its parameter, a counter none
+            same_rank = isinstance(value, Tensor) and value.dim() == param.dim() > 0
+            if same_rank and value.shape != param.shape:
+                raise CheckpointError(
+                    f"the optimizer state '{name}' of parameter {index} has the shape "
+                    f"{tuple(value.shape)}, the parameter {tuple(param.shape)}. {remedy}"
+                )
+
+
+def match_state(
+    state_dict: Mapping[str, Any], optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[int, dict[str, Any], Tensor]]:
+    """Yield ``(index, saved state, parameter)`` for every parameter, in the order of the groups."""
+    for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
+        for index, param in zip(saved["params"], group["params"], strict=True):
+            yield index, state_dict["state"].get(index, {}), param

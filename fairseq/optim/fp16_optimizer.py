@@ -11,7 +11,6 @@ them a resumed run continues bit by bit.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.optim import build_optimizer
 from fairseq.optim.dynamic_loss_scaler import DynamicLossScaler
-from fairseq.optim.fairseq_optimizer import FairseqOptimizer, trainable
+from fairseq.optim.fairseq_optimizer import FairseqOptimizer, match_state, trainable
 from fairseq.optim.settings import setting
 
 logger = logging.getLogger(__name__)
@@ -196,10 +195,9 @@ class MemoryEfficientFP16Optimizer(HalfPrecisionOptimizer):
         torch rounds statistics to the type of their parameter; they are put back in full.
         """
         super().load_state_dict(state_dict, optimizer_overrides)
-        ids = itertools.chain.from_iterable(g["params"] for g in state_dict["param_groups"])
-        for index, param in zip(ids, self.params, strict=True):
-            state = self.optimizer.state[param]
-            for name, value in state_dict["state"].get(index, {}).items():
+        for _, saved, param in match_state(state_dict, self.optimizer):
+            state = self.optimizer.state[param] if saved else {}
+            for name, value in saved.items():
                 if isinstance(value, Tensor) and isinstance(state.get(name), Tensor):
                     state[name] = torch.empty_like(state[name], dtype=value.dtype).copy_(value)
 

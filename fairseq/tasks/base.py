@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -246,15 +246,7 @@ class FairseqTask:
         data_rng = getattr(self.cfg, "data_rng", None) or "philox"
         dataset.set_epoch(epoch)
 
-        def batches_of(indices: np.ndarray, **sizes: Any) -> list[Any]:
-            return dataset.batch_by_size(indices, **sizes, drop_trailing=data_rng == "fairseq-main")
-
-        sizes = {
-            "max_tokens": max_tokens,
-            "max_sentences": max_sentences,
-            "required_batch_size_multiple": required_batch_size_multiple,
-        }
-        indices = self._ordered_indices(dataset, seed, data_rng)
+        indices = self._ordered_indices(dataset, seed)
         if max_positions is not None:
             indices = self.filter_indices_by_size(
                 indices, dataset, max_positions, ignore_invalid_inputs
@@ -264,10 +256,22 @@ class FairseqTask:
                 "The dataset is empty: it has no sample, or all are longer than max_positions="
                 f"{max_positions}"
             )
+
+        def cut(batching: Mapping[str, Any], without: np.ndarray) -> list[Any]:
+            """Batch all samples but ``without``; resuming with another batch size needs it."""
+            kept = indices[~np.isin(indices, without)] if len(without) else indices
+            drop = data_rng == "fairseq-main"
+            return dataset.batch_by_size(kept, **batching, drop_trailing=drop)
+
+        batching = {
+            "max_tokens": max_tokens,
+            "max_sentences": max_sentences,
+            "required_batch_size_multiple": required_batch_size_multiple,
+        }
         iterator = EpochBatchIterator(
             dataset=dataset,
             collate_fn=dataset.collater,
-            batch_sampler=batches_of(indices, **sizes),
+            batch_sampler=cut(batching, np.empty(0, dtype=np.int64)),
             seed=seed,
             num_shards=num_shards,
             shard_id=shard_id,
@@ -277,18 +281,28 @@ class FairseqTask:
             skip_remainder_batch=skip_remainder_batch,
             grouped_shuffling=grouped_shuffling,
             data_rng=data_rng,
+            batching=batching,
+            rebatch=cut,
         )
         if reuse:
             self.dataset_to_epoch_iter[dataset] = iterator
         return iterator
 
     @staticmethod
-    def _ordered_indices(dataset: Any, seed: int, data_rng: str) -> np.ndarray:
+    def _ordered_indices(dataset: Any, seed: int) -> np.ndarray:
         """Return the dataset's order; legacy datasets draw from numpy's global generator."""
         from fairseq.data.data_utils import numpy_seed
 
         with numpy_seed(seed):
             return dataset.ordered_indices()
+
+    def fit_dictionary(self, rows: int) -> bool:
+        """Give the dictionary ``rows`` entries by adding or dropping unused ``madeupword`` ones.
+
+        Returns:
+            False if that is impossible; the dictionary is then as it was.
+        """
+        return False
 
     # -- models and criterions -------------------------------------------------------------------
 

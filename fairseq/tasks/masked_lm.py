@@ -19,7 +19,8 @@ from fairseq.data.dictionary import Dictionary
 from fairseq.data.mask_tokens_dataset import MaskSpec
 from fairseq.data.masked_lm_dataset import MaskedLMDataset
 from fairseq.data.token_block_dataset import TokenBlockDataset
-from fairseq.data.wrappers import PrependTokenDataset, maybe_shorten_dataset
+from fairseq.data.shorten_dataset import maybe_shorten_dataset
+from fairseq.data.wrappers import PrependTokenDataset
 from fairseq.errors import ConfigError, DataError
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask
@@ -205,6 +206,16 @@ class MaskedLMTask(FairseqTask):
             seed=self.cfg.seed,
             shuffle=sort,
         )
+
+    def fit_dictionary(self, rows: int) -> bool:
+        """See the base class; ``<mask>`` stays the last entry, or one past it."""
+        own = 0 if self.cfg.omit_mask else 1
+        fitted = self.dictionary.resized(rows - own, without=() if own == 0 else (MASK,))
+        if fitted is None:
+            return False
+        self.dictionary = fitted
+        self.mask_idx = len(fitted) if own == 0 else fitted.add_symbol(MASK)
+        return True
 
     def begin_epoch(self, epoch: int, model: Any) -> None:
         """Tell the model which epoch begins."""

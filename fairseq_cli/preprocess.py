@@ -1,0 +1,40 @@
+"""fairseq-preprocess: build a dictionary and binarize text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fairseq_cli.entry import run_command
+
+EXAMPLES = """examples:
+  fairseq-preprocess --only-source --trainpref train.bpe --validpref valid.bpe --destdir data-bin
+  fairseq-preprocess --only-source --trainpref more.bpe --srcdict data-bin/dict.txt --destdir more-bin
+"""
+
+
+def main(cfg: Any) -> None:
+    """Preprocess as a flat Namespace (or PreprocessConfig) says."""
+    from fairseq.preprocess import preprocess
+
+    preprocess(cfg)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and preprocess."""
+    from fairseq import options
+
+    parser = options.get_preprocessing_parser()
+    parser.prog, parser.epilog = "fairseq-preprocess", EXAMPLES
+    parser.usage = "fairseq-preprocess --only-source --trainpref FILE [options]"
+    main(options.parse_args_and_arch(parser, argv))
+    return 0
+
+
+def cli_main() -> None:
+    """Run the command."""
+    run_command(run)
+
+
+if __name__ == "__main__":
+    cli_main()
