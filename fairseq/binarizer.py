@@ -11,6 +11,7 @@ numbers of :mod:`fairseq.tokenizer`, ``ids_W`` the id of each of W words.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import tempfile
 import time
@@ -175,7 +176,8 @@ class _BlockEncoder:
 
 def ids_of(words: list[str], dictionary: Dictionary) -> np.ndarray:
     """Return the dictionary ids of words as int32."""
-    return np.fromiter(map(dictionary.index, words), np.int32, len(words))
+    ids = map(dictionary.indices.get, words, itertools.repeat(dictionary.unk_index))
+    return np.fromiter(ids, np.int32, len(words))
 
 
 def _to_tokens(
@@ -212,7 +214,8 @@ class NumberedText:
 
     def write(self, dictionary: Dictionary, builder: BinaryDatasetBuilder) -> BinarizeSummary:
         """Encode the text with ``dictionary``, each line ended, and add it to ``builder``."""
-        ids_W = ids_of(self.words.words, dictionary)
+        words = self.words.words
+        ids_W = ids_of(words, dictionary)
         ids_W[LINE_END] = dictionary.eos_index
         assert self._numbers is not None
         self._numbers.seek(0)
@@ -220,9 +223,9 @@ class NumberedText:
             numbers_N = np.frombuffer(self._numbers.read(size), np.int32)
             builder.add_array(*_to_tokens(numbers_N, ids_W, append_eos=True))
         replaced = {
-            self.words.words[number]: int(self.words.counts_W[number])
+            words[number]: int(self.words.counts_W[number])
             for number in np.flatnonzero(ids_W == dictionary.unk_index)
-            if number != LINE_END and self.words.words[number] != dictionary.unk_word
+            if words[number] != dictionary.unk_word
         }
         return BinarizeSummary(Counter(replaced), builder.num_items, builder.num_tokens)
 

@@ -117,7 +117,8 @@ def config_of(
         nested = plain(state["cfg"])
         _name_the_model(nested)
         dataset = nested.setdefault("dataset", {}) or {}
-        dataset.setdefault("data_rng", data_rng_of(state))
+        if dataset.get("data_rng", "auto") == "auto":
+            dataset["data_rng"] = data_rng_of(state)
         nested["dataset"] = dataset
         nested.setdefault("common", {})["user_dir"] = None  # never taken from a file
         return _make(given, nested, settle)
@@ -180,10 +181,17 @@ def data_rng_of(state: Mapping[str, Any]) -> str:
     """
     ours = (state.get("extra_state") or {}).get(OURS)
     if ours is not None:
-        return ours["config"]["dataset"].get("data_rng", "philox")
+        return str(ours["config"]["dataset"].get("data_rng", "philox"))
     cfg = state.get("cfg") or {}
     main = "simul_type" in cfg or "debug_param_names" in (cfg.get("optimization") or {})
     return "fairseq-main" if main else "fairseq-0.12"
+
+
+def settle_data_rng(config: FairseqConfig, mode: str) -> None:
+    """Replace ``--data-rng auto`` by ``mode`` wherever it was copied to, in place."""
+    for section in (config.dataset, config.task):
+        if getattr(section, "data_rng", None) == "auto":
+            section.data_rng = mode
 
 
 def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:

@@ -338,6 +338,20 @@ def get_validation_parser(default_task: str | None = None, argv: Any = None) -> 
     )
 
 
+def finish_validation_parser(parser: Parser, argv: Sequence[str] | None = None) -> None:
+    """Add the flags of the task to override, the masked-LM task's if none is named."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    named = parser.parse_known_args([a for a in words if a not in ("-h", "--help")])[0]
+    if named.task is None and "-h" not in words and "--help" not in words:
+        named.task = "masked_lm"
+    named.criterion = None if "--criterion" not in " ".join(words) else named.criterion
+    if named.task is not None:
+        add_named_components(parser, named)
+    else:
+        parser.add_argument("data", help="folder with the binarized data")
+    _add_help(parser)
+
+
 def parse_args_and_arch(
     parser: Any,
     input_args: Sequence[str] | None = None,

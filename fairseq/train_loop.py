@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fairseq import checkpoint_utils, tasks, utils
+from fairseq.checkpoint_state import data_rng_of, settle_data_rng
 from fairseq.config.resolve import required_settings, resolve
 from fairseq.config.sections import FairseqConfig
 from fairseq.data import iterators
@@ -52,6 +53,7 @@ def run_training(cfg: FairseqConfig) -> float | None:
         distributed_utils.init_process_group(cfg.distributed_training, choose_device(cfg))
     with RunFolder(checkpoint.save_dir, enabled=_writes(cfg)) as folder, StopSignal() as stop:
         utils.set_torch_seed(cfg.common.seed)
+        loaded = _read_checkpoint(cfg)
         task = tasks.setup_task(cfg.task)
         if cfg.bpe is not None and hasattr(task, "bpe"):
             task.bpe = task.build_bpe(cfg.bpe)
@@ -65,11 +67,27 @@ def run_training(cfg: FairseqConfig) -> float | None:
                 combine = bool(cfg.dataset.combine_valid_subsets)
                 task.load_dataset(subset, combine=combine, epoch=1)
         trainer = Trainer(cfg, task, model, criterion)
+        trainer.use_loaded(loaded)
         extra_state, epoch_itr = checkpoint_utils.load_checkpoint(
             checkpoint, trainer, disable_iterator_cache=task.has_sharded_data("train")
         )
         TrainLoop(cfg, trainer, task, epoch_itr, stop).run()
     return trainer.best
+
+
+def _read_checkpoint(cfg: FairseqConfig) -> tuple[str, dict[str, Any]] | None:
+    """Read what the run starts from, if anything, and settle the source of its randomness.
+
+    A run that goes on stays with the masks and the batch order it began with.
+    """
+    path, resets = checkpoint_utils.checkpoint_to_start_from(cfg.checkpoint)
+    loaded = checkpoint_utils.load_newest(path) if os.path.exists(path) else None
+    goes_on = loaded is not None and not resets["reset_dataloader"]
+    mode = data_rng_of(loaded[1]) if loaded is not None and goes_on else "philox"
+    if mode != "philox" and cfg.dataset.data_rng == "auto":
+        logger.info("continuing with --data-rng %s, as the checkpoint began", mode)
+    settle_data_rng(cfg, mode)
+    return loaded
 
 
 def _writes(cfg: FairseqConfig) -> bool:

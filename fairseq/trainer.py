@@ -68,12 +68,17 @@ class Trainer:
         self._started = time.time()
         self._previous_training_time = 0.0
         self.best: float | None = None
-        metrics.log_start_time("wall", priority=790, round=0)
+        self._loaded: tuple[str, dict[str, Any]] | None = None
+        self._start_wall_clock()
         logger.info(
             "num. shared model params: %s (num. trained: %s)",
             f"{count_parameters(model):,}",
             f"{count_parameters(model, trained_only=True):,}",
         )
+
+    @staticmethod
+    def _start_wall_clock() -> None:
+        metrics.log_start_time("wall", priority=790, round=0)
 
     def _weights_dtype(self) -> torch.dtype | None:
         common = self.cfg.common
@@ -490,6 +495,10 @@ class Trainer:
         state["extra_state"].update(extra_state)
         checkpoint_files.write_checkpoint(state, filename, facts or {})
 
+    def use_loaded(self, loaded: tuple[str, dict[str, Any]] | None) -> None:
+        """Hand over a checkpoint that was read already, as ``(path, content)``."""
+        self._loaded = loaded
+
     def load_checkpoint(
         self,
         filename: str,
@@ -516,7 +525,8 @@ class Trainer:
         if not PathManager.exists(filename):
             logger.info("No existing checkpoint found %s", filename)
             return None
-        filename, state = load_newest(filename)
+        filename, state = self._loaded or load_newest(filename)
+        self._loaded = None
         try:
             self._model.load_state_dict(state["model"], model_cfg=self.cfg.model)
             if utils.has_parameters(self._criterion) and state.get("criterion"):
@@ -569,6 +579,7 @@ class Trainer:
         if "metrics" not in extra_state or reset_meters:
             return
         metrics.load_state_dict(extra_state["metrics"])
+        self._start_wall_clock()
         if position == 0:
             metrics.reset_meters("train")
         for meter in metrics.get_meters("default") or {}:

@@ -10,15 +10,19 @@ of W words, ``low_N`` and ``high_N`` the first and second eight bytes of N keys.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
 from fairseq.file_chunker_utils import map_blocks, text_lines
 from fairseq.file_io import PathLike
 from fairseq.tokenizer import Tokenize, tokenize_line
+
+Word = TypeVar("Word", str, bytes)
 
 LINE_END = 0  # the number that stands for the end of a line
 _LINE_END_WORD = b"\n"
@@ -40,9 +44,22 @@ def _tokenized(block: bytes, tokenize: Tokenize) -> list[bytes]:
     """Return the words of all lines, and their ends, as a line tokenizer of the user sees them."""
     words = []
     for line in text_lines(block):
-        words += [word.encode("utf-8") for word in tokenize(line)]
+        # A word that is a line end and nothing else could not be told from the end of the line.
+        words += [word.encode("utf-8") for word in tokenize(line) if word != "\n"]
         words.append(_LINE_END_WORD)
     return words
+
+
+class _Numbering(dict[Word, int]):
+    """Gives every new key the next number."""
+
+    def __missing__(self, word: Word) -> int:
+        number = self[word] = len(self)
+        return number
+
+    def look_up(self, words: list[Word]) -> np.ndarray:
+        """Return the numbers of words as int32."""
+        return np.fromiter(map(self.__getitem__, words), np.int32, len(words))
 
 
 class _ShortWords:
@@ -127,7 +144,7 @@ class WordNumbers:
 
     def __init__(self, tokenize: Tokenize = tokenize_line) -> None:
         self._tokenize = tokenize
-        self._number_of = {_LINE_END_WORD: LINE_END}
+        self._number_of: _Numbering[bytes] = _Numbering({_LINE_END_WORD: LINE_END})
         self._short = _ShortWords()
 
     def encode(self, block: bytes) -> tuple[np.ndarray, list[str]]:
@@ -143,9 +160,9 @@ class WordNumbers:
         if self._tokenize is tokenize_line:
             numbers_N = self._encode_at_once(_words_apart(block))
         else:
-            numbers_N = self._look_up(_tokenized(block, self._tokenize))
+            numbers_N = self._number_of.look_up(_tokenized(block, self._tokenize))
         count = len(self._number_of) - known
-        newest_first = [word for word, _ in zip(reversed(self._number_of), range(count))]  # noqa: B905
+        newest_first = list(itertools.islice(reversed(self._number_of), count))
         return numbers_N, [word.decode("utf-8") for word in reversed(newest_first)]
 
     def _encode_at_once(self, text: bytes) -> np.ndarray:
@@ -160,17 +177,11 @@ class WordNumbers:
         numbers_N[~is_short] = -1
         missed = np.flatnonzero(numbers_N < 0)
         bounds = zip(starts_N[missed].tolist(), ends_N[missed].tolist(), strict=True)
-        numbers_N[missed] = self._look_up([text[start:end] for start, end in bounds])
+        numbers_N[missed] = self._number_of.look_up([text[start:end] for start, end in bounds])
         missed = missed[is_short[missed]]
         numbers, first = np.unique(numbers_N[missed], return_index=True)
         self._short.add(low_N[missed[first]], high_N[missed[first]], numbers)
         return numbers_N
-
-    def _look_up(self, words: list[bytes]) -> np.ndarray:
-        """Return the numbers of words as int32, giving the next ones to those that are new."""
-        number_of = self._number_of
-        numbers = (number_of.setdefault(word, len(number_of)) for word in words)
-        return np.fromiter(numbers, np.int32, len(words))
 
     def encode_for_parent(self, block: bytes) -> tuple[int, np.ndarray, list[str]]:
         """Return the process id, then what :meth:`encode` returns."""
@@ -185,16 +196,19 @@ class TextNumbers:
         num_workers: processes that read.
 
     Attributes:
-        words: word of each number; that of ``LINE_END`` is empty.
-        counts_W: (W,) int64, how often each was seen.
+        counts_W: (W,) int64, how often each word was seen.
     """
 
     def __init__(self, tokenize: Tokenize = tokenize_line, num_workers: int = 1) -> None:
         self._tokenize = tokenize
         self._num_workers = num_workers
-        self._number_of: dict[str, int] = {}
-        self.words: list[str] = [""]
+        self._number_of: _Numbering[str] = _Numbering({_LINE_END_WORD.decode(): LINE_END})
         self.counts_W = np.zeros(1, np.int64)
+
+    @property
+    def words(self) -> list[str]:
+        """The word of each number; that of ``LINE_END`` is a line end."""
+        return list(self._number_of)
 
     def read(
         self, path: PathLike, on_bytes: Callable[[int], None] = lambda count: None
@@ -214,16 +228,10 @@ class TextNumbers:
         for worker, numbers_N, new in map_blocks(path, encode, self._num_workers, on_bytes):
             shared_W = shared_of.get(worker, np.full(1, LINE_END, np.int32))
             if new:
-                added = np.fromiter(map(self._share, new), np.int32, len(new))
-                shared_W = shared_of[worker] = np.concatenate([shared_W, added])
+                shared_W = np.concatenate([shared_W, self._number_of.look_up(new)])
+                shared_of[worker] = shared_W
             shared_N = shared_W[numbers_N]
-            counts_W = np.bincount(shared_N, minlength=len(self.words))
+            counts_W = np.bincount(shared_N, minlength=len(self._number_of))
             counts_W[: len(self.counts_W)] += self.counts_W
             self.counts_W = counts_W
             yield shared_N
-
-    def _share(self, word: str) -> int:
-        number = self._number_of.setdefault(word, len(self.words))
-        if number == len(self.words):
-            self.words.append(word)
-        return number

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fairseq.catalog import BPES
@@ -25,7 +26,7 @@ examples:
     fairseq-preprocess --only-source --trainpref train.bpe --validpref valid.bpe --destdir data-bin
   what a tokenizer makes of a sentence, and back:
     echo "Hello world!" | fairseq-bpe encode --bpe byte_level --tokenizer-file tokenizer.json
-    echo "72 101" | fairseq-bpe decode --bpe byte_level --tokenizer-file tokenizer.json
+    fairseq-bpe decode --bpe byte_level --tokenizer-file tokenizer.json --inputs train.bpe | head
 """
 
 TRAIN_EXAMPLES = """\
@@ -200,7 +201,7 @@ def _convert(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return dataclasses.asdict(summary), text
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status.
 
     Args:

@@ -222,12 +222,10 @@ def _parse_bool(value: Any) -> bool:
 
 
 def _parse_int(value: Any) -> int:
-    number = (
-        float(value)
-        if isinstance(value, str) and not value.strip().lstrip("+-").isdigit()
-        else value
-    )
-    if int(number) != float(number):
+    if isinstance(value, str) and value.strip().lstrip("+-").isdigit():
+        return int(value)
+    number = float(value) if isinstance(value, str) else value
+    if not isinstance(number, int) and not number.is_integer():
         raise ConfigError(f"{value!r} is not a whole number")
     return int(number)
 

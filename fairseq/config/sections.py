@@ -14,7 +14,7 @@ from fairseq.config.schema import II, FairseqDataclass, option
 
 LogFormat = Literal["json", "none", "simple", "tqdm", "rich"]
 DatasetImpl = Literal["raw", "lazy", "cached", "mmap", "fasta", "huffman"]
-DataRng = Literal["philox", "fairseq-main", "fairseq-0.12"]
+DataRng = Literal["auto", "philox", "fairseq-main", "fairseq-0.12"]
 NEVER_SPLIT = 9223372036854775807  # the original's default for --softmax-batch
 
 
@@ -148,7 +148,10 @@ class DatasetConfig(FairseqDataclass):
     )
     update_ordered_indices_seed: bool = option(False, "order samples anew every epoch")
     data_rng: DataRng = option(
-        "philox", "source of masks and batch order; fairseq-* repeat the original's bits", new=True
+        "auto",
+        "source of masks and batch order: philox, or the original's bits (fairseq-main or "
+        "fairseq-0.12); auto continues a checkpoint in its own mode and starts with philox",
+        new=True,
     )
 
 

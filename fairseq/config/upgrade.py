@@ -67,6 +67,21 @@ def _drop(value: Any, values: Values) -> Values:
     return {}
 
 
+def _self_masking(value: Any, values: Values) -> Values:
+    """Warn about the fork's models that hid tokens themselves, in every forward pass.
+
+    Flat settings hold the task's ``mask_prob`` under the same name; only the fork's models have
+    ``zero_masking`` beside it.
+    """
+    if values.get("zero_masking"):
+        logger.warning(
+            "this model was trained to hide %s of its own input at random (self-masking); that is "
+            "not reproduced: it sees its input as it is",
+            value,
+        )
+    return {}
+
+
 ROWS: tuple[Row, ...] = (
     Row(
         "model",
@@ -113,6 +128,7 @@ ROWS: tuple[Row, ...] = (
         lambda value, values: {"scale_embedding": True},
         lambda v: not v["scale_embedding"],
     ),
+    Row("model", "mask_prob", 0.0, _self_masking),
     Row("model", "max_source_positions", None, _drop, lambda v: v["max_positions"]),
     Row("model", "adaptive_input", False, _drop, lambda v: False),
     Row("task", "omit_mask_and_pad", False, _same("omit_mask")),

@@ -145,12 +145,13 @@ class Dictionary:
             padding_factor: the length becomes a multiple of it by symbols that stand for nothing.
         """
         limit = (nwords if nwords > 0 else len(self)) - self.nspecial
-        ordinary = zip(self.symbols[self.nspecial :], self.count[self.nspecial :], strict=True)
-        ranked = sorted(ordinary, key=lambda pair: (-pair[1], pair[0]))
-        kept = [pair for pair in ranked[: max(limit, 0)] if pair[1] >= threshold]
-        self.symbols = self.symbols[: self.nspecial] + [symbol for symbol, _ in kept]
-        self.count = self.count[: self.nspecial] + [count for _, count in kept]
-        self.indices = {symbol: index for index, symbol in enumerate(self.symbols)}
+        ranked = sorted(range(self.nspecial, len(self)), key=self.symbols.__getitem__)
+        ranked.sort(key=self.count.__getitem__, reverse=True)
+        kept = [i for i in ranked[: max(limit, 0)] if self.count[i] >= threshold]
+        kept = [*range(self.nspecial), *kept]
+        self.symbols = [self.symbols[i] for i in kept]
+        self.count = [self.count[i] for i in kept]
+        self.indices = dict(zip(self.symbols, range(len(kept)), strict=True))
         self.pad_to_multiple_(padding_factor)
 
     def pad_to_multiple_(self, padding_factor: int) -> None:
@@ -294,15 +295,19 @@ class Dictionary:
         with atomic_write(f, "w", newline="\n") as handle:
             handle.writelines(self._lines())
 
-    def _lines(self) -> Iterable[str]:
-        seen = set(self.symbols[: self.nspecial])
+    def _lines(self) -> list[str]:
         pairs = zip(self.symbols[self.nspecial :], self.count[self.nspecial :], strict=True)
-        for symbol, count in pairs:
-            if "\n" in symbol or "\r" in symbol:
-                raise DataError(f"symbol {symbol!r} holds a line end and cannot be saved")
-            flag = f" {OVERWRITE}" if symbol in seen else ""
-            seen.add(symbol)
-            yield f"{symbol} {count}{flag}\n"
+        lines = [f"{symbol} {count}\n" for symbol, count in pairs]
+        if len(self.indices) < len(self.symbols):
+            seen = set(self.symbols[: self.nspecial])
+            for i, symbol in enumerate(self.symbols[self.nspecial :]):
+                if symbol in seen:
+                    lines[i] = f"{lines[i][:-1]} {OVERWRITE}\n"
+                seen.add(symbol)
+        broken = next((line for line in lines if line.find("\n") + 1 < len(line) or "\r" in line), "")
+        if broken:
+            raise DataError(f"a symbol holds a line end and cannot be saved: {broken!r}")
+        return lines
 
     @staticmethod
     def add_file_to_dictionary(
@@ -326,8 +331,12 @@ class Dictionary:
         lines, *word_counts = text.counts_W.tolist()
         counts = dict(zip(text.words[1:], word_counts, strict=True))
         counts[self.eos_word] = counts.get(self.eos_word, 0) + lines
-        for word in sorted(counts):
-            self.add_symbol(word, counts[word])
+        for word in counts.keys() & self.indices.keys():
+            self.add_symbol(word, counts.pop(word))
+        added = sorted(counts)
+        self.indices.update(zip(added, range(len(self), len(self) + len(added)), strict=True))
+        self.symbols += added
+        self.count += map(counts.__getitem__, added)
 
 
 class TruncatedDictionary(Dictionary):

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from fairseq.errors import DataError, MissingFileError
+from fairseq.errors import ConfigError, DataError, MissingFileError
 from fairseq.file_io import atomic_write
 
 STANDARD = "-"
@@ -116,18 +116,27 @@ def _open_input(name: str, stack: contextlib.ExitStack) -> IO[bytes]:
         return sys.stdin.buffer
     if not os.path.exists(name) or os.path.isdir(name):  # a pipe is fine
         raise MissingFileError(f"input not found: {name}. Check --inputs.")
-    return stack.enter_context(open(name, "rb"))
+    try:
+        return stack.enter_context(open(name, "rb"))
+    except OSError as error:
+        raise MissingFileError(f"input cannot be read: {name} ({error.strerror})") from error
 
 
 def open_output(name: str, stack: contextlib.ExitStack) -> IO[bytes]:
     """Open the file ``name``, or standard output for ``"-"``, until ``stack`` ends.
 
     A file appears when ``stack`` ends without an exception; its folder is made if need be.
+
+    Raises:
+        ConfigError: if the file cannot be written.
     """
     if name == STANDARD:
         stack.callback(sys.stdout.buffer.flush)
         return sys.stdout.buffer
-    if os.path.exists(name) and not os.path.isfile(name):  # a pipe or device is not replaced
-        return stack.enter_context(open(name, "wb"))
-    os.makedirs(os.path.dirname(os.path.abspath(name)), exist_ok=True)
-    return stack.enter_context(atomic_write(name, "wb"))
+    try:
+        if os.path.exists(name) and not os.path.isfile(name):  # a pipe or device is not replaced
+            return stack.enter_context(open(name, "wb"))
+        os.makedirs(os.path.dirname(os.path.abspath(name)), exist_ok=True)
+        return stack.enter_context(atomic_write(name, "wb"))
+    except OSError as error:
+        raise ConfigError(f"output cannot be written: {name} ({error.strerror})") from error

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fairseq.data import text_lines
 from fairseq.data.text_lines import LineReader, open_output
-from fairseq.errors import DataError, MissingFileError
+from fairseq.errors import ConfigError, DataError, MissingFileError
 
 
 def read(reader: LineReader, place: int = 0) -> list[str]:
@@ -104,6 +104,16 @@ def test_outputs_appear_whole_or_not_at_all(tmp_path: Path) -> None:
         open_output(str(path), stack).write(b"whole")
         assert not path.exists()
     assert path.read_bytes() == b"whole"
+
+
+def test_outputs_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in (tmp_path, tmp_path / "file" / "below"):
+        with (
+            pytest.raises(ConfigError, match="output cannot be written"),
+            contextlib.ExitStack() as s,
+        ):
+            open_output(str(name), s)
 
 
 def test_a_pipe_is_written_to_not_replaced(tmp_path: Path) -> None:

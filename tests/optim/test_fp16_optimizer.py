@@ -222,15 +222,17 @@ def test_flat_and_separate_masters_are_the_same_bits():
     assert optimizers[0].state_dict()["state"][0]["exp_avg"].shape == (43,)
 
 
-def test_a_parameter_without_gradient_counts_as_zero():
-    model = make_model(torch.float16)
-    unused = torch.nn.Parameter(torch.ones(2, dtype=torch.float16))
-    cfg = config("sgd", lr=[0.5], weight_decay=0.5)
-    optimizer = FP16Optimizer.build_optimizer(cfg, [*model.parameters(), unused])
-    for turn in range(2):
-        step(model, optimizer, turn)
-        unused.grad = None
-    assert torch.equal(unused.detach(), torch.full((2,), 0.75**2, dtype=torch.float16))
+@pytest.mark.parametrize("separate", [True, False])
+def test_a_parameter_without_gradient_counts_as_zero(separate):
+    used, sometimes = (torch.nn.Parameter(torch.ones(2, dtype=torch.float16)) for _ in range(2))
+    cfg = config("sgd", {"fp16_no_flatten_grads": separate}, lr=[0.5])
+    optimizer = FP16Optimizer.build_optimizer(cfg, [used, sometimes])
+    for loss in (lambda: used.sum() + 0.5 * sometimes.sum(), lambda: used.sum()):
+        optimizer.zero_grad()
+        optimizer.backward(loss())
+        optimizer.step()
+    assert torch.equal(used.detach(), torch.zeros(2).half())
+    assert torch.equal(sometimes.detach(), torch.full((2,), 0.75).half())
 
 
 @pytest.mark.parametrize("device", DEVICES)

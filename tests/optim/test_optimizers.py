@@ -161,6 +161,12 @@ def test_adafactor_keeps_rows_and_columns_only():
     assert not optimizer.supports_flat_params
 
 
+def test_adafactor_moves_a_parameter_that_is_zero():
+    p = parameter([0.0, 0.0])
+    run(make("adafactor", [p], scale_parameter=True), p, [[1.0, -1.0]])
+    torch.testing.assert_close(p.detach(), torch.tensor([-1e-4, 1e-4]))
+
+
 @pytest.mark.parametrize("flag", ["relative_step", "warmup_init"])
 def test_adafactor_refuses_its_own_rate(flag):
     with pytest.raises(ConfigError, match="contradicts --lr"):
@@ -331,6 +337,9 @@ def test_gradients_are_multiplied_and_clipped():
     assert optimizer.clip_grad_norm(5).item() == 10.0
     assert a.grad.item() == pytest.approx(6.0 * 5 / (10 + 1e-6), rel=1e-7)
     assert optimizer.clip_grad_norm(0, lambda norm: norm * 3).item() == pytest.approx(15, rel=1e-6)
+    a.grad, b.grad = torch.tensor([3e-6]), torch.tensor([4e-6])
+    optimizer.clip_grad_norm(1e-6)
+    assert a.grad.item() == pytest.approx(3e-6 * 1e-6 / (5e-6 + 1e-6), rel=1e-6)
     optimizer.zero_grad()
     assert a.grad is None and optimizer.clip_grad_norm(1.0).item() == 0
 

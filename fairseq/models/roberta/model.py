@@ -41,6 +41,7 @@ from fairseq.modules.transformer_layer import LayerShape
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_POSITIONS = 512
+UNLIMITED = 1_000_000
 Activation = Literal["relu", "gelu", "gelu_fast", "gelu_accurate", "tanh", "linear", "swish"]
 PUBLISHED = "http://dl.fbaipublicfiles.com/fairseq/models"
 RobertaClassificationHead = ClassificationHead
@@ -151,7 +152,7 @@ class RobertaEncoder(FairseqEncoder):
         super().__init__(dictionary)
         self.config = config
         self.sentence_encoder = TransformerEncoder(
-            encoder_shape(config, dictionary, self.max_positions())
+            encoder_shape(config, dictionary, config.max_positions or DEFAULT_MAX_POSITIONS)
         )
         self.sentence_encoder.apply(init_bert_params)
         self.lm_head = self.build_lm_head()
@@ -214,7 +215,9 @@ class RobertaEncoder(FairseqEncoder):
         return self.lm_head(features, masked_tokens)
 
     def max_positions(self) -> int:
-        """Return the longest input: unlimited in principle where positions are ALiBi's."""
+        """Return the longest input: that of the table where positions are learned."""
+        if self.config.position != "learned":
+            return UNLIMITED
         return self.config.max_positions or DEFAULT_MAX_POSITIONS
 
 
@@ -356,7 +359,7 @@ class RobertaModel(FairseqEncoderModel):
         model_name_or_path: str,
         checkpoint_file: str = "model.pt",
         data_name_or_path: str = ".",
-        bpe: str = "gpt2",
+        bpe: str | None = None,
         **kwargs: Any,
     ) -> Any:
         """Load a RoBERTa for use.
@@ -366,7 +369,8 @@ class RobertaModel(FairseqEncoderModel):
             checkpoint_file: file inside the folder.
             data_name_or_path: folder with ``dict.txt``; relative to the model folder if it starts
                 with a dot.
-            bpe: how text is split; must match the training data.
+            bpe: how text is split; None for what the checkpoint names, else what its dictionary
+                was made with (GPT-2 pieces or words).
             **kwargs: override any setting of the checkpoint.
 
         Returns:

@@ -1,0 +1,93 @@
+"""Evaluating a checkpoint on data: what fairseq-validate does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fairseq import checkpoint_utils, utils
+from fairseq.config.schema import parse_literal
+from fairseq.device import choose_device
+from fairseq.errors import ConfigError
+from fairseq.logging import metrics
+from fairseq.logging.progress_bar import progress_bar
+
+logger = logging.getLogger(__name__)
+
+
+def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Evaluate a checkpoint with its own settings, except for those that are given.
+
+    Args:
+        given: flat settings: ``path`` (several checkpoints are joined with ``:``; the first is
+            evaluated), ``data``, ``valid_subset`` and whatever else should differ from the
+            checkpoint, such as ``tokens_per_sample``.
+
+    Returns:
+        the statistics of every subset, as they are printed.
+
+    Raises:
+        ConfigError: if no path is given.
+    """
+    path = given.get("path")
+    if not path:
+        raise ConfigError("--path is missing: name the checkpoint to evaluate")
+    overrides = {**parse_literal(given.get("model_overrides") or "{}"), **given}
+    for name in ("path", "model_overrides"):
+        overrides.pop(name, None)
+    for name in ("batch_size", "max_tokens"):  # what is given counts for the evaluation, too
+        if name in overrides:
+            overrides.setdefault(f"{name}_valid", overrides[name])
+    overrides.setdefault("distributed_world_size", 1)
+    models, config, task = checkpoint_utils.load_model_ensemble_and_task(
+        utils.split_paths(path), overrides
+    )
+    device = choose_device(config)
+    model = models[0].to(device).eval()
+    criterion = task.build_criterion(config.criterion).to(device).eval()
+    results = {}
+    for subset in config.dataset.valid_subset.replace(" ", "").split(","):
+        task.load_dataset(subset, combine=False, epoch=1)
+        results[subset] = _validate_subset(config, task, model, criterion, subset, device)
+    return results
+
+
+def _validate_subset(
+    config: Any, task: Any, model: Any, criterion: Any, subset: str, device: torch.device
+) -> dict[str, Any]:
+    data, common = config.dataset, config.common
+    batches = task.get_batch_iterator(
+        dataset=task.dataset(subset),
+        max_tokens=data.max_tokens_valid,
+        max_sentences=data.batch_size_valid,
+        max_positions=utils.resolve_max_positions(task.max_positions(), model.max_positions()),
+        ignore_invalid_inputs=data.skip_invalid_size_inputs_valid_test,
+        required_batch_size_multiple=data.required_batch_size_multiple,
+        seed=common.seed,
+        num_workers=data.num_workers,
+        data_buffer_size=data.data_buffer_size,
+    ).next_epoch_itr(shuffle=False)
+    bar = progress_bar(
+        batches,
+        log_format=common.log_format,
+        log_interval=common.log_interval,
+        prefix=f"valid on '{subset}' subset",
+        default_log_format="simple" if common.no_progress_bar else "rich",
+    )
+    logs = []
+    with bar as progress:
+        for number, sample in enumerate(progress):
+            if data.max_valid_steps is not None and number >= data.max_valid_steps:
+                break
+            if len(sample) == 0:
+                continue
+            sample = utils.move_to_device(sample, device)
+            logs.append(task.valid_step(sample, model, criterion)[2])
+        with metrics.aggregate(new_root=True) as aggregated:
+            task.reduce_metrics(logs, criterion)
+        stats = aggregated.get_smoothed_values()
+        progress.print(stats, tag=subset, step=len(logs))
+    return dict(stats)

@@ -1,0 +1,196 @@
+"""RoBERTa at hand: text in; tokens, features, filled masks and predictions out.
+
+Shapes: B batch, T time, C channels.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq.data import encoders
+from fairseq.errors import DataError
+from fairseq.utils import model_eval
+
+MASK = "<mask>"
+SENTENCEPIECE_SPACE = "▁"
+
+
+class RobertaHubInterface(nn.Module):
+    """Wraps a loaded model with its dictionary and text encoder.
+
+    Args:
+        cfg: the configuration it was loaded with.
+        task: its task.
+        model: the model.
+    """
+
+    def __init__(self, cfg: Any, task: Any, model: Any) -> None:
+        super().__init__()
+        self.cfg, self.task, self.model = cfg, task, model
+        self.bpe = encoders.build_bpe(getattr(cfg, "bpe", None))
+        self.register_buffer("_float_tensor", torch.tensor([0.0]), persistent=False)
+        self._float_tensor: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the model is."""
+        return self._float_tensor.device
+
+    # -- text and tokens -------------------------------------------------------------------------
+
+    def encode(self, sentence: str, *addl_sentences: str, no_separator: bool = False) -> Tensor:
+        """Return token ids of one sentence or several, int64 of shape (T,).
+
+        One sentence is ``<s> A </s>``, a pair ``<s> A </s> </s> B </s>``; ``no_separator`` leaves
+        the second ``</s>`` out.
+        """
+        text = f"<s> {self._split(sentence)} </s>"
+        for other in addl_sentences:
+            text += ("" if no_separator else " </s>") + f" {self._split(other)} </s>"
+        return self._ids(text)
+
+    def _split(self, text: str) -> str:
+        return text if self.bpe is None else self.bpe.encode(text)
+
+    def _ids(self, pieces: str) -> Tensor:
+        """Look pieces up; ``<mask>`` may lie outside the dictionary."""
+        dictionary = self.task.source_dictionary
+        mask = getattr(self.task, "mask_idx", None)
+        ids = [
+            mask if word == MASK and mask is not None else dictionary.index(word)
+            for word in pieces.split()
+        ]
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def decode(self, tokens: Tensor) -> str | list[str]:
+        """Return the text of ``tokens`` (T,), a list if they hold several sentences."""
+        assert tokens.dim() == 1, tokens.shape
+        dictionary = self.task.source_dictionary
+        ids = tokens.tolist()
+        if ids and ids[0] == dictionary.bos():
+            ids = ids[1:]
+        sentences: list[list[int]] = [[]]
+        for position, token in enumerate(ids):
+            if token != dictionary.eos():
+                sentences[-1].append(token)
+            elif position + 1 < len(ids) and ids[position + 1] == dictionary.eos():
+                sentences.append([])  # </s> </s> separates
+        texts = [self._text(sentence) for sentence in sentences]
+        return texts[0] if len(texts) == 1 else texts
+
+    def _text(self, ids: list[int]) -> str:
+        dictionary = self.task.source_dictionary
+        mask = getattr(self.task, "mask_idx", None)
+        pieces = " ".join(MASK if token == mask else dictionary[token] for token in ids)
+        return pieces if self.bpe is None else self.bpe.decode(pieces)
+
+    # -- hidden states ---------------------------------------------------------------------------
+
+    def extract_features(
+        self, tokens: Tensor, return_all_hiddens: bool = False
+    ) -> Tensor | list[Tensor]:
+        """Return hidden states.
+
+        Args:
+            tokens: (T,) or (B, T).
+            return_all_hiddens: return the embedding output and every layer's output.
+
+        Returns:
+            (B, T, C), or a list of layers + 1 such tensors.
+
+        Raises:
+            ValueError: if the tokens are more than the model takes.
+        """
+        if tokens.dim() == 1:
+            tokens = tokens[None]
+        limit = self.model.max_positions()
+        if tokens.shape[-1] > limit:
+            raise DataError(f"tokens exceeds maximum length: {tokens.shape[-1]} > {limit}")
+        features_BTC, extra = self.model(
+            tokens.to(self.device), features_only=True, return_all_hiddens=return_all_hiddens
+        )
+        if return_all_hiddens:
+            return [hidden_TBC.transpose(0, 1) for hidden_TBC in extra["inner_states"]]
+        return features_BTC
+
+    # -- classification --------------------------------------------------------------------------
+
+    def register_classification_head(
+        self,
+        name: str,
+        num_classes: int | None = None,
+        embedding_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add a classification head; ``embedding_size`` is accepted and ignored."""
+        self.model.register_classification_head(name, num_classes=num_classes, **kwargs)
+
+    def predict(self, head: str, tokens: Tensor, return_logits: bool = False) -> Tensor:
+        """Return log-probabilities (or logits) of the classes of ``head``, (B, classes)."""
+        features_BTC = self.extract_features(tokens.to(self.device))
+        logits = self.model.classification_heads[head](features_BTC)
+        return logits if return_logits else F.log_softmax(logits, dim=-1)
+
+    # -- masks -----------------------------------------------------------------------------------
+
+    def fill_mask(self, masked_input: str, topk: int = 5) -> list[tuple[str, float, str]]:
+        """Return the ``topk`` best fillings of the one ``<mask>`` in a text.
+
+        Special symbols and the words that only round the dictionary's size are left out; the
+        probabilities are over the whole vocabulary.
+
+        Returns:
+            ``(filled text, probability, predicted token)``, best first.
+
+        Raises:
+            AssertionError: unless there is exactly one ``<mask>``.
+        """
+        assert masked_input.count(MASK) == 1, (
+            f"Please add one {MASK} token for the input, eg: 'He is a {MASK} guy'"
+        )
+        spans = [self._split(span.rstrip()) for span in masked_input.split(MASK)]
+        tokens_T = self._ids("<s> " + f" {MASK} ".join(spans) + " </s>")
+        position = int((tokens_T == self.task.mask_idx).nonzero()[0])
+        with torch.no_grad(), model_eval(self.model):
+            hidden_BTC, _ = self.model(tokens_T[None].to(self.device), features_only=True)
+            logits_V = self.model.projection(hidden_BTC[:, position]).logits()[0]
+        probability_V = logits_V.float().softmax(-1)
+        allowed_V = self._fillable().to(probability_V.device)
+        values, indices = probability_V.masked_fill(~allowed_V, -1).topk(
+            min(topk, int(allowed_V.sum()))
+        )
+        return [
+            self._filled(masked_input, index, value)
+            for value, index in zip(values.tolist(), indices.tolist(), strict=True)
+        ]
+
+    def _fillable(self) -> Tensor:
+        """Return which ids may fill a mask, bool of shape (V,)."""
+        dictionary = self.task.source_dictionary
+        specials = {dictionary.bos(), dictionary.pad(), dictionary.eos(), self.task.mask_idx}
+        return torch.tensor(
+            [
+                index not in specials and not symbol.startswith("madeupword")
+                for index, symbol in enumerate(dictionary.symbols)
+            ]
+        )
+
+    def _filled(self, masked_input: str, index: int, value: float) -> tuple[str, float, str]:
+        piece = self.task.source_dictionary[index]
+        if self.bpe is None:
+            return masked_input.replace(MASK, piece), value, piece
+        token = self.bpe.decode(piece).replace(SENTENCEPIECE_SPACE, " ")
+        if piece.startswith(SENTENCEPIECE_SPACE) and not token.startswith(" "):
+            token = " " + token
+        spaced = f" {MASK}"
+        place = spaced if spaced in masked_input else MASK
+        return masked_input.replace(place, token), value, token
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RobertaHubInterface:
+        """Copy the model; task and encoder are shared."""
+        return RobertaHubInterface(self.cfg, self.task, copy.deepcopy(self.model, memo))
