@@ -121,9 +121,7 @@ def _members(archive: PathLike) -> Iterator[tuple[str, int, IO[bytes] | None]]:
             if member.isdir():
                 yield member.name, 0, None
             elif member.isreg() and not member.issparse():
-                handle = packed_tar.extractfile(member)
-                assert handle is not None
-                yield member.name, member.size, handle
+                yield member.name, member.size, packed_tar.extractfile(member)
             else:
                 raise CheckpointError(f"archive {archive}: {member.name} is no plain file; refused")
 

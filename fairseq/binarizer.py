@@ -10,13 +10,10 @@ numbers of :mod:`fairseq.tokenizer`, ``ids_W`` the id of each of W words.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,17 +22,14 @@ import numpy as np
 from fairseq.data.binary_dataset import BinaryDatasetBuilder, data_file_path, index_file_path
 from fairseq.data.indexed_dataset import make_builder
 from fairseq.file_chunker_utils import block_spans, map_blocks, read_block, text_lines
-from fairseq.file_io import PathLike, require_file
+from fairseq.file_io import PathLike
 from fairseq.tokenizer import Tokenize, tokenize_line
 from fairseq.word_numbers import LINE_END, TextNumbers, WordNumbers
 
 if TYPE_CHECKING:
     import torch
-    from rich.progress import Progress
 
     from fairseq.data.dictionary import Dictionary
-
-_PROGRESS_AFTER_SECONDS = 2.0
 
 
 @dataclass
@@ -207,10 +201,9 @@ class NumberedText:
         self.words = TextNumbers(num_workers=num_workers)
         self._numbers = None if folder is None else tempfile.TemporaryFile(dir=folder)
         self._block_bytes: list[int] = []
-        with show_progress(f"reading {path}", path) as on_bytes:
-            for numbers_N in self.words.read(path, on_bytes):
-                if self._numbers is not None:
-                    self._block_bytes.append(self._numbers.write(numbers_N.tobytes()))
+        for numbers_N in self.words.read(path):
+            if self._numbers is not None:
+                self._block_bytes.append(self._numbers.write(numbers_N.tobytes()))
 
     def write(self, dictionary: Dictionary, builder: BinaryDatasetBuilder) -> BinarizeSummary:
         """Encode the text with ``dictionary``, each line ended, and add it to ``builder``."""
@@ -277,10 +270,9 @@ class FileBinarizer:
         """Add the lines of a text to a dataset that is being built."""
         summary = BinarizeSummary()
         function = binarizer.block_function()
-        with show_progress(f"binarizing {input_file}", input_file) as on_bytes:
-            for tokens_N, sizes_M, part in map_blocks(input_file, function, num_workers, on_bytes):
-                builder.add_array(tokens_N, sizes_M)
-                summary.merge(part)
+        for tokens_N, sizes_M, part in map_blocks(input_file, function, num_workers, "binarizing"):
+            builder.add_array(tokens_N, sizes_M)
+            summary.merge(part)
         return summary
 
     @staticmethod
@@ -309,49 +301,3 @@ class FileBinarizer:
         builder, summary = cls._binarize_file_chunk(*args, **kwargs)
         builder.finalize(index_file_path(builder.path.removesuffix(".bin")))
         return summary
-
-
-@contextlib.contextmanager
-def show_progress(label: str, path: PathLike) -> Iterator[Callable[[int], None]]:
-    """Give a function to call with every count of bytes done of the file ``path``.
-
-    A bar with the time to go appears on standard error after two seconds, if that is a terminal.
-    """
-    size = require_file(path, "text file", "Check the path.").stat().st_size
-    begun = time.monotonic()
-    done = 0
-    with contextlib.ExitStack() as stack:
-        bar: Progress | None = None
-
-        def advance(count: int) -> None:
-            nonlocal bar, done
-            done += count
-            if bar is None and time.monotonic() - begun > _PROGRESS_AFTER_SECONDS:
-                bar = stack.enter_context(_progress_bar())
-                bar.add_task(label, total=size)
-            if bar is not None:
-                bar.update(bar.task_ids[0], completed=done)
-
-        yield advance if sys.stderr.isatty() else lambda count: None
-
-
-def _progress_bar() -> Progress:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )

@@ -1,4 +1,4 @@
-"""Text files in blocks of whole lines: where they start, how to read them, how to share them out.
+"""Text files in blocks of whole lines: where they start, how to read and share them out.
 
 A line ends at ``\\n``, ``\\r\\n`` or ``\\r``, as in Python's text mode; blocks never cut a line, so
 whatever is computed block by block is the same for every block size and number of workers.
@@ -6,6 +6,7 @@ whatever is computed block by block is the same for every block size and number 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import multiprocessing
@@ -14,18 +15,25 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from typing import Any, TypeVar
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fairseq.errors import DataError
+from fairseq.errors import DataError, FairseqError
 from fairseq.file_io import PathLike, require_file
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 Span = tuple[int, int]
 
 BLOCK_BYTES = 1 << 18
+_BAR_AFTER_SECONDS = 2.0
 _PIECE_BYTES = 1 << 16
 _LINE_END = re.compile(rb"\r\n?|\n")
 
@@ -153,7 +161,7 @@ def map_blocks(
     path: PathLike,
     function: Callable[[bytes], Result],
     num_workers: int = 1,
-    on_bytes: Callable[[int], None] = lambda count: None,
+    label: str = "reading",
 ) -> Iterator[Result]:
     """Yield ``function(block)`` for the blocks of a text file, in the order of the file.
 
@@ -164,30 +172,86 @@ def map_blocks(
         path: the text file.
         function: takes a block of :func:`read_block`; picklable where processes are spawned.
         num_workers: processes; a file of a few blocks is done in this one.
-        on_bytes: told the size of every block that is done.
+        label: what is done, for the progress bar.
 
     Raises:
+        DataError: if the file is not UTF-8.
+        FairseqError: if a worker process dies.
         MissingFileError: if the file is absent or unreadable.
-        DataError: if it is not UTF-8.
     """
-    require_file(path, "text file", "Check the path.")
-    spans = block_spans(path)
-    if num_workers <= 1 or os.path.getsize(path) <= 8 * BLOCK_BYTES:
-        for span in spans:
-            yield function(read_block(path, span))
-            on_bytes(span[1] - span[0])
-        return
+    size = require_file(path, "text file", "Check the path.").stat().st_size
+    with _progress(f"{label} {os.fspath(path)}", size) as show, contextlib.ExitStack() as stack:
+        done: Iterator[tuple[Span, Result]]
+        if num_workers <= 1 or size <= 8 * BLOCK_BYTES:
+            done = ((span, function(read_block(path, span))) for span in block_spans(path))
+        else:
+            done = _in_processes(path, function, num_workers, stack)
+        for (_, end), result in done:
+            yield result
+            show(end)
+
+
+def _in_processes(
+    path: PathLike,
+    function: Callable[[bytes], Result],
+    num_workers: int,
+    stack: contextlib.ExitStack,
+) -> Iterator[tuple[Span, Result]]:
+    """Yield each block's span and result from processes that end with ``stack``."""
     # Forked workers start at once; they only run numpy and Python code, which a fork cannot hurt.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool = ProcessPoolExecutor(num_workers, context, _start_worker, (function,))
-    waiting: deque[tuple[Span, Future[Result]]] = deque()
-    try:
-        for span in itertools.chain(spans, [None] * (2 * num_workers)):
-            if span is not None:
-                waiting.append((span, pool.submit(_run_block, path, span)))
-            if waiting and (span is None or len(waiting) >= 2 * num_workers):
-                (begin, stop), future = waiting.popleft()
-                yield future.result()
-                on_bytes(stop - begin)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    stack.callback(pool.shutdown, cancel_futures=True)
+    tasks = ((span, pool.submit(_run_block, path, span)) for span in block_spans(path))
+    for span, future in _ahead(tasks, 2 * num_workers):
+        try:
+            yield span, future.result()
+        except BrokenProcessPool as error:
+            raise FairseqError(
+                f"a process that was reading {os.fspath(path)} was killed, perhaps for lack of "
+                "memory; try fewer --workers"
+            ) from error
+
+
+def _ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
+    """Yield ``items``, each when ``count`` of them, itself included, have been taken."""
+    taken = deque(itertools.islice(items, count))
+    while taken:
+        yield taken.popleft()
+        taken.extend(itertools.islice(items, 1))
+
+
+@contextlib.contextmanager
+def _progress(label: str, size: int) -> Iterator[Callable[[int], None]]:
+    """Give a function that is told how many of ``size`` bytes are done.
+
+    A bar with the time to go appears on standard error after two seconds, if that is a terminal.
+    """
+    begun = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        bar: Progress | None = None
+
+        def show(done: int) -> None:
+            nonlocal bar
+            if bar is None and time.monotonic() - begun > _BAR_AFTER_SECONDS:
+                bar = stack.enter_context(_progress_bar())
+                bar.add_task(label, total=size)
+            if bar is not None:
+                bar.update(bar.task_ids[0], completed=done)
+
+        yield show if sys.stderr.isatty() else lambda done: None
+
+
+def _progress_bar() -> Progress:
+    from rich import progress
+    from rich.console import Console
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

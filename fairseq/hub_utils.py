@@ -70,8 +70,9 @@ def from_pretrained(
             if (place / file).is_file():
                 kwargs.setdefault(setting, str(place / file))
     if kwargs.get("user_dir") is not None:
-        from fairseq.user_dir import import_user_module
         from types import SimpleNamespace
+
+        from fairseq.user_dir import import_user_module
 
         import_user_module(SimpleNamespace(user_dir=kwargs.pop("user_dir")))
     paths = [str(folder / name) for name in checkpoint_file.split(os.pathsep)]

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from fairseq import checkpoint_utils, tasks, utils
 from fairseq.checkpoint_state import data_rng_of, settle_data_rng
@@ -21,6 +21,7 @@ from fairseq.device import choose_device
 from fairseq.distributed import utils as distributed_utils
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
+from fairseq.logging.meters import StopwatchMeter
 from fairseq.logging.progress_bar import BaseProgressBar, progress_bar
 from fairseq.models.base import count_parameters
 from fairseq.run_folder import RunFolder
@@ -220,7 +221,9 @@ class TrainLoop:
     @staticmethod
     def _training_stats(name: str) -> dict[str, Any]:
         stats = metrics.get_smoothed_values(name)
-        stats["wall"] = round(metrics.get_meter("default", "wall").elapsed_time, 0)
+        stats["wall"] = round(
+            cast(StopwatchMeter, metrics.get_meter("default", "wall")).elapsed_time, 0
+        )
         return stats
 
     # -- validation and checkpoints --------------------------------------------------------------

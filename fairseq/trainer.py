@@ -320,7 +320,7 @@ class Trainer:
     @contextlib.contextmanager
     def _no_sync_unless(self, is_last: bool) -> Iterator[None]:
         """Let DDP average gradients in the last micro-batch only."""
-        inner = getattr(self.model, "module", None)
+        inner: Any = getattr(self.model, "module", None)
         if self.world > 1 and not is_last and hasattr(inner, "no_sync"):
             with inner.no_sync():
                 yield
@@ -369,7 +369,7 @@ class Trainer:
         if self._bad_updates >= MAX_BAD_UPDATES:
             raise FloatingPointError(
                 f"the gradient was not finite in {MAX_BAD_UPDATES} updates in a row (update "
-                f"{self._num_updates}); lower --lr, set --clip-norm, or use --bf16 instead of --fp16"
+                f"{self._num_updates}); lower --lr, set --clip-norm, or use --bf16, not --fp16"
             )
         return (
             f"update {self._num_updates}: the gradient norm is {utils.item(self._grad_norm)}; the "

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,8 @@ def apply_to_sample(function: Callable[[Tensor], Tensor], sample: Any) -> Any:
     if isinstance(sample, Tensor):
         return function(sample)
     if isinstance(sample, Mapping):
-        return type(sample)((key, apply_to_sample(function, x)) for key, x in sample.items())
+        pairs = [(key, apply_to_sample(function, x)) for key, x in sample.items()]
+        return OrderedDict(pairs) if isinstance(sample, OrderedDict) else dict(pairs)
     if isinstance(sample, (list, set)):
         return type(sample)(apply_to_sample(function, x) for x in sample)
     if isinstance(sample, tuple):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -210,14 +210,8 @@ class TextNumbers:
         """The word of each number; that of ``LINE_END`` is a line end."""
         return list(self._number_of)
 
-    def read(
-        self, path: PathLike, on_bytes: Callable[[int], None] = lambda count: None
-    ) -> Iterator[np.ndarray]:
+    def read(self, path: PathLike) -> Iterator[np.ndarray]:
         """Yield ``numbers_N`` (int32) for the blocks of a text, in the order of the file.
-
-        Args:
-            path: the text file.
-            on_bytes: told the size of every block that is done.
 
         Raises:
             DataError: if the file is not UTF-8 text.
@@ -225,7 +219,7 @@ class TextNumbers:
         """
         encode = WordNumbers(self._tokenize).encode_for_parent
         shared_of: dict[int, np.ndarray] = {}
-        for worker, numbers_N, new in map_blocks(path, encode, self._num_workers, on_bytes):
+        for worker, numbers_N, new in map_blocks(path, encode, self._num_workers):
             shared_W = shared_of.get(worker, np.full(1, LINE_END, np.int32))
             if new:
                 shared_W = np.concatenate([shared_W, self._number_of.look_up(new)])

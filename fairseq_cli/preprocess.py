@@ -9,7 +9,8 @@ from fairseq_cli.entry import run_command
 
 EXAMPLES = """examples:
   fairseq-preprocess --only-source --trainpref train.bpe --validpref valid.bpe --destdir data-bin
-  fairseq-preprocess --only-source --trainpref more.bpe --srcdict data-bin/dict.txt --destdir more-bin
+  fairseq-preprocess --only-source --trainpref more.bpe --srcdict data-bin/dict.txt \\
+      --destdir more-bin
 """
 
 

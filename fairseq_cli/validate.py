@@ -44,7 +44,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         given.setdefault("log_format", "none")
     results = main(given)
     if as_json:
-        print(json.dumps({name: {k: float(v) for k, v in s.items()} for name, s in results.items()}))
+        print(
+            json.dumps({name: {k: float(v) for k, v in s.items()} for name, s in results.items()})
+        )
     return 0
 
 

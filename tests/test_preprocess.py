@@ -285,7 +285,7 @@ def test_bad_flags(changes, error, text, in_compat, tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("impl", ["mmap", "raw"])
 def test_text_that_is_not_utf8(workers, impl, tmp_path, small_blocks):
-    good = "plain words only\n".encode() * 2000
+    good = b"plain words only\n" * 2000
     text = tmp_path / "text"
     text.write_bytes(good[:20009] + b"\xe9" + good[20009:])
     flags = {"workers": workers, "dataset_impl": impl}

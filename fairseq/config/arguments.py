@@ -76,9 +76,11 @@ class HelpFormatter(argparse.HelpFormatter):
 class _SetBool(argparse.Action):
     """Store a fixed boolean; warns where the flag's name says the opposite of what it does."""
 
-    def __init__(self, *args: Any, backward: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, option_strings: Sequence[str], dest: str, backward: bool = False, **kwargs: Any
+    ) -> None:
         self.backward = backward
-        super().__init__(*args, nargs=0, **kwargs)
+        super().__init__(option_strings, dest, nargs=0, **kwargs)
 
     def __call__(
         self,

@@ -33,10 +33,10 @@ def option(default: Any, help: str | None = None, **metadata: Any) -> Any:
         default: the value, or ``II("section.key")``; a list is copied for every instance.
         help: the sentence shown by ``--help``; a field without help still gets a flag, unless its
             default is a reference.
-        **metadata: ``new=True`` for a field the original does not have (its checkpoints must not
-            carry it), ``argparse_alias`` (one more flag), ``argparse_const`` (value of the bare flag),
-            ``positive=True`` for a boolean that is on by default and whose ``--name`` reads
-            straight (without it ``--name`` switches off, as in the original).
+        **metadata: ``new=True`` for a field the original does not have, which its checkpoints
+            must not carry; ``argparse_alias`` (one more flag); ``argparse_const`` (value of the
+            bare flag); ``positive=True`` for a boolean that is on by default and whose ``--name``
+            reads straight (without it ``--name`` switches off, as in the original).
     """
     metadata["help"] = help
     if isinstance(default, list):
@@ -62,7 +62,9 @@ class _ChoiceBase(enum.Enum, metaclass=_ChoiceMeta):
 
 def ChoiceEnum(choices: Sequence[str]) -> Any:
     """Return an enum type whose members are ``choices`` and compare equal to their strings."""
-    return _ChoiceBase("Choices", {name: name for name in choices})  # type: ignore[call-overload]
+    members: Any = {name: name for name in choices}
+    make: Any = _ChoiceBase  # the functional form of an enum
+    return make("Choices", members)
 
 
 @dataclasses.dataclass

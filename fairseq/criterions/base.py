@@ -1,4 +1,4 @@
-"""What a criterion is: model and batch in; a summed loss, its denominator and figures to log out."""
+"""What a criterion is: model and batch in; a summed loss, its denominator and figures out."""
 
 from __future__ import annotations
 

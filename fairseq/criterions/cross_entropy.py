@@ -6,6 +6,7 @@ Shapes: B batch, T time, C channels, N predicted positions.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,6 +76,11 @@ def vocabulary_loss(
     return F.cross_entropy(logits.float(), target_N, reduction="sum")
 
 
+def perplexity_of(key: str) -> Callable[[Any], float]:
+    """Return a function of meters: two to the power of the average of ``key`` (in bits)."""
+    return lambda meters: get_perplexity(meters[key].avg)
+
+
 @register_criterion("cross_entropy", dataclass=CrossEntropyConfig)
 class CrossEntropyCriterion(FairseqCriterion):
     """Sum of ``-log p(target)`` over all targets that are not padding, in nats."""
@@ -113,9 +119,9 @@ class CrossEntropyCriterion(FairseqCriterion):
         if sample_size != ntokens:
             nll_loss = loss_sum / ntokens / math.log(2)
             metrics.log_scalar("nll_loss", nll_loss, ntokens, round=3)
-            metrics.log_derived("ppl", lambda meters: get_perplexity(meters["nll_loss"].avg))
+            metrics.log_derived("ppl", perplexity_of("nll_loss"))
         else:
-            metrics.log_derived("ppl", lambda meters: get_perplexity(meters["loss"].avg))
+            metrics.log_derived("ppl", perplexity_of("loss"))
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

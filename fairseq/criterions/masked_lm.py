@@ -14,9 +14,13 @@ from torch import Tensor
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions import register_criterion
 from fairseq.criterions.base import FairseqCriterion
-from fairseq.criterions.cross_entropy import LossBackend, predicted_positions, vocabulary_loss
+from fairseq.criterions.cross_entropy import (
+    LossBackend,
+    perplexity_of,
+    predicted_positions,
+    vocabulary_loss,
+)
 from fairseq.logging import metrics
-from fairseq.utils import get_perplexity
 
 
 @dataclass
@@ -61,7 +65,7 @@ class MaskedLmLoss(FairseqCriterion):
         sample_size = sum(log.get("sample_size", 0) for log in logging_outputs)
         loss = loss_sum / sample_size / math.log(2) if sample_size else 0.0
         metrics.log_scalar("loss", loss, sample_size, round=3)
-        metrics.log_derived("ppl", lambda meters: get_perplexity(meters["loss"].avg))
+        metrics.log_derived("ppl", perplexity_of("loss"))
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

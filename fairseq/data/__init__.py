@@ -7,6 +7,13 @@ from fairseq.lazy import lazy_names
 _NAMES = {
     "concat_dataset": ["ConcatDataset", "ConcatSentencesDataset"],
     "dictionary": ["Dictionary", "TruncatedDictionary"],
+    "edit_wrappers": [
+        "OffsetTokensDataset",
+        "PrependDataset",
+        "ReplaceDataset",
+        "RollDataset",
+        "StripTokenDataset",
+    ],
     "epoch_batch_iterating": ["EpochBatchIterating"],
     "fairseq_dataset": ["FairseqDataset", "FairseqIterableDataset"],
     "indexed_dataset": [
@@ -43,15 +50,10 @@ _NAMES = {
         "BaseWrapperDataset",
         "LRUCacheDataset",
         "LeftPadDataset",
-        "OffsetTokensDataset",
         "PadDataset",
-        "PrependDataset",
         "PrependTokenDataset",
-        "ReplaceDataset",
         "RightPadDataset",
-        "RollDataset",
         "SortDataset",
-        "StripTokenDataset",
     ],
 }
 _MODULES = ["data_utils", "encoders", "indexed_dataset", "iterators"]

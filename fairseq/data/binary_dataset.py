@@ -108,7 +108,7 @@ class BinaryDataset:
         self._open(check=True)
 
     def _open(self, check: bool) -> None:
-        """Set ``sizes``, ``flat`` and the format's own arrays; ``check`` them against each other."""
+        """Set ``sizes``, ``flat`` and what the format needs; ``check`` them against each other."""
         raise NotImplementedError
 
     def _start(self, i: int) -> int:

@@ -304,7 +304,9 @@ class Dictionary:
                 if symbol in seen:
                     lines[i] = f"{lines[i][:-1]} {OVERWRITE}\n"
                 seen.add(symbol)
-        broken = next((line for line in lines if line.find("\n") + 1 < len(line) or "\r" in line), "")
+        broken = next(
+            (line for line in lines if line.find("\n") + 1 < len(line) or "\r" in line), ""
+        )
         if broken:
             raise DataError(f"a symbol holds a line end and cannot be saved: {broken!r}")
         return lines

@@ -123,7 +123,8 @@ def read_manifest(folder: PathLike) -> Manifest:
         return Manifest(files, datasets, str(content["version"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{path} is damaged: {error!r}. Delete it to go without, or run fairseq-preprocess again."
+            f"{path} is damaged: {error!r}. Delete it to go without, or run fairseq-preprocess "
+            "again."
         ) from error
 
 
@@ -177,5 +178,6 @@ def verify_manifest(folder: PathLike, digests: bool = False) -> Manifest | None:
 
 def _mismatch(path: str, what: str) -> DataError:
     return DataError(
-        f"{path} does not match {MANIFEST_NAME}: {what}. Restore it, or run fairseq-preprocess again."
+        f"{path} does not match {MANIFEST_NAME}: {what}. Restore it, or run fairseq-preprocess "
+        "again."
     )

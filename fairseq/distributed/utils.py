@@ -187,24 +187,26 @@ def _timeout_minutes(cfg: Any) -> float:
     return seconds / 60 if seconds and seconds > 0 else TIMEOUT_MINUTES
 
 
-def _spawned(index: int, main: Callable[..., None], cfg: Any, start_rank: int) -> None:
+def _spawned(index: int, main: Callable[..., Any], cfg: Any, start_rank: int) -> None:
     cfg.distributed_training.distributed_rank = start_rank + index
     cfg.distributed_training.device_id = index
     main(cfg)
 
 
-def call_main(cfg: Any, main: Callable[..., None]) -> None:
+def call_main(cfg: Any, main: Callable[..., Any]) -> Any:
     """Run ``main(cfg)`` in as many processes as the configuration asks for.
 
     Args:
         cfg: the whole configuration.
         main: a module-level function.
+
+    Returns:
+        what ``main`` returned, None if it ran in processes of their own.
     """
     distributed = cfg.distributed_training
     world = infer_world(distributed)
     if world == 1 or distributed.distributed_no_spawn:
-        main(cfg)
-        return
+        return main(cfg)
     if distributed.distributed_init_method is None:
         random.seed(os.getpid())
         distributed.distributed_init_method = f"tcp://127.0.0.1:{free_port()}"
@@ -212,6 +214,7 @@ def call_main(cfg: Any, main: Callable[..., None]) -> None:
     if local is None or local < 1:
         local = torch.cuda.device_count() or world
     start_rank = distributed.distributed_rank or 0
-    torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
+    torch.multiprocessing.spawn(
         _spawned, args=(main, cfg, start_rank), nprocs=min(local, world), join=True
     )
+    return None

@@ -29,7 +29,7 @@ class ModuleProxyWrapper(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             pass
-        wrapper = super().__getattr__("module")
+        wrapper: Any = super().__getattr__("module")
         return getattr(wrapper, name) if hasattr(wrapper, name) else getattr(wrapper.module, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -36,8 +36,9 @@ class BaseFairseqModel(nn.Module):
         self, net_output: Any, log_probs: bool, sample: dict[str, Any] | None = None
     ) -> Tensor:
         """Return (log-)probabilities in fp32 from a network's output."""
-        if hasattr(self, "decoder"):
-            return self.decoder.get_normalized_probs(net_output, log_probs, sample)
+        decoder: Any = getattr(self, "decoder", None)
+        if decoder is not None:
+            return decoder.get_normalized_probs(net_output, log_probs, sample)
         logits = net_output[0] if isinstance(net_output, tuple) else net_output
         return (F.log_softmax if log_probs else F.softmax)(logits.float(), dim=-1)
 
@@ -100,15 +101,17 @@ class BaseFairseqModel(nn.Module):
 
     def set_num_updates(self, num_updates: int) -> None:
         """Tell every module that wants to know how many updates were done."""
-        for module in self.modules():
-            if module is not self and hasattr(module, "set_num_updates"):
-                module.set_num_updates(num_updates)
+        self._tell("set_num_updates", num_updates)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell every module that wants to know which epoch begins."""
+        self._tell("set_epoch", epoch)
+
+    def _tell(self, method: str, value: int) -> None:
         for module in self.modules():
-            if module is not self and hasattr(module, "set_epoch"):
-                module.set_epoch(epoch)
+            listener: Any = getattr(module, method, None)
+            if module is not self and listener is not None:
+                listener(value)
 
     def prepare_for_inference_(self, cfg: Any) -> None:
         """Switch to evaluation; nothing else needs to be prepared here."""
@@ -136,7 +139,7 @@ class BaseFairseqModel(nn.Module):
             archive_map=cls.hub_models(),
             **kwargs,
         )
-        return hub_utils.GeneratorHubInterface(loaded["args"], loaded["task"], loaded["models"])
+        return loaded["models"][0]
 
     @classmethod
     def hub_models(cls) -> dict[str, Any]:

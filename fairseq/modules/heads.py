@@ -77,9 +77,9 @@ class RobertaLMHead(VocabularyHead):
         self.dense = nn.Linear(embed_dim, embed_dim)
         self.activation_fn = get_activation_fn(activation_fn)
         self.layer_norm = LayerNorm(embed_dim, eps)
-        if weight is None:
-            weight = nn.Linear(embed_dim, output_dim, bias=False).weight
-        self.weight = weight
+        self.weight = (
+            nn.Linear(embed_dim, output_dim, bias=False).weight if weight is None else weight
+        )
         self.bias = nn.Parameter(torch.zeros(output_dim))
 
     def projection(self, hidden_NC: Tensor) -> Projection:
@@ -97,7 +97,7 @@ class ClapHead(VocabularyHead):
         normalize: use rows of unit length; otherwise the table as it is.
         normalize_hidden: also use hidden states of unit length (cosine similarity).
 
-    Source: the CLAP head of the EIFY fork of fairseq, after CLIP (Radford et al. 2021, section 2.3).
+    Source: the CLAP head of the EIFY fork of fairseq, after CLIP (Radford et al. 2021, 2.3).
     """
 
     def __init__(

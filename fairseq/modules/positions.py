@@ -138,8 +138,8 @@ def alibi_slopes(heads: int) -> Tensor:
 class AlibiBias(nn.Module):
     """ALiBi's linear bias for encoders and decoders, at any length.
 
-    ``bias = -slope_h * (|i - j| - 0.5 [asymmetric and j > i])`` for query i and key j. Nothing of it
-    is in the state dict. The bias is computed in fp32 and the largest one is kept.
+    ``bias = -slope_h * (|i - j| - 0.5 [asymmetric and j > i])`` for query i and key j. Nothing of
+    it is in the state dict. The bias is computed in fp32 and the largest one is kept.
 
     Source: Press et al. 2022, section 3; the encoder variants are those of the authors' issue 5.
     """

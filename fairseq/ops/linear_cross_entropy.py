@@ -1,7 +1,7 @@
 """Cross-entropy of a linear projection, without keeping the logits.
 
-Every vocabulary head of this project is this function with another weight (see docs/architecture.md):
-the RoBERTa and GPT heads (weight E, bias b), the CLAP head (weight E normalised row by row),
+Every vocabulary head of this project is this function with another weight (see
+docs/architecture.md): the RoBERTa and GPT heads (weight E, bias b), the CLAP head (weight E normalised row by row),
 contrastive weight tying (weight E[unique targets], bias log count).
 
 Shapes: N predicted positions, C channels, V classes.

@@ -32,8 +32,7 @@ from torch.optim.adamw import adamw
 from fairseq.config.schema import II, FairseqDataclass, option
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.optim import register_optimizer
-from fairseq.optim.fairseq_optimizer import FairseqOptimizer
-from fairseq.optim.gradients import scale_
+from fairseq.optim.fairseq_optimizer import FairseqOptimizer, scale_
 from fairseq.optim.per_tensor import Item, PerTensorOptimizer
 from fairseq.optim.settings import learning_rates, pair
 

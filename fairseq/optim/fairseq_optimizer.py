@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fairseq.errors import CheckpointError, ConfigError, did_you_mean
-from fairseq.optim.gradients import clip_grad_norm_, scale_
+from fairseq.utils import clip_grad_norm_
 
 
 class FairseqOptimizer:
@@ -116,7 +116,7 @@ class FairseqOptimizer:
     def clip_grad_norm(
         self, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Clip gradients and return their norm; see :func:`gradients.clip_grad_norm_`."""
+        """Clip gradients and return their norm; see :func:`fairseq.utils.clip_grad_norm_`."""
         return clip_grad_norm_(self.params, max_norm, aggregate_norm_fn)
 
     def step(
@@ -176,6 +176,14 @@ class LegacyFairseqOptimizer(FairseqOptimizer):
     def __init__(self, args: Any) -> None:
         super().__init__(args)
         self.args = args
+
+
+def scale_(gradients: list[Tensor], factor: float | Tensor) -> None:
+    """Multiply every tensor of ``gradients`` in place by a number or a 0-dim tensor."""
+    if gradients:
+        if isinstance(factor, Tensor):
+            factor = factor.to(gradients[0].device)
+        torch._foreach_mul_(gradients, factor)
 
 
 def trainable(params: Iterable[Any]) -> list[Any]:

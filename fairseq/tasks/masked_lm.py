@@ -18,8 +18,8 @@ from fairseq.data import data_utils
 from fairseq.data.dictionary import Dictionary
 from fairseq.data.mask_tokens_dataset import MaskSpec
 from fairseq.data.masked_lm_dataset import MaskedLMDataset
-from fairseq.data.token_block_dataset import TokenBlockDataset
 from fairseq.data.shorten_dataset import maybe_shorten_dataset
+from fairseq.data.token_block_dataset import TokenBlockDataset
 from fairseq.data.wrappers import PrependTokenDataset
 from fairseq.errors import ConfigError, DataError
 from fairseq.tasks import register_task

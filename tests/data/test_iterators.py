@@ -1,183 +1,23 @@
-"""Iterators: order, resume at every position and under other settings, workers, failures."""
+"""Epochs of batches: their order, and resuming at every position and under other settings."""
 
 from __future__ import annotations
 
-import gc
 import logging
-import os
 import pickle
-import signal
-import threading
-import time
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numbered_epochs import Cached, Numbers, epochs, ids, three_each
 
-from fairseq.data import FairseqIterableDataset, ListDataset, TokenBlockDataset, iterators
+from fairseq.data import EpochBatchIterator, GroupedIterator, TokenBlockDataset, iterators
 from fairseq.data.data_utils import batch_by_size
-from fairseq.data.iterators import (
-    BufferedIterator,
-    CountingIterator,
-    EpochBatchIterator,
-    GroupedIterator,
-    ShardedIterator,
-    StreamingEpochBatchIterator,
-)
-from fairseq.errors import CheckpointError, ConfigError, DataError, FairseqError
+from fairseq.errors import CheckpointError, ConfigError, DataError
 from fairseq.rng import DATA_RNGS
 
-# ---- counting, grouping, sharding, buffering -----------------------------------------------------
-
-
-def check_counting(reference, itr):
-    assert itr.has_next() and itr.n == 0 and len(itr) == 10
-    assert (next(itr), itr.n) == (reference[0], 1)
-    assert (next(itr), itr.n) == (reference[1], 2)
-    assert itr.skip(3).n == 5
-    assert next(itr) == reference[5]
-    itr.skip(2)
-    assert itr.n == 8
-    assert list(itr) == reference[8:]
-    assert not itr.has_next() and itr.n == len(itr)
-    itr.skip(3)
-    assert itr.n == 10
-
-
-def test_counting():
-    check_counting(list(range(10)), CountingIterator(range(10)))
-    check_counting(list(range(10)), CountingIterator(BufferedIterator(3, range(10))))
-    reference = list(GroupedIterator(range(30), 3))
-    check_counting(reference, GroupedIterator(range(30), 3))
-    reference = list(ShardedIterator(range(30), 3, 0))
-    check_counting(reference, ShardedIterator(range(30), 3, 0))
-
-
-def test_counting_another_length():
-    assert list(CountingIterator(range(10), total=8)) == list(range(8))
-    with pytest.raises(IndexError, match="length 12, but exhausted at position 10"):
-        list(CountingIterator(range(10), total=12))
-    outer = CountingIterator(CountingIterator(range(10)).skip(4))
-    assert (outer.n, len(outer), list(outer)) == (4, 10, [4, 5, 6, 7, 8, 9])
-
-
-def test_take():
-    for make in (CountingIterator, lambda items: CountingIterator(BufferedIterator(2, items))):
-        itr = make(range(10)).take(5)
-        assert len(itr) == 5 and list(itr) == [0, 1, 2, 3, 4]
-        itr = make(range(10)).take(5)
-        assert [next(itr), next(itr), next(itr.skip(2))] == [0, 1, 4] and not itr.has_next()
-    buffered = BufferedIterator(2, range(10))
-    CountingIterator(buffered).take(5)
-    assert len(buffered) == 5 and list(buffered) == [0, 1, 2, 3, 4]
-    buffered = BufferedIterator(2, range(4, 10))
-    itr = CountingIterator(buffered, start=4).take(5)
-    assert (len(itr), len(buffered), list(itr)) == (5, 1, [4])
-    with pytest.raises(StopIteration):
-        next(buffered)
-
-
-def test_grouping():
-    assert list(GroupedIterator(range(5), 1)) == [[0], [1], [2], [3], [4]]
-    assert list(GroupedIterator(range(10), 4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    short = GroupedIterator(range(10), 4, skip_remainder_batch=True)
-    assert (len(short), list(short)) == (2, [[0, 1, 2, 3], [4, 5, 6, 7]])
-    inner = CountingIterator(range(10))
-    list(GroupedIterator(inner, 4, skip_remainder_batch=True))
-    assert not inner.has_next()
-
-
-@given(length=st.integers(0, 20), done=st.integers(0, 20), size=st.integers(1, 6))
-def test_grouping_the_rest_loses_nothing(length, done, size):
-    inner = CountingIterator(range(length))
-    inner.skip(done)
-    groups = GroupedIterator(inner, size)
-    assert groups.n == -(-inner.n // size)
-    assert [x for group in groups for x in group] == list(range(length))[done:]
-    assert groups.n == len(groups)
-
-
-def test_sharding():
-    assert list(ShardedIterator(range(10), 1, 0)) == list(range(10))
-    assert list(ShardedIterator(range(10), 3, 0)) == [0, 3, 6, 9]
-    assert list(ShardedIterator(range(10), 3, 1)) == [1, 4, 7, None]
-    assert list(ShardedIterator(range(10), 3, 2, fill_value=[])) == [2, 5, 8, []]
-    for shard in (-1, 3):
-        with pytest.raises(ConfigError, match="shard_id must be between 0 and 2"):
-            ShardedIterator(range(10), 3, shard)
-        with pytest.raises(ConfigError, match="shard_id"):
-            epochs(num_shards=3, shard_id=shard)
-
-
-def test_buffering_passes_errors_on_and_ends_its_thread():
-    def failing():
-        yield 1
-        raise KeyError("broken")
-
-    class Failing:
-        def __iter__(self):
-            return failing()
-
-        def __len__(self):
-            return 5
-
-    itr = BufferedIterator(2, Failing())
-    assert next(itr) == 1
-    with pytest.raises(KeyError, match="broken"):
-        next(itr)
-    with pytest.raises(StopIteration):
-        next(itr)
-    short = CountingIterator(BufferedIterator(2, CountingIterator(range(3))), total=5)
-    with pytest.raises(IndexError):
-        list(short)
-    before = threading.active_count()
-    abandoned = BufferedIterator(2, range(1000))
-    next(abandoned)
-    assert threading.active_count() == before + 1
-    del abandoned
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
-
-
 # ---- order, as the original and as ours ----------------------------------------------------------
-
-
-class Numbers(torch.utils.data.Dataset):
-    """Item i of epoch e is (e, i)."""
-
-    def __init__(self, length=42):
-        self.length = length
-        self.epoch = 0
-
-    def __len__(self):
-        return self.length
-
-    def __getitem__(self, index):
-        return (self.epoch, index)
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def collater(self, samples):
-        return {"ids": [i for _, i in samples], "epochs": {e for e, _ in samples}}
-
-
-def three_each(length=42):
-    return [list(range(i, min(i + 3, length))) for i in range(0, length, 3)]
-
-
-def epochs(dataset=None, batches=None, **options):
-    dataset = Numbers() if dataset is None else dataset
-    batches = three_each(len(dataset)) if batches is None else batches
-    return EpochBatchIterator(dataset, dataset.collater, batches, **options)
-
-
-def ids(itr):
-    return [batch["ids"] for batch in itr]
 
 
 @pytest.mark.parametrize("version", ["fb", "eify"])
@@ -245,14 +85,6 @@ def test_grouped_shuffling():
         assert sum(map(len, groups)) == kept
         assert all(group == list(range(group[0], group[0] + len(group))) for group in groups)
         assert [group[0] for group in groups[:3]] != [0, 4, 8]
-
-
-class Cached(Numbers):
-    supports_prefetch = True
-    asked = None
-
-    def prefetch(self, indices):
-        self.asked = indices
 
 
 @pytest.mark.parametrize("data_rng", ["philox", "fairseq-main"])
@@ -519,135 +351,12 @@ def test_first_batch():
     assert ids(epochs(batches=[]).next_epoch_itr()) == []
 
 
-def test_unknown_data_rng():
+def test_unknown_shard_or_data_rng():
+    for shard in (-1, 3):
+        with pytest.raises(ConfigError, match="shard_id must be between 0 and 2"):
+            epochs(num_shards=3, shard_id=shard)
     with pytest.raises(ConfigError, match="did you mean 'philox'"):
         epochs(data_rng="phillox")
-
-
-# ---- workers -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("buffer_size", [0, 3])
-@pytest.mark.parametrize(
-    ("num_workers", "persistent"), [(0, False), (1, False), (2, False), (2, True)]
-)
-def test_order_and_epoch_in_workers(num_workers, persistent, buffer_size):
-    itr = epochs(num_workers=num_workers, persistent_workers=persistent, buffer_size=buffer_size)
-    reference = epochs()
-    for epoch in (1, 2, 3):
-        found = list(itr.next_epoch_itr())
-        assert [batch["ids"] for batch in found] == ids(reference.next_epoch_itr())
-        assert all(batch["epochs"] == {epoch} for batch in found)
-    fixed = epochs(num_workers=num_workers).next_epoch_itr(set_dataset_epoch=False)
-    assert next(fixed)["epochs"] == {0}
-
-
-class Reporting(Numbers):
-    def __getitem__(self, index):
-        return (self.epoch, (os.getpid(), torch.get_num_threads()))
-
-
-@pytest.fixture
-def spawn():
-    before = torch.multiprocessing.get_start_method(allow_none=True)
-    torch.multiprocessing.set_start_method("spawn", force=True)
-    yield
-    torch.multiprocessing.set_start_method(before, force=True)
-
-
-def test_spawned_workers(spawn):
-    batches = list(epochs(Reporting(6), num_workers=1).next_epoch_itr())
-    assert [batch["epochs"] for batch in batches] == [{1}, {1}]
-    reports = {report for batch in batches for report in batch["ids"]}
-    assert len(reports) == 1
-    ((pid, threads),) = reports
-    assert pid != os.getpid() and threads == 1
-
-
-def test_workers_are_fresh_in_each_epoch_unless_asked():
-    def pids(itr):
-        return {report[0] for batch in itr.next_epoch_itr() for report in batch["ids"]}
-
-    fresh = epochs(Reporting(6), num_workers=1)
-    assert pids(fresh) != pids(fresh)
-    kept = epochs(Reporting(6), num_workers=1, persistent_workers=True)
-    assert pids(kept) == pids(kept)
-
-
-class Killing(Numbers):
-    def __getitem__(self, index):
-        if index == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(index)
-
-
-class Failing(Numbers):
-    def __getitem__(self, index):
-        raise RuntimeError(f"sample {index} is broken")
-
-
-class Sleeping(Numbers):
-    def __getitem__(self, index):
-        time.sleep(2)
-
-
-def test_dead_workers_are_explained():
-    with pytest.raises(FairseqError, match=r"process that reads data died.*--num-workers 0"):
-        list(epochs(Killing(), num_workers=1).next_epoch_itr(shuffle=False))
-    with pytest.raises(FairseqError, match="stuck or too slow"):
-        list(epochs(Sleeping(1), num_workers=1, timeout=1).next_epoch_itr())
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_errors_of_the_dataset_stay_what_they_are(num_workers, monkeypatch):
-    # After an error torch waits so long for its worker to end.
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
-    with pytest.raises(RuntimeError, match="sample 0 is broken") as caught:
-        list(epochs(Failing(), num_workers=num_workers).next_epoch_itr(shuffle=False))
-    assert not isinstance(caught.value, FairseqError)
-    del caught
-    gc.collect()
-
-
-# ---- streams -------------------------------------------------------------------------------------
-
-
-class Stream(FairseqIterableDataset):
-    def __init__(self, length=7):
-        super().__init__()
-        self.length, self.epoch = length, 0
-
-    def __iter__(self):
-        return iter(range(100 * self.epoch, 100 * self.epoch + self.length))
-
-    def __len__(self):
-        return self.length
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-
-@pytest.mark.parametrize("buffer_size", [0, 2])
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_streaming(num_workers, buffer_size):
-    options = {"num_workers": num_workers, "buffer_size": buffer_size, "collate_fn": list}
-    itr = StreamingEpochBatchIterator(Stream(), 3, **options)
-    assert len(itr) == 3 and itr.next_epoch_idx == 1 and itr.iterations_in_epoch == 0
-    assert list(itr.next_epoch_itr()) == [[100, 101, 102], [103, 104, 105], [106]]
-    assert itr.end_of_epoch() and itr.state_dict() == {"epoch": 2}
-    assert next(itr.next_epoch_itr()) == [200, 201, 202]
-    assert itr.iterations_in_epoch == 1 and itr.state_dict() == {"epoch": 2}
-    assert itr.first_batch == "DUMMY"
-    other = StreamingEpochBatchIterator(Stream(), 3, **options)
-    other.load_state_dict({"epoch": 5})
-    assert next(other.next_epoch_itr()) == [500, 501, 502]
-
-
-def test_streaming_refusals():
-    with pytest.raises(DataError, match="IterableDataset"):
-        StreamingEpochBatchIterator(ListDataset([1]))
-    with pytest.raises(DataError, match="__len__"):
-        StreamingEpochBatchIterator(FairseqIterableDataset())
 
 
 def test_base_class_is_abstract():

@@ -33,19 +33,15 @@ from fairseq.data import (
     PadDataset,
     PrependDataset,
     PrependTokenDataset,
-    RandomCropDataset,
     RawLabelDataset,
     ReplaceDataset,
-    ResamplingDataset,
     RightPadDataset,
     RollDataset,
     SortDataset,
     StripTokenDataset,
-    SubsampleDataset,
     TruncateDataset,
-    maybe_shorten_dataset,
 )
-from fairseq.errors import ConfigError, DataError
+from fairseq.errors import DataError
 
 ROWS = [[5, 6, 7], [8], [9, 10]]
 
@@ -330,52 +326,6 @@ def test_nested_dictionary_refusals():
         NestedDictionaryDataset({"x": tokens(), "y": tokens([[1]]), "z": IdDataset()})
 
 
-@pytest.mark.parametrize("version", ["fb", "eify"])
-def test_shortening_equals_the_original(shared, version):
-    folder = shared / "compat/train_log"
-    golden = np.load(folder / f"{version}_misc.npz")
-    items = np.load(folder / f"{version}_mask_tokens.npz")
-    data = ListDataset(torch.from_numpy(items["flat"]).split(items["lens"].tolist()), items["lens"])
-    assert np.array_equal(torch.cat(list(TruncateDataset(data, 16))), golden["truncate16"])
-    for data_rng in ("fairseq-main", "fairseq-0.12"):
-        cropped = RandomCropDataset(data, 16, seed=1, data_rng=data_rng)
-        for epoch in (1, 2):
-            cropped.set_epoch(epoch)
-            found = torch.cat(list(cropped))
-            assert np.array_equal(found, golden[f"randomcrop16_ep{epoch}"]), epoch
-
-
-def test_random_crops_change_with_the_epoch_and_reach_both_ends():
-    cropped = RandomCropDataset(tokens([list(range(10))] * 300), 8)
-    starts = [item[0].item() for item in cropped]
-    assert all(
-        item.tolist() == list(range(s, s + 8)) for s, item in zip(starts, cropped, strict=True)
-    )
-    counts = Counter(starts)
-    assert set(counts) == {0, 1, 2} and min(counts.values()) > 70
-    cropped.set_epoch(2)
-    assert starts != [item[0].item() for item in cropped]
-    cropped.set_epoch(1)
-    assert starts == [item[0].item() for item in cropped]
-    assert cropped.sizes.tolist() == [8] * 300 and lists(RandomCropDataset(tokens(), 3)) == ROWS
-
-
-def test_maybe_shorten():
-    data = tokens()
-
-    def shorten(method, splits=""):
-        return maybe_shorten_dataset(data, "train", splits, method, 2, seed=1)
-
-    assert shorten("none") is data and shorten("truncate", "valid,test") is data
-    assert lists(shorten("truncate")) == lists(shorten("truncate", "valid,train"))
-    assert lists(shorten("truncate")) == [[5, 6], [8], [9, 10]]
-    assert isinstance(shorten("random_crop"), RandomCropDataset)
-    with pytest.raises(ConfigError, match="did you mean 'truncate'"):
-        shorten("truncated")
-    with pytest.raises(ConfigError, match="cannot be cut to 0"):
-        TruncateDataset(data, 0)
-
-
 @settings(max_examples=50, deadline=None)
 @given(parts=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=5))
 def test_concat_dataset(parts):
@@ -425,73 +375,6 @@ def test_concat_sentences_asks_all():
     assert dataset.supports_prefetch
     with pytest.raises(DataError, match="different numbers"):
         ConcatSentencesDataset(one, tokens())
-
-
-STRINGS = ["ab", "c", "def", "ghij"]
-
-
-@pytest.mark.parametrize("by_size", [True, False])
-def test_resampling(by_size):
-    weights = np.array([4.0, 2.0, 7.0, 1.5])
-    data = ListDataset(STRINGS, [len(s) for s in STRINGS])
-    dataset = ResamplingDataset(data, weights, size_ratio=2, batch_by_size=by_size, seed=0)
-    assert len(dataset) == 8 and not dataset.can_reuse_epoch_itr_across_epochs
-    counts, sorted_epochs = Counter(), 0
-    for epoch in range(1000):
-        dataset.set_epoch(epoch)
-        order = dataset.ordered_indices()
-        assert sorted(order.tolist()) == list(range(8))
-        lengths = [dataset.size(i) for i in order]
-        assert lengths == [len(dataset[i]) for i in order]
-        sorted_epochs += lengths == sorted(lengths)
-        counts.update(dataset[i] for i in order)
-    assert (sorted_epochs == 1000) == by_size
-    shares = np.array([counts[s] for s in STRINGS]) / 8000
-    assert np.abs(shares - weights / weights.sum()).max() < 0.02
-
-
-def test_resampling_is_a_function_of_seed_and_epoch():
-    data = ListDataset(list(range(50)), np.arange(50))
-    dataset = ResamplingDataset(data, replace=False, size_ratio=0.5, epoch=3)
-    third = list(dataset)
-    assert len(set(third)) == 25
-    dataset.set_epoch(4)
-    assert list(dataset) != third
-    dataset.set_epoch(3)
-    assert list(dataset) == third == list(dataset.sizes)
-    assert dataset.num_tokens(0) == third[0]
-    assert list(ResamplingDataset(data, replace=False, size_ratio=0.5, epoch=3, seed=1)) != third
-    with pytest.raises(DataError, match="replace=True"):
-        ResamplingDataset(data, replace=False, size_ratio=1.5)
-    with pytest.raises(DataError, match="as many weights"):
-        ResamplingDataset(data, weights=[1.0])
-
-
-def test_drawn_items_are_batched_and_filtered_by_their_own_sizes():
-    data = ListDataset([[0] * n for n in (1, 2, 3, 4, 5, 6)], [1, 2, 3, 4, 5, 6])
-    dataset = SubsampleDataset(data, 0.5, seed=5)
-    lengths = [len(item) for item in dataset]
-    assert lengths == sorted(set(lengths)) and len(lengths) == 3
-    assert dataset.sizes.tolist() == lengths
-    kept, ignored = dataset.filter_indices_by_size(np.arange(3), lengths[1])
-    assert (kept.tolist(), ignored) == ([0, 1], [2])
-    batches = dataset.batch_by_size(np.arange(3), max_tokens=max(lengths))
-    assert max(len(b) * max(lengths[i] for i in b) for b in batches) <= max(lengths)
-    shuffled = SubsampleDataset(data, 0.5, shuffle=True, seed=5)
-    assert sorted(len(item) for item in shuffled) == lengths
-    assert shuffled.ordered_indices().tolist() == np.argsort(shuffled.sizes).tolist()
-    with pytest.raises(DataError, match="between 0 and 1"):
-        SubsampleDataset(data, 1.0)
-
-
-def test_drawn_items_of_two_lengths():
-    class Pairs(BaseWrapperDataset):
-        sizes = [np.array([3, 1, 2]), np.array([1, 9, 1])]
-
-    dataset = ResamplingDataset(Pairs(list("abc")), size_ratio=2)
-    first = np.array([{"a": 3, "b": 1, "c": 2}[item] for item in dataset])
-    assert dataset.sizes[0].tolist() == first.tolist()
-    assert first[dataset.ordered_indices()].tolist() == sorted(first)
 
 
 def test_wrappers_survive_pickling():

@@ -1,8 +1,8 @@
 """RoBERTa: a Transformer encoder with a vocabulary head, and every variant that is a knob of it.
 
-``--position`` says how tokens know where they stand, ``--head`` what the hidden states are projected
-on, ``--mask-embedding`` what stands for ``<mask>``. Baseline, ALiBi, CLAP and zero-CLAP are
-combinations of the three.
+``--position`` says how tokens know where they stand, ``--head`` what the hidden states are
+projected on, ``--mask-embedding`` what stands for ``<mask>``. Baseline, ALiBi, CLAP and zero-CLAP
+are combinations of the three.
 
 Shapes: B batch, T time, C channels, V vocabulary, N predicted positions.
 
@@ -155,11 +155,12 @@ class RobertaEncoder(FairseqEncoder):
             encoder_shape(config, dictionary, config.max_positions or DEFAULT_MAX_POSITIONS)
         )
         self.sentence_encoder.apply(init_bert_params)
-        self.lm_head = self.build_lm_head()
+        self.lm_head: Any = self.build_lm_head()
 
     def build_lm_head(self) -> VocabularyHead | None:
         """Return the vocabulary head that ``--head`` names."""
-        config, table = self.config, self.sentence_encoder.embed_tokens.weight
+        config: RobertaConfig = self.config
+        table: Any = self.sentence_encoder.embed_tokens.weight
         if config.head == "none":
             return None
         if config.head == "clap":
@@ -224,6 +225,8 @@ class RobertaEncoder(FairseqEncoder):
 @register_model("roberta", dataclass=RobertaConfig)
 class RobertaModel(FairseqEncoderModel):
     """RoBERTa with its vocabulary head and any number of classification heads."""
+
+    encoder: RobertaEncoder
 
     def __init__(self, config: RobertaConfig, encoder: RobertaEncoder) -> None:
         super().__init__(encoder)
@@ -291,7 +294,7 @@ class RobertaModel(FairseqEncoderModel):
             **kwargs: ignored, for old callers.
         """
         if name in self.classification_heads:
-            old = self.classification_heads[name]
+            old: Any = self.classification_heads[name]
             num_classes = num_classes or old.out_proj.out_features
             logger.warning("classification head '%s' is replaced by a new one", name)
         assert num_classes is not None, "num_classes is needed for a new head"
@@ -334,7 +337,7 @@ class RobertaModel(FairseqEncoderModel):
             )
             if name not in self.classification_heads and self.config.load_checkpoint_heads:
                 self.register_classification_head(name, classes, inner)
-            own = self.classification_heads[name] if name in self.classification_heads else None
+            own: Any = dict(self.classification_heads.items()).get(name)
             fits = (
                 own is not None
                 and own.out_proj.out_features == classes

@@ -1,0 +1,136 @@
+"""The demo: from the documentation on this machine to a model that fills masks, in minutes.
+
+Every stage leaves its result in the output folder and is skipped if it is there; an interrupted
+training goes on from its last checkpoint.
+
+Usage: python scripts/demo.py [OUTPUT_FOLDER]
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SENTENCES = ROOT / "examples" / "demo" / "sentences.txt"
+VOCABULARY = 6000
+UPDATES = 1100
+MODEL = ["--arch", "roberta_tiny", "--head", "clap", "--position", "alibi", "--mask-embedding", "zero", "--no-layernorm-embedding", "--dropout", "0", "--attention-dropout", "0"]
+TRAINING = (
+    "--task masked_lm --criterion masked_lm --sample-break-mode none --tokens-per-sample 64 "
+    "--batch-size 32 --optimizer adam --adam-betas (0.9,0.98) --adam-eps 1e-6 --weight-decay 0.01 "
+    "--clip-norm 1.0 --lr 0.003 --lr-scheduler polynomial_decay --warmup-updates 100 "
+    f"--max-update {UPDATES} --validate-interval-updates 275 --save-interval-updates 100 "
+    "--keep-interval-updates 1 --no-epoch-checkpoints --log-interval 25"
+).split()
+
+
+def command(*words: object) -> None:
+    """Show a command of the project and run it; end the demo if it fails."""
+    name, *rest = map(str, words)
+    print(f"\n$ {name} {' '.join(rest)}", flush=True)
+    program = Path(sys.executable).with_name(name)
+    subprocess.run([str(program), *rest], check=True)
+
+
+def prepare(folder: Path) -> None:
+    """Build the corpus, the byte-level BPE and the binary data."""
+    corpus, bpe, data = folder / "corpus", folder / "tokenizer.json", folder / "data-bin"
+    if not (corpus / "train.txt").is_file():
+        print("\ncollecting the documentation of Python, torch and numpy ...", flush=True)
+        script = ROOT / "scripts" / "demo_corpus.py"
+        subprocess.run([sys.executable, str(script), str(corpus)], check=True)
+    if not bpe.is_file():
+        command(
+            "fairseq-bpe", "train", "--inputs", corpus / "train.txt",
+            "--vocab-size", VOCABULARY, "--output", bpe,
+        )  # fmt: skip
+    splits = ("train", "valid", "test")
+    encoded = [folder / f"{split}.bpe" for split in splits]
+    if not all(path.is_file() for path in encoded):
+        command(
+            "fairseq-bpe", "encode", "--bpe", "byte_level", "--tokenizer-file", bpe,
+            "--inputs", *(corpus / f"{split}.txt" for split in splits),
+            "--outputs", *encoded, "--keep-empty",
+        )  # fmt: skip
+    if not (data / "test.idx").is_file():
+        for stale in data.glob("*"):
+            stale.unlink()
+        command(
+            "fairseq-preprocess", "--only-source", "--trainpref", encoded[0],
+            "--validpref", encoded[1], "--testpref", encoded[2],
+            "--destdir", data, "--workers", 2,
+        )  # fmt: skip
+
+
+def train(folder: Path) -> Path:
+    """Train (or go on training) and evaluate; return the run folder."""
+    run = folder / "run"
+    if not (run / "done").is_file():
+        command(
+            "fairseq-train", folder / "data-bin", *TRAINING, *MODEL,
+            "--bpe", "byte_level", "--byte-level-tokenizer", folder / "tokenizer.json",
+            "--save-dir", run,
+        )  # fmt: skip
+        (run / "done").touch()
+    command(
+        "fairseq-validate", folder / "data-bin", "--path", run / "checkpoint_best.pt",
+        "--valid-subset", "valid,test", "--log-format", "simple",
+    )  # fmt: skip
+    return run
+
+
+def fill(folder: Path, run: Path) -> list[tuple[str, list[tuple[str, float, str]], list[str]]]:
+    """Fill the masks of the demo sentences and print the guesses."""
+    from fairseq.models.roberta import RobertaModel
+
+    roberta = RobertaModel.from_pretrained(
+        str(run),
+        "checkpoint_best.pt",
+        str(folder / "data-bin"),
+        byte_level_tokenizer=str(folder / "tokenizer.json"),
+    )
+    results = []
+    for line in SENTENCES.read_text(encoding="utf-8").splitlines():
+        sentence, _, accepted = line.partition("\t")
+        guesses = roberta.fill_mask(sentence, topk=5)
+        words = accepted.split()
+        hit = any(word.strip() in words for _, _, word in guesses)
+        print(f"\n{sentence}    {'accepted' if hit else 'none of ' + ', '.join(words)}")
+        print("   " + "   ".join(f"{word.strip()} {share:.2f}" for _, share, word in guesses))
+        results.append((sentence, guesses, words))
+    return results
+
+
+def main(folder: Path) -> None:
+    """Run all stages and print the outcome."""
+    from fairseq.report import FillMaskExample, write_report
+
+    started = time.time()
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare(folder)
+    run = train(folder)
+    results = fill(folder, run)
+    examples = [FillMaskExample(text, guesses, tuple(words)) for text, guesses, words in results]
+    page = write_report([run], folder / "report", title="fairseq demo", examples=examples)
+    hits = sum(
+        any(word.strip() in words for _, _, word in guesses) for _, guesses, words in results
+    )
+    summary = {"accepted": hits, "sentences": len(results), "seconds": round(time.time() - started)}
+    (folder / "summary.json").write_text(json.dumps(summary) + "\n", encoding="utf-8")
+    print(f"\n{hits} of {len(results)} sentences have an accepted word among the first five.")
+    print(f"Report: {page}")
+    print(
+        "\nThe same on your own text (train.txt and valid.txt, one sentence or paragraph a line):\n"
+        "  .venv/bin/fairseq-bpe train --inputs train.txt --vocab-size 8000 "
+        "--output tokenizer.json\n"
+        "  make data TRAIN=train.txt VALID=valid.txt TOKENIZER=tokenizer.json DATA=data-bin\n"
+        "  make train DATA=data-bin TOKENIZER=tokenizer.json RUN=runs/mine"
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo").resolve())
