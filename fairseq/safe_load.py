@@ -1,20 +1,27 @@
 """Reading checkpoints without running anything that is inside them.
 
 Every file goes through PyTorch's restricted unpickler with a fixed list of allowed names and no
-fallback. Containers of omegaconf, Namespaces and the original's enums are rebuilt as inert
-stand-ins and turned into plain dicts. There is no switch that turns this off.
+fallback; names that other libraries allowed in this process do not count. Containers of omegaconf,
+the original's enums and numpy scalars are read as inert stand-ins and turned into plain values.
+There is no switch that turns this off.
+
+Files in today's format (a zip) carry checksums, which are verified first. Those from before
+PyTorch 1.6 have none: only damage to their structure is noticed.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import pickle
+import contextlib
+import enum
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fairseq.errors import CheckpointError
@@ -22,88 +29,154 @@ from fairseq.file_io import PathLike, require_file
 
 
 class StandIn:
-    """Takes the place of a foreign object: keeps its state, does nothing."""
+    """Takes the place of a foreign object: keeps arguments and state, does nothing."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> StandIn:
-        """Ignore the constructor arguments, but keep them."""
+    arguments: tuple[Any, ...]
+    state: Any = None
+
+    def __new__(cls, *args: Any) -> StandIn:
+        """Keep the constructor's arguments."""
         self = super().__new__(cls)
-        self.__dict__["_arguments"] = args
+        self.arguments = args
         return self
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any) -> None:
         pass
 
     def __setstate__(self, state: Any) -> None:
-        if isinstance(state, Mapping):
-            self.__dict__.update(state)
+        self.state = state
+
+    def plain(self) -> Any:
+        """Return what is used instead; nothing for types and other bookkeeping."""
+        return None
 
 
-class ContainerStandIn(StandIn):
+class Container(StandIn):
     """An omegaconf DictConfig or ListConfig."""
 
+    content = "_content"
 
-class NodeStandIn(StandIn):
+    def plain(self) -> Any:
+        """Return the content; a value that was never set counts as None."""
+        value = self.state.get(self.content) if isinstance(self.state, Mapping) else None
+        return None if isinstance(value, str) and value == "???" else make_plain(value)
+
+
+class Node(Container):
     """An omegaconf leaf."""
 
-
-class EnumStandIn(StandIn):
-    """A choice of the original's configuration."""
+    content = "_val"
 
 
-class NumpyScalarStandIn(StandIn):
-    """A numpy scalar or dtype, which some files hold among their statistics."""
+class Choice(StandIn):
+    """A member of one of the original's enums."""
+
+    def plain(self) -> Any:
+        """Return its value."""
+        return make_plain(self.arguments[0]) if self.arguments else None
 
 
-_OMEGACONF_NODES = (
-    "AnyNode",
-    "BooleanNode",
-    "BytesNode",
-    "EnumNode",
-    "FloatNode",
-    "IntegerNode",
-    "PathNode",
-    "StringNode",
-)
-_FOREIGN: tuple[tuple[type, str], ...] = (
-    (ContainerStandIn, "omegaconf.dictconfig.DictConfig"),
-    (ContainerStandIn, "omegaconf.listconfig.ListConfig"),
-    (StandIn, "omegaconf.base.ContainerMetadata"),
-    (StandIn, "omegaconf.base.Metadata"),
-    (StandIn, "omegaconf.base.SCMode"),
-    *((NodeStandIn, f"omegaconf.nodes.{name}") for name in _OMEGACONF_NODES),
-    (StandIn, "typing.Any"),
-    (EnumStandIn, "fairseq.dataclass.constants.Choices"),
-    (EnumStandIn, "enum.Choices"),
-    (NumpyScalarStandIn, "numpy.core.multiarray.scalar"),
-    (NumpyScalarStandIn, "numpy._core.multiarray.scalar"),
-    (NumpyScalarStandIn, "numpy.dtype"),
-)
-_ALLOWED: list[Any] = [argparse.Namespace, collections.defaultdict, *_FOREIGN]
+class NumpyType(StandIn):
+    """A numpy dtype."""
+
+    def of_scalar(self) -> np.dtype[Any]:
+        """Return the type.
+
+        Raises:
+            CheckpointError: if it is none of a number.
+        """
+        name = str(self.arguments[0]) if self.arguments else ""
+        if not re.fullmatch(r"[iu][1248]|f[248]|b1", name):
+            raise CheckpointError(f"it holds a numpy scalar of the unknown type '{name}'")
+        big_endian = isinstance(self.state, tuple) and self.state[1:2] == (">",)
+        return np.dtype((">" if big_endian else "<") + name)
+
+
+class NumpyScalar(StandIn):
+    """A numpy scalar, which some files hold among their statistics."""
+
+    def plain(self) -> Any:
+        """Return it as a Python number."""
+        if len(self.arguments) != 2 or not isinstance(self.arguments[0], NumpyType):
+            raise CheckpointError("it holds a malformed numpy scalar")
+        return np.frombuffer(self.arguments[1], self.arguments[0].of_scalar(), count=1)[0].item()
+
+
+_OMEGACONF_NODES = ("Any", "Boolean", "Bytes", "Enum", "Float", "Integer", "Path", "String")
+# Types that omegaconf's bookkeeping names: mere names here, which construct nothing.
+_TYPE_NAMES = {
+    "builtins": ("bool", "bytes", "dict", "float", "int", "list", "str", "tuple"),
+    "typing": ("Any", "Dict", "List", "Optional", "Tuple", "Union"),
+    "_operator": ("getitem",),
+    "omegaconf.base": ("ContainerMetadata", "Metadata", "SCMode"),
+    "fairseq.dataclass.configs": (
+        "CheckpointConfig",
+        "CommonConfig",
+        "CommonEvalConfig",
+        "DatasetConfig",
+        "DistributedTrainingConfig",
+        "EMAConfig",
+        "EvalLMConfig",
+        "FairseqBMUFConfig",
+        "FairseqConfig",
+        "GenerationConfig",
+        "InteractiveConfig",
+        "OptimizationConfig",
+    ),
+}
+_ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    argparse.Namespace,
+    collections.defaultdict,
+    (Container, "omegaconf.dictconfig.DictConfig"),
+    (Container, "omegaconf.listconfig.ListConfig"),
+    *((Node, f"omegaconf.nodes.{name}Node") for name in _OMEGACONF_NODES),
+    (Choice, "fairseq.dataclass.constants.Choices"),
+    (Choice, "enum.Choices"),
+    (NumpyScalar, "numpy.core.multiarray.scalar"),
+    (NumpyScalar, "numpy._core.multiarray.scalar"),
+    (NumpyType, "numpy.dtype"),
+    *((StandIn, f"{module}.{name}") for module, names in _TYPE_NAMES.items() for name in names),
+]
+
+
+@contextlib.contextmanager
+def _only_our_list() -> Iterator[None]:
+    """Allow our names and torch's own, nothing that others added in this process."""
+    serialization: Any = torch.serialization
+    others = serialization.get_safe_globals()
+    serialization.clear_safe_globals()
+    serialization.add_safe_globals(_ALLOWED)
+    try:
+        yield
+    finally:
+        serialization.clear_safe_globals()
+        serialization.add_safe_globals(others)
 
 
 def verify_zip(path: PathLike) -> None:
-    """Check the CRC of every part of a zip file.
+    """Check the CRC of every part of a ``torch.save`` file.
 
     Raises:
         CheckpointError: naming the first damaged part, or saying that the file is cut off.
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise CheckpointError(f"{path} is compressed: torch.save writes no such files")
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a broken header makes of the reader
         raise CheckpointError(f"{path} is damaged or cut off: {error}") from error
-    except Exception as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged: the part {damaged} does not match its checksum")
 
 
-def safe_load(path: PathLike, verify: bool = True) -> Any:
+def safe_load(path: PathLike) -> Any:
     """Load a ``torch.save`` file, new or old format, onto the CPU.
 
     Args:
         path: the file.
-        verify: check the checksums inside the file first.
 
     Returns:
         its content; foreign containers as plain dicts and lists.
@@ -115,21 +188,31 @@ def safe_load(path: PathLike, verify: bool = True) -> Any:
     file = require_file(
         path, "checkpoint", "Check the path; --restore-file is not inside save-dir."
     )
-    zipped = _looks_zipped(file)
-    if zipped and verify:
+    if _looks_zipped(file):
         verify_zip(file)
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
+        with _only_our_list():
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
-        raise CheckpointError(
-            f"{file} was refused: it is damaged, or holds objects that could run code when loaded "
-            f"({reason})"
-        ) from error
-    except Exception as error:
-        raise CheckpointError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
-    return make_plain(content)
+        return make_plain(content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file} was refused: {error}") from error
+    except Exception as error:  # damaged bytes can raise anything
+        raise CheckpointError(f"{file} was refused: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong, without torch's advice to switch the safe loader off."""
+    foreign = re.search(r"GLOBAL (\S+) was not an allowed|unsupported GLOBAL (\S+)", str(error))
+    if foreign is not None:
+        return (
+            f"it holds a {foreign[1] or foreign[2]}, which is not among the plain types that "
+            "checkpoints are made of; loading it could run code"
+        )
+    if isinstance(error, RecursionError):
+        return "its content is nested too deeply"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    known = [line for line in lines if line.startswith("WeightsUnpickler error: ")]
+    return f"it is damaged ({type(error).__name__}: {' '.join((known or lines)[:1])})"
 
 
 def _looks_zipped(path: Path) -> bool:
@@ -138,26 +221,30 @@ def _looks_zipped(path: Path) -> bool:
 
 
 def make_plain(value: Any) -> Any:
-    """Replace stand-ins by plain values, at any depth; Namespaces stay Namespaces."""
-    if isinstance(value, torch.Tensor):
-        return value
-    if isinstance(value, ContainerStandIn):
-        content = value.__dict__.get("_content")
-        return make_plain(content)
-    if isinstance(value, NodeStandIn):
-        return make_plain(value.__dict__.get("_val"))
-    if isinstance(value, EnumStandIn):
-        return value.__dict__["_arguments"][0] if value.__dict__["_arguments"] else None
+    """Replace stand-ins, enums and numpy scalars by plain values, at any depth.
+
+    Namespaces stay Namespaces, ordered dicts stay ordered dicts.
+
+    Raises:
+        CheckpointError: for a stand-in that makes no sense.
+        RecursionError: if a container holds itself.
+    """
     if isinstance(value, StandIn):
-        return None
+        return value.plain()
     if isinstance(value, argparse.Namespace):
         return argparse.Namespace(**{key: make_plain(item) for key, item in vars(value).items()})
     if isinstance(value, Mapping):
-        return (
-            type(value)((key, make_plain(item)) for key, item in value.items())
-            if isinstance(value, collections.OrderedDict)
-            else {make_plain(key): make_plain(item) for key, item in value.items()}
-        )
-    if isinstance(value, (list, tuple)):
+        kind = collections.OrderedDict if isinstance(value, collections.OrderedDict) else dict
+        return kind((make_plain(key), make_plain(item)) for key, item in value.items())
+    if type(value) in (list, tuple, set):
         return type(value)(make_plain(item) for item in value)
-    return value
+    if isinstance(value, enum.Enum):
+        return make_plain(value.value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def unreadable_types(path: PathLike) -> list[str]:
+    """Return the names of the types in a zipped file that :func:`safe_load` would refuse."""
+    serialization: Any = torch.serialization
+    with _only_our_list():
+        return sorted(serialization.get_unsafe_globals_in_checkpoint(path))

@@ -8,6 +8,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -236,6 +238,18 @@ def test_several_validation_texts_are_numbered(in_compat, tmp_path):
     assert (tmp_path / "valid1.bin").read_bytes() == (tmp_path / "test.bin").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("impl", "name"), [("mmap", "train.en-None.en.bin"), ("raw", "train.en-None.en")]
+)
+def test_one_language_of_a_pair(in_compat, tmp_path, impl, name):
+    flags = {"trainpref": "input/pair", "source_lang": "en", "dataset_impl": impl}
+    preprocess(config(tmp_path, **flags, nwordssrc=400))
+    golden = in_compat / "compat/preprocess/out/pair_w1"
+    assert (tmp_path / "dict.en.txt").read_bytes() == (golden / "dict.en.txt").read_bytes()
+    same = golden / "train.en-xx.en.bin" if impl == "mmap" else Path("input/pair.en")
+    assert (tmp_path / name).read_bytes() == same.read_bytes()
+
+
 def test_joined_dictionary(in_compat, tmp_path):
     pair = {**GOLDEN["pair_w1"], "joined_dictionary": True, "nwordssrc": -1}
     preprocess(config(tmp_path, **pair))
@@ -368,9 +382,6 @@ def test_no_torch_is_needed(in_compat, tmp_path):
         "preprocess(SimpleNamespace(**json.loads(sys.argv[1])))\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
-    import subprocess
-    import sys
-
     root = Path(file_chunker_utils.__file__).resolve().parent.parent
     settings = json.dumps(vars(config(tmp_path, **TWO)))
     command = [sys.executable, "-c", code, settings]

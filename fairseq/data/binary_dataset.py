@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -289,7 +289,7 @@ class BinaryDatasetBuilder:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._temporary)
 
-    def __enter__(self) -> BinaryDatasetBuilder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: Any) -> None:

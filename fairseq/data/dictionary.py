@@ -289,27 +289,26 @@ class Dictionary:
             DataError: if a symbol has a line end in it, which no file could give back.
         """
         if not isinstance(f, (str, os.PathLike)):
-            f.writelines(self._lines())
+            f.write(self._text())
             return
         os.makedirs(os.path.dirname(os.path.abspath(f)), exist_ok=True)
         with atomic_write(f, "w", newline="\n") as handle:
-            handle.writelines(self._lines())
+            handle.write(self._text())
 
-    def _lines(self) -> list[str]:
-        pairs = zip(self.symbols[self.nspecial :], self.count[self.nspecial :], strict=True)
-        lines = [f"{symbol} {count}\n" for symbol, count in pairs]
+    def _text(self) -> str:
+        symbols = self.symbols[self.nspecial :]
+        lines = [f"{s} {n}\n" for s, n in zip(symbols, self.count[self.nspecial :], strict=True)]
         if len(self.indices) < len(self.symbols):
             seen = set(self.symbols[: self.nspecial])
-            for i, symbol in enumerate(self.symbols[self.nspecial :]):
+            for i, symbol in enumerate(symbols):
                 if symbol in seen:
                     lines[i] = f"{lines[i][:-1]} {OVERWRITE}\n"
                 seen.add(symbol)
-        broken = next(
-            (line for line in lines if line.find("\n") + 1 < len(line) or "\r" in line), ""
-        )
-        if broken:
-            raise DataError(f"a symbol holds a line end and cannot be saved: {broken!r}")
-        return lines
+        text = "".join(lines)
+        if text.count("\n") != len(symbols) or "\r" in text:
+            broken = next(symbol for symbol in symbols if "\n" in symbol or "\r" in symbol)
+            raise DataError(f"symbol {broken!r} holds a line end and cannot be saved")
+        return text
 
     @staticmethod
     def add_file_to_dictionary(
@@ -333,7 +332,7 @@ class Dictionary:
         lines, *word_counts = text.counts_W.tolist()
         counts = dict(zip(text.words[1:], word_counts, strict=True))
         counts[self.eos_word] = counts.get(self.eos_word, 0) + lines
-        for word in counts.keys() & self.indices.keys():
+        for word in [word for word in self.indices if word in counts]:
             self.add_symbol(word, counts.pop(word))
         added = sorted(counts)
         self.indices.update(zip(added, range(len(self), len(self) + len(added)), strict=True))

@@ -24,9 +24,7 @@ from fairseq.data.binary_dataset import (
 )
 from fairseq.data.dictionary import Dictionary
 from fairseq.data.legacy_indexed_dataset import (
-    MAGIC as LEGACY_MAGIC,
-)
-from fairseq.data.legacy_indexed_dataset import (
+    LEGACY_MAGIC,
     IndexedCachedDataset,
     IndexedDataset,
     IndexedDatasetBuilder,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from fairseq.data.dictionary import Dictionary
 
-MAGIC = b"TNTIDX\x00\x00"
+LEGACY_MAGIC = b"TNTIDX\x00\x00"
 _HEADER = struct.Struct("<8s5Q")
 _OFFSET = np.dtype("<i8")
 
@@ -58,7 +58,7 @@ class IndexedDataset(BinaryDataset):
         magic, version, code, width, count, num_sizes = _HEADER.unpack(
             index[: _HEADER.size].tobytes()
         )
-        if magic != MAGIC or version != 1:
+        if magic != LEGACY_MAGIC or version != 1:
             raise damaged(name, f"magic {magic!r} and version {version} are not this format's")
         if code not in DTYPES or DTYPES[code].itemsize != width:
             raise damaged(name, f"dtype code {code} of {width} bytes is unknown")
@@ -119,7 +119,7 @@ class IndexedDatasetBuilder(BinaryDatasetBuilder):
 
     def _write_index(self, index: IO[bytes]) -> None:
         header = (1, self.dtype_code, self.dtype.itemsize, self.num_items, self.num_items)
-        index.write(_HEADER.pack(MAGIC, *header))
+        index.write(_HEADER.pack(LEGACY_MAGIC, *header))
         for first in range(0, self.num_items + 1, 1 << 18):
             last = min(first + (1 << 18), self.num_items + 1)
             index.write(np.arange(first, last, dtype=_OFFSET).tobytes())

@@ -254,7 +254,7 @@ def test_truncated_dictionary():
 
 def test_pickle_and_equality():
     d = counted(a=1, b=1)
-    again = pickle.loads(pickle.dumps(d))  # noqa: S301
+    again = pickle.loads(pickle.dumps(d))
     assert again == d and again.count == d.count
     assert d == counted(a=7, b=9) and d != counted(b=1, a=1) and d != {"a": 4}
 

@@ -1,0 +1,142 @@
+"""An exponential moving average of a model's weights.
+
+``e <- d e + (1 - d) p`` after every update for each entry of the state dict; ``d`` is 0 until
+``ema_start_update``. Source: Polyak and Juditsky 1992; Tarvainen and Valpola 2017, equation 1.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairseq.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+class EMA:
+    """Keeps an averaged copy of ``model``.
+
+    Args:
+        model: whose weights are averaged.
+        config: settings with the fields of ``EMAConfig``.
+        device: where the copy lives; the model's device if None.
+        skip_keys: entries of the state dict that are copied, not averaged.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Any,
+        device: torch.device | str | None = None,
+        skip_keys: Collection[str] | None = None,
+    ) -> None:
+        self.config = config
+        self.decay = float(config.ema_decay)
+        self.skip_keys = set(skip_keys or ())
+        self.update_freq_counter = 0
+        self.fp32_params: dict[str, Tensor] = {}
+        self.model = copy.deepcopy(model)
+        self.model.requires_grad_(False)
+        if device is not None:
+            self.model = self.model.to(device)
+        if config.ema_fp32:
+            self.build_fp32_params()
+
+    def get_model(self) -> nn.Module:
+        """Return the model with averaged weights."""
+        return self.model
+
+    def build_fp32_params(self, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Keep the average in fp32 beside a half-precision model.
+
+        Args:
+            state_dict: values to start from; the averaged model's if None.
+        """
+        assert self.config.ema_fp32, "build_fp32_params needs ema_fp32"
+        source = self.model.state_dict() if state_dict is None else state_dict
+        self.fp32_params = {
+            name: value.float().clone() if value.is_floating_point() else value.clone()
+            for name, value in source.items()
+        }
+
+    def restore(self, state_dict: Mapping[str, Tensor], build_fp32_params: bool = False) -> None:
+        """Load averaged weights.
+
+        Args:
+            state_dict: as saved.
+            build_fp32_params: also start the fp32 average from them.
+        """
+        self.model.load_state_dict(dict(state_dict), strict=False)
+        if build_fp32_params:
+            self.build_fp32_params(state_dict)
+
+    def get_decay(self) -> float:
+        """Return the decay in force."""
+        return self.decay
+
+    def _set_decay(self, decay: float) -> None:
+        self.decay = decay
+
+    def step(self, new_model: nn.Module, updates: int | None = None) -> None:
+        """Take the weights of ``new_model`` into the average.
+
+        Args:
+            new_model: the model that was just updated.
+            updates: number of updates done; needed for ``ema_start_update``.
+        """
+        if updates is not None:
+            self._set_decay(0.0 if updates < self.config.ema_start_update else self.config.ema_decay)
+        if self.config.ema_update_freq > 1:
+            self.update_freq_counter += 1
+            if self.update_freq_counter < self.config.ema_update_freq:
+                return
+            self.update_freq_counter = 0
+        self._average(new_model)
+
+    @torch.no_grad()
+    def _average(self, new_model: nn.Module) -> None:
+        own = self.model.state_dict()
+        for name, value in new_model.state_dict().items():
+            target = own[name]
+            if name in self.skip_keys or "version" in name or not value.is_floating_point():
+                target.copy_(value)
+                continue
+            average = self.fp32_params[name] if self.config.ema_fp32 else target
+            average.mul_(self.decay).add_(value.to(average), alpha=1 - self.decay)
+            if self.config.ema_fp32:
+                target.copy_(average)
+
+    def reverse(self, model: nn.Module) -> nn.Module:
+        """Load the averaged weights into ``model``."""
+        model.load_state_dict(self.model.state_dict(), strict=False)
+        return model
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint's ``extra_state`` keeps: ``ema`` and, if any, fp32 values."""
+        kept: dict[str, Any] = {"ema": self.model.state_dict()}
+        if self.config.ema_fp32:
+            kept["ema_fp32_params"] = self.fp32_params
+        return kept
+
+    def load_state(self, extra_state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state` returned.
+
+        A checkpoint without an average starts a new one from its weights, with a warning.
+        """
+        if "ema" not in extra_state:
+            logger.warning("the checkpoint holds no moving average; a new one starts here")
+            if self.config.ema_fp32:
+                self.build_fp32_params()
+            return
+        try:
+            self.restore(extra_state["ema"])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the moving average does not fit the model: {error}") from error
+        if self.config.ema_fp32:
+            self.build_fp32_params(extra_state.get("ema_fp32_params", extra_state["ema"]))

@@ -1,0 +1,60 @@
+"""fairseq-average: the mean of several checkpoints' weights."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from fairseq_cli.entry import run_command
+
+EXAMPLES = """examples:
+  fairseq-average --inputs a.pt b.pt c.pt --output mean.pt
+  fairseq-average --inputs runs/mine --num-epoch-checkpoints 5 --output runs/mine/mean.pt
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's parser."""
+    own = argparse.ArgumentParser(
+        "fairseq-average",
+        description="Average the weights of checkpoints.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    own.add_argument("--inputs", nargs="+", required=True, help="checkpoints, or one run folder")
+    own.add_argument("--output", required=True, metavar="FILE", help="where the mean goes")
+    count = own.add_mutually_exclusive_group()
+    count.add_argument("--num-epoch-checkpoints", type=int, help="newest epochs of the folder")
+    count.add_argument("--num-update-checkpoints", type=int, help="newest update checkpoints")
+    count.add_argument("--num-best-checkpoints", type=int, help="best checkpoints of the folder")
+    own.add_argument("--checkpoint-upper-bound", type=int, help="ignore later epochs or updates")
+    return own
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and average."""
+    args = parser().parse_args(argv)
+    from fairseq.averaging import last_n_checkpoints, write_average
+    from fairseq.checkpoint_files import checkpoint_paths
+
+    inputs = args.inputs
+    if args.num_best_checkpoints:
+        pattern = r"checkpoint\.best_.+_(-?\d+\.?\d*)\.pt"
+        inputs = checkpoint_paths(inputs[0], pattern)[::-1][: args.num_best_checkpoints]
+    elif args.num_epoch_checkpoints or args.num_update_checkpoints:
+        number = args.num_epoch_checkpoints or args.num_update_checkpoints
+        by_update = args.num_update_checkpoints is not None
+        inputs = last_n_checkpoints(inputs, number, by_update, args.checkpoint_upper_bound)
+    print("averaging:", *inputs, sep="\n  ")
+    write_average(inputs, args.output)
+    print(f"wrote {args.output}")
+    return 0
+
+
+def cli_main() -> None:
+    """Run the command."""
+    run_command(main)
+
+
+if __name__ == "__main__":
+    cli_main()

@@ -1,0 +1,90 @@
+"""The moving average against the formula written out."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fairseq.config.sections import EMAConfig
+from fairseq.models.ema import EMA
+
+
+def drift(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter))
+
+
+def test_average_follows_the_formula() -> None:
+    model = nn.Linear(3, 2)
+    ema = EMA(model, EMAConfig(ema_decay=0.9))
+    expected = model.weight.detach().clone()
+    for seed in range(5):
+        drift(model, seed)
+        ema.step(model, seed + 1)
+        expected = 0.9 * expected + 0.1 * model.weight.detach()
+        torch.testing.assert_close(ema.get_model().weight, expected)
+    assert not ema.get_model().weight.requires_grad
+
+
+def test_start_update_copies_until_then() -> None:
+    model = nn.Linear(3, 2)
+    ema = EMA(model, EMAConfig(ema_decay=0.9, ema_start_update=3))
+    for update in (1, 2):
+        drift(model, update)
+        ema.step(model, update)
+        assert torch.equal(ema.get_model().weight, model.weight)
+        assert ema.get_decay() == 0.0
+    drift(model, 3)
+    ema.step(model, 3)
+    assert ema.get_decay() == 0.9
+    assert not torch.equal(ema.get_model().weight, model.weight)
+
+
+def test_update_freq_skips_steps() -> None:
+    model = nn.Linear(3, 2)
+    ema = EMA(model, EMAConfig(ema_decay=0.5, ema_update_freq=2))
+    before = ema.get_model().weight.clone()
+    drift(model, 1)
+    ema.step(model)
+    assert torch.equal(ema.get_model().weight, before)
+    ema.step(model)
+    torch.testing.assert_close(ema.get_model().weight, 0.5 * before + 0.5 * model.weight)
+
+
+@pytest.mark.parametrize("fp32", [False, True])
+def test_fp32_average_keeps_small_steps(fp32: bool) -> None:
+    """1 + 2^-9 steps vanish in bfloat16 unless the average is kept in fp32."""
+    model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    nn.init.ones_(model.weight)
+    ema = EMA(model, EMAConfig(ema_decay=0.999, ema_fp32=fp32))
+    nn.init.constant_(model.weight, 2.0)
+    for _ in range(1000):
+        ema.step(model)
+    exact = 2 - 0.999**1000
+    assert (abs(float(ema.get_model().weight) - exact) < 0.02) == fp32
+
+
+def test_state_round_trip_and_reverse() -> None:
+    model = nn.Linear(3, 2)
+    ema = EMA(model, EMAConfig(ema_decay=0.9, ema_fp32=True))
+    drift(model, 1)
+    ema.step(model)
+    other = EMA(copy.deepcopy(model), EMAConfig(ema_decay=0.9, ema_fp32=True))
+    other.load_state(ema.state())
+    drift(model, 2)
+    for average in (ema, other):
+        average.step(model)
+    assert torch.equal(ema.get_model().weight, other.get_model().weight)
+    fresh = other.reverse(nn.Linear(3, 2))
+    assert torch.equal(fresh.weight, ema.get_model().weight)
+
+
+def test_checkpoint_without_average_starts_a_new_one(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Linear(3, 2)
+    EMA(model, EMAConfig()).load_state({})
+    assert "no moving average" in caplog.text
