@@ -13,7 +13,9 @@ from fairseq_cli.average import main
 
 
 def save(path: Path, value: float, dtype: torch.dtype = torch.float32, **more: object) -> str:
-    state = {"model": {"w": torch.full((2, 2), value, dtype=dtype), "n": torch.tensor([int(value)])}}
+    state = {
+        "model": {"w": torch.full((2, 2), value, dtype=dtype), "n": torch.tensor([int(value)])}
+    }
     torch.save({**state, "last_optimizer_state": {"state": {}}, **more}, path)
     return str(path)
 

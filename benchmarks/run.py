@@ -1,0 +1,331 @@
+"""Speed, measured: each benchmark prints a JSON record; all records go to benchmarks/results.
+
+Usage: python benchmarks/run.py [NAME ...] [--text FILE] [--quick]
+
+Whatever is compared runs in the same process (or the same series of processes), interleaved; the
+best of the repeats counts, and the ratio is published. ``--text`` is any English text; without it
+the demo's corpus is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BIN = Path(sys.executable).parent
+ORIGINAL = {"preprocess_MB_s": 1.3, "bpe_MB_s": 1.4}  # the original, on two cores of this kind
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    import os
+
+    import numpy
+    import torch
+
+    model = "unknown"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load": os.getloadavg()[0],
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def seconds(command: list[str]) -> tuple[float, int]:
+    """Run a command; return wall-clock seconds and its peak memory in kB."""
+    import resource
+
+    started = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    elapsed = time.perf_counter() - started
+    return elapsed, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+
+
+def repeated(text: Path, megabytes: float, target: Path) -> float:
+    """Write ``text`` repeated to about ``megabytes``; return the exact size in MB."""
+    content = text.read_bytes()
+    times = max(1, round(megabytes * 1e6 / len(content)))
+    with open(target, "wb") as handle:
+        for _ in range(times):
+            handle.write(content)
+    return len(content) * times / 1e6
+
+
+def peak_of(command: list[str]) -> tuple[float, float]:
+    """Return wall-clock seconds and peak memory in MB of one command, measured by itself."""
+    probe = (
+        "import resource, subprocess, sys, time; t = time.perf_counter(); "
+        "subprocess.run(sys.argv[1:], check=True, stdout=-3, stderr=-3); "
+        "print(time.perf_counter() - t, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", probe, *command], check=True, capture_output=True, text=True
+    ).stdout.split()
+    return float(out[0]), float(out[1]) / 1024
+
+
+def preprocess(text: Path, quick: bool) -> dict[str, Any]:
+    """Dictionary and binarization of 27 and 270 MB with one and two workers, start-up included."""
+    sizes = (27,) if quick else (27, 270)
+    record: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "text"
+        for size in sizes:
+            exact = repeated(text, size, source)
+            for workers in (1, 2):
+                runs = []
+                for _ in range(1 if size > 100 else 3):
+                    target = Path(folder) / f"out-{time.time_ns()}"
+                    runs.append(
+                        peak_of(
+                            [
+                                str(BIN / "fairseq-preprocess"), "--only-source", "--trainpref",
+                                str(source), "--destdir", str(target), "--workers", str(workers),
+                            ]
+                        )
+                    )  # fmt: skip
+                best = min(seconds for seconds, _ in runs)
+                record[f"{size}MB_{workers}w"] = {
+                    "MB_s": round(exact / best, 1),
+                    "times_original": round(exact / best / ORIGINAL["preprocess_MB_s"], 1),
+                    "peak_MB": round(min(peak for _, peak in runs)),
+                }
+    return record
+
+
+def bpe(text: Path, quick: bool) -> dict[str, Any]:
+    """GPT-2 encoding of 10 MB, start-up included (needs the GPT-2 files beside the text)."""
+    files = text.resolve().parent.parent / "gpt2_bpe"
+    if not (files / "encoder.json").is_file():
+        return {"skipped": f"no encoder.json in {files}"}
+    record: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "text"
+        exact = repeated(text, 10, source)
+        for workers in (1, 2):
+            command = [
+                str(BIN / "fairseq-bpe"), "encode", "--bpe", "gpt2",
+                "--gpt2-encoder-json", str(files / "encoder.json"),
+                "--gpt2-vocab-bpe", str(files / "vocab.bpe"), "--inputs", str(source),
+                "--outputs", str(Path(folder) / "out"), "--keep-empty", "--workers", str(workers),
+            ]  # fmt: skip
+            best = min(peak_of(command)[0] for _ in range(3))
+            rate = exact / best
+            record[f"{workers}w"] = {
+                "MB_s": round(rate, 1),
+                "times_original": round(rate / ORIGINAL["bpe_MB_s"], 1),
+            }
+    return record
+
+
+def startup(text: Path, quick: bool) -> dict[str, Any]:
+    """Seconds to import and to show help; best of five."""
+    import_torch = min(seconds([sys.executable, "-c", "import torch"])[0] for _ in range(5))
+    both = min(seconds([sys.executable, "-c", "import torch, fairseq"])[0] for _ in range(5))
+    shown = min(seconds([str(BIN / "fairseq-train"), "--help"])[0] for _ in range(5))
+    return {
+        "import_torch_s": round(import_torch, 3),
+        "import_fairseq_over_torch_s": round(both - import_torch, 3),
+        "train_help_s": round(shown, 3),
+    }
+
+
+def masking(text: Path, quick: bool) -> dict[str, Any]:
+    """Samples of 128 tokens masked and collated per second, one thread."""
+    import numpy as np
+
+    from fairseq.data.masked_lm_dataset import MaskedLMDataset
+    from fairseq.data.masking import MaskSpec
+
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(4, 50000, size=(4096, 128))
+    blocks[:, 0], blocks[:, -1] = 0, 2
+    spec = MaskSpec(vocab_size=50265, pad=1, mask=50264, specials=(0, 2), never_drawn=(3,))
+    dataset = MaskedLMDataset(blocks, spec, sizes=np.full(4096, 128), pad=1, seed=1)
+    best = 0.0
+    for epoch in range(1, 6):
+        dataset.set_epoch(epoch)
+        started = time.perf_counter()
+        for start in range(0, 4096, 32):
+            dataset.collater([dataset[i] for i in range(start, start + 32)])
+        best = max(best, 4096 / (time.perf_counter() - started))
+    return {"samples_s": round(best)}
+
+
+class Step:
+    """One training step of some implementation on shared batches."""
+
+    def __init__(self, model: Any, loss: Callable[[Any, dict[str, Any]], Any]) -> None:
+        import torch
+
+        self.model, self.loss = model.train(), loss
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def __call__(self, batch: dict[str, Any]) -> None:
+        """Forward, backward, step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(self.model, batch)
+        loss.backward()
+        self.optimizer.step()
+
+
+def _ours(vocabulary: int) -> Any:
+    import types
+
+    from fairseq.models.roberta.model import RobertaConfig, RobertaEncoder, RobertaModel
+
+    config = RobertaConfig(
+        encoder_layers=4,
+        encoder_embed_dim=256,
+        encoder_ffn_embed_dim=1024,
+        encoder_attention_heads=4,
+        max_positions=128,
+    )
+    size = types.SimpleNamespace(pad=lambda: 1, __len__=lambda self: vocabulary)
+    dictionary = type("Vocabulary", (), {"__len__": size.__len__, "pad": lambda self: 1})()
+    return RobertaModel(config, RobertaEncoder(config, dictionary))
+
+
+def _theirs(vocabulary: int) -> Any:
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    return RobertaForMaskedLM(
+        RobertaConfig(
+            vocab_size=vocabulary,
+            hidden_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=1024,
+            max_position_embeddings=130,
+            type_vocab_size=1,
+            pad_token_id=1,
+        )
+    )
+
+
+def _losses() -> dict[str, Callable[[Any, dict[str, Any]], Any]]:
+    import torch.nn.functional as F
+
+    from fairseq.criterions.cross_entropy import vocabulary_loss
+
+    def ours(model: Any, batch: dict[str, Any]) -> Any:
+        positions = batch["predicted_positions"]
+        target = batch["target"].reshape(-1)[positions]
+        loss = vocabulary_loss(model, batch, positions, target, "auto")
+        return loss / len(positions)
+
+    def plain(model: Any, batch: dict[str, Any]) -> Any:
+        labels = batch["target"].masked_fill(batch["target"] == 1, -100)
+        return model(input_ids=batch["net_input"]["src_tokens"], labels=labels).loss
+
+    def gathering(model: Any, batch: dict[str, Any]) -> Any:
+        hidden = model.roberta(input_ids=batch["net_input"]["src_tokens"])[0]
+        positions = batch["predicted_positions"]
+        logits = model.lm_head(hidden.flatten(0, 1)[positions])
+        return F.cross_entropy(logits, batch["target"].reshape(-1)[positions])
+
+    return {"ours": ours, "transformers": plain, "transformers_gathering": gathering}
+
+
+def training(text: Path, quick: bool) -> dict[str, Any]:
+    """4 layers of 256, 32 x 128 tokens: ours against loops around transformers, interleaved."""
+    import torch
+
+    record: dict[str, Any] = {"threads": torch.get_num_threads()}
+    for vocabulary in (8001, 50265):
+        for name, bf16 in (("fp32", False), ("bf16", True)):
+            record[f"V{vocabulary}_{name}"] = _compare(vocabulary, bf16, 3 if quick else 10)
+    return record
+
+
+def _compare(vocabulary: int, bf16: bool, rounds: int) -> dict[str, Any]:
+    import torch
+
+    torch.manual_seed(0)
+    losses = _losses()
+    steps = {
+        "ours": Step(_ours(vocabulary), losses["ours"]),
+        "transformers": Step(_theirs(vocabulary), losses["transformers"]),
+        "transformers_gathering": Step(_theirs(vocabulary), losses["transformers_gathering"]),
+    }
+    batches = [_batch(vocabulary, seed) for seed in range(4)]
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 2):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+                step(batches[number % 4])
+            if number >= 2:
+                times[name].append(time.perf_counter() - started)
+    median = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
+    return {
+        **{f"{name}_tokens_s": round(4096 / value) for name, value in median.items()},
+        "ratio": round(median["transformers"] / median["ours"], 2),
+        "ratio_to_gathering": round(median["transformers_gathering"] / median["ours"], 2),
+    }
+
+
+def _batch(vocabulary: int, seed: int) -> dict[str, Any]:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(4, vocabulary - 1, (32, 128), generator=generator)
+    tokens[:, 0], tokens[:, -1] = 0, 2
+    masked = torch.rand(32, 128, generator=generator) < 0.15
+    target = tokens.where(masked, 1)
+    return {
+        "net_input": {"src_tokens": tokens.masked_fill(masked, vocabulary - 1)},
+        "target": target,
+        "predicted_positions": masked.flatten().nonzero()[:, 0],
+        "ntokens": 4096,
+        "nsentences": 32,
+    }
+
+
+BENCHMARKS = {f.__name__: f for f in (startup, masking, preprocess, bpe, training)}
+
+
+def main() -> None:
+    """Run the named benchmarks (all if none) and write their records."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], help="default: all")
+    default = ROOT / "demo" / "corpus" / "train.txt"
+    parser.add_argument("--text", type=Path, default=default, help="English text")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, smaller files")
+    args = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in args.names or BENCHMARKS:
+        record = {
+            "benchmark": name,
+            "command": " ".join(["python", "benchmarks/run.py", *sys.argv[1:]]),
+            "machine": machine(),
+            "result": BENCHMARKS[name](args.text, args.quick),
+        }
+        text = json.dumps(record, indent=1)
+        print(text, flush=True)
+        (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
