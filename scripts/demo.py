@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SENTENCES = ROOT / "examples" / "demo" / "sentences.txt"
 VOCABULARY = 6000
-UPDATES = 1100
+UPDATES = 1000
 MODEL = (
     "--arch roberta_tiny --head clap --position alibi --mask-embedding zero --scale-embedding "
     "--no-layernorm-embedding --dropout 0 --attention-dropout 0"
@@ -27,7 +27,7 @@ TRAINING = (
     "--mask-prob 0.25 --batch-size 32 --optimizer adam --adam-betas (0.9,0.98) "
     "--adam-eps 1e-6 --weight-decay 0.01 "
     "--clip-norm 1.0 --lr 0.002 --lr-scheduler polynomial_decay --warmup-updates 100 "
-    f"--max-update {UPDATES} --validate-interval-updates 275 --save-interval-updates 100 "
+    f"--max-update {UPDATES} --save-interval-updates 200 "
     "--keep-interval-updates 1 --no-epoch-checkpoints --log-interval 25"
 ).split()
 

@@ -1,0 +1,60 @@
+"""Dropout: PyTorch's on accelerators, one that draws 16 bits an element on the CPU.
+
+On a CPU most of dropout's time goes into its random numbers: PyTorch draws one per element. Here
+one 64-bit number decides four elements, which is several times faster (benchmarks/). The
+probability is rounded to a multiple of 2^-16; kept elements are scaled by the rounded value, so
+the expectation is exact.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LEVELS = 1 << 16
+BACKENDS = ("reference", "packed")
+
+
+def dropout(x: Tensor, p: float, training: bool = True, backend: str = "auto") -> Tensor:
+    """Zero elements with probability ``p`` and scale the others by ``1 / (1 - p)``.
+
+    Args:
+        x: any shape, floating.
+        p: in [0, 1]; 0 returns ``x`` itself.
+        training: outside training ``x`` comes back.
+        backend: ``reference`` (PyTorch's), ``packed`` (16 bits an element, any device), or
+            ``auto``: packed on the CPU.
+
+    Source: Srivastava et al. 2014, section 4.
+    """
+    if not training or p == 0.0:
+        return x
+    dropped = round(p * LEVELS)
+    packed = backend == "packed" or (backend == "auto" and x.device.type == "cpu")
+    if not packed or not 0 < dropped < LEVELS:
+        return F.dropout(x, p, training)
+    return _Packed.apply(x, dropped)
+
+
+class _Packed(torch.autograd.Function):
+    """Keeps a boolean mask for the backward pass: a byte an element."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
+        """Apply a fresh mask."""
+        n = x.numel()
+        words = torch.empty((n + 3) // 4, dtype=torch.int64, device=x.device)
+        bits = words.random_(-(2**63), None).view(torch.int16)[:n].view(x.shape)
+        keep = bits >= dropped - LEVELS // 2
+        ctx.save_for_backward(keep)
+        ctx.scale = LEVELS / (LEVELS - dropped)
+        return (x * keep).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Apply the same mask to the gradient."""
+        (keep,) = ctx.saved_tensors
+        return (gradients[0] * keep).mul_(ctx.scale), None
