@@ -14,7 +14,7 @@ help:
 	@echo "make test     install and run the test suite"
 	@echo "make check    lint, types, shape of the code"
 	@echo "make data     TRAIN=file VALID=file TOKENIZER=file DATA=folder: encode and binarize text"
-	@echo "make train    DATA=folder TOKENIZER=file RUN=folder: train the demo's model on it"
+	@echo "make train    DATA=folder TOKENIZER=file RUN=folder UPDATES=n: train the demo's model on it"
 	@echo "make matrix   the long tests: every combination of knobs, the oldest supported torch"
 	@echo "make bench    measure speed; results go to benchmarks/results"
 
@@ -46,14 +46,36 @@ matrix: $(TESTABLE)
 bench: $(TESTABLE)
 	$(BIN)/python benchmarks/run.py
 
+# The same on your own text. TOKENIZER= (empty) takes the words as they stand.
 TOKENIZER ?= tokenizer.json
 DATA ?= data-bin
 RUN ?= runs/mine
+UPDATES ?= 1100
+BPE_FLAGS = $(if $(TOKENIZER),--bpe byte_level --byte-level-tokenizer $(TOKENIZER))
+# What fairseq-preprocess reads: the pieces of a text, or the text itself.
+PIECES = $(if $(TOKENIZER),$(1).bpe,$(1))
+
 data: $(INSTALLED)
-	$(BIN)/fairseq-bpe encode --bpe byte_level --tokenizer-file $(TOKENIZER) --keep-empty \
-		--inputs $(TRAIN) $(VALID) --outputs $(TRAIN).bpe $(VALID).bpe
-	$(BIN)/fairseq-preprocess --only-source --trainpref $(TRAIN).bpe --validpref $(VALID).bpe \
-		--destdir $(DATA) --workers 2
+	@test -n "$(TRAIN)" -a -n "$(VALID)" || { echo "say which text: make data TRAIN=train.txt VALID=valid.txt"; exit 2; }
+	$(if $(TOKENIZER),$(BIN)/fairseq-bpe encode --bpe byte_level --tokenizer-file $(TOKENIZER) \
+		--keep-empty --inputs $(TRAIN) $(VALID) --outputs $(TRAIN).bpe $(VALID).bpe)
+	$(BIN)/fairseq-preprocess --only-source --trainpref $(call PIECES,$(TRAIN)) \
+		--validpref $(call PIECES,$(VALID)) --destdir $(DATA) --workers 2
+	$(if $(TOKENIZER),cp $(TOKENIZER) $(DATA)/tokenizer.json)
+
+train: $(INSTALLED)
+	$(BIN)/fairseq-train $(DATA) --task masked_lm --criterion masked_lm --arch roberta_tiny \
+		--head clap --position alibi --mask-embedding zero --scale-embedding \
+		--no-layernorm-embedding --dropout 0 --attention-dropout 0 \
+		--tokens-per-sample 128 --mask-prob 0.25 --batch-size 16 \
+		--optimizer adam --adam-betas '(0.9, 0.98)' --adam-eps 1e-6 --weight-decay 0.01 \
+		--clip-norm 1.0 --lr 0.002 --lr-scheduler polynomial_decay --warmup-updates 100 \
+		--max-update $(UPDATES) --validate-interval-updates 275 --save-interval-updates 100 \
+		--keep-interval-updates 1 --no-epoch-checkpoints --log-interval 25 \
+		$(BPE_FLAGS) --save-dir $(RUN)
+	$(BIN)/fairseq-validate $(DATA) --path $(RUN)/checkpoint_best.pt --tokens-per-sample 512 \
+		--batch-size 8
+	$(BIN)/fairseq-report $(RUN) --output $(RUN)/report
 
 clean:
 	rm -rf demo build .pytest_cache .mypy_cache .ruff_cache .hypothesis

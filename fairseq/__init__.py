@@ -33,7 +33,7 @@ __getattr__, __dir__, _names = lazy_names(
     __name__,
     {
         **{name: f"fairseq.{name}" for name in _SUBMODULES},
-        "distributed_utils": "fairseq.distributed.utils",
+        "distributed_utils": "fairseq.distributed_utils",
         "meters": "fairseq.logging.meters",
         "metrics": "fairseq.logging.metrics",
         "progress_bar": "fairseq.logging.progress_bar",

@@ -17,7 +17,7 @@ from fairseq.config.refused import REFUSED
 from fairseq.config.schema import FairseqDataclass, public_fields
 from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
 from fairseq.config.upgrade import FORK_ONLY, downgrade, upgrade_roberta_state
-from fairseq.errors import CheckpointError, FairseqError
+from fairseq.errors import CheckpointError
 from fairseq.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -90,15 +90,29 @@ _WRITTEN_UNDER_OLD_NAMES = {
 }
 
 
-def our_record(config: FairseqConfig) -> dict[str, Any]:
-    """Return what ``extra_state`` keeps beyond the original: version and full configuration."""
-    return {"version": __version__, "config": plain(config)}
+def our_record(config: FairseqConfig, progress: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``extra_state`` keeps beyond the original.
+
+    Args:
+        config: the full configuration.
+        progress: what the training loop wants to find again after a resume.
+    """
+    return {"version": __version__, "config": plain(config), "progress": plain(progress)}
+
+
+def record_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what :func:`our_record` put into a checkpoint, empty for files of others."""
+    extra = state.get("extra_state")
+    record = extra.get(OURS) if isinstance(extra, Mapping) else None
+    return dict(record) if isinstance(record, Mapping) else {}
 
 
 def config_of(
     state: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, settle: bool = True
 ) -> FairseqConfig:
     """Return the configuration of a checkpoint, upgraded.
+
+    ``user_dir`` is never taken from a file: it would run code.
 
     Args:
         state: a loaded checkpoint, of this project, of the original or of the fork.
@@ -110,17 +124,15 @@ def config_of(
         CheckpointError: if the checkpoint holds no configuration.
     """
     given = dict(overrides or {})
-    ours = (state.get("extra_state") or {}).get(OURS)
-    if ours is not None:
-        return _make(given, ours["config"], settle)
-    if isinstance(state.get("cfg"), (Mapping, argparse.Namespace)):
-        nested = plain(state["cfg"])
+    cfg = record_of(state).get("config") or state.get("cfg")
+    if isinstance(cfg, (Mapping, argparse.Namespace, FairseqDataclass)):
+        nested = plain(cfg)
+        for section in ("common", "dataset"):
+            nested[section] = dict(nested.get(section) or {})
+        nested["common"]["user_dir"] = None
+        if nested["dataset"].get("data_rng", "auto") == "auto":
+            nested["dataset"]["data_rng"] = data_rng_of(state)
         _name_the_model(nested)
-        dataset = nested.setdefault("dataset", {}) or {}
-        if dataset.get("data_rng", "auto") == "auto":
-            dataset["data_rng"] = data_rng_of(state)
-        nested["dataset"] = dataset
-        nested.setdefault("common", {})["user_dir"] = None  # never taken from a file
         return _make(given, nested, settle)
     if isinstance(state.get("args"), argparse.Namespace):
         flat = {**_old_args(vars(state["args"])), **given}
@@ -130,24 +142,16 @@ def config_of(
 
 
 def _make(given: dict[str, Any], nested: dict[str, Any], settle: bool) -> FairseqConfig:
-    nested = {key: value for key, value in nested.items() if value is not None}
-    known = {}
+    """Build the configuration; components that are unknown here and not essential are dropped."""
+    sections = {key: value for key, value in nested.items() if value is not None}
     for section, flag in COMPONENTS.items():
-        values = nested.get(section)
+        values = sections.get(section)
         name = given.get(flag) or (values.get("_name") if isinstance(values, Mapping) else values)
-        names = options.known_names(flag)
-        if section == "model" and name not in names and name in ("roberta",):
-            names = [*names, name]
-        if name is not None and name not in names:
-            if section in ("model", "task"):
-                known[section] = values  # building it will say what is unknown
-            else:
-                logger.warning("the checkpoint's %s '%s' is not known here", flag, name)
-            continue
-        if values is not None:
-            known[section] = values
-    kept = {key: value for key, value in nested.items() if key not in COMPONENTS}
-    return options.make_config(given, {**kept, **known}, strict=False, settle=settle)
+        essential = section in ("model", "task")  # building it will say what is unknown
+        if name is not None and not essential and name not in options.known_names(flag):
+            logger.warning("the checkpoint's %s '%s' is not known here", flag, name)
+            del sections[section]
+    return options.make_config(given, sections, strict=False, settle=settle)
 
 
 def _name_the_model(nested: dict[str, Any]) -> None:
@@ -169,20 +173,22 @@ def _old_args(values: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("lr", "update_freq"):
         if name in flat and not isinstance(flat[name], list):
             flat[name] = [flat[name]]
+    if "min_lr" in flat:  # its name when it ended the training
+        flat.setdefault("stop_min_lr", flat.pop("min_lr"))
     flat.pop("user_dir", None)
     return {key: value for key, value in flat.items() if key not in REFUSED}
 
 
 def data_rng_of(state: Mapping[str, Any]) -> str:
-    """Return the source of masks and batches of a foreign checkpoint.
+    """Return the source of masks and batches that a run used.
 
     The original's main branch and its release 0.12 (and the fork, which descends from it) draw
     differently; settings that only the main branch has tell them apart.
     """
-    ours = (state.get("extra_state") or {}).get(OURS)
-    if ours is not None:
-        return str(ours["config"]["dataset"].get("data_rng", "philox"))
-    cfg = state.get("cfg") or {}
+    ours = record_of(state).get("config")
+    if isinstance(ours, Mapping):
+        return str((ours.get("dataset") or {}).get("data_rng") or "philox")
+    cfg = plain(state.get("cfg")) or {}
     main = "simul_type" in cfg or "debug_param_names" in (cfg.get("optimization") or {})
     return "fairseq-main" if main else "fairseq-0.12"
 
@@ -202,32 +208,30 @@ def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(state, dict) or not isinstance(state.get("model"), Mapping):
         raise CheckpointError("this file holds no model; is it a fairseq checkpoint?")
-    if "optimizer_history" not in state:
-        state["optimizer_history"] = [
-            {"criterion_name": "CrossEntropyCriterion", "best_loss": state.get("best_loss")}
-        ]
-        state["last_optimizer_state"] = state.pop("optimizer", None)
-        state.pop("best_loss", None)
-    if "epoch" in state and "extra_state" not in state:
-        names = ("epoch", "batch_offset", "val_loss")
-        state["extra_state"] = {name: state.pop(name) for name in names if name in state}
-    history = state["optimizer_history"][-1]
-    if "optimizer" in history:
-        state["last_optimizer_state"] = history["optimizer"]
-        for entry in state["optimizer_history"]:
-            entry.pop("optimizer", None)
-    history.setdefault("optimizer_name", "FairseqNAG")
-    if "lr_scheduler_state" not in history:
-        history["lr_scheduler_state"] = {"best": history.pop("best_loss", None)}
-    history.setdefault("num_updates", 0)
-    extra = state.setdefault("extra_state", {}) or {}
-    state["extra_state"] = extra
+    extra = state.get("extra_state") or {}
+    for name in ("epoch", "batch_offset", "val_loss"):  # at the top level once
+        if name in state:
+            extra.setdefault(name, state.pop(name))
     if "train_iterator" not in extra and "epoch" in extra:
-        extra["train_iterator"] = {
+        position = {
             "epoch": max(1, extra["epoch"]),
             "iterations_in_epoch": extra.get("batch_offset", 0),
         }
-    state.setdefault("task_state", {})
+        extra["train_iterator"] = position
+    state["extra_state"] = extra
+    if not state.get("optimizer_history"):
+        state["optimizer_history"] = [{"criterion_name": "CrossEntropyCriterion"}]
+        state.setdefault("last_optimizer_state", state.pop("optimizer", None))
+    history = state["optimizer_history"][-1]
+    if "optimizer" in history:
+        state["last_optimizer_state"] = history["optimizer"]
+    for entry in state["optimizer_history"]:
+        entry.pop("optimizer", None)
+    best = history.pop("best_loss", state.pop("best_loss", None))
+    history.setdefault("optimizer_name", "FairseqNAG")
+    history.setdefault("lr_scheduler_state", {"best": best})
+    history.setdefault("num_updates", 0)
+    state["task_state"] = state.get("task_state") or {}
     return state
 
 
@@ -241,7 +245,7 @@ def vocabulary_of(state: Mapping[str, Any]) -> int | None:
     return None
 
 
-def explain(error: FairseqError, path: str) -> CheckpointError:
+def explain(error: Exception, path: str) -> CheckpointError:
     """Return an error of the model with the name of the file and what to do about it."""
     return CheckpointError(
         f"Cannot load model parameters from checkpoint {path}; please ensure that the "

@@ -7,6 +7,7 @@ The files themselves are :mod:`fairseq.checkpoint_files`' business, their conten
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import time
@@ -19,6 +20,7 @@ from fairseq.checkpoint_state import config_of, explain, upgrade_state, vocabula
 from fairseq.config.schema import parse_literal
 from fairseq.errors import CheckpointError, ConfigError, FairseqError, MissingFileError
 from fairseq.file_io import PathManager
+from fairseq.logging.deferred import to_python
 from fairseq.rng import derive_seed
 from fairseq.safe_load import safe_load
 
@@ -43,14 +45,15 @@ def verify_checkpoint_directory(save_dir: str) -> None:
         os.unlink(probe)
     except OSError as error:
         raise CheckpointError(f"cannot write to --save-dir {save_dir}: {error}") from error
-    checkpoint_files.remove_leftovers(save_dir)
 
 
 # -- saving ----------------------------------------------------------------------------------------
 
 
 def is_better(value: float, best: float | None, maximize: bool) -> bool:
-    """Tell whether ``value`` is at least as good as ``best``."""
+    """Tell whether ``value`` is at least as good as ``best``; what is not finite never is."""
+    if not math.isfinite(value):
+        return False
     return best is None or (value >= best if maximize else value <= best)
 
 
@@ -62,18 +65,14 @@ def _names(
     names = []
     if end_of_epoch and not cfg.no_epoch_checkpoints and epoch % max(1, cfg.save_interval) == 0:
         names.append(f"checkpoint{epoch}{suffix}.pt")
-    if (
-        not end_of_epoch
-        and cfg.save_interval_updates > 0
-        and updates % cfg.save_interval_updates == 0
-    ):
+    interval = cfg.save_interval_updates
+    if not end_of_epoch and interval > 0 and updates % interval == 0:
         names.append(f"checkpoint_{epoch}_{updates}{suffix}.pt")
-    if val_loss is not None and best:
+    if best:
         names.append(f"checkpoint_best{suffix}.pt")
-    if val_loss is not None and cfg.keep_best_checkpoints > 0 and _among_best(cfg, val_loss, best):
-        digit = derive_seed(0, "best-checkpoint", epoch, updates) % max(
-            1, cfg.keep_best_checkpoints
-        )
+    kept = cfg.keep_best_checkpoints
+    if val_loss is not None and kept > 0 and _among_best(cfg, val_loss):
+        digit = derive_seed(0, "best-checkpoint", epoch, updates) % kept
         metric = cfg.best_checkpoint_metric
         names.append(f"checkpoint.best_{metric}_{val_loss:.3f}{digit}{suffix}.pt")
     if not cfg.no_last_checkpoints:
@@ -89,17 +88,20 @@ def _best_paths(cfg: Any) -> list[str]:
     return paths if cfg.maximize_best_checkpoint_metric else paths[::-1]
 
 
-def _among_best(cfg: Any, val_loss: float, best: bool) -> bool:
-    kept = _best_paths(cfg)[: cfg.keep_best_checkpoints]
-    if not kept or len(kept) < cfg.keep_best_checkpoints:
-        return True
-    worst = re.search(r"_(-?\d+\.\d{3})", os.path.basename(kept[-1]))
+def _among_best(cfg: Any, val_loss: float) -> bool:
+    """Tell whether a checkpoint of this value belongs to the best ones that are kept."""
+    kept = _best_paths(cfg)
+    if not math.isfinite(val_loss) or len(kept) < cfg.keep_best_checkpoints:
+        return math.isfinite(val_loss)
+    worst = re.search(r"_(-?\d+\.\d{3})", os.path.basename(kept[cfg.keep_best_checkpoints - 1]))
     return worst is None or is_better(
         val_loss, float(worst[1]), cfg.maximize_best_checkpoint_metric
     )
 
 
-def save_checkpoint(cfg: Any, trainer: Any, epoch_itr: Any, val_loss: float | None) -> str | None:
+def save_checkpoint(
+    cfg: Any, trainer: Any, epoch_itr: Any, val_loss: float | None, always: bool = False
+) -> str | None:
     """Save the run under every name it deserves now, then delete what need not be kept.
 
     Args:
@@ -107,6 +109,7 @@ def save_checkpoint(cfg: Any, trainer: Any, epoch_itr: Any, val_loss: float | No
         trainer: whose state is saved; only the first process writes.
         epoch_itr: the training iterator.
         val_loss: the metric of the validation that just ended, None if there was none.
+        always: write a file even if the settings give this moment no name: the run ends.
 
     Returns:
         the file that was written, None if nothing was.
@@ -114,37 +117,40 @@ def save_checkpoint(cfg: Any, trainer: Any, epoch_itr: Any, val_loss: float | No
     Raises:
         CheckpointError: if the file could not be written.
     """
-    best = False
-    if val_loss is not None:
-        previous = getattr(trainer, "best", None)
-        best = is_better(val_loss, previous, cfg.maximize_best_checkpoint_metric)
-        trainer.best = val_loss if best else previous
+    val_loss = to_python(val_loss)
+    best = val_loss is not None and is_better(
+        val_loss, trainer.best, cfg.maximize_best_checkpoint_metric
+    )
+    if best:
+        trainer.best = val_loss
     if cfg.no_save or not trainer.should_save_checkpoint_on_current_rank:
         return None
     epoch, updates = epoch_itr.epoch, trainer.get_num_updates()
     end_of_epoch = epoch_itr.end_of_epoch()
     names = _names(cfg, epoch, updates, end_of_epoch, val_loss, best)
+    if not names and always:
+        names = [f"checkpoint_{epoch}_{updates}{cfg.checkpoint_suffix}.pt"]
     if not names:
         return None
     started = time.perf_counter()
     extra_state = {"train_iterator": epoch_itr.state_dict(), "val_loss": val_loss}
-    if getattr(trainer, "best", None) is not None:
+    if trainer.best is not None:
         extra_state["best"] = trainer.best
-    paths = [os.path.join(cfg.save_dir, name) for name in names]
+    first, *others = (os.path.join(cfg.save_dir, name) for name in names)
     facts = {"epoch": epoch, "num_updates": updates, "val_loss": val_loss}
-    trainer.save_checkpoint(paths[0], extra_state, facts)
-    for path in paths[1:]:
-        checkpoint_files.link_checkpoint(paths[0], path)
+    trainer.save_checkpoint(first, extra_state, facts)
+    for path in others:
+        checkpoint_files.link_checkpoint(first, path)
     logger.info(
         "Saved checkpoint %s (epoch %s @ %s updates, score %s) (writing took %.2f seconds)",
-        paths[0],
+        first,
         epoch,
         updates,
         val_loss,
         time.perf_counter() - started,
     )
     _delete_old(cfg, end_of_epoch)
-    return paths[0]
+    return first
 
 
 def _delete_old(cfg: Any, end_of_epoch: bool) -> None:
@@ -169,6 +175,11 @@ def _delete_old(cfg: Any, end_of_epoch: bool) -> None:
 # -- restoring -------------------------------------------------------------------------------------
 
 
+def _with_suffix(path: str, suffix: str) -> str:
+    """Return ``path`` with ``suffix`` inserted before ``.pt``."""
+    return f"{path.removesuffix('.pt')}{suffix}.pt" if suffix else path
+
+
 def checkpoint_to_start_from(cfg: Any) -> tuple[str, dict[str, bool]]:
     """Return the file a run starts from and what of it is not taken over.
 
@@ -184,7 +195,7 @@ def checkpoint_to_start_from(cfg: Any) -> tuple[str, dict[str, bool]]:
     }
     suffix = getattr(cfg, "checkpoint_suffix", "") or ""
     if cfg.restore_file != LAST:
-        path = cfg.restore_file.replace(".pt", f"{suffix}.pt") if suffix else cfg.restore_file
+        path = _with_suffix(cfg.restore_file, suffix)
         if not PathManager.exists(path):
             raise MissingFileError(
                 f"--restore-file not found: {path} (it is not looked up inside --save-dir)"
@@ -232,15 +243,23 @@ def load_checkpoint(cfg: Any, trainer: Any, **passthrough_args: Any) -> tuple[An
     fresh = resets["reset_optimizer"] or resets["reset_meters"]
     if extra_state is not None and "best" in extra_state and not fresh:
         trainer.best = extra_state["best"]
-    if extra_state is not None and not resets["reset_dataloader"]:
-        iterator_state = extra_state["train_iterator"]
-        epoch_itr = trainer.get_train_iterator(
-            epoch=iterator_state["epoch"], load_dataset=True, **passthrough_args
-        )
-        epoch_itr.load_state_dict(iterator_state)
-    else:
+    position = None if extra_state is None else extra_state.get("train_iterator")
+    if extra_state is not None and position is None and not resets["reset_dataloader"]:
+        logger.warning("%s holds no position in the data: beginning with epoch 1", path)
+    if position is None or resets["reset_dataloader"]:
+        trainer.progress.pop("validation_due", None)
         epoch_itr = trainer.get_train_iterator(epoch=1, load_dataset=True, **passthrough_args)
-    trainer.lr_step(epoch_itr.epoch)
+        trainer.lr_step(epoch_itr.epoch)
+        return extra_state, epoch_itr
+    epoch = position["epoch"]
+    epoch_itr = trainer.get_train_iterator(epoch=epoch, load_dataset=True, **passthrough_args)
+    epoch_itr.load_state_dict(position)
+    after_epoch = epoch > 1 and position.get("iterations_in_epoch", 0) == 0
+    if resets["reset_optimizer"] or resets["reset_lr_scheduler"]:
+        trainer.lr_step(epoch)
+    elif after_epoch and "validation_due" not in trainer.progress:
+        # checkpoints are written before the schedule takes its step at the end of the epoch
+        trainer.lr_step(epoch - 1, extra_state.get("val_loss"))
     return extra_state, epoch_itr
 
 
@@ -310,10 +329,14 @@ def load_model_ensemble_and_task(
     """
     from fairseq import tasks
 
-    assert num_shards == 1, "sharded checkpoints are loaded through torch.distributed.checkpoint"
+    if num_shards != 1:
+        raise CheckpointError(
+            f"a checkpoint in {num_shards} shards cannot be loaded; merge them with the program "
+            "that wrote them"
+        )
     loaded, config = [], None
     for filename in filenames:
-        name = filename.replace(".pt", f"{suffix}.pt") if suffix else filename
+        name = _with_suffix(filename, suffix)
         content = upgrade_state(state if state is not None else safe_load(name))
         config = config_of(content, arg_overrides)
         if task is None:

@@ -15,15 +15,15 @@ def lazy_names(
 
     Args:
         package: its ``__name__``.
-        names: public name -> module that defines it; a module stands for itself if the name is
-            the last part of its path and the module has no attribute of that name.
+        names: public name -> module that defines it; a module that ends in the name stands for
+            itself.
     """
 
     def get(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module = importlib.import_module(names[name])
-        value = getattr(module, name, module)
+        value = module if names[name].endswith(f".{name}") else getattr(module, name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -7,43 +7,30 @@ flags are added. Plain ``--help`` names components from the catalogue and import
 from __future__ import annotations
 
 import argparse
-import importlib
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fairseq import catalog, user_dir
+from fairseq import user_dir
+from fairseq.catalog import ARCHITECTURES
+from fairseq.components import CHOICES, class_of, known_names, make_config
 from fairseq.config.arguments import (
     Parser,
+    add_old_flags,
     add_refused_flags,
+    describe_choice,
     explicitly_given,
     gen_parser_from_dataclass,
+    make_data_optional,
 )
-from fairseq.config.build import build_config, flatten
-from fairseq.config.resolve import resolve
-from fairseq.config.schema import FairseqDataclass
-from fairseq.config.sections import SECTIONS, FairseqConfig
-from fairseq.errors import ConfigError, FairseqError, did_you_mean
+from fairseq.config.build import flatten
+from fairseq.config.schema import assign
+from fairseq.config.sections import COMPONENTS, DEFAULT_COMPONENTS, SECTIONS, FairseqConfig
+from fairseq.errors import ConfigError, FairseqError
+from fairseq.lazy import lazy_names
 from fairseq.registry import config_class
 
-# flag -> (default, static names, module and name of the registry)
-CHOICES: dict[str, tuple[str | None, Mapping[str, Any], str]] = {
-    "task": (None, catalog.TASKS, "fairseq.tasks:TASK_REGISTRY"),
-    "arch": (None, catalog.ARCHITECTURES, "fairseq.models:ARCH_CONFIG_REGISTRY"),
-    "criterion": (
-        "cross_entropy",
-        catalog.CRITERIONS,
-        "fairseq.criterions:CRITERION_REGISTRY",
-    ),
-    "optimizer": (None, catalog.OPTIMIZERS, "fairseq.optim:OPTIMIZER_REGISTRY"),
-    "lr_scheduler": (
-        "fixed",
-        catalog.LR_SCHEDULERS,
-        "fairseq.optim.lr_scheduler:LR_SCHEDULER_REGISTRY",
-    ),
-    "bpe": (None, catalog.BPES, "fairseq.data.encoders:BPE_REGISTRY"),
-    "tokenizer": (None, catalog.TOKENIZERS, "fairseq.data.encoders:TOKENIZER_REGISTRY"),
-}
 TITLES = {
     "common": "logging, seed, device, precision",
     "common_eval": "evaluation",
@@ -56,68 +43,60 @@ TITLES = {
     "interactive": "interactive",
     "ema": "moving average of the weights",
 }
-TRAINING = (
-    "common",
-    "distributed_training",
-    "dataset",
-    "optimization",
-    "checkpoint",
-    "ema",
+TRAINING = ("common", "distributed_training", "dataset", "optimization", "checkpoint", "ema")
+TEXT = ("bpe", "tokenizer")
+HELP = ("-h", "--help")
+
+# the readers of values that the original re-exports here; they live in a module that needs torch
+__getattr__, __dir__, _names = lazy_names(
+    __name__,
+    dict.fromkeys(("csv_str_list", "eval_bool", "eval_str_dict", "eval_str_list"), "fairseq.utils"),
 )
-VALIDATION = ("common", "distributed_training", "dataset", "common_eval")
 
 
-def registry_of(flag: str) -> Any:
-    """Return the registry behind ``--task``, ``--arch``, ...; imports its package."""
-    module, _, name = CHOICES[flag][2].partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def known_names(flag: str) -> list[str]:
-    """Return the names that ``flag`` accepts: the catalogue's, and those of plug-ins."""
-    names = set(CHOICES[flag][1])
-    module, _, name = CHOICES[flag][2].partition(":")
-    if module in sys.modules:  # a plug-in can have registered something only if it was imported
-        names |= set(getattr(sys.modules[module], name, {}))
-    return sorted(names)
+# -- parsers ---------------------------------------------------------------------------------------
 
 
 def _name_reader(flag: str) -> Callable[[str], str]:
     def read(name: str) -> str:
         names = known_names(flag)
         if name not in names:
-            raise argparse.ArgumentTypeError(
-                f"invalid choice: {name!r}{did_you_mean(name, names)}; choose from "
-                f"{', '.join(names)} (or name a --user-dir that registers it)"
-            )
+            raise argparse.ArgumentTypeError(describe_choice(name, names))
         return name
 
     return read
 
 
+def _add_section(parser: Any, section: str, **defaults: Any) -> Any:
+    group = parser.add_argument_group(TITLES[section])
+    gen_parser_from_dataclass(group, SECTIONS[section](**defaults))
+    return group
+
+
 def get_parser(
-    description: str,
-    default_task: str | None = None,
+    desc: str,
+    default_task: str | None = "translation",
     sections: Sequence[str] = ("common",),
-    components: Sequence[str] = ("task",),
-    epilog: str | None = None,
+    components: Sequence[str] = ("task", "criterion", "optimizer", "lr_scheduler", *TEXT),
     argv: Sequence[str] | None = None,
 ) -> Parser:
     """Return a parser with shared sections and the flags that name components.
 
     Args:
-        description: what the command does.
-        default_task: task that is taken if none is named.
+        desc: what the command does.
+        default_task: task that is taken if none is named; one that does not exist counts as None.
         sections: sections whose flags it has.
         components: flags that name components.
-        epilog: examples, printed after the flags.
-        argv: command line to look for ``--user-dir`` in.
+        argv: command line to look for ``--user-dir`` in; that of the process if None.
     """
     user_dir.import_from_argv(argv)
-    parser = Parser(description=description, epilog=epilog, add_help=False)
+    parser = Parser(description=desc, add_help=False)
+    parser.components = tuple(components)
     group = parser.add_argument_group("components (name one to see its flags: --arch X --help)")
+    trains = "optimizer" in components  # otherwise defaults are the checkpoint's
     for flag in components:
-        default = default_task if flag == "task" else CHOICES[flag][0]
+        default = default_task if flag == "task" else DEFAULT_COMPONENTS.get(flag)
+        default = default if default in known_names(flag) and (trains or flag == "task") else None
         names = ["--" + flag.replace("_", "-")] + (["-a"] if flag == "arch" else [])
         group.add_argument(
             *names,
@@ -127,93 +106,78 @@ def get_parser(
             help=", ".join(known_names(flag)) + (f" [{default}]" if default else ""),
         )
     for section in sections:
-        group = parser.add_argument_group(TITLES[section])
-        gen_parser_from_dataclass(group, SECTIONS[section]())
-    add_refused_flags(parser)
+        _add_section(parser, section)
     return parser
 
 
 def add_component_flags(parser: argparse.ArgumentParser, flag: str, name: str) -> None:
-    """Add the flags of one component to ``parser``."""
-    is_model = flag == "arch"
-    if is_model:
-        from fairseq.models import model_class
+    """Add the flags of one component to ``parser``.
 
-        cls = model_class(name)
-    else:
-        cls = registry_of(flag)[name]
+    Raises:
+        ConfigError: if a plug-in adds a flag that exists.
+    """
+    is_model = flag == "arch"
+    cls = class_of(flag, name)
     group = parser.add_argument_group(
         f"{'model' if is_model else flag.replace('_', ' ')} {name}",
         argument_default=argparse.SUPPRESS if is_model else None,
     )
     dataclass = config_class(cls)
     if dataclass is not None:
-        gen_parser_from_dataclass(group, dataclass(), delete_default=is_model)
+        gen_parser_from_dataclass(group, _shown_defaults(dataclass, flag, name), is_model)
     elif hasattr(cls, "add_args"):
-        cls.add_args(group)
+        try:
+            cls.add_args(group)
+        except argparse.ArgumentError as error:
+            raise ConfigError(f"{flag} '{name}': {error}; rename its flag") from error
+    add_old_flags(parser, "model" if is_model else flag)
 
 
-def add_named_components(parser: argparse.ArgumentParser, named: argparse.Namespace) -> None:
-    """Add the flags of every component that ``named`` states."""
-    for flag in CHOICES:
-        name = getattr(named, flag, None)
-        if name is not None and name in known_names(flag):
-            add_component_flags(parser, flag, name)
+def _shown_defaults(dataclass: Any, flag: str, name: str) -> Any:
+    """Return a configuration with the defaults that help shows: the preset's, if it is ours."""
+    config = dataclass()
+    if flag == "arch" and name in ARCHITECTURES:
+        from fairseq.models import ARCH_CONFIG_REGISTRY
+
+        preset = argparse.Namespace()
+        ARCH_CONFIG_REGISTRY[name](preset)
+        assign(config, vars(preset))
+    return config
 
 
-def _add_help(parser: argparse.ArgumentParser) -> None:
-    if "-h" not in parser._option_string_actions:
-        parser.add_argument("-h", "--help", action="help", help="show this help and exit")
+def complete_parser(
+    parser: Parser, argv: Sequence[str], names: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Add the flags of the chosen components, those that are refused, and ``--help``.
 
-
-def config_class_of(section: str, name: str) -> Any:
-    """Return the configuration class of a component, None if it has none."""
-    if section == "model":
-        from fairseq.models import model_class
-
-        return config_class(model_class(name))
-    return config_class(registry_of(section)[name])
-
-
-def apply_arch(name: str, args: argparse.Namespace) -> None:
-    """Run the preset of architecture ``name`` on the values given for the model."""
-    from fairseq.models import ARCH_CONFIG_REGISTRY
-
-    if name in ARCH_CONFIG_REGISTRY:
-        ARCH_CONFIG_REGISTRY[name](args)
-
-
-def make_config(
-    given: Mapping[str, Any],
-    sections: Mapping[str, Any] | None = None,
-    strict: bool = True,
-    settle: bool = True,
-) -> FairseqConfig:
-    """Put a configuration together and settle it; see :func:`fairseq.config.build.build_config`.
+    Under ``--help`` only what is named explicitly is looked up, so that plain help stays fast.
 
     Args:
-        given: flat values, such as flags.
-        sections: nested values, such as YAML.
-        strict: unknown keys in ``sections`` are errors.
-        settle: run :func:`fairseq.config.resolve.resolve`.
+        parser: made by :func:`get_parser`.
+        argv: the arguments.
+        names: components named elsewhere, such as in a recipe.
+
+    Returns:
+        the name of every component that is chosen.
     """
-    config = build_config(
-        given,
-        sections,
-        config_class_of=config_class_of,
-        apply_arch=apply_arch,
-        strict=strict,
-    )
-    return resolve(config) if settle else config
-
-
-def as_config(cfg: Any, strict: bool = False) -> FairseqConfig:
-    """Return any kind of configuration (Namespace, DictConfig, dict, ours) as ours."""
-    if isinstance(cfg, FairseqConfig):
-        return resolve(cfg)
-    if isinstance(cfg, argparse.Namespace):
-        return make_config({k: v for k, v in vars(cfg).items() if v is not None})
-    return make_config({}, cfg, strict=strict)
+    probe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in parser.components:
+        probe.add_argument("--" + flag.replace("_", "-"), *(["-a"] if flag == "arch" else []))
+    stated = {k: v for k, v in vars(probe.parse_known_args(argv)[0]).items() if v is not None}
+    plain_help = not {*HELP}.isdisjoint(argv)
+    defaults = {} if plain_help else {f: parser.get_default(f) for f in parser.components}
+    chosen = {k: v for k, v in {**defaults, **(names or {}), **stated}.items() if v is not None}
+    for flag, name in chosen.items():
+        if name in known_names(flag):
+            add_component_flags(parser, flag, name)
+    has_task = chosen.get("task") in known_names("task")
+    if "task" in parser.components and not has_task:  # tasks define it otherwise
+        parser.add_argument("data", help="folder with the binarized data")
+        make_data_optional(parser)
+    add_refused_flags(parser)
+    if "-h" not in parser._option_string_actions:
+        parser.add_argument(*HELP, action="help", help="show this help and exit")
+    return chosen
 
 
 def parse_config(
@@ -229,74 +193,43 @@ def parse_config(
         settle: see :func:`make_config`.
 
     Raises:
-        SystemExit: with status 2 for a command line that cannot be understood.
+        SystemExit: with status 2 for a command line or recipe that cannot be understood.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    nested: dict[str, Any] = {}
-    path = _config_file(parser, argv)
-    if path is not None:
-        from fairseq.config.yaml_reader import read_yaml
-
-        nested = read_yaml(path)
-    named = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])[0]
-    help_only = "-h" in argv or "--help" in argv
-    stated = _component_names(nested)
-    for flag, name in stated.items():
-        if f"--{flag.replace('_', '-')}" not in " ".join(argv):
-            setattr(named, flag, name)
-    if help_only:  # flags of components only where they are named: nothing else is imported
-        words = {word.split("=")[0] for word in argv}
-        for flag in CHOICES:
-            if "--" + flag.replace("_", "-") not in words and not (
-                flag == "arch" and "-a" in words
-            ):
-                setattr(named, flag, stated.get(flag))
-    add_named_components(parser, named)
-    if isinstance(nested.get("task"), Mapping) and nested["task"].get("data"):
-        _make_optional(parser, "data")
-    _add_help(parser)
-    given = {**_defaults_of_names(named), **vars(explicitly_given(parser, argv))}
-    for flag, name in stated.items():
-        given.setdefault(flag, name)
-    given.pop("config", None)
-    given["no_seed_provided"] = "seed" not in given and "seed" not in (nested.get("common") or {})
     try:
-        return make_config(given, nested, settle=settle)
-    except ConfigError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        recipe = _recipe(parser, argv)
+        common, task = recipe.get("common") or {}, recipe.get("task")
+        if isinstance(common, dict):
+            user_dir.import_user_module(argparse.Namespace(user_dir=common.get("user_dir")))
+        chosen = complete_parser(parser, argv, _component_names(recipe))
+        if isinstance(task, dict) and task.get("data") not in (None, "???"):
+            make_data_optional(parser)
+        given = {**chosen, **vars(explicitly_given(parser, argv))}
+        given["no_seed_provided"] = "seed" not in given and "seed" not in common
+        return make_config(given, recipe, settle=settle)
+    except FairseqError as error:
+        parser.error(str(error))
 
 
-def _config_file(parser: argparse.ArgumentParser, argv: list[str]) -> str | None:
-    if "--config" not in parser._option_string_actions:
-        return None
+def _recipe(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
     probe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     probe.add_argument("--config")
-    return probe.parse_known_args(argv)[0].config
+    path = probe.parse_known_args(argv)[0].config
+    if path is None or "--config" not in parser._option_string_actions:
+        return {}
+    from fairseq.config.yaml_reader import read_yaml
+
+    return read_yaml(path)
 
 
-def _component_names(nested: Mapping[str, Any]) -> dict[str, str]:
+def _component_names(recipe: Mapping[str, Any]) -> dict[str, str]:
     names = {}
-    for flag in CHOICES:
-        section = nested.get("model" if flag == "arch" else flag)
-        name = section.get("_name") if isinstance(section, Mapping) else section
+    for section, flag in COMPONENTS.items():
+        values = recipe.get(section)
+        name = values.get("_name") or values.get(flag) if isinstance(values, dict) else values
         if name is not None:
             names[flag] = str(name)
     return names
-
-
-def _defaults_of_names(named: argparse.Namespace) -> dict[str, Any]:
-    return {flag: name for flag in CHOICES if (name := getattr(named, flag, None)) is not None}
-
-
-def _make_optional(parser: argparse.ArgumentParser, dest: str) -> None:
-    """Drop a positional whose value is known already; ``--data`` still overrides it."""
-    for action in list(parser._actions):
-        if action.dest == dest and not action.option_strings:
-            parser._actions.remove(action)
-            for group in parser._action_groups:
-                if action in group._group_actions:
-                    group._group_actions.remove(action)
-            parser.add_argument("--data", help="folder with the binarized data")
 
 
 # -- the original's functions ----------------------------------------------------------------------
@@ -304,56 +237,112 @@ def _make_optional(parser: argparse.ArgumentParser, dest: str) -> None:
 
 def get_preprocessing_parser(default_task: str = "translation") -> Parser:
     """Return the parser of fairseq-preprocess."""
-    from fairseq.config.preprocessing import PreprocessConfig
-
     parser = get_parser("Build a dictionary and binarize text.", components=())
     parser.add_argument("--task", default=default_task, help=argparse.SUPPRESS)
-    gen_parser_from_dataclass(parser.add_argument_group("preprocessing"), PreprocessConfig())
+    add_preprocess_args(parser)
     return parser
 
 
-def get_training_parser(default_task: str = "translation", argv: Any = None) -> Parser:
+def get_training_parser(
+    default_task: str | None = "translation", argv: Sequence[str] | None = None
+) -> Parser:
     """Return the parser of fairseq-train."""
-    parser = get_parser(
-        "Train a model.",
-        None if default_task == "translation" else default_task,
-        TRAINING,
-        tuple(CHOICES),
-        argv=argv,
-    )
+    parser = get_parser("Train a model.", default_task, TRAINING, tuple(CHOICES), argv)
     for flag in ("--pad", "--eos", "--unk"):  # the original has them from its default scorer
         parser.add_argument(flag, type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument("--scoring", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
-def get_validation_parser(default_task: str | None = None, argv: Any = None) -> Parser:
+def get_validation_parser(
+    default_task: str | None = None, argv: Sequence[str] | None = None
+) -> Parser:
     """Return the parser of fairseq-validate."""
-    return get_parser(
-        "Validate a model.",
-        default_task,
-        VALIDATION,
-        ("task", "criterion", "bpe", "tokenizer"),
-        argv=argv,
+    return _evaluation_parser("Validate a model.", default_task, argv=argv)
+
+
+def get_eval_lm_parser(
+    default_task: str | None = "language_modeling", argv: Sequence[str] | None = None
+) -> Parser:
+    """Return the parser of fairseq-eval-lm."""
+    return _evaluation_parser(
+        "Evaluate a causal language model.", default_task, "eval_lm", argv=argv
     )
 
 
-def finish_validation_parser(parser: Parser, argv: Sequence[str] | None = None) -> None:
-    """Add the flags of the task to override, the masked-LM task's if none is named."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    named = parser.parse_known_args([a for a in words if a not in ("-h", "--help")])[0]
-    if named.task is None and "-h" not in words and "--help" not in words:
-        named.task = "masked_lm"
-    named.criterion = None if "--criterion" not in " ".join(words) else named.criterion
-    if named.task is not None:
-        add_named_components(parser, named)
-    else:
-        parser.add_argument("data", help="folder with the binarized data")
-    _add_help(parser)
+def get_generation_parser(
+    interactive: bool = False,
+    default_task: str | None = "translation",
+    argv: Sequence[str] | None = None,
+) -> Parser:
+    """Return the parser of fairseq-generate and, if ``interactive``, of fairseq-interactive."""
+    sections = ("generation", "interactive") if interactive else ("generation",)
+    return _evaluation_parser("Generate text.", default_task, *sections, argv=argv)
+
+
+def get_interactive_generation_parser(default_task: str | None = "translation") -> Parser:
+    """Return the parser of fairseq-interactive."""
+    return get_generation_parser(True, default_task)
+
+
+def _evaluation_parser(
+    desc: str, default_task: str | None, *sections: str, argv: Sequence[str] | None
+) -> Parser:
+    """Return the parser of a command that reads a checkpoint and runs in one process."""
+    components = ("task", "criterion", *TEXT)
+    parser = get_parser(desc, default_task, components=components, argv=argv)
+    add_distributed_training_args(parser, default_world_size=1)
+    for section in ("dataset", "common_eval", *sections):
+        _add_section(parser, section)
+    return parser
+
+
+def add_preprocess_args(parser: argparse.ArgumentParser) -> Any:
+    """Add the flags of fairseq-preprocess."""
+    from fairseq.config.preprocessing import PreprocessConfig
+
+    group = parser.add_argument_group("preprocessing")
+    gen_parser_from_dataclass(group, PreprocessConfig())
+    return group
+
+
+def add_dataset_args(
+    parser: argparse.ArgumentParser, train: bool = False, gen: bool = False
+) -> Any:
+    """Add the flags of data and batches; ``train`` and ``gen`` are for old callers."""
+    return _add_section(parser, "dataset")
+
+
+def add_distributed_training_args(
+    parser: argparse.ArgumentParser, default_world_size: int | None = None
+) -> Any:
+    """Add the flags of several processes."""
+    world = {} if default_world_size is None else {"distributed_world_size": default_world_size}
+    return _add_section(parser, "distributed_training", **world)
+
+
+def add_model_args(parser: Parser) -> Any:
+    """Add ``--arch``."""
+    parser.components += ("arch",)
+    group = parser.add_argument_group("model")
+    names = known_names("arch")
+    group.add_argument(
+        "--arch", "-a", type=_name_reader("arch"), metavar="NAME", help=", ".join(names)
+    )
+    return group
+
+
+add_optimization_args = functools.partial(_add_section, section="optimization")
+add_checkpoint_args = functools.partial(_add_section, section="checkpoint")
+add_common_eval_args = functools.partial(_add_section, section="common_eval")
+add_eval_lm_args = functools.partial(_add_section, section="eval_lm")
+add_generation_args = functools.partial(_add_section, section="generation")
+add_interactive_args = functools.partial(_add_section, section="interactive")
+add_ema_args = functools.partial(_add_section, section="ema")
 
 
 def parse_args_and_arch(
-    parser: Any,
+    parser: Parser,
     input_args: Sequence[str] | None = None,
     parse_known: bool = False,
     suppress_defaults: bool = False,
@@ -370,37 +359,36 @@ def parse_args_and_arch(
     """
     argv = list(sys.argv[1:] if input_args is None else input_args)
     user_dir.import_from_argv(argv)
-    named = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])[0]
-    add_named_components(parser, named)
-    _add_help(parser)
+    chosen = complete_parser(parser, argv)
     if modify_parser is not None:
         modify_parser(parser)
+    unknown: list[str] = []
     if suppress_defaults:
-        return explicitly_given(parser, argv)
-    args, unknown = parser.parse_known_args(argv) if parse_known else (parser.parse_args(argv), [])
-    given = {**_defaults_of_names(named), **vars(args)}
-    if getattr(args, "arch", None) is not None:
-        try:
-            full = flatten(make_config({k: v for k, v in given.items() if v is not None}))
-        except FairseqError as error:
-            parser.error(str(error))
-        args = argparse.Namespace(**{**vars(args), **vars(full)})
+        args = explicitly_given(parser, argv, parse_known)
+    else:
+        args, unknown = parser.parse_known_args(argv)
+        if unknown and not parse_known:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        if "arch" in chosen:
+            args = _with_preset(parser, {**chosen, **vars(args)})
     return (args, unknown) if parse_known else args
+
+
+def _with_preset(parser: Parser, given: Mapping[str, Any]) -> argparse.Namespace:
+    try:
+        full = flatten(make_config({k: v for k, v in given.items() if v is not None}))
+    except FairseqError as error:
+        parser.error(str(error))
+    return argparse.Namespace(**{**given, **vars(full)})
 
 
 def get_args(
     data: str, task: str = "masked_lm", arch: str | None = None, **overrides: Any
 ) -> argparse.Namespace:
     """Return the flat settings of a training run, for notebooks and tests."""
-    parser = get_training_parser(task)
+    parser = get_training_parser(task, argv=())
     argv = [str(data), "--task", task] + (["--arch", arch] if arch else [])
     args = parse_args_and_arch(parser, argv)
     for name, value in overrides.items():
         setattr(args, name, value)
     return args
-
-
-def components_of(config: FairseqConfig) -> dict[str, FairseqDataclass]:
-    """Return the component sections that are present."""
-    sections = ("model", "task", "criterion", "optimizer", "lr_scheduler", "bpe", "tokenizer")
-    return {name: getattr(config, name) for name in sections if getattr(config, name) is not None}

@@ -7,11 +7,12 @@ from the entry-point group ``fairseq.plugins`` of installed packages.
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import importlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
+from fairseq.config.schema import FairseqDataclass
 from fairseq.errors import RegistryError, did_you_mean
 
 
@@ -60,9 +61,9 @@ class Registry(MutableMapping[str, Any]):
     def __contains__(self, name: object) -> bool:
         return name in self._rows
 
-    def is_static(self, name: str) -> bool:
-        """Tell whether ``name`` is a row of the catalogue that is not imported yet."""
-        return isinstance(self._rows.get(name), str)
+    def is_row_of(self, name: str, value: Any) -> bool:
+        """Tell whether ``value`` is what the catalogue's row ``name`` points to."""
+        return self._rows.get(name) == f"{value.__module__}:{value.__qualname__}"
 
 
 class DataclassView(Mapping[str, Any]):
@@ -109,7 +110,7 @@ def register_class(
         keep_first: a second registration returns the first class instead of raising.
 
     Raises:
-        ValueError: on a name registered twice, or a class or dataclass of the wrong kind.
+        RegistryError: on a name registered twice, or a class or dataclass of the wrong kind.
     """
 
     def decorate(cls: type) -> type:
@@ -117,10 +118,12 @@ def register_class(
             raise RegistryError(
                 f"{registry.kind} '{name}': {cls.__name__} must extend {base_class.__name__}"
             )
-        if dataclass is not None and not dataclasses.is_dataclass(dataclass):
-            raise RegistryError(f"{registry.kind} '{name}': {dataclass} must be a dataclass")
-        # a catalogue row that is being imported right now registers the class it points to
-        if name in registry and not registry.is_static(name):
+        if dataclass is not None and not issubclass(dataclass, FairseqDataclass):
+            raise RegistryError(
+                f"{registry.kind} '{name}': {dataclass.__name__} must extend FairseqDataclass"
+            )
+        # a row of the catalogue whose module is being imported registers itself
+        if name in registry and not registry.is_row_of(name, cls):
             if keep_first:
                 return registry[name]
             raise RegistryError(f"Cannot register duplicate {registry.kind} ({name})")
@@ -153,8 +156,13 @@ def setup_registry(
 
     Returns:
         ``(build_x, register_x, REGISTRY, DATACLASS_REGISTRY)``.
+
+    Raises:
+        RegistryError: if there is a registry of that name.
     """
     key = registry_name.lstrip("-").replace("-", "_")
+    if key in REGISTRIES:
+        raise RegistryError(f"there is a registry '{key}' already")
     registry = Registry(key, rows)
     view = DataclassView(registry)
 
@@ -182,21 +190,21 @@ def _choose(cfg: Any, key: str, registry: Registry) -> tuple[str | None, Any]:
     if cfg is None:
         return None, None
     if isinstance(cfg, str):
-        dataclass = config_class(registry[cfg])
-        return cfg, dataclass() if dataclass else cfg
-    get = cfg.get if isinstance(cfg, Mapping) else lambda n, d=None: getattr(cfg, n, d)
-    name = get("_name")
-    if name is None:
-        name = get(key)
-        if name is None:
-            return None, cfg
-        dataclass = config_class(registry[name])
-        return name, dataclass.from_namespace(cfg) if dataclass else cfg
-    dataclass = config_class(registry[name])
-    if dataclass is not None and not dataclasses.is_dataclass(cfg):
-        config = dataclass()
-        for field in dataclasses.fields(dataclass):
-            if (value := get(field.name)) is not None:
-                setattr(config, field.name, value)
-        return name, config
-    return name, cfg
+        cfg = {"_name": cfg}
+    get = cfg.get if isinstance(cfg, Mapping) else lambda name: getattr(cfg, name, None)
+    name = get("_name") or get(key)
+    return name, cfg if name is None else typed_config(registry[name], cfg)
+
+
+def typed_config(component: Any, cfg: Any) -> Any:
+    """Return ``cfg`` as the configuration class of ``component``.
+
+    Args:
+        component: a registered class; one without configuration class gets ``cfg`` as it is.
+        cfg: a configuration, mapping or Namespace; settings the component lacks are dropped.
+    """
+    dataclass = config_class(component)
+    if dataclass is None or isinstance(cfg, FairseqDataclass):
+        return cfg
+    values = dict(cfg) if isinstance(cfg, Mapping) else vars(cfg)
+    return dataclass.from_namespace(argparse.Namespace(**values))

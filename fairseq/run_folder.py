@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -9,12 +10,15 @@ import platform
 import shlex
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import IO, Any
 
+from fairseq.checkpoint_files import remove_leftovers
 from fairseq.config.build import plain
 from fairseq.errors import ConfigError
 from fairseq.file_io import atomic_write
+from fairseq.logging.sinks import open_text_log
 from fairseq.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -22,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 class RunFolder:
     """Holds a lock on the folder while it is entered.
+
+    The lock belongs to the process, not to its data workers, and ends with it however it dies.
 
     Args:
         path: the folder; it exists.
@@ -42,17 +48,22 @@ class RunFolder:
 
     def __exit__(self, *exc: object) -> None:
         if self._lock is not None:
-            self._lock.close()  # the lock goes with the file, also when the process dies
+            self._lock.close()
 
     def _acquire(self) -> IO[str] | None:
+        """Lock the folder and, since nobody else is at work there, delete what a crash left."""
         try:
             import fcntl
         except ImportError:  # Windows
             return None
         handle = open(self.path / ".lock", "a+", encoding="utf-8")
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                # some network file systems have no locks
+                logger.warning("%s cannot be locked: %s", self.path, error)
+                return handle
             handle.seek(0)
             owner = handle.read().strip() or "unknown process"
             handle.close()
@@ -60,14 +71,25 @@ class RunFolder:
                 f"another training run ({owner}) is at work in {self.path}; wait for it, or choose "
                 "another --save-dir"
             ) from error
-        except OSError as error:  # some network file systems have no locks
-            logger.warning("%s cannot be locked: %s", self.path, error)
-            return handle
-        handle.seek(0)
-        handle.truncate()
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
+        remove_leftovers(str(self.path))
+        try:
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+            handle.flush()
+        except OSError as error:  # the disk is full: the name of the owner is only a courtesy
+            logger.warning("%s: %s", handle.name, error)
         return handle
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Append a line to ``events.jsonl``: starts, skipped updates, stops.
+
+        Args:
+            event: what happened, in one word.
+            **facts: plain values.
+        """
+        if self.enabled:
+            record = {"event": event, "time": round(time.time(), 3), **facts}
+            open_text_log(self.path / "events.jsonl").write(json.dumps(record))
 
     def describe(self, config: Any, parameters: int) -> None:
         """Write ``config.yaml``, ``command.txt`` and ``versions.json``.
@@ -78,12 +100,17 @@ class RunFolder:
         """
         if not self.enabled:
             return
-        with atomic_write(self.path / "config.yaml", "w") as handle:
-            handle.write(config_as_yaml(config))
-        with atomic_write(self.path / "command.txt", "w") as handle:
-            handle.write(shlex.join(sys.argv) + "\n")
-        with atomic_write(self.path / "versions.json", "w") as handle:
-            json.dump({**versions(), "parameters": parameters}, handle, indent=1)
+        files = {
+            "config.yaml": config_as_yaml(config),
+            "command.txt": shlex.join(sys.argv) + "\n",
+            "versions.json": json.dumps({**versions(), "parameters": parameters}, indent=1),
+        }
+        for name, text in files.items():
+            try:
+                with atomic_write(self.path / name, "w") as handle:
+                    handle.write(text)
+            except OSError as error:  # checkpoints hold the configuration, too
+                logger.warning("could not write %s: %s", self.path / name, error)
 
 
 def config_as_yaml(config: Any) -> str:
@@ -97,7 +124,8 @@ def config_as_yaml(config: Any) -> str:
             if section.get("_name") is None:
                 section.pop("_name", None)
             section.pop("no_seed_provided", None)
-    return yaml.safe_dump(content, sort_keys=False, width=100)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return yaml.dump(content, Dumper=dumper, sort_keys=False, width=100)
 
 
 def versions() -> dict[str, Any]:

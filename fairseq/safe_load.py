@@ -139,6 +139,9 @@ _ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 
 
+_SCALARS = {str, int, float, bool, type(None), bytes, complex, torch.dtype, torch.device}
+
+
 @contextlib.contextmanager
 def _only_our_list() -> Iterator[None]:
     """Allow our names and torch's own, nothing that others added in this process."""
@@ -210,9 +213,9 @@ def _reason(error: Exception) -> str:
         )
     if isinstance(error, RecursionError):
         return "its content is nested too deeply"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    known = [line for line in lines if line.startswith("WeightsUnpickler error: ")]
-    return f"it is damaged ({type(error).__name__}: {' '.join((known or lines)[:1])})"
+    inner = re.search(r"WeightsUnpickler error: *(.*)", str(error))
+    text = inner[1] if inner else str(error).partition("\n")[0]
+    return f"it is damaged ({type(error).__name__}: {text.strip()})"
 
 
 def _looks_zipped(path: Path) -> bool:
@@ -221,7 +224,7 @@ def _looks_zipped(path: Path) -> bool:
 
 
 def make_plain(value: Any) -> Any:
-    """Replace stand-ins, enums and numpy scalars by plain values, at any depth.
+    """Replace stand-ins by plain values, at any depth.
 
     Namespaces stay Namespaces, ordered dicts stay ordered dicts.
 
@@ -229,22 +232,65 @@ def make_plain(value: Any) -> Any:
         CheckpointError: for a stand-in that makes no sense.
         RecursionError: if a container holds itself.
     """
+    kind = type(value)
+    if kind in _SCALARS:
+        return value
     if isinstance(value, StandIn):
         return value.plain()
-    if isinstance(value, argparse.Namespace):
+    if kind is argparse.Namespace:
         return argparse.Namespace(**{key: make_plain(item) for key, item in vars(value).items()})
-    if isinstance(value, Mapping):
-        kind = collections.OrderedDict if isinstance(value, collections.OrderedDict) else dict
-        return kind((make_plain(key), make_plain(item)) for key, item in value.items())
-    if type(value) in (list, tuple, set):
-        return type(value)(make_plain(item) for item in value)
+    if isinstance(value, dict):
+        mapping = collections.OrderedDict if kind is collections.OrderedDict else dict
+        return mapping((make_plain(key), make_plain(item)) for key, item in value.items())
+    return kind(map(make_plain, value)) if kind in (list, tuple, set) else value
+
+
+# -- what can be read back -------------------------------------------------------------------------
+
+
+def storable(value: Any, where: str = "state", copies: dict[Any, Any] | None = None) -> Any:
+    """Return a copy of ``value`` that :func:`safe_load` reads: plain types, tensors on the CPU.
+
+    Enums and numpy scalars become their values. Tensors that share memory (tied weights) still do.
+
+    Args:
+        value: nested containers of numbers, texts and tensors.
+        where: what it is, for the message.
+        copies: tensors that were copied already.
+
+    Raises:
+        CheckpointError: naming what cannot be stored, and where it is.
+    """
+    kind = type(value)
+    copies = {} if copies is None else copies
+    if kind in _SCALARS:
+        return value
+    if isinstance(value, torch.Tensor):
+        return _on_cpu(value, copies)
+    if isinstance(value, dict):
+        mapping = collections.OrderedDict if isinstance(value, collections.OrderedDict) else dict
+        return mapping(
+            (storable(key, f"a key of {where}"), storable(item, f"{where}.{key}", copies))
+            for key, item in value.items()
+        )
+    if kind in (list, tuple, set, torch.Size):
+        return kind(storable(item, where, copies) for item in value)
+    if kind is argparse.Namespace:
+        return argparse.Namespace(**storable(vars(value), where, copies))
     if isinstance(value, enum.Enum):
-        return make_plain(value.value)
-    return value.item() if isinstance(value, np.generic) else value
+        return storable(value.value, where)
+    if isinstance(value, np.generic):
+        return storable(value.item(), where)
+    raise CheckpointError(
+        f"{where} holds a {kind.__module__}.{kind.__qualname__}, which could not be loaded again; "
+        "keep tensors, numbers, texts, lists and dicts there"
+    )
 
 
-def unreadable_types(path: PathLike) -> list[str]:
-    """Return the names of the types in a zipped file that :func:`safe_load` would refuse."""
-    serialization: Any = torch.serialization
-    with _only_our_list():
-        return sorted(serialization.get_unsafe_globals_in_checkpoint(path))
+def _on_cpu(tensor: torch.Tensor, copies: dict[Any, Any]) -> torch.Tensor:
+    if tensor.device.type == "cpu":
+        return tensor.detach()
+    key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+    if key not in copies:
+        copies[key] = tensor.detach().cpu()
+    return copies[key]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import threading
 from types import FrameType
@@ -11,22 +13,29 @@ import torch
 
 from fairseq.distributed import utils as distributed_utils
 
+logger = logging.getLogger(__name__)
+
+SIGNALS = ("SIGTERM", "SIGUSR1")
+# A worker that was asked to end does so after this many seconds, if nobody ends it before.
+WORKER_SECONDS = 60
+
 
 class StopSignal:
-    """Listens for a request to end while it is entered (in the main thread only)."""
+    """Listens for a request to end while it is entered (in the main thread only).
 
-    SIGNALS = ("SIGTERM", "SIGUSR1")
+    Attributes:
+        number: the signal that all processes of the run know of, None if there is none.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._caught: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for name in self.SIGNALS:
-                number = getattr(signal, name, None)  # Windows has no SIGUSR1
-                if number is not None:
-                    self._previous[number] = signal.signal(number, self._note)
+            for number in _numbers():
+                self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -36,20 +45,48 @@ class StopSignal:
             raise SystemExit(128 + self.number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:
-            raise SystemExit(128 + number)
-        self.number = number
+        if self._caught is not None:
+            os._exit(128 + number)  # no clean-up: what was being written is deleted at next start
+        self._caught = number
 
     def received(self) -> bool:
         """Tell whether any process was asked to end; all processes get the same answer."""
-        if distributed_utils.get_world_size() == 1:
-            return self.number is not None
-        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        flag = torch.tensor([self.number or 0], device=device)
-        number = int(distributed_utils.all_reduce(flag, op="max"))
-        self.number = number or None
-        return number > 0
+        if self.number is None:
+            self.number = self._agree()
+            if self.number is not None:
+                logger.warning("%s: finishing this update, then saving", self.name)
+        return self.number is not None
 
-    def reason(self) -> str:
+    def _agree(self) -> int | None:
+        if distributed_utils.get_world_size() == 1:
+            return self._caught
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        flag = torch.tensor([self._caught or 0], device=device)
+        return int(distributed_utils.all_reduce(flag, op="max")) or None
+
+    @property
+    def name(self) -> str:
         """Return the name of the signal."""
-        return signal.Signals(self.number).name if self.number else "no signal"
+        return "no signal" if self.number is None else signal.Signals(self.number).name
+
+
+def _numbers() -> list[int]:
+    return [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]  # Windows: one
+
+
+def outlive_stop_signals(worker: int = 0) -> None:
+    """Keep a data worker alive when the whole group of processes is asked to end.
+
+    Schedulers send their signal to every process, but the trainer still needs its workers for the
+    update it is in. For ``worker_init_fn``: the trainer ends them when it is done.
+
+    Args:
+        worker: number of the worker; not needed.
+    """
+
+    def delay(number: int, frame: FrameType | None) -> None:
+        if hasattr(signal, "alarm") and number == signal.SIGTERM:
+            signal.alarm(WORKER_SECONDS)
+
+    for number in _numbers():
+        signal.signal(number, delay)

@@ -19,10 +19,11 @@ from fairseq.data import iterators
 from fairseq.data.data_utils import raise_if_valid_subsets_unintentionally_ignored
 from fairseq.device import choose_device
 from fairseq.distributed import utils as distributed_utils
-from fairseq.errors import ConfigError
+from fairseq.errors import ConfigError, DataError
 from fairseq.logging import metrics
 from fairseq.logging.meters import StopwatchMeter
 from fairseq.logging.progress_bar import BaseProgressBar, progress_bar
+from fairseq.logging.sinks import close_sinks
 from fairseq.models.base import count_parameters
 from fairseq.run_folder import RunFolder
 from fairseq.signals import StopSignal
@@ -42,6 +43,7 @@ def run_training(cfg: FairseqConfig) -> float | None:
 
     Raises:
         ConfigError: for settings that are missing or contradict each other.
+        SystemExit: with status 128 + n if signal n ended the run.
     """
     missing = required_settings(resolve(cfg))
     if missing:
@@ -52,28 +54,38 @@ def run_training(cfg: FairseqConfig) -> float | None:
         checkpoint_utils.verify_checkpoint_directory(checkpoint.save_dir)
     if cfg.distributed_training.distributed_world_size > 1:
         distributed_utils.init_process_group(cfg.distributed_training, choose_device(cfg))
-    with RunFolder(checkpoint.save_dir, enabled=_writes(cfg)) as folder, StopSignal() as stop:
-        utils.set_torch_seed(cfg.common.seed)
-        loaded = _read_checkpoint(cfg)
-        task = tasks.setup_task(cfg.task)
-        if cfg.bpe is not None and hasattr(task, "bpe"):
-            task.bpe = task.build_bpe(cfg.bpe)
-        model = task.build_model(cfg.model)
-        criterion = task.build_criterion(cfg.criterion)
-        cfg.freeze()
-        folder.describe(cfg, parameters=count_parameters(model))
-        raise_if_valid_subsets_unintentionally_ignored(cfg)
-        if not cfg.dataset.disable_validation:
-            for subset in _valid_subsets(cfg):
-                combine = bool(cfg.dataset.combine_valid_subsets)
-                task.load_dataset(subset, combine=combine, epoch=1)
-        trainer = Trainer(cfg, task, model, criterion)
-        trainer.use_loaded(loaded)
-        extra_state, epoch_itr = checkpoint_utils.load_checkpoint(
-            checkpoint, trainer, disable_iterator_cache=task.has_sharded_data("train")
-        )
-        TrainLoop(cfg, trainer, task, epoch_itr, stop).run()
+    try:
+        with RunFolder(checkpoint.save_dir, enabled=_writes(cfg)) as folder, StopSignal() as stop:
+            trainer, epoch_itr = _set_up(cfg, folder)
+            TrainLoop(cfg, trainer, epoch_itr, stop, folder).run()
+    finally:
+        close_sinks()
     return trainer.best
+
+
+def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any]:
+    """Build everything, restore what there is to restore; return trainer and data iterator."""
+    utils.set_torch_seed(cfg.common.seed)
+    loaded = _read_checkpoint(cfg)
+    task = tasks.setup_task(cfg.task)
+    if cfg.bpe is not None and hasattr(task, "bpe"):
+        task.bpe = task.build_bpe(cfg.bpe)
+    model = task.build_model(cfg.model)
+    criterion = task.build_criterion(cfg.criterion)
+    cfg.freeze()
+    folder.describe(cfg, parameters=count_parameters(model))
+    raise_if_valid_subsets_unintentionally_ignored(cfg)
+    if not cfg.dataset.disable_validation:
+        for subset in _valid_subsets(cfg):
+            task.load_dataset(subset, combine=bool(cfg.dataset.combine_valid_subsets), epoch=1)
+    trainer = Trainer(cfg, task, model, criterion)
+    trainer.use_loaded(loaded)
+    _, epoch_itr = checkpoint_utils.load_checkpoint(
+        cfg.checkpoint, trainer, disable_iterator_cache=task.has_sharded_data("train")
+    )
+    path = None if loaded is None else loaded[0]
+    folder.note("start", update=trainer.get_num_updates(), epoch=epoch_itr.epoch, checkpoint=path)
+    return trainer, epoch_itr
 
 
 def _read_checkpoint(cfg: FairseqConfig) -> tuple[str, dict[str, Any]] | None:
@@ -83,6 +95,16 @@ def _read_checkpoint(cfg: FairseqConfig) -> tuple[str, dict[str, Any]] | None:
     """
     path, resets = checkpoint_utils.checkpoint_to_start_from(cfg.checkpoint)
     loaded = checkpoint_utils.load_newest(path) if os.path.exists(path) else None
+    if loaded is None and not cfg.checkpoint.no_save:
+        others = checkpoint_utils.checkpoint_paths(cfg.checkpoint.save_dir, r"checkpoint.*\.pt")
+        if others:
+            logger.warning(
+                "there is no %s, so this run begins from scratch, although %s holds %s; to go on "
+                "from one of them, name it with --restore-file",
+                path,
+                cfg.checkpoint.save_dir,
+                ", ".join(os.path.basename(other) for other in others[:5]),
+            )
     goes_on = loaded is not None and not resets["reset_dataloader"]
     mode = data_rng_of(loaded[1]) if loaded is not None and goes_on else "philox"
     if mode != "philox" and cfg.dataset.data_rng == "auto":
@@ -99,50 +121,95 @@ def _valid_subsets(cfg: FairseqConfig) -> list[str]:
     return cfg.dataset.valid_subset.replace(" ", "").split(",")
 
 
+class _FinishedEpoch:
+    """An epoch iterator as it was at the end of the epoch before the one where it stands."""
+
+    def __init__(self, epoch_itr: Any) -> None:
+        self.epoch = epoch_itr.epoch - 1
+        self.state_dict = epoch_itr.state_dict
+
+    def end_of_epoch(self) -> bool:
+        """Return True."""
+        return True
+
+
 class TrainLoop:
     """Runs epochs until something says stop.
 
     Args:
         cfg: the configuration.
         trainer: takes the updates.
-        task: of the trainer.
         epoch_itr: where the run stands in the data.
         stop: tells whether the process was asked to end.
+        folder: keeps what happened.
     """
 
     def __init__(
-        self, cfg: FairseqConfig, trainer: Trainer, task: Any, epoch_itr: Any, stop: StopSignal
+        self,
+        cfg: FairseqConfig,
+        trainer: Trainer,
+        epoch_itr: Any,
+        stop: StopSignal,
+        folder: RunFolder,
     ) -> None:
-        self.cfg, self.trainer, self.task = cfg, trainer, task
-        self.epoch_itr, self.stop = epoch_itr, stop
-        self.validations_without_progress = 0
-        self.best_for_patience: float | None = None
+        self.cfg, self.trainer, self.task = cfg, trainer, trainer.task
+        self.epoch_itr, self.stop, self.folder = epoch_itr, stop, folder
+        # what validations and checkpoints are about; not epoch_itr if an epoch end is caught up on
+        self.position = epoch_itr
+        self.saved_at = trainer.get_num_updates()
 
     def run(self) -> None:
         """Train until the last epoch, the last update, the time limit or a signal."""
+        if self._catch_up():
+            return
+        limit = self._reached_limit()
         max_epoch = self.cfg.optimization.max_epoch or math.inf
-        if self._reached_limit():
-            logger.info("nothing to do: the run is complete (%s)", self._reached_limit())
+        if limit is None and self.epoch_itr.next_epoch_idx > max_epoch:
+            limit = f"max_epoch: {max_epoch}"
+        if limit is not None:
+            logger.info("nothing to do: the run is complete (%s)", limit)
+            return
+        if self.stop.received():
             return
         while self.epoch_itr.next_epoch_idx <= max_epoch:
-            if self.trainer.get_lr() <= self.cfg.optimization.stop_min_lr:
-                logger.info(
-                    "stopping training because current learning rate (%s) is smaller than or "
-                    "equal to minimum learning rate (--stop-min-lr=%s)",
-                    self.trainer.get_lr(),
-                    self.cfg.optimization.stop_min_lr,
-                )
+            warmed_up = self.trainer.get_num_updates() > 0  # before, the rate may be 0
+            if warmed_up and self.trainer.get_lr() <= self.cfg.optimization.stop_min_lr:
+                self._stop_at_lowest_rate()
                 return
             valid_losses, should_stop = self.train_epoch()
             if should_stop:
                 return
             self.trainer.lr_step(self.epoch_itr.epoch, valid_losses[0])
             sharded = self.task.has_sharded_data("train")
-            self.epoch_itr = self.trainer.get_train_iterator(
+            self.epoch_itr = self.position = self.trainer.get_train_iterator(
                 self.epoch_itr.next_epoch_idx,
                 load_dataset=sharded,
                 disable_iterator_cache=sharded,
             )
+
+    def _catch_up(self) -> bool:
+        """Do the validation that a signal prevented before the restart; tell if the run ends."""
+        due = self.trainer.progress.pop("validation_due", None)
+        if due is None:
+            return False
+        after_epoch = due == "epoch"
+        if after_epoch:
+            self.position = _FinishedEpoch(self.epoch_itr)
+        valid_losses, should_stop = self.validate_and_save(after_epoch)
+        if after_epoch and not should_stop:
+            self.trainer.lr_step(self.position.epoch, valid_losses[0])
+        self.position = self.epoch_itr
+        return should_stop
+
+    def _stop_at_lowest_rate(self) -> None:
+        logger.info(
+            "stopping training because current learning rate (%s) is smaller than or equal to "
+            "minimum learning rate (--stop-min-lr=%s)",
+            self.trainer.get_lr(),
+            self.cfg.optimization.stop_min_lr,
+        )
+        if self.saved_at != self.trainer.get_num_updates():
+            self._save(None, always=True)
 
     def _reached_limit(self) -> str | None:
         """Return why training must end now, None if it need not."""
@@ -163,34 +230,53 @@ class TrainLoop:
         Returns:
             ``(validation losses, whether the run ends)``.
         """
-        cfg, trainer, epoch_itr = self.cfg, self.trainer, self.epoch_itr
-        batches = epoch_itr.next_epoch_itr(
-            fix_batches_to_gpus=cfg.distributed_training.fix_batches_to_gpus,
-            shuffle=epoch_itr.next_epoch_idx > cfg.dataset.curriculum,
-        )
-        frequencies = cfg.optimization.update_freq
-        update_freq = frequencies[min(epoch_itr.epoch, len(frequencies)) - 1]
-        groups = iterators.GroupedIterator(
-            batches, update_freq, skip_remainder_batch=cfg.optimization.skip_remainder_batch
-        )
-        trainer.begin_epoch(epoch_itr.epoch)
+        trainer, groups = self.trainer, self._update_groups()
+        trainer.begin_epoch(self.epoch_itr.epoch)
         valid_losses: list[float | None] = [None]
         should_stop = False
-        with self._progress(groups, epoch_itr.epoch) as progress:
+        with self._progress(groups, self.epoch_itr.epoch) as progress:
             for samples in progress:
                 with metrics.aggregate("train_inner"):
                     updated = trainer.train_step(samples) is not None
                 if updated:
                     self._log_inner(progress)
+                else:
+                    self.folder.note(
+                        "skipped", update=trainer.get_num_updates(), reason=trainer.skipped
+                    )
                 end_of_epoch = not groups.has_next()
-                if updated or end_of_epoch:
-                    valid_losses, should_stop = self.validate_and_save(end_of_epoch)
+                if self.stop.received() or updated or end_of_epoch:
+                    valid_losses, should_stop = self.validate_and_save(end_of_epoch, updated)
                 if should_stop:
                     break
             stats = self._training_stats("train")
             progress.print(stats, tag="train", step=trainer.get_num_updates())
         metrics.reset_meters("train")
         return valid_losses, should_stop
+
+    def _update_groups(self) -> iterators.GroupedIterator:
+        """Return the rest of the epoch, in lists of the batches of one update each.
+
+        Raises:
+            ConfigError: if a whole epoch has not enough batches for one update.
+        """
+        cfg, epoch_itr = self.cfg, self.epoch_itr
+        batches = epoch_itr.next_epoch_itr(
+            fix_batches_to_gpus=cfg.distributed_training.fix_batches_to_gpus,
+            shuffle=epoch_itr.next_epoch_idx > cfg.dataset.curriculum,
+        )
+        frequencies = cfg.optimization.update_freq
+        update_freq = frequencies[min(epoch_itr.epoch, len(frequencies)) - 1]
+        begins = batches.n == 0
+        groups = iterators.GroupedIterator(
+            batches, update_freq, skip_remainder_batch=cfg.optimization.skip_remainder_batch
+        )
+        if begins and len(groups) == 0:
+            raise ConfigError(
+                f"an epoch has fewer batches than --update-freq {update_freq}, and "
+                "--skip-remainder-batch leaves out the rest: nothing would ever be learned"
+            )
+        return groups
 
     def _progress(self, iterator: Iterator[Any], epoch: int, prefix: str | None = None) -> Any:
         cfg, common, master = self.cfg, self.cfg.common, distributed_utils.is_master()
@@ -228,77 +314,86 @@ class TrainLoop:
 
     # -- validation and checkpoints --------------------------------------------------------------
 
-    def validate_and_save(self, end_of_epoch: bool) -> tuple[list[float | None], bool]:
+    def validate_and_save(
+        self, end_of_epoch: bool, updated: bool = True
+    ) -> tuple[list[float | None], bool]:
         """Validate and save if it is time to.
+
+        A signal goes first: the state is saved, and a validation that was due follows after the
+        restart.
+
+        Args:
+            end_of_epoch: whether this was the last update of the epoch.
+            updated: whether it changed anything; if not, counts of updates were looked at before.
 
         Returns:
             ``(validation losses, whether the run ends)``.
         """
-        cfg, updates, epoch = self.cfg, self.trainer.get_num_updates(), self.epoch_itr.epoch
-        data, checkpoint = cfg.dataset, cfg.checkpoint
         reason = self._reached_limit()
-        signalled = self.stop.received()
-        max_epoch = cfg.optimization.max_epoch
-        is_last = reason is not None or (end_of_epoch and max_epoch and epoch >= max_epoch)
-        interval_save = (
-            checkpoint.save_interval_updates > 0
-            and updates > 0
-            and updates % checkpoint.save_interval_updates == 0
-            and updates >= data.validate_after_updates
-        )
-        do_save = (
-            bool(is_last)
-            or (end_of_epoch and epoch % checkpoint.save_interval == 0)
-            or interval_save
-        )
-        do_validate = (
-            not data.disable_validation
-            and not signalled
-            and updates >= data.validate_after_updates
-            and (
-                (not end_of_epoch and do_save)
-                or (end_of_epoch and epoch % data.validate_interval == 0)
-                or bool(is_last)
-                or self._interval(data.validate_interval_updates, updates)
-            )
-        )
+        do_save, do_validate = self._is_time(end_of_epoch, updated, reason is not None)
         valid_losses: list[float | None] = [None]
         if do_validate:
-            valid_losses = [self.validate(subset) for subset in _valid_subsets(cfg)]
+            valid_losses = self._validate_all() or [None]
+        signalled = self.stop.number is not None
+        if do_validate and valid_losses[0] is None:
+            self.trainer.progress["validation_due"] = "epoch" if end_of_epoch else "update"
         out_of_patience = self._out_of_patience(valid_losses[0])
-        if do_save or signalled or out_of_patience:
-            checkpoint_utils.save_checkpoint(
-                checkpoint, self.trainer, self.epoch_itr, valid_losses[0]
-            )
-        elif valid_losses[0] is not None:
-            self._note_best(valid_losses[0])
+        should_stop = reason is not None or signalled or out_of_patience
+        if do_save or should_stop:
+            self._save(valid_losses[0], always=should_stop)
         if reason is not None:
             logger.info("Stopping training due to %s", reason)
         if signalled:
-            logger.warning("stopping after update %s: %s", updates, self.stop.reason())
-        return valid_losses, reason is not None or signalled or out_of_patience
+            logger.warning("stopped by %s", self.stop.name)
+        if should_stop:
+            cause = reason or ("patience" if out_of_patience else self.stop.name)
+            self.folder.note("stop", update=self.trainer.get_num_updates(), reason=cause)
+            distributed_utils.barrier()  # whoever ends first would take the one that writes along
+        return valid_losses, should_stop
 
-    @staticmethod
-    def _interval(interval: int, updates: int) -> bool:
-        return interval > 0 and updates > 0 and updates % interval == 0
+    def _is_time(self, end_of_epoch: bool, updated: bool, at_limit: bool) -> tuple[bool, bool]:
+        """Tell whether to save and whether to validate now."""
+        cfg, updates, epoch = self.cfg, self.trainer.get_num_updates(), self.position.epoch
+        data, checkpoint, max_epoch = cfg.dataset, cfg.checkpoint, cfg.optimization.max_epoch
+        is_last = at_limit or (end_of_epoch and 0 < max_epoch <= epoch)
+        late_enough = updates >= data.validate_after_updates
 
-    def _note_best(self, value: float) -> None:
-        """Remember the best metric also when nothing is saved."""
-        maximize = self.cfg.checkpoint.maximize_best_checkpoint_metric
-        if checkpoint_utils.is_better(value, self.trainer.best, maximize):
-            self.trainer.best = value
+        def interval(length: int) -> bool:
+            return updated and length > 0 and updates > 0 and updates % length == 0
+
+        do_save = (
+            is_last
+            or (end_of_epoch and epoch % checkpoint.save_interval == 0)
+            or (interval(checkpoint.save_interval_updates) and late_enough)
+        )
+        do_validate = (
+            is_last
+            or (not end_of_epoch and do_save)
+            or (end_of_epoch and epoch % data.validate_interval == 0)
+            or interval(data.validate_interval_updates)
+        )
+        return do_save, do_validate and late_enough and not data.disable_validation
+
+    def _save(self, val_loss: float | None, always: bool) -> None:
+        checkpoint_utils.save_checkpoint(
+            self.cfg.checkpoint, self.trainer, self.position, val_loss, always
+        )
+        self.saved_at = self.trainer.get_num_updates()
 
     def _out_of_patience(self, value: float | None) -> bool:
-        checkpoint = self.cfg.checkpoint
+        """Count validations without progress, across restarts, and tell if they are too many."""
+        checkpoint, progress = self.cfg.checkpoint, self.trainer.progress
         if checkpoint.patience <= 0 or value is None:
             return False
-        best = self.best_for_patience
+        best = progress.get("best_for_patience")
         sign = 1 if checkpoint.maximize_best_checkpoint_metric else -1
-        if best is None or sign * value > sign * best:
-            self.best_for_patience, self.validations_without_progress = value, 0
+        if math.isfinite(value) and (best is None or sign * value > sign * best):
+            progress.update(best_for_patience=value, validations_without_progress=0)
             return False
-        self.validations_without_progress += 1
-        if self.validations_without_progress < checkpoint.patience:
+        progress["validations_without_progress"] = (
+            progress.get("validations_without_progress", 0) + 1
+        )
+        if progress["validations_without_progress"] < checkpoint.patience:
             return False
         logger.info(
             "early stop since valid performance hasn't improved for last %s runs",
@@ -306,22 +401,37 @@ class TrainLoop:
         )
         return True
 
-    def validate(self, subset: str) -> float:
+    def _validate_all(self) -> list[float | None] | None:
+        """Evaluate all subsets; None if a signal came before the end."""
+        losses: list[float | None] = []
+        for subset in _valid_subsets(self.cfg):
+            loss = None if self.stop.received() else self.validate(subset)
+            if loss is None:
+                return None
+            losses.append(loss)
+        return losses
+
+    def validate(self, subset: str) -> float | None:
         """Evaluate one subset, log it, and return the metric that decides what is best.
+
+        Returns:
+            that metric, None if a signal came before the end.
 
         Raises:
             ConfigError: if that metric is not among what the criterion reports.
+            DataError: if there is nothing to evaluate.
         """
         cfg, trainer = self.cfg, self.trainer
         if cfg.dataset.fixed_validation_seed is not None:
             utils.set_torch_seed(cfg.dataset.fixed_validation_seed)
-        trainer.begin_valid_epoch(self.epoch_itr.epoch)
+        epoch = self.position.epoch
+        trainer.begin_valid_epoch(epoch)
         batches = trainer.get_valid_iterator(subset).next_epoch_itr(
             shuffle=False, set_dataset_epoch=False
         )
         prefix = f"valid on '{subset}' subset"
         with (
-            self._progress(batches, self.epoch_itr.epoch, prefix) as progress,
+            self._progress(batches, epoch, prefix) as progress,
             metrics.aggregate(new_root=True) as aggregated,
         ):
             for number, sample in enumerate(progress):
@@ -329,7 +439,15 @@ class TrainLoop:
                 if limit is not None and number >= limit:
                     break
                 trainer.valid_step(sample)
+                if self.stop.received():
+                    return None
             stats = aggregated.get_smoothed_values()
+            if not stats:
+                raise DataError(
+                    f"there is no batch to validate on in '{subset}'; the original's rule "
+                    f"(--data-rng {cfg.dataset.data_rng}) drops batches that are no multiple of "
+                    f"--required-batch-size-multiple {cfg.dataset.required_batch_size_multiple}"
+                )
             if hasattr(self.task, "post_validate"):
                 self.task.post_validate(trainer.get_model(), stats, aggregated)
             stats["num_updates"] = trainer.get_num_updates()

@@ -7,18 +7,18 @@ the command line or the environment of the user alone, never from a checkpoint.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import importlib.metadata
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from fairseq.errors import ConfigError, MissingFileError
-
-_entry_points_loaded: set[str] = set()
 
 
 def import_user_module(args: Any) -> ModuleType | None:
@@ -32,7 +32,7 @@ def import_user_module(args: Any) -> ModuleType | None:
 
     Raises:
         MissingFileError: if the folder does not exist.
-        ConfigError: if a module of that name was imported from somewhere else.
+        ConfigError: if it cannot be imported, or its name is taken by another module.
     """
     load_entry_points()
     named = getattr(args, "user_dir", None)
@@ -40,23 +40,33 @@ def import_user_module(args: Any) -> ModuleType | None:
         return None
     folder = _locate(named)
     name = folder.name
-    if not name.isidentifier():
-        raise ConfigError(f"--user-dir {folder}: '{name}' cannot be imported; rename the folder")
-    present = sys.modules.get(name)
-    if present is not None:
-        origin = Path(getattr(present, "__file__", None) or ".").resolve().parent
-        if origin == folder:
-            return present
+    _check_name(folder, name)
+    if str(folder.parent) not in sys.path:  # also where spawned processes look for it
+        sys.path.insert(0, str(folder.parent))
+    try:
+        module = importlib.import_module(name)
+        for part in ("tasks", "models"):
+            import_modules(str(folder / part), f"{name}.{part}")
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        place = ([f for f in frames if f.filename.startswith(str(folder))] or frames)[-1]
         raise ConfigError(
-            f"--user-dir {folder}: a module called '{name}' is already imported from {origin}; "
-            "rename the folder"
-        )
-    sys.path.insert(0, str(folder.parent))
-    module = importlib.import_module(name)
-    for part in ("tasks", "models"):
-        for file in sorted((folder / part).glob("[!_.]*.py")):
-            importlib.import_module(f"{name}.{part}.{file.stem}")
+            f"--user-dir {folder} cannot be imported: {type(error).__name__}: {error} (raised from "
+            f"{place.filename}, line {place.lineno}; FAIRSEQ_DEBUG=1 shows the whole traceback)"
+        ) from error
     return module
+
+
+def import_modules(folder: str, package: str) -> None:
+    """Import every module and package in a folder, except names that start with ``_`` or ``.``.
+
+    Args:
+        folder: where they lie; it may be absent.
+        package: the name they are imported under.
+    """
+    for path in sorted(Path(folder).glob("[!_.]*")):
+        if path.suffix == ".py" or (path / "__init__.py").is_file():
+            importlib.import_module(f"{package}.{path.stem}")
 
 
 def _locate(named: str) -> Path:
@@ -71,12 +81,38 @@ def _locate(named: str) -> Path:
     )
 
 
+def _check_name(folder: Path, name: str) -> None:
+    if not name.isidentifier():
+        raise ConfigError(f"--user-dir {folder}: '{name}' cannot be imported; rename the folder")
+    if name in sys.stdlib_module_names:
+        raise ConfigError(
+            f"--user-dir {folder}: '{name}' is a module of Python itself; rename the folder"
+        )
+    present = sys.modules.get(name)
+    origins = [Path(origin).resolve() for origin in getattr(present, "__path__", ())]
+    if present is not None and folder not in origins:
+        raise ConfigError(
+            f"--user-dir {folder}: a module called '{name}' is already imported from "
+            f"{origins[0] if origins else getattr(present, '__file__', 'elsewhere')}; "
+            "rename the folder"
+        )
+
+
+@functools.cache
 def load_entry_points() -> None:
-    """Import every installed package that declares a ``fairseq.plugins`` entry point, once."""
+    """Import every installed package that declares a ``fairseq.plugins`` entry point, once.
+
+    Raises:
+        ConfigError: if one cannot be imported.
+    """
     for entry in importlib.metadata.entry_points(group="fairseq.plugins"):
-        if entry.value not in _entry_points_loaded:
-            _entry_points_loaded.add(entry.value)
+        try:
             entry.load()
+        except Exception as error:
+            raise ConfigError(
+                f"the plug-in '{entry.name}' ({entry.value}) cannot be imported: "
+                f"{type(error).__name__}: {error}. Repair it or uninstall its package"
+            ) from error
 
 
 def import_from_argv(argv: Sequence[str] | None) -> None:

@@ -1,7 +1,11 @@
-"""Small tensor helpers, under the names that plug-ins import."""
+"""Small tensor helpers, under the names that plug-ins import.
+
+A few of those names are defined on higher floors; they are imported when they are asked for.
+"""
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import logging
 import math
@@ -16,13 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq.config.schema import parse_literal
-from fairseq.modules.activations import ACTIVATIONS, get_activation_fn
-from fairseq.modules.positions import make_positions as _make_positions
-from fairseq.user_dir import import_user_module
+from fairseq.lazy import lazy_names
 
-logger = logging.getLogger(__name__)
-
-__all__ = ["get_activation_fn", "import_user_module"]
+__getattr__, __dir__, _names = lazy_names(
+    __name__,
+    {
+        "get_activation_fn": "fairseq.modules.activations",
+        "get_available_activation_fns": "fairseq.modules.activations",
+        "import_user_module": "fairseq.user_dir",
+    },
+)
 
 
 def item(value: Any) -> Any:
@@ -71,9 +78,24 @@ def strip_pad(tensor: Tensor, pad: int) -> Tensor:
     return tensor[tensor.ne(pad)]
 
 
-def make_positions(tensor: Tensor, padding_idx: int, onnx_trace: bool = False) -> Tensor:
-    """Number the non-pad tokens of each row from ``padding_idx + 1``."""
-    return _make_positions(tensor, padding_idx)
+def make_positions(
+    tensor: Tensor, padding_idx: int, onnx_trace: bool = False, offset: int | None = None
+) -> Tensor:
+    """Number the non-pad tokens of each row; pads keep ``padding_idx``.
+
+    Args:
+        tensor: token ids (B, T).
+        padding_idx: id of the pad symbol.
+        onnx_trace: accepted for old callers.
+        offset: number of the first token; ``padding_idx + 1`` if None.
+
+    Returns:
+        int64 positions of shape (B, T).
+    """
+    real_BT = tensor.ne(padding_idx)
+    first = padding_idx + 1 if offset is None else offset
+    counted_BT = real_BT.cumsum(1) - 1 + first
+    return counted_BT.where(real_BT, padding_idx)
 
 
 def softmax(x: Tensor, dim: int, onnx_trace: bool = False) -> Tensor:
@@ -94,15 +116,7 @@ def get_perplexity(loss: Any, round: int = 2, base: float = 2) -> float:
         perplexity = base ** float(item(loss))
     except OverflowError:
         return math.inf
-    return perplexity if math.isinf(perplexity) else builtin_round(perplexity, round)
-
-
-builtin_round = round
-
-
-def get_available_activation_fns() -> list[str]:
-    """Return the names of the activation functions."""
-    return list(ACTIVATIONS)
+    return perplexity if math.isinf(perplexity) else builtins.round(perplexity, round)
 
 
 @contextlib.contextmanager
@@ -162,20 +176,20 @@ def clip_grad_norm_(
     Args:
         params: a tensor or an iterable of parameters.
         max_norm: 0 or less only measures.
-        aggregate_norm_fn: combines the norm with that of other processes.
+        aggregate_norm_fn: combines the norm with that of other processes; every process calls it.
 
     Returns:
         the norm before clipping, fp32, a 0-dimensional tensor.
     """
     params = [params] if isinstance(params, Tensor) else list(params)
     grads = [p.grad.detach() for p in params if p.grad is not None]
-    if not grads:
-        return torch.tensor(0.0)
-    norms = torch._foreach_norm([g.float() for g in grads])
-    total = torch.linalg.vector_norm(torch.stack([norm.to(grads[0].device) for norm in norms]))
+    total = torch.tensor(0.0)
+    if grads:
+        norms = torch._foreach_norm([g.float() for g in grads])
+        total = torch.linalg.vector_norm(torch.stack([norm.to(grads[0].device) for norm in norms]))
     if aggregate_norm_fn is not None:
         total = aggregate_norm_fn(total)
-    if max_norm > 0:
+    if max_norm > 0 and grads:
         scale = (max_norm / (total + 1e-6)).clamp(max=1)
         torch._foreach_mul_(grads, scale)
     return total
@@ -210,9 +224,11 @@ def _smaller(left: Any, right: Any) -> Any:
 
 
 def eval_str_list(text: Any, type: Callable[[Any], Any] = float) -> list[Any] | None:
-    """Read ``"[1, 2]"`` or ``"3"`` as a list; never evaluates code."""
+    """Read ``"[1, 2]"``, ``"3"`` or ``""`` as a list; never evaluates code."""
     if text is None:
         return None
+    if text == "":
+        return []
     value = parse_literal(text) if isinstance(text, str) else text
     return [type(x) for x in value] if isinstance(value, (list, tuple)) else [type(value)]
 
@@ -274,30 +290,24 @@ def convert_padding_direction(
         left_to_right: the opposite; exactly one of the two must be set.
     """
     assert right_to_left ^ left_to_right
-    pad_BT = src_tokens.eq(padding_idx)
-    if not pad_BT.any():
-        return src_tokens
-    if (pad_BT[:, 0].any() and right_to_left) or (pad_BT[:, -1].any() and left_to_right):
-        return src_tokens
-    length = src_tokens.shape[1]
-    counts_B1 = pad_BT.long().sum(1, keepdim=True)
-    index_BT = torch.arange(length, device=src_tokens.device).expand_as(src_tokens)
-    shift_B1 = -counts_B1 if right_to_left else counts_B1
-    return src_tokens.gather(1, torch.remainder(index_BT + shift_B1, length))
+    pad_BT = src_tokens.eq(padding_idx).int()
+    order_BT = pad_BT.sort(dim=1, descending=right_to_left, stable=True).indices
+    return src_tokens.gather(1, order_BT)
 
 
-def get_token_to_word_mapping(tokens: Sequence[Any], exclude_list: Sequence[Any]) -> dict[int, int]:
-    """Return position -> running word number, not counting the tokens in ``exclude_list``."""
-    mapping, number = {}, 0
-    for position, token in enumerate(tokens):
-        number += token not in exclude_list
-        mapping[position] = number
-    return mapping
+def get_incremental_state(module: Any, incremental_state: Any, key: str) -> Any:
+    """Return what ``module`` cached under ``key`` while it extends a sequence."""
+    return module.get_incremental_state(incremental_state, key)
+
+
+def set_incremental_state(module: Any, incremental_state: Any, key: str, value: Any) -> Any:
+    """Cache ``value`` for ``module`` under ``key``; return the incremental state."""
+    return module.set_incremental_state(incremental_state, key, value)
 
 
 def reset_logging() -> None:
     """Drop every handler of the root logger and install ours."""
-    from fairseq.logging.progress_bar import setup_logging
+    from fairseq.logging.console import setup_logging
 
     root = logging.getLogger()
     for handler in list(root.handlers):

@@ -3,92 +3,163 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fairseq_cli.entry import run_command
 
+logger = logging.getLogger(__name__)
+
 EXAMPLES = """examples:
   fairseq-hydra-train --config-dir recipes --config-name base task.data=/path/to/data-bin
   fairseq-hydra-train --config-dir recipes --config-name base task.data=data-bin \\
-      optimization.lr=[0.001] +model.position=alibi
+      optimization.lr=[0.001] model.position=alibi
+  fairseq-hydra-train task=masked_lm task.data=data-bin model=roberta_tiny criterion=masked_lm \\
+      optimizer=adam optimization.lr=[0.001] optimization.max_update=1000 dataset.batch_size=32
 
 A recipe has the sections of a configuration: common, task, model, optimizer, ... Overrides follow
-Hydra's grammar. The run stays in the folder it is launched from.
+Hydra's grammar; a setting that the recipe does not mention needs no + in front. The run stays in
+the folder it is launched from, unless hydra.run.dir=FOLDER is given.
 """
+# Settings that name something to read; they are relative to the folder of the launch.
+INPUTS = (
+    ("common", "user_dir"),
+    ("task", "data"),
+    ("checkpoint", "restore_file"),
+    ("checkpoint", "continue_once"),
+    ("checkpoint", "finetune_from_model"),
+)
 
 
-def parser() -> argparse.ArgumentParser:
+def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's own options; the rest are Hydra overrides."""
-    own = argparse.ArgumentParser(
+    from fairseq.config.arguments import Parser
+
+    own = Parser(
         "fairseq-hydra-train",
+        usage="fairseq-hydra-train --config-dir FOLDER --config-name NAME [section.key=value ...]",
         description="Train from a YAML recipe, composed by Hydra.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    own.add_argument("--config-dir", "-cd", default=None, help="folder with recipes")
-    own.add_argument("--config-name", "-cn", default=None, help="name of the recipe, without .yaml")
+    own.add_argument("--config-dir", "-cd", metavar="FOLDER", help="folder with recipes")
+    own.add_argument("--config-name", "-cn", metavar="NAME", help="the recipe, without .yaml")
     own.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
-    own.add_argument("overrides", nargs="*", help="section.key=value; +section.key=value adds")
+    own.add_argument("overrides", nargs="*", help="section.key=value, ~section.key removes it")
     return own
 
 
-def compose(config_dir: str | None, config_name: str | None, overrides: Sequence[str]) -> Any:
+def compose(
+    config_dir: str | None, config_name: str | None, overrides: Sequence[str]
+) -> dict[str, Any]:
     """Return the configuration that Hydra composes, as a plain nested dict.
+
+    Interpolations are left as they are. An override that names a component (``optimizer=adam``)
+    and is no choice of a folder of recipes sets the component's name.
 
     Raises:
         ConfigError: for a recipe or an override that Hydra refuses.
     """
-    from pathlib import Path
-
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from fairseq.config.sections import COMPONENTS
     from fairseq.errors import ConfigError
 
     folder = Path(config_dir or Path.cwd()).resolve()
-    ours = [o for o in overrides if not o.startswith("hydra.")]
+    names, rest = {}, []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in COMPONENTS and (config_name is None or not (folder / key).is_dir()):
+            names[key] = value.rpartition("/")[2]
+        else:
+            rest.append(f"++{override}" if "." in key and key[0] not in "+~" else override)
     try:
-        with initialize_config_dir(str(folder), version_base="1.1"):
-            composed = hydra_compose(config_name, overrides=ours)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # recipes of the original are older than Hydra 1.1
+            with initialize_config_dir(str(folder), version_base="1.1"):
+                composed = hydra_compose(config_name, overrides=rest)
+        nested: Any = OmegaConf.to_container(composed, resolve=False, enum_to_str=True)
     except (HydraException, OmegaConfBaseException, OSError) as error:
         raise ConfigError(f"Hydra cannot compose the configuration: {error}") from error
-    OmegaConf.set_struct(composed, False)
-    return OmegaConf.to_container(composed, resolve=False, enum_to_str=True)
+    for key, name in names.items():
+        section = nested.get(key)
+        nested[key] = {**(section if isinstance(section, dict) else {}), "_name": name}
+    return nested
+
+
+def enter_run_folder(folder: str, nested: dict[str, Any]) -> None:
+    """Make ``folder`` the working directory; what is to be read stays where it is.
+
+    Args:
+        folder: created if it does not exist.
+        nested: the composed configuration; relative input paths become absolute, in place.
+
+    Raises:
+        ConfigError: if the folder's name is to be computed.
+    """
+    from fairseq.errors import ConfigError
+    from fairseq.utils import split_paths
+
+    if "${" in folder:
+        raise ConfigError(f"hydra.run.dir={folder} is not evaluated; write the folder itself")
+    for section, key in INPUTS:
+        values = nested.get(section)
+        if isinstance(values, dict) and isinstance(values.get(key), str):
+            paths = [
+                os.path.abspath(p) if os.path.exists(p) else p for p in split_paths(values[key])
+            ]
+            values[key] = os.pathsep.join(paths)
+    os.makedirs(folder, exist_ok=True)
+    os.chdir(folder)
 
 
 def main(cfg: Any) -> float | None:
-    """Train as a nested configuration (a dict or DictConfig) says."""
-    from fairseq import options
-    from fairseq.distributed.utils import call_main
-    from fairseq.logging.progress_bar import setup_logging
-    from fairseq.train_loop import run_training
+    """Train as a nested configuration (a dict or DictConfig) says.
 
-    setup_logging()
-    return call_main(options.as_config(cfg, strict=True), run_training)
+    Returns:
+        the best validation metric; None after a crash under ``common.suppress_crashes``.
+    """
+    from fairseq.components import as_config
+    from fairseq_cli import train
+
+    config = as_config(cfg, strict=True)
+    try:
+        return train.main(config)
+    except Exception:
+        if not config.common.suppress_crashes:
+            raise
+        logger.exception("the run crashed (common.suppress_crashes is set)")
+        return None
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, compose and train."""
-    known, unknown = parser().parse_known_args(argv)
-    for word in unknown:  # Hydra's own flags, such as -m, have no meaning without its launcher
-        if word.startswith("-"):
-            parser().error(f"unrecognized argument {word} (sweeps: call the command in a loop)")
-    nested = compose(known.config_dir, known.config_name, [*known.overrides, *unknown])
-    if nested.get("common", {}).get("user_dir"):
-        from types import SimpleNamespace
-
-        from fairseq.user_dir import import_user_module
-
-        import_user_module(SimpleNamespace(user_dir=nested["common"]["user_dir"]))
+    parser = get_parser()
+    known, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        if word.startswith("-"):  # Hydra's own flags, such as -m
+            parser.error(f"unrecognized argument {word} (sweeps: call the command in a loop)")
+    words = [*known.overrides, *unknown]
+    hydra_own = [w for w in words if w.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    nested = compose(known.config_dir, known.config_name, [w for w in words if w not in hydra_own])
     if known.cfg:
         import yaml
 
         print(yaml.safe_dump(nested, sort_keys=False), end="")
         return 0
+    for override in hydra_own:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key == "hydra.run.dir":
+            enter_run_folder(value.strip("'\""), nested)
+        else:
+            logger.warning("%s has no effect here", override)
     main(nested)
     return 0
 

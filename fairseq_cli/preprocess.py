@@ -7,6 +7,7 @@ from typing import Any
 
 from fairseq_cli.entry import run_command
 
+USAGE = "fairseq-preprocess --only-source --trainpref FILE [options]"
 EXAMPLES = """examples:
   fairseq-preprocess --only-source --trainpref train.bpe --validpref valid.bpe --destdir data-bin
   fairseq-preprocess --only-source --trainpref more.bpe --srcdict data-bin/dict.txt \\
@@ -26,8 +27,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     from fairseq import options
 
     parser = options.get_preprocessing_parser()
-    parser.prog, parser.epilog = "fairseq-preprocess", EXAMPLES
-    parser.usage = "fairseq-preprocess --only-source --trainpref FILE [options]"
+    parser.prog, parser.usage, parser.epilog = "fairseq-preprocess", USAGE, EXAMPLES
     main(options.parse_args_and_arch(parser, argv))
     return 0
 

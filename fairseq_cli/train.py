@@ -8,6 +8,7 @@ from typing import Any
 
 from fairseq_cli.entry import run_command
 
+USAGE = "fairseq-train DATA --arch NAME --task NAME --optimizer NAME [options]"
 EXAMPLES = """examples:
   fairseq-train data-bin --task masked_lm --criterion masked_lm --arch roberta_tiny \\
       --optimizer adam --lr 0.0005 --batch-size 32 --tokens-per-sample 128 --max-update 1000
@@ -15,43 +16,59 @@ EXAMPLES = """examples:
   fairseq-train --arch roberta --task masked_lm --help      the flags of this model and task
   fairseq-train ... --show-config                           print the settings, do not train
 
-A run that was stopped goes on when the same command is given again.
+A run that was stopped goes on when the same command is given again. Every flag --x of an option
+that is on or off has its opposite --no-x.
 """
 
 
-def main(cfg: Any) -> float | None:
-    """Train as a configuration (ours, a DictConfig or a flat Namespace) says."""
-    from fairseq import options
-    from fairseq.distributed.utils import call_main
+def train_here(cfg: Any) -> float | None:
+    """Train in this process, which may be one of several: plug-ins and logging are set up first."""
     from fairseq.logging.progress_bar import setup_logging
     from fairseq.train_loop import run_training
+    from fairseq.user_dir import import_user_module
 
     setup_logging()
-    return call_main(options.as_config(cfg), run_training)
+    import_user_module(cfg.common)
+    return run_training(cfg)
+
+
+def main(cfg: Any, strict: bool = False) -> float | None:
+    """Train as a configuration says; return the best validation metric.
+
+    Args:
+        cfg: ours, a DictConfig or other nested mapping, or a flat Namespace.
+        strict: unknown keys are errors.
+    """
+    from fairseq.components import as_config
+    from fairseq.distributed.utils import call_main
+
+    return call_main(as_config(cfg, strict), train_here)
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and train."""
     from fairseq import options
+    from fairseq.config.resolve import required_settings
 
     parser = options.get_training_parser(argv=argv)
-    parser.prog, parser.epilog = "fairseq-train", EXAMPLES
-    parser.usage = "fairseq-train DATA --arch NAME --task NAME --optimizer NAME [options]"
+    parser.prog, parser.usage, parser.epilog = "fairseq-train", USAGE, EXAMPLES
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings; flags win")
     parser.add_argument("--show-config", action="store_true", help="print the settings and stop")
-    show = "--show-config" in (sys.argv if argv is None else argv)
     config = options.parse_config(parser, argv)
-    if show:
+    if "--show-config" in (sys.argv if argv is None else argv):
         from fairseq.run_folder import config_as_yaml
 
         print(config_as_yaml(config), end="")
         return 0
+    missing = required_settings(config)
+    if missing:
+        parser.error("training needs " + "; ".join(missing))
     main(config)
     return 0
 
 
 def cli_main(modify_parser: Any = None) -> None:
-    """Run the command."""
+    """Run the command; the argument is for old callers."""
     run_command(run)
 
 

@@ -9,29 +9,40 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import enum
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
-from fairseq.config.refused import REFUSED, check_refused
+from fairseq.config.refused import REFUSED, REFUSED_WORDS, check_refused
 from fairseq.config.schema import (
-    REFERENCE,
+    MISSING,
     FairseqDataclass,
     choices_of,
     coerce,
     default_of,
+    is_reference,
     parser_of,
     public_fields,
     without_optional,
 )
+from fairseq.config.upgrade import ROWS
 from fairseq.errors import ConfigError, UnsupportedError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors help: it suggests flags and explains refused ones."""
+    """An argument parser whose errors help: it suggests flags and explains refused ones.
+
+    Attributes:
+        components: its flags that name components, without dashes.
+    """
+
+    components: tuple[str, ...] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
@@ -50,12 +61,16 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            names = [str(choice) for choice in action.choices]
-            hint = did_you_mean(str(value), names)
-            listed = ", ".join(names)
-            raise argparse.ArgumentError(
-                action, f"invalid choice: {value!r}{hint}; choose from {listed}"
-            )
+            problem = describe_choice(str(value), [str(choice) for choice in action.choices])
+            raise argparse.ArgumentError(action, problem)
+
+
+def describe_choice(word: str, accepted: Collection[str]) -> str:
+    """Return the message for a word that is not among those accepted."""
+    if word in REFUSED_WORDS:
+        return f"{word} is not supported: {REFUSED_WORDS[word]} (see docs/migrating.md)"
+    listed = ", ".join(accepted)
+    return f"invalid choice: {word!r}{did_you_mean(word, accepted)}; choose from {listed}"
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -67,7 +82,9 @@ class HelpFormatter(argparse.HelpFormatter):
     def _expand_help(self, action: argparse.Action) -> str:
         text = super()._expand_help(action)
         default = getattr(action, "shown_default", None)
-        return text if default in (None, "", False) else f"{text} [{default}]"
+        return (
+            text if default is None or default is False or default == "" else f"{text} [{default}]"
+        )
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "".join(indent + line for line in text.splitlines(keepends=True))
@@ -90,11 +107,12 @@ class _SetBool(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         if self.backward:
+            name = self.option_strings[0][2:]
             logger.warning(
-                "%s switches %s OFF, as it does in the original; write --no-%s to say it plainly",
-                option_string,
+                "--%s switches %s OFF, as it does in the original; write --%s to say it plainly",
+                name,
                 self.dest,
-                self.dest.replace("_", "-"),
+                name[3:] if name.startswith("no-") else f"no-{name}",
             )
         setattr(namespace, self.dest, self.const)
 
@@ -110,7 +128,7 @@ class _RefusedFlag(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         try:
-            check_refused(self.dest, True if values is None else values)
+            check_refused(self.dest, True if values in (None, []) else values)
         except UnsupportedError as error:
             parser.error(str(error))
 
@@ -122,45 +140,10 @@ def _typed(kind: Any, flag: str) -> Callable[[str], Any]:
         try:
             return coerce(text, kind, flag)
         except ConfigError as error:
-            raise argparse.ArgumentTypeError(str(error).split(": ", 1)[-1]) from error
+            raise argparse.ArgumentTypeError(str(error).removeprefix(f"{flag}: ")) from error
 
     parser_of(kind)  # raises early for types that have no text form
     return read
-
-
-def _flag_names(name: str, prefix: str | None, alias: str | None) -> list[str]:
-    stem = name.replace("_", "-")
-    names = [f"--{prefix}-{stem}" if prefix else f"--{stem}"]
-    return names + ([alias] if alias else [])
-
-
-def _add_bool(
-    parser: Any, names: list[str], dest: str, default: Any, help_text: str | None, positive: bool
-) -> None:
-    """Add the pair of flags of one boolean field."""
-    negated = names[0].startswith("--no-")
-    opposite = "--" + names[0][5:] if negated else "--no-" + names[0][2:]
-    on_by_default = default is True
-    backward = on_by_default and not positive and not negated
-    _try_add(
-        parser,
-        *names,
-        action=_SetBool,
-        const=not backward,
-        backward=backward,
-        dest=dest,
-        default=default,
-        help=help_text,
-    )
-    _try_add(
-        parser,
-        opposite,
-        action=_SetBool,
-        const=False,
-        dest=dest,
-        default=default,
-        help=argparse.SUPPRESS if not on_by_default else f"switch {dest} off",
-    )
 
 
 def _try_add(parser: Any, *names: str, **kwargs: Any) -> None:
@@ -173,6 +156,43 @@ def _try_add(parser: Any, *names: str, **kwargs: Any) -> None:
     except argparse.ArgumentError:
         return
     action.shown_default = shown
+
+
+def _flag_names(name: str, prefix: str | None, aliases: str | Sequence[str] | None) -> list[str]:
+    stem = name.replace("_", "-")
+    names = [f"--{prefix}-{stem}" if prefix else f"--{stem}"]
+    return names + ([aliases] if isinstance(aliases, str) else list(aliases or ()))
+
+
+def _add_bool(
+    parser: Any, names: list[str], on: bool, positive: bool, stored: Any, text: str | None
+) -> None:
+    """Add the pair of flags of one boolean field.
+
+    Args:
+        parser: an argparse parser or argument group.
+        names: the flag and its aliases.
+        on: the default of the field.
+        positive: the flag switches on even if the field is on by default.
+        stored: what the parser stores when no flag is given.
+        text: the help.
+    """
+    plain = names[0][2:]
+    opposite = plain[3:] if plain.startswith("no-") else f"no-{plain}"
+    backward = on and not positive
+    common = {"action": _SetBool, "dest": plain.replace("-", "_"), "default": stored}
+    off_text = f"switch it off: {text}" if backward and text else f"switch off --{plain}"
+    _try_add(
+        parser,
+        *names,
+        const=not backward,
+        backward=backward,
+        help=argparse.SUPPRESS if backward else text,
+        shown_default=on,
+        **common,
+    )
+    hidden = argparse.SUPPRESS
+    _try_add(parser, f"--{opposite}", const=False, help=off_text if on else hidden, **common)
 
 
 def add_field(
@@ -188,47 +208,50 @@ def add_field(
         prefix: put before the name, for nested configurations.
         suppress: leave the attribute out of the result when the flag is not given.
     """
-    meta = field.metadata
     default = getattr(config, field.name, default_of(field))
-    if isinstance(kind, type) and issubclass(kind, FairseqDataclass):
-        nested = default if isinstance(default, FairseqDataclass) else kind()
-        sub_prefix = None if prefix is None else f"{prefix}-{field.name}".lstrip("-")
-        gen_parser_from_dataclass(parser, nested, suppress, sub_prefix)
+    default = default.value if isinstance(default, enum.Enum) else default
+    inner, text, meta = without_optional(kind), field.metadata.get("help"), field.metadata
+    if isinstance(inner, type) and issubclass(inner, FairseqDataclass):
+        nested = default if isinstance(default, FairseqDataclass) else inner()
+        path = None if prefix is None else f"{prefix}-{field.name}".lstrip("-").replace("_", "-")
+        gen_parser_from_dataclass(parser, nested, suppress, path)
         return
-    refers = isinstance(default, str) and REFERENCE.match(default) is not None
-    if refers and not meta.get("help"):
+    refers = is_reference(default)
+    if refers and not text:
         return
-    missing = default is dataclasses.MISSING or default == "???"
     if field.name == "data" and not prefix:
-        _try_add(parser, "data", help=meta.get("help") or "folder with the binarized data")
+        _try_add(parser, "data", help=text or "folder with the binarized data")
         return
+    missing = default is dataclasses.MISSING or default == MISSING
+    unknown = refers or missing
+    stored = argparse.SUPPRESS if suppress else None if unknown else default
     names = _flag_names(field.name, prefix, meta.get("argparse_alias"))
-    dest = names[0][2:].replace("-", "_")
-    shown = ",".join(map(str, default)) if isinstance(default, list) else default
-    stored = argparse.SUPPRESS if suppress else None if refers or missing else default
-    if without_optional(kind) is bool:
-        real = None if refers else default
-        _add_bool(parser, names, dest, real, meta.get("help"), meta.get("positive", False))
-        for name in names:
-            parser._option_string_actions[name].default = stored
+    if inner is bool and not refers:
+        _add_bool(parser, names, default is True, meta.get("positive", False), stored, text)
         return
-    extra: dict[str, Any] = {}
-    if meta.get("argparse_const") is not None:
-        extra = {"nargs": "?", "const": meta["argparse_const"]}
+    const = meta.get("argparse_const")
+    if inner is bool:  # in the original such a flag takes a value
+        const, opposite = True, "--no-" + names[0][2:]
+        hidden = argparse.SUPPRESS
+        _try_add(parser, opposite, action=_SetBool, const=False, default=stored, help=hidden)
     choices = choices_of(kind)
     _try_add(
         parser,
         *names,
-        dest=dest,
-        type=str if refers or choices else _typed(kind, names[0]),
+        dest=names[0][2:].replace("-", "_"),
+        type=str if choices else _typed(kind, names[0]),
         choices=choices,
         default=stored,
         required=missing,
-        help=meta.get("help"),
-        metavar=None if choices is None or len(choices) < 8 else "NAME",
-        shown_default=None if refers or missing else shown,
-        **extra,
+        help=text,
+        metavar=_METAVARS.get(inner, "LIST") if not choices else None,
+        shown_default=None if unknown else _shown(default),
+        **({} if const is None else {"nargs": "?", "const": const}),
     )
+
+
+def _shown(default: Any) -> Any:
+    return ",".join(map(str, default)) if isinstance(default, (list, tuple)) else default
 
 
 def gen_parser_from_dataclass(
@@ -264,18 +287,49 @@ def add_refused_flags(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def add_old_flags(parser: argparse.ArgumentParser, section: str) -> None:
+    """Add, hidden from the help, the flags that a section of the fork had under other names."""
+    for row in ROWS:
+        if not row.flag or row.section != section:
+            continue
+        how: dict[str, Any] = {"type": float}
+        if isinstance(row.default, bool):
+            how = {"action": _SetBool, "const": not row.default, "backward": row.default}
+        _try_add(
+            parser,
+            "--" + row.old.replace("_", "-"),
+            dest=row.old,
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+            **how,
+        )
+
+
+def make_data_optional(parser: argparse.ArgumentParser) -> None:
+    """Let a command line go without the data folder, because it is known from elsewhere."""
+    for action in parser._actions:
+        if action.dest == "data" and not action.option_strings:
+            action.required = False
+
+
 def explicitly_given(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, parse_known: bool = False
 ) -> argparse.Namespace:
-    """Parse ``argv`` and return only what it states: no defaults."""
-    actions = parser._actions
-    kept = [(action, action.default) for action in actions]
+    """Parse ``argv`` and return only what it states: no defaults.
+
+    Args:
+        parser: any parser; it is left as it was.
+        argv: the arguments; those of the process if None.
+        parse_known: ignore what the parser does not know.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    kept = [(action, action.default) for action in parser._actions]
     defaults = dict(parser._defaults)
-    for action in actions:
-        action.default = argparse.SUPPRESS
     parser._defaults.clear()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
     try:
-        return parser.parse_args(sys.argv[1:] if argv is None else list(argv))
+        return parser.parse_known_args(argv)[0] if parse_known else parser.parse_args(argv)
     finally:
         parser._defaults.update(defaults)
         for action, default in kept:

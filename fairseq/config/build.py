@@ -12,20 +12,37 @@ import enum
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from fairseq.config.refused import REFUSED, check_refused
-from fairseq.config.schema import REFERENCE, FairseqDataclass, coerce, public_fields
-from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
-from fairseq.config.upgrade import upgrade_args
+from fairseq.config.references import interpolate, lookup
+from fairseq.config.refused import REFUSED, check_refused, is_accepted
+from fairseq.config.schema import MISSING, REFERENCE, FairseqDataclass, assign, public_fields
+from fairseq.config.sections import COMPONENTS, DEFAULT_COMPONENTS, SECTIONS, FairseqConfig
+from fairseq.config.upgrade import OLD_NAMES, upgrade_args
 from fairseq.errors import ConfigError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-# (component section, name) -> its configuration class, or None for a component that has none
-ConfigClassOf = Callable[[str, str], Any]
-# (architecture, namespace of the values given) -> fills in the missing ones
-ApplyArch = Callable[[str, argparse.Namespace], None]
+# Sections of the original that hold nothing of ours, and what Hydra adds.
+_FOREIGN = {"scoring", "bmuf", "simul_type", "job_logging_cfg", "hydra", "defaults", "_name"}
+
+
+class Component(NamedTuple):
+    """What must be known of a component to configure it.
+
+    Attributes:
+        dataclass: its configuration class, None for a plug-in that reads a flat Namespace.
+        legacy_defaults: defaults of the flags such a plug-in adds to the parser itself.
+        preset: the architecture function: sets what the Namespace it is given leaves open.
+    """
+
+    dataclass: Any
+    legacy_defaults: Mapping[str, Any] = {}
+    preset: Callable[[Any], Any] | None = None
+
+
+# (section, name) -> the component; raises RegistryError for an unknown name
+Describe = Callable[[str, str], Component]
 
 
 def plain(value: Any) -> Any:
@@ -45,71 +62,11 @@ def plain(value: Any) -> Any:
     return value.value if isinstance(value, enum.Enum) else value
 
 
-def _assign(config: Any, values: Mapping[str, Any], section: str) -> set[str]:
-    """Set the fields of ``config`` that ``values`` states; return their names."""
-    used = set()
-    for field, kind in public_fields(type(config)):
-        if field.name in values:
-            setattr(config, field.name, coerce(values[field.name], kind, f"{section}.{field.name}"))
-            used.add(field.name)
-    return used
-
-
-def _reject_unknown(section: str, config: Any, values: Mapping[str, Any], strict: bool) -> None:
-    known = {field.name for field, _ in public_fields(type(config))}
-    for key in set(values) - known - {"_name"}:
-        if key in REFUSED:
-            if strict:
-                check_refused(key, values[key])
-        elif strict:
-            hint = did_you_mean(key, known)
-            raise ConfigError(f"unknown key {section}.{key}{hint}")
-        else:
-            logger.debug("ignored unknown key %s.%s", section, key)
-
-
-def _component(
-    section: str,
-    name: str,
-    given: Mapping[str, Any],
-    nested: Mapping[str, Any],
-    config_class_of: ConfigClassOf,
-    apply_arch: ApplyArch,
-    strict: bool,
-) -> Any:
-    """Build the configuration of one component."""
-    dataclass = config_class_of(section, name)
-    if section != "model":
-        if dataclass is None:
-            return argparse.Namespace(**{**given, **nested, "_name": name})
-        config = dataclass()
-        config._name = name
-        stated = {**nested, **given}
-        _assign(config, upgrade_args(stated, section), section)
-        _reject_unknown(section, config, upgrade_args(nested, section), strict)
-        return config
-    names = None if dataclass is None else {f.name for f, _ in public_fields(dataclass)}
-    stated = upgrade_args({**nested, **given}, section)
-    args = argparse.Namespace(**stated)
-    args.arch = name
-    apply_arch(name, args)
-    if names is None:
-        args._name = name
-        return args
-    values = upgrade_args(vars(args), section)
-    config = dataclass()
-    config._name = name
-    _assign(config, values, section)
-    _reject_unknown(section, config, upgrade_args(nested, section), strict)
-    return config
-
-
 def build_config(
     given: Mapping[str, Any],
     sections: Mapping[str, Any] | None = None,
     *,
-    config_class_of: ConfigClassOf,
-    apply_arch: ApplyArch,
+    describe: Describe,
     strict: bool = True,
 ) -> FairseqConfig:
     """Put a configuration together.
@@ -118,77 +75,157 @@ def build_config(
         given: flat values by field name (flags, or a Namespace's attributes); each reaches every
             section that has a field of that name. ``arch``, ``task``, ... name the components.
         sections: nested values (YAML, checkpoint); a component is a dict with ``_name`` or a name.
-        config_class_of: looks up a component's dataclass.
-        apply_arch: runs an architecture's preset on the values given for the model.
-        strict: unknown keys in ``sections`` are errors; otherwise they are dropped.
+        describe: looks up a component.
+        strict: unknown and refused keys are errors, and so is a value that is marked as missing;
+            otherwise such keys are dropped with a warning.
 
     Raises:
         ConfigError: for values that cannot be read and, if ``strict``, unknown keys.
+        RegistryError: for the name of a component that does not exist.
     """
-    nested = {key: plain(value) for key, value in (sections or {}).items()}
-    _check_sections(nested, strict)
+    nested = _as_sections(plain(sections or {}), strict)
+    if strict:
+        for field in REFUSED.keys() & given.keys():
+            check_refused(field, given[field])
     config = FairseqConfig()
-    for key, cls in SECTIONS.items():
-        instance = cls()
-        values = nested.get(key) or {}
-        _assign(instance, {**values, **given}, key)
-        _reject_unknown(key, instance, values, strict)
-        setattr(config, key, instance)
+    unknown: dict[str, list[str]] = {}
+    for key in SECTIONS:
+        own = upgrade_args(nested.get(key, {}), key)
+        section: Any = getattr(config, key)
+        stated = {**own, **upgrade_args(given, key, flat=True)}
+        assign(section, stated, key)
+        unknown[key] = _check_keys(key, own, stated, section, strict)
     for key, flag in COMPONENTS.items():
-        values = nested.get(key)
-        stated: dict[str, Any] = (
-            {"_name": values} if isinstance(values, str) else dict(values or {})
-        )
-        name = given.get(flag) or stated.pop("_name", None) or stated.get(flag)
-        if name is not None:
-            section = _component(key, str(name), given, stated, config_class_of, apply_arch, strict)
-            setattr(config, key, section)
+        values = nested.get(key, {})
+        own_name = values.get("_name") or values.get(flag)
+        name = given.get(flag) or own_name or (DEFAULT_COMPONENTS.get(flag) if strict else None)
+        if name is None:
+            if strict and values:
+                raise ConfigError(f"section '{key}' does not say which: add _name: NAME")
+            continue
+        # settings of another component say nothing about this one
+        same = strict and (key == "model" or name == own_name)
+        component, unknown[key] = _component(key, str(name), given, values, describe, same)
+        setattr(config, key, component)
+    _complete_legacy(config)
     interpolate(config)
+    _warn_of_unknown(unknown, config, strict)
     return config
 
 
-def _check_sections(nested: Mapping[str, Any], strict: bool) -> None:
-    known = {*SECTIONS, *COMPONENTS, "scoring", "bmuf", "simul_type", "job_logging_cfg", "_name"}
-    known |= {"hydra", "defaults"}
-    for key in nested:
+def _as_sections(nested: dict[str, Any], strict: bool) -> dict[str, dict[str, Any]]:
+    """Return every section as a dict, a component's bare name as ``{"_name": name}``."""
+    known = {*SECTIONS, *COMPONENTS, *_FOREIGN}
+    sections = {}
+    for key, values in nested.items():
         if key not in known and strict:
             raise ConfigError(f"unknown section '{key}'{did_you_mean(key, known)}")
+        if values is None or key in _FOREIGN:
+            for name in REFUSED.keys() & values.keys() if strict and key == "bmuf" else ():
+                check_refused(name, values[name])
+        elif isinstance(values, str) and key in COMPONENTS:
+            sections[key] = {"_name": values}
+        elif isinstance(values, dict):
+            sections[key] = values
+        elif strict:
+            raise ConfigError(f"section '{key}' must hold settings, not {values!r}")
+    return sections
 
 
-def lookup(config: Any, path: str) -> Any:
-    """Return the value at ``path`` (``"section.key"``), None if there is no such place."""
-    for part in path.split("."):
-        if config is None:
-            return None
-        config = config.get(part) if isinstance(config, dict) else getattr(config, part, None)
-    return config
+def _component(
+    section: str,
+    name: str,
+    given: Mapping[str, Any],
+    nested: Mapping[str, Any],
+    describe: Describe,
+    strict: bool,
+) -> tuple[Any, list[str]]:
+    """Return the configuration of one component, and the keys of ``nested`` it does not know."""
+    known = describe(section, name)
+    own = _renamed(nested, section, known.dataclass)
+    stated = {**own, **_renamed(given, section, known.dataclass, flat=True)}
+    values = {**known.legacy_defaults, **stated}
+    if known.preset is not None:
+        before = {**nested, **given, **values}  # a preset may ask for old names or for new ones
+        args = argparse.Namespace(**{**before, "arch": name})
+        known.preset(args)
+        added = {
+            key: value
+            for key, value in vars(args).items()
+            if key not in stated and not (key in before and before[key] == value)
+        }
+        # what it adds in old names must not overrule what the user said in new ones
+        values |= _renamed(added, section, known.dataclass)
+        values |= {key: vars(args)[key] for key in stated}
+    if known.dataclass is None:
+        return argparse.Namespace(**{**values, "_name": name}), []
+    config = known.dataclass()
+    config._name = name
+    assign(config, values, section)
+    return config, _check_keys(section, own, stated, config, strict)
 
 
-def interpolate(config: FairseqConfig) -> None:
-    """Replace every ``"${section.key}"`` by the value it points to, in place.
+def _renamed(
+    values: Mapping[str, Any], section: str, dataclass: Any, flat: bool = False
+) -> dict[str, Any]:
+    """Return ``values`` under today's names, but as they are for a plug-in without dataclass."""
+    if dataclass is None:
+        return dict(values)
+    return upgrade_args(
+        values, section, flat, [field.name for field in dataclasses.fields(dataclass)]
+    )
 
-    Nothing else is evaluated: no environment, no resolvers, no expressions.
 
-    Raises:
-        ConfigError: if references form a circle.
+def _check_keys(
+    section: str, own: Mapping[str, Any], stated: Mapping[str, Any], config: Any, strict: bool
+) -> list[str]:
+    """Return the keys that ``config`` lacks; refuse them, and missing values, if ``strict``.
+
+    Args:
+        section: its name.
+        own: what the nested configuration says in it.
+        stated: the same, after the flags had their say.
+        config: the result.
+        strict: whether a surplus key is an error.
     """
+    known = {field.name for field, _ in public_fields(type(config))}
+    surplus = [key for key in own if key not in known and not key.startswith("_")]
+    if strict:
+        for key in surplus:
+            if key in REFUSED:
+                check_refused(key, own[key])
+            elif not (section == "model" and key == "arch"):
+                raise ConfigError(f"unknown key {section}.{key}{did_you_mean(key, known)}")
+        for key in sorted(known):
+            if MISSING in (stated.get(key), getattr(config, key)):
+                raise ConfigError(f"{section}.{key} is required, but has no value")
+    return [key for key in surplus if key not in REFUSED or not is_accepted(key, own[key])]
 
-    def follow(value: Any, seen: tuple[str, ...]) -> Any:
-        match = REFERENCE.match(value) if isinstance(value, str) else None
-        if match is None:
-            return value
-        if match[1] in seen:
-            raise ConfigError(f"circular reference: {' -> '.join((*seen, match[1]))}")
-        return follow(lookup(config, match[1]), (*seen, match[1]))
 
-    for top in dataclasses.fields(config):
-        section = getattr(config, top.name)
-        if isinstance(section, FairseqDataclass):
-            for field, kind in public_fields(type(section)):
-                value = getattr(section, field.name)
-                if isinstance(value, str) and REFERENCE.match(value):
-                    resolved = coerce(follow(value, ()), kind, f"{top.name}.{field.name}")
-                    setattr(section, field.name, resolved)
+def _complete_legacy(config: FairseqConfig) -> None:
+    """Give components that read a flat Namespace every setting of the run."""
+    flat = vars(flatten(config))
+    for key in COMPONENTS:
+        section = getattr(config, key)
+        if isinstance(section, argparse.Namespace):
+            for name, value in flat.items():
+                if not hasattr(section, name):
+                    setattr(section, name, value)
+
+
+def _warn_of_unknown(unknown: Mapping[str, list[str]], config: FairseqConfig, strict: bool) -> None:
+    """Name the dropped keys that no section knows (flat settings are copied into models)."""
+    if strict:
+        return
+    known = {*vars(flatten(config)), *OLD_NAMES, *COMPONENTS.values()}
+    for section, keys in unknown.items():
+        dropped = sorted(key for key in keys if key not in known and key not in _MEANINGLESS)
+        if dropped:
+            logger.warning("ignored settings of section %s: %s", section, ", ".join(dropped))
+
+
+# What the original copies into other sections, or writes although nothing reads it.
+_MEANINGLESS = {"tpu", "pad", "eos", "unk", "no_seed_provided", "scoring", "simul_type"}
 
 
 def flatten(config: FairseqConfig) -> argparse.Namespace:
@@ -204,3 +241,19 @@ def flatten(config: FairseqConfig) -> argparse.Namespace:
             flat[COMPONENTS[top.name]] = getattr(section, "_name", None)
     flat.pop("_name", None)
     return argparse.Namespace(**flat)
+
+
+def recipe_of(config: FairseqConfig) -> dict[str, Any]:
+    """Return nested plain values from which the same configuration can be built.
+
+    What merely repeats another section is left out, so that a change of the setting it comes from
+    (``optimization.lr``) still reaches the copies.
+    """
+    recipe = plain(config)
+    for top in dataclasses.fields(config):
+        section = getattr(config, top.name)
+        for field in dataclasses.fields(section) if isinstance(section, FairseqDataclass) else ():
+            match = REFERENCE.match(str(field.default))
+            if match and lookup(config, match[1]) == getattr(section, field.name):
+                del recipe[top.name][field.name]
+    return {key: values for key, values in recipe.items() if values is not None}

@@ -1,16 +1,19 @@
-"""Flags of the original that this project refuses: one table for parsing, reading and writing.
+"""What the original has and this project refuses: one table for parsing, reading and writing.
 
 A refused field is accepted with its default value, so old scripts and YAML files that spell the
 default out still work; any other value is an error that gives the reason. Checkpoints carry the
-defaults, so that the original finds every key it looks for.
+defaults, so that the original finds every key it looks for. Refused words are choices of the
+original (names of components, mostly) that get their reason instead of a list of what is accepted.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-from fairseq.errors import UnsupportedError
+from fairseq.config.schema import parse_literal
+from fairseq.errors import ConfigError, UnsupportedError
 
 TPU = "TPUs are not supported; train on CPU, CUDA or MPS (--device)"
 PLASMA = "the plasma object store no longer exists; memory-mapped data needs no replacement"
@@ -21,6 +24,8 @@ BMUF = "BMUF is not supported; use --ddp-backend pytorch_ddp"
 QUANT = "quantisation noise is not supported"
 PRUNE = "structured pruning during training (AdaPrune) is not supported"
 SPECTRAL = "spectral normalisation of classification heads is not supported"
+D2V = "data2vec is out of scope"
+SPEECH = "speech is out of scope; the original fairseq and Hugging Face transformers do it"
 TRACKER = (
     "this tracker is not supported; use --tensorboard-logdir, --wandb-project or metrics.jsonl"
 )
@@ -29,14 +34,20 @@ MT = "translation is out of scope; the original fairseq and Hugging Face transfo
 
 @dataclass(frozen=True)
 class Refused:
-    """One refused field: its section, its default in the original, and why it is refused."""
+    """One refused field.
+
+    Attributes:
+        section: where the original keeps it.
+        default: its value in the original.
+        reason: why any other value is refused; None if the value changes nothing by itself.
+    """
 
     section: str
     default: Any
-    reason: str
+    reason: str | None
 
 
-def _rows(section: str, reason: str, **defaults: Any) -> dict[str, Refused]:
+def _rows(section: str, reason: str | None, **defaults: Any) -> dict[str, Refused]:
     return {name: Refused(section, default, reason) for name, default in defaults.items()}
 
 
@@ -45,7 +56,8 @@ REFUSED: dict[str, Refused] = {
     **_rows("common", TRACKER, aim_repo=None, aim_run_hash=None, azureml_logging=False),
     **_rows("common", MEGATRON, model_parallel_size=1),
     **_rows("common", QUANT, quantization_config_path=None),
-    **_rows("common", PLASMA, use_plasma_view=False, plasma_path="/tmp/plasma"),
+    **_rows("common", PLASMA, use_plasma_view=False),
+    **_rows("common", None, plasma_path="/tmp/plasma"),
     **_rows(
         "distributed_training",
         SLOWMO,
@@ -56,7 +68,6 @@ REFUSED: dict[str, Refused] = {
     **_rows(
         "distributed_training",
         PIPELINE,
-        nprocs_per_node=1,
         pipeline_model_parallel=False,
         pipeline_balance=None,
         pipeline_devices=None,
@@ -67,6 +78,7 @@ REFUSED: dict[str, Refused] = {
         pipeline_decoder_devices=None,
         pipeline_checkpoint="never",
     ),
+    **_rows("distributed_training", None, nprocs_per_node=1),
     **_rows("optimization", BMUF, use_bmuf=False),
     **_rows(
         "bmuf",
@@ -94,7 +106,7 @@ REFUSED: dict[str, Refused] = {
         mha_heads_to_keep=-1,
         ffn_blocks_to_remove=-1,
     ),
-    **_rows("task", "data2vec is out of scope", d2v2_multi=False),
+    **_rows("task", D2V, d2v2_multi=False),
     **_rows(
         "generation",
         MT,
@@ -130,12 +142,68 @@ REFUSED: dict[str, Refused] = {
 }
 
 
-def check_refused(name: str, value: Any) -> None:
-    """Raise ``UnsupportedError`` if ``value`` is not the default of the refused field ``name``."""
+# word of the original -> why it is refused
+REFUSED_WORDS: dict[str, str] = {
+    "slowmo": SLOWMO,
+    "lamb": "it needs the LAMB kernel of NVIDIA apex; use adam",
+    "cpu_adam": "it needs DeepSpeed; adam is fused on the CPU, too",
+    "composite": "parameter groups with optimizers of their own are not supported",
+    **dict.fromkeys(
+        (
+            "translation",
+            "translation_lev",
+            "translation_multi_simple_epoch",
+            "translation_from_pretrained_bart",
+            "translation_from_pretrained_xlm",
+            "multilingual_translation",
+            "semisupervised_translation",
+            "online_backtranslation",
+            "simul_speech_to_text",
+            "simul_text_to_text",
+            "label_smoothed_cross_entropy_with_alignment",
+            "transformer",
+            "transformer_iwslt_de_en",
+            "transformer_wmt_en_de",
+            "transformer_wmt_en_de_big",
+            "transformer_vaswani_wmt_en_de_big",
+            "fconv",
+            "lstm",
+            "bart_base",
+            "bart_large",
+        ),
+        MT,
+    ),
+    **dict.fromkeys(
+        (
+            "audio_pretraining",
+            "audio_finetuning",
+            "speech_to_text",
+            "speech_to_speech",
+            "text_to_speech",
+            "hubert_pretraining",
+            "wav2vec",
+            "wav2vec2",
+            "hubert",
+            "ctc",
+        ),
+        SPEECH,
+    ),
+}
+
+
+def is_accepted(name: str, value: Any) -> bool:
+    """Tell whether the refused field ``name`` may be ``value``, which can be typed or text."""
     row = REFUSED[name]
-    same = value == row.default or str(value) == str(row.default)
-    if not same and isinstance(row.default, float):
-        same = str(value).replace(".", "", 1).lstrip("-").isdigit() and float(value) == row.default
-    if not same:
-        flag = "--" + name.replace("_", "-")
-        raise UnsupportedError(f"{flag} {value}: {row.reason} (see docs/migrating.md)")
+    if isinstance(value, str) and not isinstance(row.default, str):
+        with contextlib.suppress(ConfigError):
+            value = parse_literal(value.capitalize() if value in ("true", "false") else value)
+    return row.reason is None or bool(value == row.default)
+
+
+def check_refused(name: str, value: Any) -> None:
+    """Raise ``UnsupportedError`` if the refused field ``name`` may not be ``value``."""
+    if not is_accepted(name, value):
+        shown = "" if value is True else f" {value}"
+        raise UnsupportedError(
+            f"--{name.replace('_', '-')}{shown}: {REFUSED[name].reason} (see docs/migrating.md)"
+        )

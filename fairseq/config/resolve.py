@@ -23,11 +23,13 @@ def resolve(config: FairseqConfig) -> FairseqConfig:
         config: complete, not yet frozen; settling twice changes nothing.
 
     Returns:
-        the same object.
+        the same object; one that is frozen was settled before and is left alone.
 
     Raises:
         ConfigError: for settings that contradict each other.
     """
+    if config.is_frozen():
+        return config
     _numbers(config)
     _batches(config)
     _checkpoints(config)
@@ -60,8 +62,9 @@ def _batches(config: FairseqConfig) -> None:
         value = getattr(dataset, name)
         if value is not None and value <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} must be positive, not {value}")
-    if any(freq < 1 for freq in config.optimization.update_freq):
-        raise ConfigError(f"--update-freq must be 1 or more, not {config.optimization.update_freq}")
+    every = config.optimization.update_freq
+    if not every or min(every) < 1:
+        raise ConfigError(f"--update-freq must be 1 or more, not {every or 'empty'}")
 
 
 def _checkpoints(config: FairseqConfig) -> None:
@@ -81,9 +84,17 @@ def _checkpoints(config: FairseqConfig) -> None:
             raise ConfigError("--finetune-from-model and --restore-file exclude each other")
         if checkpoint.continue_once is not None:
             raise ConfigError("--finetune-from-model and --continue-once exclude each other")
-    overrides = parse_literal(checkpoint.optimizer_overrides or "{}")
-    if not isinstance(overrides, dict):
-        raise ConfigError("--optimizer-overrides must be a dict such as \"{'lr': 0.1}\"")
+    _dict_text("--optimizer-overrides", checkpoint.optimizer_overrides)
+    _dict_text("--model-overrides", config.common_eval.model_overrides)
+
+
+def _dict_text(flag: str, text: str | None) -> None:
+    try:
+        fits = isinstance(parse_literal(text or "{}"), dict)
+    except ConfigError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"{flag} must be a dict such as \"{{'lr': 0.1}}\", not {text!r}")
 
 
 def _mask_embedding(config: FairseqConfig) -> None:
@@ -112,8 +123,6 @@ def _head_and_criterion(config: FairseqConfig) -> None:
     if head == "clap":
         if getattr(model, "untie_weights_roberta", False):
             raise ConfigError("--head clap is tied to the embeddings; drop --untie-weights-roberta")
-        if getattr(model, "layernorm_embedding", False) and model.clap_normalize:
-            logger.debug("layer norm on embeddings undoes their normalisation at the input")
     elif head is not None and getattr(model, "clap_normalize_hidden", False):
         raise ConfigError("--clap-normalize-hidden needs --head clap")
 
@@ -128,11 +137,14 @@ def _positions(config: FairseqConfig) -> None:
             f"--tokens-per-sample {wanted} exceeds the {limit} learned positions "
             "(--max-positions); shorten the samples or use --position alibi"
         )
-    heads, dim = (getattr(model, f"encoder_{n}", None) for n in ("attention_heads", "embed_dim"))
-    if heads and dim and dim % heads:
-        raise ConfigError(f"--encoder-embed-dim {dim} is not divisible by {heads} attention heads")
-    if getattr(model, "position", None) == "sinusoidal" and dim and dim < 4:
-        raise ConfigError("sinusoidal positions need a width of at least 4")
+    for side in ("encoder", "decoder"):
+        heads, dim = (getattr(model, f"{side}_{n}", None) for n in ("attention_heads", "embed_dim"))
+        if heads and dim and dim % heads:
+            raise ConfigError(
+                f"--{side}-embed-dim {dim} is not divisible by {heads} attention heads"
+            )
+        if getattr(model, "position", None) == "sinusoidal" and dim and dim < 4:
+            raise ConfigError("sinusoidal positions need a width of at least 4")
 
 
 def required_settings(config: FairseqConfig) -> list[str]:
@@ -142,6 +154,8 @@ def required_settings(config: FairseqConfig) -> list[str]:
         missing.append("--arch (a model)")
     if config.task is None:
         missing.append("--task")
+    if config.criterion is None:
+        missing.append("--criterion")
     if config.optimizer is None:
         missing.append("--optimizer")
     if config.dataset.max_tokens is None and config.dataset.batch_size is None:

@@ -2,23 +2,32 @@
 
 Every component owns a dataclass derived from :class:`FairseqDataclass`. A field carries its help in
 its metadata (see :func:`option`); its type says how text is parsed. ``"${section.key}"`` as a
-default refers to another section and is resolved in :func:`fairseq.config.build.interpolate`.
+default refers to another section (see :mod:`fairseq.config.references`), ``"???"`` says that there
+must be a value.
 """
 
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import enum
+import functools
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Literal, Union
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Union
 
 from fairseq.errors import ConfigError, did_you_mean
 
 REFERENCE = re.compile(r"^\$\{([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\}$")
+MISSING = "???"  # a value that must be given, in the spelling of omegaconf
+
+
+def is_reference(value: Any) -> bool:
+    """Tell whether ``value`` is text with a ``${...}`` in it."""
+    return isinstance(value, str) and "${" in value
 
 
 def II(reference: str) -> Any:
@@ -34,9 +43,10 @@ def option(default: Any, help: str | None = None, **metadata: Any) -> Any:
         help: the sentence shown by ``--help``; a field without help still gets a flag, unless its
             default is a reference.
         **metadata: ``new=True`` for a field the original does not have, which its checkpoints
-            must not carry; ``argparse_alias`` (one more flag); ``argparse_const`` (value of the
-            bare flag); ``positive=True`` for a boolean that is on by default and whose ``--name``
-            reads straight (without it ``--name`` switches off, as in the original).
+            must not carry; ``argparse_alias`` (one more flag, or a tuple of flags);
+            ``argparse_const`` (value of the bare flag); ``positive=True`` for a boolean that is on
+            by default and whose ``--name`` reads straight (without it ``--name`` switches off, as
+            in the original).
     """
     metadata["help"] = help
     if isinstance(default, list):
@@ -76,7 +86,6 @@ class FairseqDataclass:
     """
 
     _name: str | None = None
-    _frozen: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Allow ``field: SubConfig = SubConfig()``, which dataclasses refuse for unhashables."""
@@ -85,12 +94,16 @@ class FairseqDataclass:
             cls.__hash__ = object.__hash__  # type: ignore[method-assign]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if self.__dict__.get("_is_frozen"):
+        if self.is_frozen():
             raise ConfigError(
                 f"cannot set {type(self).__name__}.{name}: the configuration is final once "
                 "training is set up; use dataclasses.replace to derive a new one"
             )
         object.__setattr__(self, name, value)
+
+    def is_frozen(self) -> bool:
+        """Tell whether :meth:`freeze` was called."""
+        return "_is_frozen" in self.__dict__
 
     def freeze(self) -> None:
         """Make this configuration, and every configuration inside it, read-only."""
@@ -111,14 +124,27 @@ class FairseqDataclass:
         if isinstance(args, cls):
             return args
         config = cls()
-        for field in dataclasses.fields(cls):
-            if not field.name.startswith("_") and hasattr(args, field.name):
-                setattr(config, field.name, getattr(args, field.name))
+        assign(
+            config,
+            {
+                f.name: getattr(args, f.name)
+                for f in dataclasses.fields(cls)
+                if hasattr(args, f.name)
+            },
+        )
         return config
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the attribute ``name`` or ``default``, as mappings do."""
         return getattr(self, name, default)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in type(self).__dataclass_fields__
 
     def _get_all_attributes(self) -> list[str]:
         return [field.name for field in dataclasses.fields(self)]
@@ -134,7 +160,8 @@ class FairseqDataclass:
         return default_of(type(self).__dataclass_fields__[attribute]) if value is None else value
 
     def _get_type(self, attribute: str) -> Any:
-        return field_types(type(self))[attribute]
+        kind: Any = type(self)
+        return field_types(kind)[attribute]
 
     def _get_help(self, attribute: str) -> str | None:
         return self._get_meta(attribute, "help")
@@ -156,12 +183,29 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
     return field.default
 
 
-def field_types(cls: type) -> dict[str, Any]:
-    """Return the annotations of a dataclass as types, also when they are stored as strings."""
+@functools.cache
+def field_types(cls: Any) -> dict[str, Any]:
+    """Return the annotations of a dataclass as types, also when they are stored as strings.
+
+    Where an annotation cannot be evaluated (a plug-in names a type that only type checkers see),
+    the type of the field's default is taken, or ``str``.
+    """
     try:
         return typing.get_type_hints(cls)
-    except NameError:  # a plug-in names a type that exists for type checkers only
-        return {field.name: field.type for field in dataclasses.fields(cls)}
+    except NameError:
+        return {field.name: _type_of(cls, field) for field in dataclasses.fields(cls)}
+
+
+def _type_of(cls: type, field: dataclasses.Field[Any]) -> Any:
+    owner = next(
+        base for base in cls.__mro__ if field.name in vars(base).get("__annotations__", {})
+    )
+    alone = {"__annotations__": {field.name: field.type}, "__module__": owner.__module__}
+    try:
+        return typing.get_type_hints(type(cls.__name__, (), alone))[field.name]
+    except NameError:
+        default = default_of(field)
+        return str if default is None or default is dataclasses.MISSING else type(default)
 
 
 def public_fields(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
@@ -208,7 +252,7 @@ def list_parser(element: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
     def parse(value: Any) -> list[Any]:
         if isinstance(value, str):
             value = parse_literal(value) if value.strip() else []
-        items = list(value) if isinstance(value, (list, tuple)) else [value]
+        items = value if isinstance(value, (list, tuple)) else [value]
         return [element(item) for item in items]
 
     return parse
@@ -224,12 +268,25 @@ def _parse_bool(value: Any) -> bool:
 
 
 def _parse_int(value: Any) -> int:
-    if isinstance(value, str) and value.strip().lstrip("+-").isdigit():
-        return int(value)
-    number = float(value) if isinstance(value, str) else value
-    if not isinstance(number, int) and not number.is_integer():
+    if isinstance(value, str):
+        value = int(value) if value.strip().lstrip("+-").isdecimal() else float(value)
+    if isinstance(value, float) and not value.is_integer():
         raise ConfigError(f"{value!r} is not a whole number")
-    return int(number)
+    return int(value)
+
+
+def _parse_str(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        raise ConfigError("a list is given; write one text")
+    return str(value)
+
+
+_READERS: dict[Any, Callable[[Any], Any]] = {
+    bool: _parse_bool,
+    int: _parse_int,
+    float: float,
+    str: _parse_str,
+}
 
 
 def parser_of(kind: Any) -> Callable[[Any], Any]:
@@ -238,16 +295,17 @@ def parser_of(kind: Any) -> Callable[[Any], Any]:
     Raises:
         NotImplementedError: for a list of something other than int, float or str.
     """
+    if kind is Any:
+        return lambda value: value
     kind = without_optional(kind)
     if typing.get_origin(kind) in (list, tuple):
         element = typing.get_args(kind)[0]
         if element not in (int, float, str):
             raise NotImplementedError(f"a list of {element} cannot be read from the command line")
-        return list_parser(element)
+        return list_parser(_READERS[element])
     if choices_of(kind) is not None:
         return str
-    readers: dict[Any, Callable[[Any], Any]] = {bool: _parse_bool, int: _parse_int, float: float}
-    return readers.get(kind, lambda value: value)
+    return _READERS.get(kind, lambda value: value)
 
 
 def coerce(value: Any, kind: Any, where: str) -> Any:
@@ -261,17 +319,41 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
     Raises:
         ConfigError: if the value cannot be read as ``kind`` or is not among its choices.
     """
-    if value is None or (isinstance(value, str) and REFERENCE.match(value)):
+    if value is None or is_reference(value):
         return value
     if isinstance(value, enum.Enum):
         value = value.value
     try:
         parsed = parser_of(kind)(value)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         expected = getattr(without_optional(kind), "__name__", str(kind))
         raise ConfigError(f"{where}: cannot read {value!r} as {expected} ({error})") from error
     choices = choices_of(kind)
-    if choices is not None and str(parsed) not in choices:
-        hint = did_you_mean(str(parsed), choices)
+    if choices is not None and parsed not in choices:
+        hint = did_you_mean(parsed, choices)
         raise ConfigError(f"{where}: {parsed!r} is none of {', '.join(choices)}{hint}")
     return parsed
+
+
+def assign(config: FairseqDataclass, values: Mapping[str, Any], where: str = "") -> None:
+    """Set the fields of ``config`` that ``values`` states, each read as the type of its field.
+
+    Args:
+        config: what is filled; a configuration inside it is replaced by a changed copy.
+        values: by field name; other names and ``"???"`` are left out.
+        where: name of the section, for messages.
+
+    Raises:
+        ConfigError: if a value cannot be read.
+    """
+    for field, kind in public_fields(type(config)):
+        if field.name not in values or values[field.name] == MISSING:
+            continue
+        value, place = values[field.name], f"{where}.{field.name}".lstrip(".")
+        inner = getattr(config, field.name, None)
+        if isinstance(inner, FairseqDataclass) and isinstance(value, Mapping):
+            inner = copy.deepcopy(inner)
+            assign(inner, value, place)
+            setattr(config, field.name, inner)
+        else:
+            setattr(config, field.name, coerce(value, kind, place))

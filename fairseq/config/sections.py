@@ -77,7 +77,9 @@ class DistributedTrainingConfig(FairseqDataclass):
     distributed_backend: str = option("nccl", "nccl or gloo (gloo is taken where there is no GPU)")
     distributed_init_method: str | None = option(None, "for example tcp://host:port")
     distributed_port: int = option(-1, "port, for multi-node runs under Slurm")
-    device_id: int = option(0, "GPU of this process", argparse_alias="--local_rank")
+    device_id: int = option(
+        0, "GPU of this process", argparse_alias=("--local_rank", "--local-rank")
+    )
     distributed_no_spawn: bool = option(False, "do not start processes, even if there are GPUs")
     ddp_backend: Literal["c10d", "pytorch_ddp", "legacy_ddp", "no_c10d", "fully_sharded"] = option(
         "pytorch_ddp", "how gradients are averaged"
@@ -249,12 +251,12 @@ class GenerationConfig(FairseqDataclass):
 
     beam: int = option(5, "beam size")
     nbest: int = option(1, "hypotheses to print")
-    max_len_a: float = option(0, "longest output is a * source length + b")
+    max_len_a: float = option(0.0, "longest output is a * source length + b")
     max_len_b: int = option(200, "longest output is a * source length + b")
     min_len: int = option(1, "shortest output")
     unnormalized: bool = option(False, "compare hypotheses by total, not mean, log-probability")
-    lenpen: float = option(1, "length penalty; below 1 favours short outputs")
-    unkpen: float = option(0, "penalty for <unk>")
+    lenpen: float = option(1.0, "length penalty; below 1 favours short outputs")
+    unkpen: float = option(0.0, "penalty for <unk>")
     prefix_size: int = option(0, "force the first so many tokens of the target")
     no_repeat_ngram_size: int = option(0, "never repeat n-grams of this size")
     sampling: bool = option(False, "sample instead of searching")
@@ -313,3 +315,5 @@ COMPONENTS = {
     "bpe": "bpe",
     "tokenizer": "tokenizer",
 }
+# what is taken if the user names none
+DEFAULT_COMPONENTS = {"criterion": "cross_entropy", "lr_scheduler": "fixed"}

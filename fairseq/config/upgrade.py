@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from fairseq.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +26,12 @@ class Row:
     Attributes:
         section: the section the name lives in.
         old: the old name.
-        default: the value the old name had when it was not stated; reading skips it.
-        read: turns a non-default old value into new values.
+        default: the value the old name had when it was not stated.
+        read: turns an old value into new values; it gets the value and all values beside it.
         write: computes the old value from the new ones; None if it is never written.
+        flag: whether the fork had it as a flag.
+        flat: whether the name means this in flat settings, too.
+        both_ways: whether the default is read as well, as models have different defaults.
     """
 
     section: str
@@ -34,10 +39,9 @@ class Row:
     default: Any
     read: Callable[[Any, Values], Values]
     write: Callable[[Values], Any] | None = None
-
-
-def _position(name: str) -> Callable[[Any, Values], Values]:
-    return lambda value, values: {"position": name}
+    flag: bool = False
+    flat: bool = True
+    both_ways: bool = False
 
 
 def _no_positions(value: Any, values: Values) -> Values:
@@ -46,6 +50,11 @@ def _no_positions(value: Any, values: Values) -> Values:
 
 
 def _alibi(value: Any, values: Values) -> Values:
+    if not values.get("no_token_positional_embeddings"):
+        raise ConfigError(
+            "encoder_alibi without no_token_positional_embeddings adds ALiBi to position "
+            "embeddings, which is not supported; set both, or --position alibi"
+        )
     asymmetric = values.get("encoder_alibi_asymmetrical")
     return {"position": "alibi-asymmetric" if asymmetric else "alibi"}
 
@@ -55,8 +64,8 @@ def _sinusoidal(value: Any, values: Values) -> Values:
     return {} if without else {"position": "sinusoidal"}
 
 
-def _is(key: str, *wanted: Any) -> Callable[[Values], bool]:
-    return lambda values: values.get(key) in wanted
+def _becomes(new: str, value: Any) -> Callable[[Any, Values], Values]:
+    return lambda old, values: {new: value}
 
 
 def _same(key: str) -> Callable[[Any, Values], Values]:
@@ -67,11 +76,15 @@ def _drop(value: Any, values: Values) -> Values:
     return {}
 
 
+def _is(key: str, *wanted: Any) -> Callable[[Values], bool]:
+    return lambda values: values.get(key) in wanted
+
+
 def _self_masking(value: Any, values: Values) -> Values:
     """Warn about the fork's models that hid tokens themselves, in every forward pass.
 
-    Flat settings hold the task's ``mask_prob`` under the same name; only the fork's models have
-    ``zero_masking`` beside it.
+    Only they have ``zero_masking`` beside it; flat settings of other models hold the task's
+    ``mask_prob`` under the same name.
     """
     if values.get("zero_masking"):
         logger.warning(
@@ -82,6 +95,7 @@ def _self_masking(value: Any, values: Values) -> Values:
     return {}
 
 
+ALIBI = ("alibi", "alibi-asymmetric")
 ROWS: tuple[Row, ...] = (
     Row(
         "model",
@@ -95,47 +109,59 @@ ROWS: tuple[Row, ...] = (
         "no_token_positional_embeddings",
         False,
         _no_positions,
-        _is("position", "none", "alibi", "alibi-asymmetric"),
+        _is("position", "none", *ALIBI),
     ),
-    Row("model", "encoder_alibi", False, _alibi, _is("position", "alibi", "alibi-asymmetric")),
+    Row("model", "encoder_alibi", False, _alibi, _is("position", *ALIBI)),
     Row("model", "encoder_alibi_asymmetrical", False, _drop, _is("position", "alibi-asymmetric")),
     Row(
         "model",
         "contrastive_pretraining",
         False,
-        lambda value, values: {"head": "clap"},
+        _becomes("head", "clap"),
         _is("head", "clap"),
+        flag=True,
     ),
-    Row("model", "initial_beta", 1.0, _same("clap_initial_beta"), lambda v: v["clap_initial_beta"]),
+    Row(
+        "model",
+        "initial_beta",
+        1.0,
+        _same("clap_initial_beta"),
+        lambda v: v["clap_initial_beta"],
+        flag=True,
+    ),
     Row(
         "model",
         "l2norm_embedding",
         True,
-        lambda value, values: {"clap_normalize": False},
+        _becomes("clap_normalize", False),
         lambda v: v["clap_normalize"],
+        flag=True,
     ),
     Row(
         "model",
         "zero_masking",
         False,
-        lambda value, values: {"mask_embedding": "zero"},
+        _becomes("mask_embedding", "zero"),
         _is("mask_embedding", "zero"),
+        flag=True,
     ),
     Row(
         "model",
         "no_scale_embedding",
         True,
-        lambda value, values: {"scale_embedding": True},
+        lambda value, values: {"scale_embedding": not value},
         lambda v: not v["scale_embedding"],
+        both_ways=True,
     ),
-    Row("model", "mask_prob", 0.0, _self_masking),
+    Row("model", "mask_prob", 0.0, _self_masking, flat=False),
     Row("model", "max_source_positions", None, _drop, lambda v: v["max_positions"]),
     Row("model", "adaptive_input", False, _drop, lambda v: False),
-    Row("task", "omit_mask_and_pad", False, _same("omit_mask")),
-    Row("task", "omit_unk", False, _drop),
-    Row("optimization", "min_lr", None, _same("stop_min_lr")),
+    Row("task", "omit_mask_and_pad", False, _same("omit_mask"), flag=True),
+    Row("task", "omit_unk", False, _drop, flag=True),
+    Row("optimization", "min_lr", None, _same("stop_min_lr"), flat=False),
     Row("common_eval", "remove_bpe", None, _same("post_process")),
 )
+OLD_NAMES = {row.old for row in ROWS}
 # Keys that only the fork knows: they are written only when they differ from the default, so that
 # a plain RoBERTa checkpoint loads in the original.
 FORK_ONLY = {
@@ -149,17 +175,32 @@ FORK_ONLY = {
 }
 
 
-def upgrade_args(values: Mapping[str, Any], section: str) -> Values:
+def upgrade_args(
+    values: Mapping[str, Any], section: str, flat: bool = False, fields: Collection[str] = ()
+) -> Values:
     """Return ``values`` of one section with every old name replaced by what stands for it now.
 
-    A non-default old name wins over a new name: it was put there by someone who knows only it.
+    A non-default old name wins over a new name beside it: it was put there by someone who knows
+    only the old one, while new names may be there with their defaults.
+
+    Args:
+        values: settings, old and new names mixed.
+        section: the section they belong to.
+        flat: they are the settings of all sections together.
+        fields: names that the section's own configuration uses; they are not old.
     """
     result = dict(values)
     for row in ROWS:
-        if row.section == section and row.old in values:
-            value = result.pop(row.old)
-            if value is not None and value != row.default:
-                result.update(row.read(value, dict(values)))
+        if row.section != section or row.old not in values or row.old in fields:
+            continue
+        if flat and not row.flat:
+            continue
+        value = result.pop(row.old)
+        if value is not None and value != row.default:
+            result.update(row.read(value, dict(values)))
+        elif value is not None and row.both_ways:
+            for new, its_value in row.read(value, dict(values)).items():
+                result.setdefault(new, its_value)
     return result
 
 

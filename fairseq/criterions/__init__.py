@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fairseq import catalog
 from fairseq.lazy import lazy_names
-from fairseq.registry import setup_registry
+from fairseq.registry import register_class, setup_registry
 
-(
-    build_criterion_,
-    register_criterion_,
-    CRITERION_REGISTRY,
-    CRITERION_DATACLASS_REGISTRY,
-) = setup_registry("--criterion", default="cross_entropy", rows=catalog.CRITERIONS)
+_build, _, CRITERION_REGISTRY, CRITERION_DATACLASS_REGISTRY = setup_registry(
+    "--criterion", default="cross_entropy", rows=catalog.CRITERIONS
+)
 
 
-def register_criterion(name: str, dataclass: type | None = None) -> Any:
+def register_criterion(name: str, dataclass: type | None = None) -> Callable[[type], type]:
     """Return a decorator that registers a criterion class.
 
     Raises:
-        ValueError: if the class does not extend ``FairseqCriterion`` or the name is taken.
+        RegistryError: if the class does not extend ``FairseqCriterion`` or the name is taken.
     """
     from fairseq.criterions.base import FairseqCriterion
-    from fairseq.registry import register_class
 
     return register_class(CRITERION_REGISTRY, name, dataclass, FairseqCriterion)
 
 
 def build_criterion(cfg: Any, task: Any, from_checkpoint: bool = False) -> Any:
-    """Build the criterion that ``cfg`` names for ``task``."""
-    return build_criterion_(cfg, task)
+    """Build the criterion that ``cfg`` names for ``task``; the last argument is for old callers."""
+    return _build(cfg, task)
 
 
 __getattr__, __dir__, _names = lazy_names(
@@ -40,4 +37,11 @@ __getattr__, __dir__, _names = lazy_names(
         "LegacyFairseqCriterion": "fairseq.criterions.base",
     },
 )
-__all__ = ["CRITERION_REGISTRY", "build_criterion", "register_criterion"]
+__all__ = [
+    "CRITERION_DATACLASS_REGISTRY",
+    "CRITERION_REGISTRY",
+    "FairseqCriterion",
+    "LegacyFairseqCriterion",
+    "build_criterion",
+    "register_criterion",
+]

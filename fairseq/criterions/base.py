@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fairseq.config.references import settle_alone
 from fairseq.logging import metrics
 
 
@@ -32,11 +33,13 @@ class FairseqCriterion(nn.Module):
     def build_criterion(cls, cfg: Any, task: Any) -> FairseqCriterion:
         """Build an instance; constructor arguments are filled by name.
 
-        ``task``, ``cfg`` and every attribute of ``cfg`` are available.
+        ``task``, ``cfg`` and every attribute of ``cfg`` are available. References to other
+        sections that nobody has settled become the defaults they refer to.
 
         Raises:
             NotImplementedError: if an argument without default cannot be filled.
         """
+        settle_alone(cfg)
         values: dict[str, Any] = {}
         for parameter in inspect.signature(cls).parameters.values():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):

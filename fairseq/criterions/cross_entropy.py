@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -49,31 +48,23 @@ def predicted_positions(sample: dict[str, Any], padding_idx: int) -> Tensor:
 def vocabulary_loss(
     model: Any, sample: dict[str, Any], positions_N: Tensor, target_N: Tensor, backend: str
 ) -> Tensor:
-    """Return the summed cross-entropy at the given positions, in nats.
+    """Return the cross-entropy at the given positions in nats, fp32 of shape (N,).
 
-    Only these positions are projected on the vocabulary. A plug-in model without ``projection``
-    is asked for its logits, through ``masked_tokens`` as in the original.
+    Only these positions are projected on the vocabulary, and their logits are never kept. All
+    parameters are used inside the model's forward pass, as wrappers for several processes want.
 
     Args:
-        model: the model, possibly wrapped for several processes.
+        model: a model with a ``projection``, possibly wrapped.
         sample: the batch.
         positions_N: flat indices of the predicted positions.
         target_N: their targets.
         backend: see :func:`fairseq.ops.linear_cross_entropy.linear_cross_entropy`.
     """
-    inner = getattr(model, "module", model)
-    if hasattr(inner, "projection"):
-        hidden_BTC, _ = model(**sample["net_input"], features_only=True)
-        hidden_NC = hidden_BTC.flatten(0, 1).index_select(0, positions_N)
-        hidden_NC, weight_VC, bias_V = inner.projection(hidden_NC)
-        out = linear_cross_entropy(hidden_NC, weight_VC, target_N, bias_V=bias_V, backend=backend)
-        return out.loss_N.sum()
-    masked_BT = torch.zeros_like(sample["target"], dtype=torch.bool)
-    masked_BT.view(-1)[positions_N] = True
-    logits = model(**sample["net_input"], masked_tokens=masked_BT)[0]
-    if logits.dim() == 3:  # the model does not know masked_tokens
-        logits = logits.flatten(0, 1)[positions_N]
-    return F.cross_entropy(logits.float(), target_N, reduction="sum")
+    operands, _ = model(**sample["net_input"], predicted_positions=positions_N)
+    hidden_NC, weight_VC, bias_V = operands
+    return linear_cross_entropy(
+        hidden_NC, weight_VC, target_N, bias_V=bias_V, backend=backend
+    ).loss_N
 
 
 def perplexity_of(key: str) -> Callable[[Any], float]:
@@ -93,10 +84,28 @@ class CrossEntropyCriterion(FairseqCriterion):
     def forward(
         self, model: Any, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Compute the loss; ``sample_size`` is ``ntokens``, or the sentences on request."""
-        positions_N = predicted_positions(sample, self.padding_idx)
-        target_N = sample["target"].reshape(-1)[positions_N]
-        loss = vocabulary_loss(model, sample, positions_N, target_N, self.backend)
+        """Compute the loss of a batch.
+
+        Args:
+            model: the model; one of a plug-in may predict through ``get_normalized_probs``.
+            sample: the batch.
+            reduce: return the sum; otherwise the loss of every target.
+
+        Returns:
+            ``(loss, sample_size, logging_output)``; ``sample_size`` is ``ntokens``, or the
+            sentences if ``sentence_avg`` is set.
+        """
+        if hasattr(model, "projection"):
+            positions_N = predicted_positions(sample, self.padding_idx)
+            target_N = sample["target"].reshape(-1)[positions_N]
+            loss_N = vocabulary_loss(model, sample, positions_N, target_N, self.backend)
+        else:
+            net_output = model(**sample["net_input"])
+            target_N = model.get_targets(sample, net_output).reshape(-1)
+            log_p_NV = model.get_normalized_probs(net_output, log_probs=True).flatten(0, -2)
+            kept_N = target_N != self.padding_idx
+            loss_N = F.nll_loss(log_p_NV[kept_N], target_N[kept_N], reduction="none")
+        loss = loss_N.sum()
         sentences = sample.get("nsentences", len(sample["target"]))
         sample_size = sentences if self.sentence_avg else sample["ntokens"]
         logging_output = {
@@ -105,7 +114,7 @@ class CrossEntropyCriterion(FairseqCriterion):
             "nsentences": sentences,
             "sample_size": sample_size,
         }
-        return loss, sample_size, logging_output
+        return loss if reduce else loss_N, sample_size, logging_output
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq.config.schema import FairseqDataclass, option
@@ -46,17 +48,34 @@ class MaskedLmLoss(FairseqCriterion):
     def forward(
         self, model: Any, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Compute the loss of a batch; ``sample_size`` is the number of predicted positions."""
+        """Compute the loss of a batch.
+
+        Args:
+            model: the model; one of a plug-in is asked for its logits at ``masked_tokens``.
+            sample: the batch.
+            reduce: return the sum; otherwise the loss of every predicted position.
+
+        Returns:
+            ``(loss, sample_size, logging_output)``; ``sample_size`` is the number of predicted
+            positions.
+        """
         positions_N = predicted_positions(sample, self.padding_idx)
         target_N = sample["target"].reshape(-1)[positions_N]
-        loss = vocabulary_loss(model, sample, positions_N, target_N, self.backend)
+        if hasattr(model, "projection"):
+            loss_N = vocabulary_loss(model, sample, positions_N, target_N, self.backend)
+        else:
+            masked_BT = torch.zeros_like(sample["target"], dtype=torch.bool)
+            masked_BT.view(-1)[positions_N] = True
+            logits_NV = model(**sample["net_input"], masked_tokens=masked_BT)[0]
+            loss_N = F.cross_entropy(logits_NV.float(), target_N, reduction="none")
+        loss = loss_N.sum()
         logging_output = {
             "loss": loss.detach(),
             "ntokens": sample["ntokens"],
             "nsentences": sample["nsentences"],
             "sample_size": len(positions_N),
         }
-        return loss, len(positions_N), logging_output
+        return loss if reduce else loss_N, len(positions_N), logging_output
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:

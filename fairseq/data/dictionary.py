@@ -6,6 +6,7 @@ first when it is loaded. A third field ``#fairseq:overwrite`` lets a line define
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 OVERWRITE = "#fairseq:overwrite"
 _BLANKS = {"sentencepiece": "\u2581", "wordpiece": "_", "letter": "|", "_EOW": "_EOW"}
 _COUNT = re.compile(r"-?[0-9]+")
+_FILLER = re.compile(r"madeupword[0-9]{4,}")
+# Sizes are rounded up to multiples of at most this.
+MOST_FILLERS = 128
 
 
 class DuplicateSymbolError(DataError, RuntimeError):
@@ -160,6 +164,40 @@ class Dictionary:
         while padding_factor > 1 and len(self) % padding_factor:
             self.add_symbol(f"madeupword{number:04d}", n=0)
             number += 1
+
+    def is_filler(self, index: int) -> bool:
+        """Tell whether a symbol only rounds the size: an unused ``madeupwordNNNN``."""
+        return self.count[index] == 0 and _FILLER.fullmatch(self.symbols[index]) is not None
+
+    def resized(self, rows: int, without: Collection[str] = ()) -> Dictionary | None:
+        """Return a copy with ``rows`` symbols, made to fit by symbols that stand for nothing.
+
+        Unused ``madeupwordNNNN`` symbols are dropped from the end, or a few are added there.
+
+        Args:
+            rows: length of the copy.
+            without: symbols, such as ``<mask>``, that are left out if they come last.
+
+        Returns:
+            None if a symbol that stands for something would be lost, or if more are missing than
+            rounding a size explains.
+        """
+        fitted = copy.copy(self)
+        end = len(self)
+        while end > 0 and self.symbols[end - 1] in without:
+            end -= 1
+        while end > rows and self.is_filler(end - 1):
+            end -= 1
+        if not end <= rows < end + MOST_FILLERS:
+            return None
+        fitted.symbols, fitted.count = self.symbols[:end], self.count[:end]
+        fitted.indices = {word: index for word, index in self.indices.items() if index < end}
+        number = 0
+        while len(fitted) < rows:
+            if f"madeupword{number:04d}" not in fitted:
+                fitted.add_symbol(f"madeupword{number:04d}", n=0)
+            number += 1
+        return fitted
 
     def string(
         self,

@@ -11,10 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from fairseq import catalog
+from fairseq.config.build import plain
+from fairseq.config.references import settle_alone
 from fairseq.dataclass import FairseqDataclass
 from fairseq.errors import RegistryError
 from fairseq.lazy import lazy_names
-from fairseq.registry import DataclassView, Registry, config_class, register_class
+from fairseq.registry import DataclassView, Registry, register_class, typed_config
+from fairseq.user_dir import import_modules
 
 MODEL_REGISTRY = Registry("model", catalog.MODELS)
 MODEL_DATACLASS_REGISTRY = DataclassView(MODEL_REGISTRY)
@@ -37,6 +40,7 @@ ARCH_MODEL_REGISTRY = _ArchitectureModels("architecture", ARCH_MODEL_NAME_REGIST
 ARCH_MODEL_INV_REGISTRY: dict[str, list[str]] = {}
 for _arch, _model in ARCH_MODEL_NAME_REGISTRY.items():
     ARCH_MODEL_INV_REGISTRY.setdefault(_model, []).append(_arch)
+import_models = import_modules
 
 
 def register_model(name: str, dataclass: type | None = None) -> Callable[[type], type]:
@@ -47,7 +51,7 @@ def register_model(name: str, dataclass: type | None = None) -> Callable[[type],
         dataclass: its configuration; if given, an architecture of the same name exists too.
 
     Raises:
-        ValueError: if the class does not extend :class:`BaseFairseqModel`.
+        RegistryError: if the class does not extend :class:`BaseFairseqModel`.
     """
 
     def decorate(cls: type) -> type:
@@ -73,7 +77,7 @@ def register_model_architecture(
     """Return a decorator that registers a preset: a function that sets what ``args`` leaves open.
 
     Raises:
-        ValueError: for an unknown model, a name registered twice, or something not callable.
+        RegistryError: for an unknown model, a name registered twice, or something not callable.
     """
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,14 +85,16 @@ def register_model_architecture(
             raise RegistryError(
                 f"Cannot register model architecture for unknown model type ({model_name})"
             )
-        if arch_name in ARCH_CONFIG_REGISTRY and not ARCH_CONFIG_REGISTRY.is_static(arch_name):
-            raise RegistryError(f"Cannot register duplicate model architecture ({arch_name})")
         if not callable(fn):
             raise RegistryError(f"Model architecture must be callable ({arch_name})")
+        if arch_name in ARCH_CONFIG_REGISTRY and not ARCH_CONFIG_REGISTRY.is_row_of(arch_name, fn):
+            raise RegistryError(f"Cannot register duplicate model architecture ({arch_name})")
         ARCH_CONFIG_REGISTRY[arch_name] = fn
         ARCH_MODEL_NAME_REGISTRY[arch_name] = model_name
         ARCH_MODEL_REGISTRY[arch_name] = model_name
-        ARCH_MODEL_INV_REGISTRY.setdefault(model_name, []).append(arch_name)
+        names = ARCH_MODEL_INV_REGISTRY.setdefault(model_name, [])
+        if arch_name not in names:
+            names.append(arch_name)
         return fn
 
     return decorate
@@ -96,26 +102,29 @@ def register_model_architecture(
 
 def model_class(name: str) -> Any:
     """Return the model class behind an architecture or model name."""
-    return (ARCH_MODEL_REGISTRY if name in ARCH_CONFIG_REGISTRY else MODEL_REGISTRY)[name]
+    is_model = name in MODEL_REGISTRY and name not in ARCH_CONFIG_REGISTRY
+    return (MODEL_REGISTRY if is_model else ARCH_MODEL_REGISTRY)[name]
 
 
 def build_model(cfg: Any, task: Any, from_checkpoint: bool = False) -> Any:
     """Build the model that ``cfg._name`` (or ``cfg.arch``) names.
 
     Args:
-        cfg: its configuration.
+        cfg: its configuration; a Namespace or mapping gets the architecture's preset applied.
         task: the task it will serve.
         from_checkpoint: accepted for old callers.
     """
+    if not isinstance(cfg, FairseqDataclass):
+        cfg = argparse.Namespace(**plain(cfg))
     name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
     if name is None:
         raise RegistryError("the model configuration names no architecture; give --arch")
     cls = model_class(name)
-    dataclass = config_class(cls)
-    if dataclass is not None and not isinstance(cfg, dataclass):
-        ARCH_CONFIG_REGISTRY[name](cfg) if name in ARCH_CONFIG_REGISTRY else None
-        cfg = dataclass.from_namespace(cfg)
-    return cls.build_model(cfg, task)
+    if isinstance(cfg, argparse.Namespace) and name in ARCH_CONFIG_REGISTRY:
+        ARCH_CONFIG_REGISTRY[name](cfg)
+    config = typed_config(cls, cfg)
+    settle_alone(config)
+    return cls.build_model(config, task)
 
 
 __getattr__, __dir__, _names = lazy_names(
@@ -129,4 +138,22 @@ __getattr__, __dir__, _names = lazy_names(
         "FairseqLanguageModel": "fairseq.models.base",
     },
 )
-__all__ = ["FairseqDataclass", "build_model", "register_model", "register_model_architecture"]
+__all__ = [
+    "ARCH_CONFIG_REGISTRY",
+    "ARCH_MODEL_INV_REGISTRY",
+    "ARCH_MODEL_NAME_REGISTRY",
+    "ARCH_MODEL_REGISTRY",
+    "MODEL_DATACLASS_REGISTRY",
+    "MODEL_REGISTRY",
+    "BaseFairseqModel",
+    "FairseqDataclass",
+    "FairseqDecoder",
+    "FairseqEncoder",
+    "FairseqEncoderModel",
+    "FairseqIncrementalDecoder",
+    "FairseqLanguageModel",
+    "build_model",
+    "import_models",
+    "register_model",
+    "register_model_architecture",
+]

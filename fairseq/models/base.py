@@ -5,15 +5,14 @@ Shapes: B batch, T time, C channels, V vocabulary.
 
 from __future__ import annotations
 
-import logging
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq.errors import CheckpointError
-
-logger = logging.getLogger(__name__)
+from fairseq.errors import CheckpointError, ConfigError
 
 
 class BaseFairseqModel(nn.Module):
@@ -62,7 +61,8 @@ class BaseFairseqModel(nn.Module):
         Args:
             state_dict: tensors by name; old names are upgraded on a copy.
             strict: whether missing or surplus names are errors.
-            model_cfg: configuration of this model (its ``*_layers_to_keep`` prune the state).
+            model_cfg: configuration of this model (its ``*_layers_to_keep`` prune the state);
+                the model's own if None.
             args: the same, for old callers.
 
         Raises:
@@ -70,6 +70,7 @@ class BaseFairseqModel(nn.Module):
         """
         state = dict(state_dict)
         self.upgrade_state_dict(state)
+        state = prune_state_dict(state, model_cfg or args or getattr(self, "config", None))
         problems = self._mismatches(state) if strict else []
         if problems:
             raise CheckpointError(
@@ -256,3 +257,51 @@ class FairseqLanguageModel(BaseFairseqModel):
 def count_parameters(model: nn.Module, trained_only: bool = False) -> int:
     """Return the number of parameters; shared ones count once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained_only)
+
+
+def kept_layers(config: Any, side: str) -> list[int] | None:
+    """Return the layers that ``encoder_layers_to_keep`` or ``decoder_layers_to_keep`` names.
+
+    Args:
+        config: the configuration of a model.
+        side: ``encoder`` or ``decoder``.
+
+    Returns:
+        their numbers, ascending; None if all are kept.
+
+    Raises:
+        ConfigError: if the setting is not a list of numbers such as ``0,2,4``.
+    """
+    text = getattr(config, f"{side}_layers_to_keep", None)
+    if not text:
+        return None
+    try:
+        return sorted({int(layer) for layer in text.split(",")})
+    except ValueError:
+        raise ConfigError(
+            f"--{side}-layers-to-keep must be numbers such as 0,2,4, not {text!r}"
+        ) from None
+
+
+def prune_state_dict(state_dict: Mapping[str, Any], model_cfg: Any) -> dict[str, Any]:
+    """Return the state of the layers that are kept, renumbered.
+
+    A state that has as many layers as are kept was pruned before; it comes back as it is.
+
+    Args:
+        state_dict: tensors by name.
+        model_cfg: configuration with ``encoder_layers_to_keep`` or ``decoder_layers_to_keep``.
+    """
+    state = dict(state_dict)
+    for side in ("encoder", "decoder"):
+        keep = kept_layers(model_cfg, side)
+        pattern = re.compile(rf"({side}\.(?:.*\.)?layers\.)(\d+)(\..*)")
+        layers = {name: match for name in state if (match := pattern.match(name))}
+        if keep is None or len({int(match[2]) for match in layers.values()}) == len(keep):
+            continue
+        pruned = {name: tensor for name, tensor in state.items() if name not in layers}
+        for name, match in layers.items():
+            if int(match[2]) in keep:
+                pruned[match[1] + str(keep.index(int(match[2]))) + match[3]] = state[name]
+        state = pruned
+    return state

@@ -42,3 +42,8 @@ def get_activation_fn(name: str) -> Callable[[Tensor], Tensor]:
     if name not in ACTIVATIONS:
         raise ConfigError(f"unknown activation '{name}'{did_you_mean(name, ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+def get_available_activation_fns() -> list[str]:
+    """Return the names of the activation functions."""
+    return list(ACTIVATIONS)

@@ -61,6 +61,7 @@ class RobertaLMHead(VocabularyHead):
         activation_fn: name of the activation.
         weight: the embedding table to tie to; None for weights of its own.
         eps: of the layer norm.
+        norm: implementation of the layer norm, ``torch`` or ``apex``.
 
     Source: Devlin et al. 2019, published code; Liu et al. 2019.
     """
@@ -72,11 +73,12 @@ class RobertaLMHead(VocabularyHead):
         activation_fn: str,
         weight: nn.Parameter | None = None,
         eps: float = 1e-5,
+        norm: str = "torch",
     ) -> None:
         super().__init__()
         self.dense = nn.Linear(embed_dim, embed_dim)
         self.activation_fn = get_activation_fn(activation_fn)
-        self.layer_norm = LayerNorm(embed_dim, eps)
+        self.layer_norm = LayerNorm(embed_dim, eps, implementation=norm)
         self.weight = (
             nn.Linear(embed_dim, output_dim, bias=False).weight if weight is None else weight
         )
@@ -108,8 +110,8 @@ class ClapHead(VocabularyHead):
         normalize_hidden: bool = False,
     ) -> None:
         super().__init__()
-        self.weight = weight
         self.beta = nn.Parameter(torch.tensor(float(initial_beta)))
+        self.weight = weight
         self.normalize, self.normalize_hidden = normalize, normalize_hidden
 
     def projection(self, hidden_NC: Tensor) -> Projection:

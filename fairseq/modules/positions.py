@@ -12,23 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq.errors import DataError
-
-
-def make_positions(tokens_BT: Tensor, padding_idx: int, offset: int | None = None) -> Tensor:
-    """Number the non-pad tokens of each row; pads keep ``padding_idx``.
-
-    Args:
-        tokens_BT: token ids.
-        padding_idx: id of the pad symbol.
-        offset: number of the first token; ``padding_idx + 1`` if None.
-
-    Returns:
-        int64 positions of shape (B, T).
-    """
-    real_BT = tokens_BT.ne(padding_idx)
-    first = padding_idx + 1 if offset is None else offset
-    counted_BT = real_BT.cumsum(1) - 1 + first
-    return counted_BT.where(real_BT, padding_idx)
+from fairseq.utils import make_positions
 
 
 class LearnedPositionalEmbedding(nn.Embedding):
@@ -44,26 +28,29 @@ class LearnedPositionalEmbedding(nn.Embedding):
     def __init__(
         self, num_embeddings: int, embedding_dim: int, padding_idx: int, offset: int | None = None
     ) -> None:
-        # a table that starts at 0 has no spare row for pads; they are zeroed after the lookup
+        # a table that starts at 0 has no spare row for pads: theirs is somebody else's, too
         super().__init__(num_embeddings, embedding_dim, padding_idx if offset is None else None)
         self.pad, self.offset = padding_idx, offset
         first = padding_idx + 1 if offset is None else offset
         self.max_positions = num_embeddings - first
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Return the position vectors, shape (B, T, C).
+        """Return the position vectors, shape (B, T, C); what pads get has no meaning.
 
         Raises:
-            DataError: if a row is longer than the table.
+            DataError: if a row has more tokens than the table has positions.
         """
-        if tokens_BT.shape[1] > self.max_positions:
-            raise DataError(
-                f"a sequence of {tokens_BT.shape[1]} tokens exceeds the {self.max_positions} "
-                "learned positions of this model; shorten it, or train with --position alibi"
-            )
-        positions_BT = make_positions(tokens_BT, self.pad, self.offset)
+        positions_BT = make_positions(tokens_BT, self.pad, offset=self.offset)
         if self.offset is not None:
             positions_BT = positions_BT.where(tokens_BT.ne(self.pad), 0)
+        # pads need no position: only where they alone make a row too long is there doubt
+        if tokens_BT.shape[1] > self.max_positions:
+            longest = int(tokens_BT.ne(self.pad).sum(1).max())
+            if longest > self.max_positions:
+                raise DataError(
+                    f"a sequence of {longest} tokens exceeds the {self.max_positions} learned "
+                    "positions of this model; shorten it, or train with --position alibi"
+                )
         return F.embedding(positions_BT, self.weight, self.padding_idx)
 
 
@@ -89,23 +76,39 @@ def sinusoidal_table(positions: int, channels: int, padding_idx: int | None) -> 
 
 
 class SinusoidalPositionalEmbedding(nn.Module):
-    """Fixed sines and cosines; the table grows with the longest sequence seen."""
+    """Fixed sines and cosines; the table grows with the longest sequence seen.
 
-    def __init__(self, embedding_dim: int, padding_idx: int, init_size: int = 1024) -> None:
+    Args:
+        embedding_dim: channels.
+        padding_idx: id of the pad symbol.
+        init_size: rows of the table to begin with.
+        offset: position of the first token (``padding_idx + 1``, and a zero row for pads, if None).
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        padding_idx: int,
+        init_size: int = 1024,
+        offset: int | None = None,
+    ) -> None:
         super().__init__()
-        self.embedding_dim, self.padding_idx = embedding_dim, padding_idx
+        self.embedding_dim, self.padding_idx, self.offset = embedding_dim, padding_idx, offset
         self.max_positions = int(1e5)
-        table_PC = sinusoidal_table(init_size, embedding_dim, padding_idx)
-        self.register_buffer("table", table_PC, persistent=False)
+        self.register_buffer("table", self._table(init_size), persistent=False)
         self.table: Tensor
+
+    @torch.inference_mode(False)  # what is kept must serve training, too
+    def _table(self, rows: int) -> Tensor:
+        zero_row = self.padding_idx if self.offset is None else None
+        return sinusoidal_table(rows, self.embedding_dim, zero_row)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Return the position vectors, shape (B, T, C)."""
-        needed = self.padding_idx + 1 + tokens_BT.shape[1]
+        needed = max(self.padding_idx + 1, self.offset or 0) + tokens_BT.shape[1]
         if needed > self.table.shape[0]:
-            grown_PC = sinusoidal_table(needed, self.embedding_dim, self.padding_idx)
-            self.table = grown_PC.to(self.table)
-        return self.table[make_positions(tokens_BT, self.padding_idx)]
+            self.table = self._table(needed).to(self.table)
+        return self.table[make_positions(tokens_BT, self.padding_idx, offset=self.offset)]
 
 
 def PositionalEmbedding(
@@ -154,14 +157,18 @@ class AlibiBias(nn.Module):
         """Return the bias, fp32 of shape (1, H, T, T), for sequences of ``length`` tokens."""
         kept = self._kept
         if kept is None or kept.shape[-1] < length or kept.device != torch.device(device):
-            place_T = torch.arange(length, device=device, dtype=torch.float32)
-            offset_TT = place_T[None, :] - place_T[:, None]  # key minus query
-            distance_TT = offset_TT.abs()
-            if self.asymmetric:
-                distance_TT = distance_TT - 0.5 * (offset_TT > 0)
-            slopes_H = alibi_slopes(self.heads).to(device)
-            self._kept = kept = (-slopes_H[:, None, None] * distance_TT)[None]
+            self._kept = kept = self._bias(length, device)
         return kept[:, :, :length, :length]
+
+    @torch.inference_mode(False)  # what is kept must serve training, too
+    def _bias(self, length: int, device: torch.device | str) -> Tensor:
+        place_T = torch.arange(length, device=device, dtype=torch.float32)
+        offset_TT = place_T[None, :] - place_T[:, None]  # key minus query
+        distance_TT = offset_TT.abs()
+        if self.asymmetric:
+            distance_TT = distance_TT - 0.5 * (offset_TT > 0)
+        slopes_H = alibi_slopes(self.heads).to(device)
+        return (-slopes_H[:, None, None] * distance_TT)[None]
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the kept bias out of copies and pickles; it is cheap to compute."""

@@ -18,11 +18,7 @@ from fairseq.modules.positions import (
     LearnedPositionalEmbedding,
     SinusoidalPositionalEmbedding,
 )
-from fairseq.modules.transformer_layer import (
-    LayerShape,
-    MultiheadAttention,
-    TransformerEncoderLayer,
-)
+from fairseq.modules.transformer_layer import LayerShape, TransformerEncoderLayer
 
 
 @dataclass(frozen=True)
@@ -77,9 +73,6 @@ def init_bert_params(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
         if module.padding_idx is not None:
             nn.init.zeros_(module.weight[module.padding_idx])
-    elif isinstance(module, MultiheadAttention):
-        for projection in (module.q_proj, module.k_proj, module.v_proj):
-            nn.init.normal_(projection.weight, std=0.02)
 
 
 class TransformerEncoder(nn.Module):
@@ -88,20 +81,24 @@ class TransformerEncoder(nn.Module):
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
         self.shape = shape
-        dim, eps = shape.layer.embed_dim, shape.layer.eps
+        dim = shape.layer.embed_dim
         self.register_buffer("version", torch.tensor([3.0]))
         pad = None if shape.trainable_pad else shape.padding_idx
         self.embed_tokens = nn.Embedding(shape.vocabulary, dim, pad)
         self.embed_positions = self._positions()
         self.embed_segments = nn.Embedding(shape.segments, dim) if shape.segments else None
-        self.layernorm_embedding = LayerNorm(dim, eps) if shape.layernorm_embedding else None
+        self.layernorm_embedding = self._layer_norm() if shape.layernorm_embedding else None
         self.layers = nn.ModuleList(
             TransformerEncoderLayer(shape.layer) for _ in range(shape.layers)
         )
-        self.layer_norm = LayerNorm(dim, eps) if shape.layer.pre_norm else None
+        self.layer_norm = self._layer_norm() if shape.layer.pre_norm else None
         alibi = shape.position.startswith("alibi")
         asymmetric = shape.position == "alibi-asymmetric"
         self.alibi = AlibiBias(shape.layer.heads, asymmetric) if alibi else None
+
+    def _layer_norm(self) -> nn.Module:
+        layer = self.shape.layer
+        return LayerNorm(layer.embed_dim, layer.eps, implementation=layer.norm)
 
     def _positions(self) -> nn.Module | None:
         shape, dim = self.shape, self.shape.layer.embed_dim
@@ -114,14 +111,30 @@ class TransformerEncoder(nn.Module):
             )
         if shape.position == "sinusoidal":
             rows = shape.max_positions + shape.padding_idx + 1
-            return SinusoidalPositionalEmbedding(dim, shape.padding_idx, rows)
+            return SinusoidalPositionalEmbedding(
+                dim, shape.padding_idx, rows, shape.position_offset
+            )
         return None
 
-    def embed(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
-        """Return the input of the first layer, shape (B, T, C), zero at pads."""
+    def embed(
+        self,
+        tokens_BT: Tensor,
+        segments_BT: Tensor | None = None,
+        rows_BTC: Tensor | None = None,
+    ) -> Tensor:
+        """Return the input of the first layer, shape (B, T, C), before pads are zeroed.
+
+        Args:
+            tokens_BT: token ids.
+            segments_BT: segment ids, zero if None.
+            rows_BTC: used instead of the tokens' rows of the table, with noise added for example.
+        """
         shape = self.shape
-        rows_BT = tokens_BT.clamp(max=shape.vocabulary - 1) if shape.zero_masking else tokens_BT
-        x_BTC = self.embed_tokens(rows_BT)
+        if rows_BTC is None:
+            last = shape.vocabulary - 1
+            inside_BT = tokens_BT.clamp(max=last) if shape.zero_masking else tokens_BT
+            rows_BTC = self.embed_tokens(inside_BT)
+        x_BTC = rows_BTC
         if shape.normalize_embedding:
             x_BTC = F.normalize(x_BTC, dim=-1)
         if shape.zero_masking:
@@ -142,6 +155,7 @@ class TransformerEncoder(nn.Module):
         tokens_BT: Tensor,
         segments_BT: Tensor | None = None,
         return_all_hiddens: bool = False,
+        rows_BTC: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Encode token ids.
 
@@ -149,13 +163,14 @@ class TransformerEncoder(nn.Module):
             tokens_BT: int64 ids, padded on the right.
             segments_BT: segment ids, zero if None (only where the model has segments).
             return_all_hiddens: also return the embedding output and every layer's output.
+            rows_BTC: see :meth:`embed`.
 
         Returns:
             hidden states (B, T, C), and a list of layers + 1 tensors of that shape (empty unless
             asked for).
         """
         pad_BT: Tensor | None = tokens_BT.eq(self.shape.padding_idx)
-        x_BTC = self.embed(tokens_BT, segments_BT)
+        x_BTC = self.embed(tokens_BT, segments_BT, rows_BTC)
         # asking a GPU whether there are pads would wait for it; there the mask is always used
         if tokens_BT.device.type == "cpu" and pad_BT is not None and not pad_BT.any():
             pad_BT = None

@@ -15,6 +15,8 @@ from fairseq.errors import ConfigError, did_you_mean
 
 BACKENDS = ("sdpa", "reference")
 ALIASES = {"auto": "sdpa", "hf": "sdpa"}
+# Fused kernels want a number of channels that is a multiple of this.
+CHANNEL_GROUP = 8
 
 
 def check_backend(backend: str) -> str:
@@ -39,54 +41,102 @@ def attention(
     dropout: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
-    """Return ``softmax(q k^T / sqrt(D) + bias) v``, shape (B, H, T, D).
+    """Return ``softmax(q k^T / sqrt(D) + bias) v``, shape (B, H, T, D), in the type of the query.
+
+    The bias is added to the scores in fp32 whatever the type of the query is, under autocast too:
+    in bf16 an ALiBi bias could not tell keys apart that are more than 256 tokens away.
 
     Args:
         query_BHTD: queries.
         key_BHSD: keys.
         value_BHSD: values.
         bias_1HTS: fp32, added to the scaled scores of every batch row (ALiBi).
-        key_padding_mask_BS: True at keys that must not be seen.
-        causal: a query sees only keys up to its own position.
+        key_padding_mask_BS: True at keys that must not be seen. A query that sees no key at all
+            gets something finite.
+        causal: a query sees only keys up to its own position; the queries are the last T.
         dropout: probability of dropping an attention weight (0 outside training).
         backend: ``sdpa`` (PyTorch's fused attention) or ``reference`` (explicit, fp32).
 
     Source: Vaswani et al. 2017, equation 1; ALiBi: Press et al. 2022, section 3.
     """
-    name = check_backend(backend)
-    if name == "reference":
-        return _reference(
+    function = _reference if check_backend(backend) == "reference" else _sdpa
+    # autocast would round the bias to half precision
+    with torch.autocast(query_BHTD.device.type, enabled=False):
+        attended_BHTD = function(
             query_BHTD, key_BHSD, value_BHSD, bias_1HTS, key_padding_mask_BS, causal, dropout
         )
-    plain = bias_1HTS is None and key_padding_mask_BS is None
-    mask = None if plain else _mask(query_BHTD, key_BHSD, bias_1HTS, key_padding_mask_BS, causal)
-    return F.scaled_dot_product_attention(
-        query_BHTD, key_BHSD, value_BHSD, mask, dropout, is_causal=causal and plain
-    )
+    return attended_BHTD.to(query_BHTD.dtype)
 
 
-def _mask(
+def _sdpa(
     query_BHTD: Tensor,
     key_BHSD: Tensor,
+    value_BHSD: Tensor,
     bias_1HTS: Tensor | None,
-    key_padding_mask_BS: Tensor | None,
+    hidden_BS: Tensor | None,
     causal: bool,
+    dropout: float,
 ) -> Tensor:
-    """Merge bias, padding and causality; the batch dimension appears only if there is padding."""
-    hidden = None if key_padding_mask_BS is None else key_padding_mask_BS[:, None, None, :]
-    if causal:
-        future_TS = _future(query_BHTD.shape[2], key_BHSD.shape[2], query_BHTD.device)
-        hidden = future_TS if hidden is None else hidden | future_TS
-    if bias_1HTS is None:
-        assert hidden is not None
-        return ~hidden
-    bias = bias_1HTS.to(query_BHTD.dtype)
-    return bias if hidden is None else bias.masked_fill(hidden, -math.inf)
+    channels = query_BHTD.shape[-1]
+    # the kernels' own causality starts counting at the first query, not at the last key
+    kernel_is_causal = causal and query_BHTD.shape[2] == key_BHSD.shape[2]
+    mask: Tensor | None = None
+    if bias_1HTS is not None:
+        dtype = torch.promote_types(query_BHTD.dtype, torch.float32)
+        mask = bias_1HTS.to(dtype)
+        if query_BHTD.device.type != "cpu":  # only the CPU's kernel takes a mask of another type
+            query_BHTD, key_BHSD, value_BHSD = (
+                tensor.to(dtype) for tensor in (query_BHTD, key_BHSD, value_BHSD)
+            )
+        if hidden_BS is not None:
+            query_BHTD, key_BHSD, value_BHSD = _hide_by_channel(
+                query_BHTD, key_BHSD, value_BHSD, hidden_BS
+            )
+    elif hidden_BS is not None:
+        mask = ~hidden_BS[:, None, None, :]
+    if causal and (mask is not None or not kernel_is_causal):
+        future_TS = _future(query_BHTD, key_BHSD)
+        if mask is None:
+            mask = ~future_TS
+        elif mask.dtype == torch.bool:
+            mask = mask & ~future_TS
+        else:
+            mask = mask.masked_fill(future_TS, -math.inf)
+    attended_BHTD = F.scaled_dot_product_attention(
+        query_BHTD,
+        key_BHSD,
+        value_BHSD,
+        mask,
+        dropout,
+        is_causal=causal and mask is None,
+        scale=channels**-0.5,
+    )
+    return attended_BHTD[..., :channels]
 
 
-def _future(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Return a (T, S) mask, True where the key lies after the query (queries are the last T)."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).triu(keys - queries + 1)
+def _hide_by_channel(
+    query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, hidden_BS: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values with more channels, one of which hides keys.
+
+    It is 1 in all queries, 0 in visible keys and hugely negative in hidden ones. That keeps the
+    bias free of the batch dimension: with the padding merged into it, a layer would have to keep
+    (B, H, T, S) numbers for the backward pass.
+    """
+    more = (0, CHANNEL_GROUP)
+    first = query_BHTD.shape[-1]
+    query, key, value = (F.pad(tensor, more) for tensor in (query_BHTD, key_BHSD, value_BHSD))
+    query[..., first] = 1
+    huge = torch.finfo(key.dtype).min / 2
+    key[..., first] = hidden_BS[:, None, :].to(key.dtype) * huge
+    return query, key, value
+
+
+def _future(query_BHTD: Tensor, key_BHSD: Tensor) -> Tensor:
+    """Return a (T, S) mask, True where the key lies after the query."""
+    queries, keys = query_BHTD.shape[2], key_BHSD.shape[2]
+    everything = torch.ones(queries, keys, dtype=torch.bool, device=query_BHTD.device)
+    return everything.triu(keys - queries + 1)
 
 
 def _reference(
@@ -94,7 +144,7 @@ def _reference(
     key_BHSD: Tensor,
     value_BHSD: Tensor,
     bias_1HTS: Tensor | None,
-    key_padding_mask_BS: Tensor | None,
+    hidden_BS: Tensor | None,
     causal: bool,
     dropout: float,
 ) -> Tensor:
@@ -103,10 +153,10 @@ def _reference(
     scores_BHTS = (query_BHTD.to(wide) * scale) @ key_BHSD.to(wide).transpose(-1, -2)
     if bias_1HTS is not None:
         scores_BHTS = scores_BHTS + bias_1HTS
-    if key_padding_mask_BS is not None:
-        scores_BHTS = scores_BHTS.masked_fill(key_padding_mask_BS[:, None, None, :], -math.inf)
+    lowest = torch.finfo(wide).min  # not -inf: rows without any visible key must stay finite
+    if hidden_BS is not None:
+        scores_BHTS = scores_BHTS.masked_fill(hidden_BS[:, None, None, :], lowest)
     if causal:
-        future_TS = _future(scores_BHTS.shape[2], scores_BHTS.shape[3], scores_BHTS.device)
-        scores_BHTS = scores_BHTS.masked_fill(future_TS, -math.inf)
+        scores_BHTS = scores_BHTS.masked_fill(_future(query_BHTD, key_BHSD), lowest)
     weights_BHTS = F.dropout(scores_BHTS.softmax(-1), dropout, training=dropout > 0)
-    return (weights_BHTS @ value_BHSD.to(wide)).to(query_BHTD.dtype)
+    return weights_BHTS @ value_BHSD.to(wide)

@@ -1,18 +1,21 @@
 """Cross-entropy of a linear projection, without keeping the logits.
 
 Every vocabulary head of this project is this function with another weight (see
-docs/architecture.md): the RoBERTa and GPT heads (weight E, bias b), the CLAP head (weight E normalised row by row),
-contrastive weight tying (weight E[unique targets], bias log count).
+docs/architecture.md): the RoBERTa and GPT heads (weight E, bias b), the CLAP head (weight E
+normalised row by row), contrastive weight tying (weight E[unique targets], bias log count).
 
-Shapes: N predicted positions, C channels, V classes.
+Shapes: N predicted positions, C channels, V classes, R positions of one chunk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fairseq.errors import ConfigError, did_you_mean
 
@@ -46,6 +49,10 @@ def linear_cross_entropy(
 ) -> LinearCrossEntropy:
     """Return ``-log softmax(hidden @ weight^T + bias)[target]`` for every position.
 
+    Logits are fp32 whatever the input is, and so are the gradients until the upstream gradient has
+    scaled them (fp16 training relies on that). Only bf16 on a GPU multiplies in bf16, with fp32
+    sums.
+
     Args:
         hidden_NC: features, any floating type.
         weight_VC: one row per class.
@@ -53,7 +60,8 @@ def linear_cross_entropy(
         bias_V: added to the logits.
         ignore_index: target that is skipped.
         backend: ``reference`` keeps all logits in fp32; ``chunked`` computes them in blocks of rows
-            and forms the gradients on the way; ``auto`` chooses by size.
+            and forms the gradients on the way (and cannot be differentiated twice); ``auto``
+            chooses by size.
         want_argmax: also return the most likely class.
         want_sum_logits: also return the sum of the logits over the classes.
 
@@ -61,60 +69,73 @@ def linear_cross_entropy(
         ConfigError: for an unknown backend.
     """
     if backend == "auto":
-        backend = (
-            "reference" if hidden_NC.shape[0] * weight_VC.shape[0] <= SMALL_PROBLEM else "chunked"
-        )
+        small = hidden_NC.shape[0] * weight_VC.shape[0] <= SMALL_PROBLEM
+        backend = "reference" if small else "chunked"
     if backend not in BACKENDS:
         hint = did_you_mean(backend, BACKENDS)
         raise ConfigError(
             f"unknown loss backend '{backend}'{hint}: choose auto, {', '.join(BACKENDS)}"
         )
-    dtype = _compute_dtype(hidden_NC)
+    dtype = _factor_type(hidden_NC, backend)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
     hidden_NC, weight_VC = hidden_NC.to(dtype), weight_VC.to(dtype)
+    bias_V = None if bias_V is None else bias_V.to(wide)
+    function = _reference if backend == "reference" else _Chunked.apply
     with torch.autocast(hidden_NC.device.type, enabled=False):
-        if backend == "reference":
-            loss_N, lse_N, sum_N, argmax_N = _reference(
-                hidden_NC, weight_VC, bias_V, target_N, ignore_index
-            )
-        else:
-            loss_N, lse_N, sum_N, argmax_N = _Chunked.apply(
-                hidden_NC, weight_VC, bias_V, target_N, ignore_index, want_argmax, want_sum_logits
-            )
-    return LinearCrossEntropy(
-        loss_N, lse_N, argmax_N if want_argmax else None, sum_N if want_sum_logits else None
-    )
+        results = function(
+            hidden_NC, weight_VC, bias_V, target_N, ignore_index, want_argmax, want_sum_logits
+        )
+    return LinearCrossEntropy(*results)
 
 
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """Return the type the product is computed in: autocast's where it is on."""
+def _factor_type(hidden: Tensor, backend: str) -> torch.dtype:
+    """Return the type that both factors of the product are read in."""
     device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return hidden.dtype
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    if hidden.dtype == torch.float64:
+        return torch.float64
+    if dtype == torch.bfloat16 and device == "cuda" and backend == "chunked":
+        return dtype
+    return torch.float32
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _logits(hidden_NC: Tensor, weight_VC: Tensor, bias_V: Tensor | None) -> Tensor:
-    logits_NV = _wide(hidden_NC @ weight_VC.t())
-    return logits_NV if bias_V is None else logits_NV + bias_V.to(logits_NV.dtype)
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Return the matrix product; that of bf16 factors, which only occur on GPUs, in fp32."""
+    if left.dtype == torch.bfloat16:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left @ right
 
 
 def _reference(
-    hidden_NC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, target_N: Tensor, ignore_index: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    logits_NV = _logits(hidden_NC, weight_VC, bias_V)
+    hidden_NC: Tensor,
+    weight_VC: Tensor,
+    bias_V: Tensor | None,
+    target_N: Tensor,
+    ignore_index: int,
+    want_argmax: bool,
+    want_sum: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    logits_NV = F.linear(hidden_NC, weight_VC, bias_V)
     lse_N = logits_NV.logsumexp(-1)
     keep_N = target_N != ignore_index
     picked_N = logits_NV.gather(1, target_N.where(keep_N, 0)[:, None])[:, 0]
-    loss_N = torch.where(keep_N, lse_N - picked_N, 0.0)
-    return loss_N, lse_N, logits_NV.sum(-1), logits_NV.argmax(-1)
+    return (
+        torch.where(keep_N, lse_N - picked_N, 0.0),
+        lse_N,
+        logits_NV.argmax(-1) if want_argmax else None,
+        logits_NV.sum(-1) if want_sum else None,
+    )
 
 
-def _rows_per_chunk(classes: int) -> int:
-    return max(16, CHUNK_ELEMENTS // max(1, classes))
+def _chunks(
+    hidden_NC: Tensor, weight_VC: Tensor, bias_V: Tensor | None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (rows, their logits_RV in fp32 or fp64), a bounded number of elements at a time."""
+    step = max(16, CHUNK_ELEMENTS // max(1, weight_VC.shape[0]))
+    for start in range(0, len(hidden_NC), step):
+        rows = slice(start, start + step)
+        logits_RV = _product(hidden_NC[rows], weight_VC.t())
+        yield rows, logits_RV if bias_V is None else logits_RV.add_(bias_V)
 
 
 class _Chunked(torch.autograd.Function):
@@ -135,20 +156,16 @@ class _Chunked(torch.autograd.Function):
         want_argmax: bool,
         want_sum: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Compute losses and, if anything needs them, unit gradients."""
-        n, classes = hidden_NC.shape[0], weight_VC.shape[0]
+        """Compute the results and, if anything needs them, unit gradients."""
+        n = len(hidden_NC)
         wide = torch.float64 if hidden_NC.dtype == torch.float64 else torch.float32
         loss_N, lse_N = hidden_NC.new_zeros(n, dtype=wide), hidden_NC.new_zeros(n, dtype=wide)
-        sum_N = hidden_NC.new_zeros(n, dtype=wide) if want_sum else None
         argmax_N = target_N.new_zeros(n) if want_argmax else None
-        gradients = _Gradients(hidden_NC, weight_VC, bias_V) if any(ctx.needs_input_grad) else None
-        step = _rows_per_chunk(classes)
-        for start in range(0, n, step):
-            rows = slice(start, start + step)
-            logits_RV = _logits(hidden_NC[rows], weight_VC, bias_V)
-            target_R = target_N[rows]
-            keep_R = target_R != ignore_index
-            index_R1 = target_R.where(keep_R, 0)[:, None]
+        sum_N = hidden_NC.new_zeros(n, dtype=wide) if want_sum else None
+        gradients = _Gradients(ctx, hidden_NC, weight_VC) if any(ctx.needs_input_grad) else None
+        for rows, logits_RV in _chunks(hidden_NC, weight_VC, bias_V):
+            keep_R = target_N[rows] != ignore_index
+            index_R1 = target_N[rows].where(keep_R, 0)[:, None]
             if argmax_N is not None:
                 argmax_N[rows] = logits_RV.argmax(-1)
             if sum_N is not None:
@@ -158,70 +175,73 @@ class _Chunked(torch.autograd.Function):
             if gradients is not None:
                 dlogits_RV = logits_RV.sub_(lse_R[:, None]).exp_()
                 dlogits_RV.scatter_add_(1, index_R1, torch.full_like(index_R1, -1, dtype=wide))
-                gradients.add(rows, dlogits_RV.mul_(keep_R[:, None]), hidden_NC, weight_VC)
-        saved = gradients.tensors() if gradients is not None else (None, None, None)
-        ctx.save_for_backward(hidden_NC, weight_VC, bias_V, target_N, lse_N, *saved)
+                gradients.add(rows, dlogits_RV.mul_(keep_R[:, None]))
+        units = (None, None, None) if gradients is None else gradients.tensors()
+        ctx.save_for_backward(hidden_NC, weight_VC, bias_V, target_N, lse_N, *units)
         ctx.ignore_index = ignore_index
         ctx.set_materialize_grads(False)
         if argmax_N is not None:
             ctx.mark_non_differentiable(argmax_N)
-        return loss_N, lse_N, sum_N, argmax_N
+        return loss_N, lse_N, argmax_N, sum_N
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         """Scale the unit gradients, or recompute when positions are weighted differently."""
-        loss_grad_N, lse_grad_N, sum_grad_N = upstream[:3]
-        hidden_NC, weight_VC, bias_V, target_N, lse_N, dhidden, dweight, dbias = ctx.saved_tensors
-        uniform = loss_grad_N is not None and loss_grad_N.stride() == (0,)
-        if uniform and lse_grad_N is None and sum_grad_N is None and len(target_N):
-            assert loss_grad_N is not None
-            scale = loss_grad_N[0]
-            scaled = [
-                None if g is None else g * scale.to(g.dtype) for g in (dhidden, dweight, dbias)
-            ]
-            return (*scaled, None, None, None, None)
-        gradients = _Gradients(hidden_NC, weight_VC, bias_V)
-        step = _rows_per_chunk(weight_VC.shape[0])
-        for start in range(0, len(target_N), step):
-            rows = slice(start, start + step)
-            logits_RV = _logits(hidden_NC[rows], weight_VC, bias_V)
-            p_RV = logits_RV.sub_(lse_N[rows, None]).exp_()
-            dlogits_RV = torch.zeros_like(p_RV)
-            if loss_grad_N is not None:
-                keep_R = target_N[rows] != ctx.ignore_index
-                g_R1 = (loss_grad_N[rows] * keep_R)[:, None].to(p_RV.dtype)
-                dlogits_RV += p_RV * g_R1
-                dlogits_RV.scatter_add_(1, target_N[rows].where(keep_R, 0)[:, None], -g_R1)
-            if lse_grad_N is not None:
-                dlogits_RV += p_RV * lse_grad_N[rows, None]
-            if sum_grad_N is not None:
-                dlogits_RV += sum_grad_N[rows, None]
-            gradients.add(rows, dlogits_RV, hidden_NC, weight_VC)
-        return (*gradients.tensors(), None, None, None, None)
+        loss_grad_N, lse_grad_N, _, sum_grad_N = upstream
+        units = ctx.saved_tensors[5:]
+        others = lse_grad_N is not None or sum_grad_N is not None
+        if loss_grad_N is not None and not others and loss_grad_N.stride() == (0,):
+            scale = loss_grad_N[:1].sum()  # the one number, also if there is no position
+            return (*(g if g is None else g * scale for g in units), *[None] * 4)
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            return (*_weighted(ctx, loss_grad_N, lse_grad_N, sum_grad_N), *[None] * 4)
+
+
+def _weighted(
+    ctx: Any, loss_grad_N: Tensor | None, lse_grad_N: Tensor | None, sum_grad_N: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of hidden, weight and bias for any upstream gradients."""
+    hidden_NC, weight_VC, bias_V, target_N, lse_N = ctx.saved_tensors[:5]
+    gradients = _Gradients(ctx, hidden_NC, weight_VC)
+    for rows, logits_RV in _chunks(hidden_NC, weight_VC, bias_V):
+        keep_R = target_N[rows] != ctx.ignore_index
+        loss_grad_R = keep_R * (0.0 if loss_grad_N is None else loss_grad_N[rows])
+        lse_grad_R = loss_grad_R if lse_grad_N is None else loss_grad_R + lse_grad_N[rows]
+        dlogits_RV = logits_RV.sub_(lse_N[rows, None]).exp_().mul_(lse_grad_R[:, None])
+        index_R1 = target_N[rows].where(keep_R, 0)[:, None]
+        dlogits_RV.scatter_add_(1, index_R1, -loss_grad_R[:, None].to(dlogits_RV.dtype))
+        if sum_grad_N is not None:
+            dlogits_RV += sum_grad_N[rows, None]
+        gradients.add(rows, dlogits_RV)
+    return gradients.tensors()
 
 
 class _Gradients:
-    """Accumulates the gradients of hidden, weight and bias over chunks of rows."""
+    """Sums up the gradients of hidden, weight and bias, those that are needed, chunk by chunk."""
 
-    def __init__(self, hidden_NC: Tensor, weight_VC: Tensor, bias_V: Tensor | None) -> None:
-        wide = torch.float64 if weight_VC.dtype == torch.float64 else torch.float32
-        self.hidden_NC = torch.empty_like(hidden_NC)
-        self.weight_VC = torch.zeros_like(weight_VC, dtype=wide)
-        self.bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=wide)
-        self.types = (weight_VC.dtype, None if bias_V is None else bias_V.dtype)
+    def __init__(self, ctx: Any, hidden_NC: Tensor, weight_VC: Tensor) -> None:
+        self.factors = hidden_NC, weight_VC
+        wide = torch.float64 if hidden_NC.dtype == torch.float64 else torch.float32
+        for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
+        self.hidden_NC = torch.empty_like(hidden_NC, dtype=wide) if for_hidden else None
+        self.weight_VC = torch.zeros_like(weight_VC, dtype=wide) if for_weight else None
+        self.bias_V = weight_VC.new_zeros(len(weight_VC), dtype=wide) if for_bias else None
 
-    def add(self, rows: slice, dlogits_RV: Tensor, hidden_NC: Tensor, weight_VC: Tensor) -> None:
+    def add(self, rows: slice, dlogits_RV: Tensor) -> None:
         """Add the share of one chunk."""
+        hidden_NC, weight_VC = self.factors
         if self.bias_V is not None:
             self.bias_V += dlogits_RV.sum(0)
-        narrow_RV = dlogits_RV.to(weight_VC.dtype)
-        self.hidden_NC[rows] = narrow_RV @ weight_VC
-        if self.weight_VC.dtype == weight_VC.dtype:
-            self.weight_VC.addmm_(narrow_RV.t(), hidden_NC[rows])
-        else:  # sums over chunks in fp32, whatever the type of the products
-            self.weight_VC += narrow_RV.t() @ hidden_NC[rows]
+        dlogits_RV = dlogits_RV.to(weight_VC.dtype)
+        if self.hidden_NC is not None:
+            self.hidden_NC[rows] = _product(dlogits_RV, weight_VC)
+        if self.weight_VC is not None:
+            if self.weight_VC.dtype == weight_VC.dtype:
+                self.weight_VC.addmm_(dlogits_RV.t(), hidden_NC[rows])
+            else:
+                self.weight_VC += _product(dlogits_RV.t(), hidden_NC[rows])
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the gradients in the types of their inputs."""
-        bias = None if self.bias_V is None else self.bias_V.to(self.types[1])
-        return self.hidden_NC, self.weight_VC.to(self.types[0]), bias
+    def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the gradients of hidden, weight and bias; None where nobody asked."""
+        return self.hidden_NC, self.weight_VC, self.bias_V

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fairseq import catalog
+from fairseq.config.references import settle_alone
 from fairseq.dataclass import FairseqDataclass
 from fairseq.errors import RegistryError
 from fairseq.lazy import lazy_names
-from fairseq.registry import DataclassView, Registry, config_class, register_class
+from fairseq.registry import DataclassView, Registry, register_class, typed_config
+from fairseq.user_dir import import_modules
 
 TASK_REGISTRY = Registry("task", catalog.TASKS)
 TASK_DATACLASS_REGISTRY = DataclassView(TASK_REGISTRY)
-TASK_CLASS_NAMES: set[str] = set()
+# checkpoints file the state of a task under the name of its class
+TASK_CLASS_NAMES = {target.partition(":")[2] for target in catalog.TASKS.values()}
+import_tasks = import_modules
 
 
 def register_task(name: str, dataclass: type | None = None) -> Callable[[type], type]:
@@ -22,13 +26,13 @@ def register_task(name: str, dataclass: type | None = None) -> Callable[[type], 
     A name registered twice keeps its first class.
 
     Raises:
-        ValueError: if the class does not extend ``FairseqTask``, or two classes share a name.
+        RegistryError: if the class does not extend ``FairseqTask``, or two classes share a name.
     """
 
     def decorate(cls: type) -> type:
         from fairseq.tasks.base import FairseqTask
 
-        if cls.__name__ in TASK_CLASS_NAMES and name not in TASK_REGISTRY:
+        if name not in TASK_REGISTRY and cls.__name__ in TASK_CLASS_NAMES:
             raise RegistryError(f"Cannot register task with duplicate class name ({cls.__name__})")
         registered = register_class(TASK_REGISTRY, name, dataclass, FairseqTask, True)(cls)
         TASK_CLASS_NAMES.add(registered.__name__)
@@ -43,21 +47,36 @@ def get_task(name: str) -> Any:
 
 
 def setup_task(cfg: Any, **kwargs: Any) -> Any:
-    """Set up the task that ``cfg`` (a configuration or a Namespace) names."""
-    name = getattr(cfg, "task", None)
-    if not isinstance(name, str):
-        name = getattr(cfg, "_name", None)
+    """Set up the task that ``cfg`` names.
+
+    Args:
+        cfg: its configuration (with ``_name``), or a Namespace or mapping with ``task``.
+        **kwargs: passed on to the class's ``setup_task``.
+    """
+    get = cfg.get if isinstance(cfg, Mapping) else lambda key: getattr(cfg, key, None)
+    task = get("task")
+    name = task if isinstance(task, str) else get("_name")
     if name is None:
         raise RegistryError("the configuration names no task; give --task")
     cls = TASK_REGISTRY[name]
-    dataclass = config_class(cls)
-    if dataclass is not None and not isinstance(cfg, dataclass):
-        cfg = dataclass.from_namespace(cfg)
-    return cls.setup_task(cfg, **kwargs)
+    config = typed_config(cls, cfg)
+    settle_alone(config)
+    return cls.setup_task(config, **kwargs)
 
 
 __getattr__, __dir__, _names = lazy_names(
     __name__,
     {"FairseqTask": "fairseq.tasks.base", "LegacyFairseqTask": "fairseq.tasks.base"},
 )
-__all__ = ["FairseqDataclass", "get_task", "register_task", "setup_task"]
+__all__ = [
+    "TASK_CLASS_NAMES",
+    "TASK_DATACLASS_REGISTRY",
+    "TASK_REGISTRY",
+    "FairseqDataclass",
+    "FairseqTask",
+    "LegacyFairseqTask",
+    "get_task",
+    "import_tasks",
+    "register_task",
+    "setup_task",
+]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fairseq.config.references import settle_alone
 from fairseq.data.dictionary import Dictionary
 from fairseq.data.fairseq_dataset import FairseqDataset
 from fairseq.data.iterators import EpochBatchIterator
@@ -17,6 +18,7 @@ from fairseq.errors import DataError
 from fairseq.file_io import require_file
 from fairseq.logging import metrics
 from fairseq.tokenizer import tokenize_line
+from fairseq.utils import split_paths
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +56,8 @@ class StatefulContainer:
 class FairseqTask:
     """Base of every task.
 
-    A plug-in overrides what differs; the signatures are those of the original.
+    A plug-in overrides what differs; the signatures are those of the original. References to other
+    sections that nobody has settled become the defaults they refer to.
 
     Attributes:
         cfg: the task's configuration.
@@ -63,6 +66,7 @@ class FairseqTask:
     """
 
     def __init__(self, cfg: Any, **kwargs: Any) -> None:
+        settle_alone(cfg)
         self.cfg = cfg
         self.datasets: dict[str, Any] = {}
         self.dataset_to_epoch_iter: dict[Any, Any] = {}
@@ -116,7 +120,7 @@ class FairseqTask:
 
     def has_sharded_data(self, split: str) -> bool:
         """Tell whether the data are spread over several folders, one per epoch."""
-        return os.pathsep in getattr(self.cfg, "data", "")
+        return len(split_paths(getattr(self.cfg, "data", None) or "")) > 1
 
     def data_folder(self, split: str, epoch: int = 1) -> str:
         """Return the folder a split is read from in an epoch (from 1).
@@ -124,8 +128,7 @@ class FairseqTask:
         Raises:
             DataError: if no folder is given or it does not exist.
         """
-        data = getattr(self.cfg, "data", None)
-        paths = [path for path in (data or "").split(os.pathsep) if path]
+        paths = [path for path in split_paths(getattr(self.cfg, "data", None) or "") if path]
         if not paths:
             raise DataError("no data folder is given; name the output of fairseq-preprocess")
         folder = paths[(epoch - 1) % len(paths)] if split == self.train_split else paths[0]
@@ -137,6 +140,12 @@ class FairseqTask:
     def train_split(self) -> str:
         """Return the name of the training split."""
         return getattr(self.cfg, "train_subset", None) or "train"
+
+    @property
+    def data_rng(self) -> str:
+        """Return the source of randomness in masks and batches, one of ``DATA_RNGS``."""
+        stated = getattr(self.cfg, "data_rng", None)
+        return "philox" if stated in (None, "auto") else stated
 
     def load_dataset(
         self, split: str, combine: bool = False, task_cfg: Any = None, **kwargs: Any
@@ -243,7 +252,6 @@ class FairseqTask:
         )
         if reuse and dataset in self.dataset_to_epoch_iter:
             return self.dataset_to_epoch_iter[dataset]
-        data_rng = getattr(self.cfg, "data_rng", None) or "philox"
         dataset.set_epoch(epoch)
 
         indices = self._ordered_indices(dataset, seed)
@@ -260,7 +268,7 @@ class FairseqTask:
         def cut(batching: Mapping[str, Any], without: np.ndarray) -> list[Any]:
             """Batch all samples but ``without``; resuming with another batch size needs it."""
             kept = indices[~np.isin(indices, without)] if len(without) else indices
-            drop = data_rng == "fairseq-main"
+            drop = self.data_rng == "fairseq-main"
             return dataset.batch_by_size(kept, **batching, drop_trailing=drop)
 
         batching = {
@@ -280,7 +288,7 @@ class FairseqTask:
             buffer_size=data_buffer_size,
             skip_remainder_batch=skip_remainder_batch,
             grouped_shuffling=grouped_shuffling,
-            data_rng=data_rng,
+            data_rng=self.data_rng,
             batching=batching,
             rebatch=cut,
         )
@@ -360,7 +368,8 @@ class FairseqTask:
         loss, sample_size, logging_output = criterion(model, sample)
         if ignore_grad:
             loss = loss * 0
-        optimizer.backward(loss)
+        with torch.autocast(loss.device.type, enabled=False):  # mixed precision is for the forward
+            optimizer.backward(loss)
         return loss, sample_size, logging_output
 
     def valid_step(

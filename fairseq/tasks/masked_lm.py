@@ -16,18 +16,23 @@ import numpy as np
 from fairseq.config.schema import II, FairseqDataclass, option
 from fairseq.data import data_utils
 from fairseq.data.dictionary import Dictionary
+from fairseq.data.leaf_datasets import IdDataset, NumelDataset
+from fairseq.data.manifest import verify_manifest
 from fairseq.data.mask_tokens_dataset import MaskSpec
 from fairseq.data.masked_lm_dataset import MaskedLMDataset
+from fairseq.data.nested_dictionary_dataset import NestedDictionaryDataset
 from fairseq.data.shorten_dataset import maybe_shorten_dataset
 from fairseq.data.token_block_dataset import TokenBlockDataset
-from fairseq.data.wrappers import PrependTokenDataset
-from fairseq.errors import ConfigError, DataError
+from fairseq.data.wrappers import PrependTokenDataset, RightPadDataset, SortDataset
+from fairseq.errors import ConfigError, DataError, UnsupportedError
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask
 
 logger = logging.getLogger(__name__)
 
 MASK = "<mask>"
+# Where nothing tells the greatest token id, so many windows of so many tokens are looked at.
+SAMPLED_WINDOWS, WINDOW = 1000, 1024
 BreakMode = Literal["none", "complete", "complete_doc", "eos"]
 
 
@@ -67,18 +72,39 @@ class MaskedLMConfig(FairseqDataclass):
 
 @register_task("masked_lm", dataclass=MaskedLMConfig)
 class MaskedLMTask(FairseqTask):
-    """Predict hidden tokens."""
+    """Predict hidden tokens.
+
+    Args:
+        cfg: the settings.
+        dictionary: the dictionary of the data; that of the data folder if None.
+
+    Attributes:
+        dictionary: with ``<mask>`` as its last entry, unless that is the zero vector.
+        mask_idx: id of ``<mask>``; one past the dictionary where it is the zero vector.
+        bpe: the encoder the data were made with; needed to mask whole words.
+    """
 
     cfg: MaskedLMConfig
 
     def __init__(self, cfg: MaskedLMConfig, dictionary: Dictionary | None = None) -> None:
         super().__init__(cfg)
+        if cfg.include_target_tokens:
+            raise UnsupportedError(
+                "--include-target-tokens feeds models that exist in the original only (data2vec)"
+            )
         if dictionary is None:
             dictionary = self.load_dictionary(os.path.join(self.data_folder("train"), "dict.txt"))
-        self.dictionary = dictionary
-        # a zero mask lies one past the embedding table
-        self.mask_idx = len(dictionary) if cfg.omit_mask else dictionary.add_symbol(MASK)
+        self._use(dictionary)
         self.bpe: Any = None
+
+    def _use(self, dictionary: Dictionary) -> None:
+        """Take over a dictionary and settle what stands for ``<mask>``."""
+        self.dictionary = dictionary
+        self._adds_mask = not self.cfg.omit_mask and MASK not in dictionary
+        if self._adds_mask:
+            dictionary.add_symbol(MASK)
+        # a zero mask lies one past the embedding table
+        self.mask_idx = len(dictionary) if self.cfg.omit_mask else dictionary.index(MASK)
 
     @classmethod
     def setup_task(cls, cfg: MaskedLMConfig, **kwargs: Any) -> MaskedLMTask:
@@ -107,29 +133,31 @@ class MaskedLMTask(FairseqTask):
         Raises:
             DataError: if the files are missing or do not fit the dictionary.
         """
-        blocks, sizes = self._blocks(split, combine, epoch)
+        blocks = self._load_dataset_split(split, epoch, combine)
         cfg = self.cfg
         self.datasets[split] = MaskedLMDataset(
             blocks,
             None if cfg.skip_masking or cfg.mask_prob == 0 else self.mask_spec(),
-            sizes=sizes,
+            sizes=blocks.sizes,
             pad=self.dictionary.pad(),
             seed=cfg.seed,
-            data_rng=cfg.data_rng or "philox",
+            data_rng=self.data_rng,
             include_index=cfg.include_index,
         )
 
-    def _blocks(self, split: str, combine: bool, epoch: int) -> tuple[Any, np.ndarray]:
-        """Return the blocks of a split, ``<s>`` in front, and their sizes."""
+    def _load_dataset_split(self, split: str, epoch: int, combine: bool) -> PrependTokenDataset:
+        """Return the blocks of a split, unmasked, with ``<s>`` in front."""
         cfg, dictionary = self.cfg, self.dictionary
         folder = self.data_folder(split, epoch)
         path = os.path.join(folder, split)
         lines = data_utils.load_indexed_dataset(path, dictionary, cfg.dataset_impl, combine)
         if lines is None:
             raise DataError(f"Dataset not found: {split} ({path}); make it with fairseq-preprocess")
-        self._check_ids(lines, path)
+        if not np.any(lines.sizes):
+            raise DataError(f"{path} holds no text; is the corpus empty?")
+        self._check_ids(lines, folder, split)
         # one token of the block is <s>; the original truncates one token too late
-        exact = (cfg.data_rng or "philox") == "philox"
+        exact = self.data_rng == "philox"
         lines = maybe_shorten_dataset(
             lines,
             split,
@@ -137,6 +165,7 @@ class MaskedLMTask(FairseqTask):
             cfg.shorten_method,
             cfg.tokens_per_sample - (1 if exact else 0),
             cfg.seed,
+            data_rng=self.data_rng,
         )
         blocks = TokenBlockDataset(
             lines,
@@ -146,24 +175,27 @@ class MaskedLMTask(FairseqTask):
             eos=dictionary.eos(),
             break_mode=cfg.sample_break_mode,
         )
-        if len(blocks) == 0:
-            raise DataError(f"{path} holds no text; is the corpus empty?")
         logger.info("loaded %s blocks from: %s", f"{len(blocks):,}", path)
-        with_bos = PrependTokenDataset(blocks, dictionary.bos())
-        return with_bos, np.asarray(with_bos.sizes)
+        return PrependTokenDataset(blocks, dictionary.bos())
 
-    def _check_ids(self, lines: Any, path: str) -> None:
-        """Refuse data that were binarized with a larger dictionary (looks at a sample)."""
-        flat = getattr(lines, "flat", None)
-        if flat is None or len(flat) == 0:
-            return
-        step = max(1, len(flat) // 1_000_000)
-        largest = int(np.max(flat[::step]))
-        size = len(self.dictionary) - (0 if self.cfg.omit_mask else 1)
+    def _check_ids(self, lines: Any, folder: str, split: str) -> None:
+        """Refuse data that were binarized with a larger dictionary.
+
+        The manifest tells the greatest id; without one, a sample of the tokens is looked at.
+        """
+        manifest = verify_manifest(folder)
+        if manifest is not None and split in manifest.datasets:
+            largest = manifest.datasets[split].max_id
+        else:
+            flat = getattr(lines, "flat", np.empty(0, dtype=np.int64))
+            step = max(WINDOW, len(flat) // SAMPLED_WINDOWS)
+            starts = range(0, len(flat), step)
+            largest = max((int(flat[i : i + WINDOW].max()) for i in starts), default=0)
+        size = len(self.dictionary) - self._adds_mask
         if largest >= size:
             raise DataError(
-                f"{path}.bin holds token id {largest}, but the dictionary has {size} entries: "
-                "data and dict.txt come from different runs of fairseq-preprocess"
+                f"{os.path.join(folder, split)} holds token id {largest}, but the dictionary has "
+                f"{size} entries: data and dict.txt come from different runs of fairseq-preprocess"
             )
 
     def mask_spec(self) -> MaskSpec:
@@ -188,33 +220,47 @@ class MaskedLMTask(FairseqTask):
         dictionary = self.dictionary
         begins = np.ones(len(dictionary), dtype=bool)
         for index in range(dictionary.nspecial, len(dictionary)):
-            symbol = dictionary[index]
-            if not symbol.startswith("madeupword"):
-                begins[index] = self.bpe.is_beginning_of_word(symbol)
+            if not dictionary.is_filler(index):
+                begins[index] = self.bpe.is_beginning_of_word(dictionary[index])
         return begins
 
     def build_dataset_for_inference(
         self, src_tokens: Any, src_lengths: Any, sort: bool = True
     ) -> Any:
-        """Return a dataset of given token sequences, unmasked."""
+        """Return a dataset of given token sequences, unmasked, with ``<s>`` in front.
+
+        Args:
+            src_tokens: dataset or list of int64 tensors (T,).
+            src_lengths: their lengths.
+            sort: order them by length.
+        """
+        pad = self.dictionary.pad()
         sizes = np.asarray(src_lengths)
-        return MaskedLMDataset(
-            [np.asarray(tokens) for tokens in src_tokens],
-            None,
-            sizes=sizes,
-            pad=self.dictionary.pad(),
-            seed=self.cfg.seed,
-            shuffle=sort,
+        blocks = TokenBlockDataset(
+            src_tokens,
+            sizes,
+            self.cfg.tokens_per_sample - 1,
+            pad=pad,
+            eos=self.dictionary.eos(),
+            break_mode="eos",
         )
+        source = PrependTokenDataset(blocks, self.dictionary.bos())
+        net_input = {
+            "src_tokens": RightPadDataset(source, pad),
+            "src_lengths": NumelDataset(source),
+        }
+        dataset = NestedDictionaryDataset(
+            {"id": IdDataset(), "net_input": net_input}, sizes=source.sizes
+        )
+        return SortDataset(dataset, sizes) if sort else dataset
 
     def fit_dictionary(self, rows: int) -> bool:
         """See the base class; ``<mask>`` stays the last entry, or one past it."""
-        own = 0 if self.cfg.omit_mask else 1
-        fitted = self.dictionary.resized(rows - own, without=() if own == 0 else (MASK,))
+        without = (MASK,) if self._adds_mask else ()
+        fitted = self.dictionary.resized(rows - len(without), without)
         if fitted is None:
             return False
-        self.dictionary = fitted
-        self.mask_idx = len(fitted) if own == 0 else fitted.add_symbol(MASK)
+        self._use(fitted)
         return True
 
     def begin_epoch(self, epoch: int, model: Any) -> None:

@@ -12,7 +12,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         **dict.fromkeys(
             (
                 "RobertaClassificationHead",
-                "RobertaConfig",
                 "RobertaEncoder",
                 "RobertaLMHead",
                 "RobertaModel",
@@ -24,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             ),
             _MODEL,
         ),
+        "RobertaConfig": "fairseq.models.roberta.config",
         "RobertaHubInterface": "fairseq.models.roberta.hub_interface",
         "hub_interface": "fairseq.models.roberta.hub_interface",
         "model": _MODEL,

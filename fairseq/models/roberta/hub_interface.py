@@ -5,7 +5,6 @@ Shapes: B batch, T time, C channels.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -58,14 +57,15 @@ class RobertaHubInterface(nn.Module):
         return text if self.bpe is None else self.bpe.encode(text)
 
     def _ids(self, pieces: str) -> Tensor:
-        """Look pieces up; ``<mask>`` may lie outside the dictionary."""
-        dictionary = self.task.source_dictionary
-        mask = getattr(self.task, "mask_idx", None)
-        ids = [
-            mask if word == MASK and mask is not None else dictionary.index(word)
-            for word in pieces.split()
-        ]
+        """Look pieces up."""
+        dictionary, mask = self.task.source_dictionary, self._mask()
+        ids = [mask if word == MASK else dictionary.index(word) for word in pieces.split()]
         return torch.tensor(ids, dtype=torch.int64)
+
+    def _mask(self) -> int:
+        """Return the id of ``<mask>``, which may lie outside the dictionary."""
+        own = getattr(self.task, "mask_idx", None)
+        return self.task.source_dictionary.index(MASK) if own is None else own
 
     def decode(self, tokens: Tensor) -> str | list[str]:
         """Return the text of ``tokens`` (T,), a list if they hold several sentences."""
@@ -84,8 +84,7 @@ class RobertaHubInterface(nn.Module):
         return texts[0] if len(texts) == 1 else texts
 
     def _text(self, ids: list[int]) -> str:
-        dictionary = self.task.source_dictionary
-        mask = getattr(self.task, "mask_idx", None)
+        dictionary, mask = self.task.source_dictionary, self._mask()
         pieces = " ".join(MASK if token == mask else dictionary[token] for token in ids)
         return pieces if self.bpe is None else self.bpe.decode(pieces)
 
@@ -133,7 +132,7 @@ class RobertaHubInterface(nn.Module):
     def predict(self, head: str, tokens: Tensor, return_logits: bool = False) -> Tensor:
         """Return log-probabilities (or logits) of the classes of ``head``, (B, classes)."""
         features_BTC = self.extract_features(tokens.to(self.device))
-        logits = self.model.classification_heads[head](features_BTC)
+        logits = self.model.classification_head(head)(features_BTC)
         return logits if return_logits else F.log_softmax(logits, dim=-1)
 
     # -- masks -----------------------------------------------------------------------------------
@@ -141,8 +140,9 @@ class RobertaHubInterface(nn.Module):
     def fill_mask(self, masked_input: str, topk: int = 5) -> list[tuple[str, float, str]]:
         """Return the ``topk`` best fillings of the one ``<mask>`` in a text.
 
-        Special symbols and the words that only round the dictionary's size are left out; the
-        probabilities are over the whole vocabulary.
+        ``<s>``, ``</s>``, pads, masks and symbols that only round the dictionary's size are left
+        out (the original lets the first two shift the others); the probabilities are over the
+        whole vocabulary.
 
         Returns:
             ``(filled text, probability, predicted token)``, best first.
@@ -155,7 +155,7 @@ class RobertaHubInterface(nn.Module):
         )
         spans = [self._split(span.rstrip()) for span in masked_input.split(MASK)]
         tokens_T = self._ids("<s> " + f" {MASK} ".join(spans) + " </s>")
-        position = int((tokens_T == self.task.mask_idx).nonzero()[0])
+        position = int((tokens_T == self._mask()).nonzero()[0])
         with torch.no_grad(), model_eval(self.model):
             hidden_BTC, _ = self.model(tokens_T[None].to(self.device), features_only=True)
             logits_V = self.model.projection(hidden_BTC[:, position]).logits()[0]
@@ -172,12 +172,9 @@ class RobertaHubInterface(nn.Module):
     def _fillable(self) -> Tensor:
         """Return which ids may fill a mask, bool of shape (V,)."""
         dictionary = self.task.source_dictionary
-        specials = {dictionary.bos(), dictionary.pad(), dictionary.eos(), self.task.mask_idx}
+        specials = {dictionary.bos(), dictionary.pad(), dictionary.eos(), self._mask()}
         return torch.tensor(
-            [
-                index not in specials and not symbol.startswith("madeupword")
-                for index, symbol in enumerate(dictionary.symbols)
-            ]
+            [i not in specials and not dictionary.is_filler(i) for i in range(len(dictionary))]
         )
 
     def _filled(self, masked_input: str, index: int, value: float) -> tuple[str, float, str]:
@@ -190,7 +187,3 @@ class RobertaHubInterface(nn.Module):
         spaced = f" {MASK}"
         place = spaced if spaced in masked_input else MASK
         return masked_input.replace(place, token), value, token
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> RobertaHubInterface:
-        """Copy the model; task and encoder are shared."""
-        return RobertaHubInterface(self.cfg, self.task, copy.deepcopy(self.model, memo))

@@ -12,18 +12,17 @@ Source: Liu et al. 2019 (RoBERTa).
 from __future__ import annotations
 
 import logging
-from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fairseq.config.schema import FairseqDataclass, option
-from fairseq.config.upgrade import upgrade_args, upgrade_roberta_state
+from fairseq.config.upgrade import upgrade_roberta_state
+from fairseq.errors import ConfigError
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.base import FairseqEncoder, FairseqEncoderModel
+from fairseq.models.roberta.config import RobertaConfig, encoder_shape
 from fairseq.modules.heads import (
     ClapHead,
     ClassificationHead,
@@ -31,118 +30,14 @@ from fairseq.modules.heads import (
     RobertaLMHead,
     VocabularyHead,
 )
-from fairseq.modules.transformer_encoder import (
-    EncoderShape,
-    TransformerEncoder,
-    init_bert_params,
-)
-from fairseq.modules.transformer_layer import LayerShape
+from fairseq.modules.transformer_encoder import TransformerEncoder, init_bert_params
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_POSITIONS = 512
 UNLIMITED = 1_000_000
-Activation = Literal["relu", "gelu", "gelu_fast", "gelu_accurate", "tanh", "linear", "swish"]
 PUBLISHED = "http://dl.fbaipublicfiles.com/fairseq/models"
 RobertaClassificationHead = ClassificationHead
-
-
-@dataclass
-class RobertaConfig(FairseqDataclass):
-    """Settings of RoBERTa; those marked new are not in the original."""
-
-    encoder_layers: int = option(12, "number of layers")
-    encoder_embed_dim: int = option(768, "width of the model")
-    encoder_ffn_embed_dim: int = option(3072, "width of the feed-forward networks")
-    encoder_attention_heads: int = option(12, "attention heads")
-    activation_fn: Activation = option("gelu", "activation of the feed-forward networks")
-    pooler_activation_fn: Activation = option("tanh", "activation of classification heads")
-    encoder_normalize_before: bool = option(False, "layer norm before each block, not after it")
-    layernorm_embedding: bool = option(True, "layer norm on the embeddings", positive=True)
-    dropout: float = option(0.1, "dropout on hidden states")
-    attention_dropout: float = option(0.1, "dropout on attention weights")
-    activation_dropout: float = option(0.0, "dropout inside the feed-forward networks")
-    pooler_dropout: float = option(0.0, "dropout in classification heads")
-    max_positions: int | None = option(
-        None, "longest input where positions are learned (default: --tokens-per-sample)"
-    )
-    load_checkpoint_heads: bool = option(
-        False, "also load the classification heads of a checkpoint"
-    )
-    untie_weights_roberta: bool = option(False, "give the head weights of its own")
-    encoder_layerdrop: float = option(0.0, "probability of skipping a layer in training")
-    encoder_layers_to_keep: str | None = option(None, "layers to keep on loading, such as 0,2,4")
-    min_params_to_wrap: int = option(100_000_000, "smallest module that FSDP shards on its own")
-    head: Literal["roberta", "clap", "none"] = option("roberta", "vocabulary head", new=True)
-    clap_initial_beta: float = option(1.0, "first value of the CLAP head's scale", new=True)
-    clap_normalize: bool = option(
-        True,
-        "CLAP: embeddings of unit length, at the input and in the head",
-        positive=True,
-        new=True,
-    )
-    clap_normalize_hidden: bool = option(False, "CLAP: hidden states of unit length too", new=True)
-    position: Literal["learned", "sinusoidal", "alibi", "alibi-asymmetric", "none"] = option(
-        "learned", "how tokens know where they stand", new=True
-    )
-    mask_embedding: Literal["learned", "zero"] = option(
-        "learned", "<mask> is a learned row, or the zero vector outside the table", new=True
-    )
-    scale_embedding: bool = option(False, "multiply token embeddings by sqrt(width)", new=True)
-    segments: int = option(0, "segment embeddings, 2 for BERT", new=True)
-    layer_norm_eps: float = option(1e-5, "added to variances, 1e-12 for BERT", new=True)
-    position_offset: int | None = option(
-        None, "position of the first token: pad id + 1 if not given, 0 for BERT", new=True
-    )
-    attention_backend: str = option("auto", "auto, sdpa or reference", new=True)
-    layer_norm: Literal["torch", "apex"] = option(
-        "torch", "implementation of layer norms", new=True
-    )
-    checkpoint_activations: bool = option(False, "recompute layers to save memory", new=True)
-
-    @classmethod
-    def from_namespace(cls, args: Any) -> RobertaConfig:
-        """Read the settings from ``args``, old names included."""
-        if isinstance(args, cls):
-            return args
-        config = super().from_namespace(Namespace(**upgrade_args(vars(args), "model")))
-        config._name = getattr(args, "_name", None) or getattr(args, "arch", None)
-        return config
-
-
-def encoder_shape(config: RobertaConfig, dictionary: Any, max_positions: int) -> EncoderShape:
-    """Return what an encoder of this configuration computes."""
-    clap = config.head == "clap"
-    layer = LayerShape(
-        embed_dim=config.encoder_embed_dim,
-        ffn_dim=config.encoder_ffn_embed_dim,
-        heads=config.encoder_attention_heads,
-        dropout=config.dropout,
-        attention_dropout=config.attention_dropout,
-        activation_dropout=config.activation_dropout,
-        activation=config.activation_fn,
-        pre_norm=config.encoder_normalize_before,
-        eps=config.layer_norm_eps,
-        norm=config.layer_norm,
-        backend=config.attention_backend,
-    )
-    return EncoderShape(
-        vocabulary=len(dictionary),
-        padding_idx=dictionary.pad(),
-        max_positions=max_positions,
-        layers=config.encoder_layers,
-        layer=layer,
-        position=config.position,
-        position_offset=config.position_offset,
-        normalize_embedding=clap and config.clap_normalize,
-        zero_masking=config.mask_embedding == "zero",
-        trainable_pad=clap or config.mask_embedding == "zero",
-        scale_embedding=config.scale_embedding,
-        layernorm_embedding=config.layernorm_embedding,
-        layerdrop=config.encoder_layerdrop,
-        segments=config.segments,
-        checkpoint_activations=config.checkpoint_activations,
-    )
 
 
 class RobertaEncoder(FairseqEncoder):
@@ -176,6 +71,7 @@ class RobertaEncoder(FairseqEncoder):
             config.activation_fn,
             None if config.untie_weights_roberta else table,
             config.layer_norm_eps,
+            config.layer_norm,
         )
         init_bert_params(head.dense)
         return head
@@ -188,10 +84,13 @@ class RobertaEncoder(FairseqEncoder):
         return_all_hiddens: bool = False,
         masked_tokens: Tensor | None = None,
         segments: Tensor | None = None,
+        token_embeddings: Tensor | None = None,
         **unused: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Encode and, unless ``features_only``, project; see :meth:`RobertaModel.forward`."""
-        x_BTC, extra = self.extract_features(src_tokens, return_all_hiddens, segments)
+        x_BTC, extra = self.extract_features(
+            src_tokens, return_all_hiddens, segments, token_embeddings
+        )
         if features_only:
             return x_BTC, extra
         return self.output_layer(x_BTC, masked_tokens), extra
@@ -201,10 +100,13 @@ class RobertaEncoder(FairseqEncoder):
         src_tokens: Tensor,
         return_all_hiddens: bool = False,
         segments: Tensor | None = None,
+        token_embeddings: Tensor | None = None,
         **unused: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return hidden states (B, T, C) and ``{"inner_states": list of (T, B, C) or None}``."""
-        x_BTC, hiddens = self.sentence_encoder(src_tokens, segments, return_all_hiddens)
+        x_BTC, hiddens = self.sentence_encoder(
+            src_tokens, segments, return_all_hiddens, token_embeddings
+        )
         inner = [hidden_BTC.transpose(0, 1) for hidden_BTC in hiddens]
         return x_BTC, {"inner_states": inner if return_all_hiddens else None}
 
@@ -212,8 +114,20 @@ class RobertaEncoder(FairseqEncoder):
         self, features: Tensor, masked_tokens: Tensor | None = None, **unused: Any
     ) -> Tensor:
         """Return logits from hidden states (B, T, C), of the selected positions if given."""
-        assert self.lm_head is not None, "this model has no vocabulary head"
-        return self.lm_head(features, masked_tokens)
+        return self.vocabulary_head()(features, masked_tokens)
+
+    def vocabulary_head(self) -> VocabularyHead:
+        """Return the vocabulary head.
+
+        Raises:
+            ConfigError: if the model was built without one.
+        """
+        if self.lm_head is None:
+            raise ConfigError(
+                "this model has no vocabulary head (--head none): it gives features and classes, "
+                "but predicts no tokens"
+            )
+        return self.lm_head
 
     def max_positions(self) -> int:
         """Return the longest input: that of the table where positions are learned."""
@@ -235,7 +149,10 @@ class RobertaModel(FairseqEncoderModel):
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> RobertaModel:
-        """Build the model; ``max_positions`` falls back to the task's sample length."""
+        """Build the model; ``max_positions`` falls back to the task's sample length.
+
+        The length is put into the configuration that was given, so that checkpoints keep it.
+        """
         config = RobertaConfig.from_namespace(args)
         if config.max_positions is None:
             limit = getattr(task.cfg, "tokens_per_sample", None) or task.max_positions()
@@ -254,7 +171,7 @@ class RobertaModel(FairseqEncoderModel):
         return_all_hiddens: bool = False,
         classification_head_name: str | None = None,
         **kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Return ``(x, extra)``.
 
         Args:
@@ -263,24 +180,49 @@ class RobertaModel(FairseqEncoderModel):
             return_all_hiddens: put the layers' outputs into ``extra["inner_states"]``.
             classification_head_name: return this head's scores (B, classes).
             **kwargs: ``masked_tokens`` (bool B, T) projects only these positions, to (N, V);
-                ``segments`` (int64 B, T).
+                ``predicted_positions`` (int64 N, flat) returns the operands of their projection
+                (a :class:`~fairseq.modules.heads.Projection`) instead of logits;
+                ``segments`` (int64 B, T); ``token_embeddings`` (B, T, C) are used instead of the
+                tokens' rows of the table.
         """
-        features_only = features_only or classification_head_name is not None
+        positions_N = kwargs.pop("predicted_positions", None)
+        kwargs.pop("src_lengths", None)
+        wants_features = classification_head_name is not None or positions_N is not None
+        x: Any
         x, extra = self.encoder(
             src_tokens,
             None,
-            features_only=features_only,
+            features_only=features_only or wants_features,
             return_all_hiddens=return_all_hiddens,
-            **{key: value for key, value in kwargs.items() if key != "src_lengths"},
+            **kwargs,
         )
         if classification_head_name is not None:
-            x = self.classification_heads[classification_head_name](x)
+            x = self.classification_head(classification_head_name)(x)
+        elif positions_N is not None:
+            hidden_NC = x.flatten(0, 1).index_select(0, positions_N)
+            hidden_NC, weight_VC, bias_V = self.projection(hidden_NC)
+            # as views: DDP misses parameters that leave the forward pass as they are
+            bias_V = None if bias_V is None else bias_V.view_as(bias_V)
+            x = Projection(hidden_NC, weight_VC.view_as(weight_VC), bias_V)
         return x, extra
 
     def projection(self, hidden_NC: Tensor) -> Projection:
         """Return the operands of the vocabulary projection for hidden states at N positions."""
-        assert self.encoder.lm_head is not None, "this model has no vocabulary head"
-        return self.encoder.lm_head.projection(hidden_NC)
+        return self.encoder.vocabulary_head().projection(hidden_NC)
+
+    def classification_head(self, name: str) -> nn.Module:
+        """Return a classification head.
+
+        Raises:
+            ConfigError: if there is none of this name.
+        """
+        if name not in self.classification_heads:
+            known = ", ".join(self.classification_heads) or "none"
+            raise ConfigError(
+                f"this model has no classification head '{name}' (it has: {known}); add it with "
+                "register_classification_head, or load it with --load-checkpoint-heads"
+            )
+        return self.classification_heads[name]
 
     def register_classification_head(
         self, name: str, num_classes: int | None = None, inner_dim: int | None = None, **kwargs: Any
@@ -292,28 +234,30 @@ class RobertaModel(FairseqEncoderModel):
             num_classes: number of outputs; as before when a head is replaced.
             inner_dim: width of its hidden layer; the model's if None.
             **kwargs: ignored, for old callers.
+
+        Raises:
+            ConfigError: if a new head is to have no number of classes.
         """
         if name in self.classification_heads:
             old: Any = self.classification_heads[name]
             num_classes = num_classes or old.out_proj.out_features
             logger.warning("classification head '%s' is replaced by a new one", name)
-        assert num_classes is not None, "num_classes is needed for a new head"
-        self.classification_heads[name] = ClassificationHead(
+        if num_classes is None:
+            raise ConfigError(f"the new classification head '{name}' needs num_classes")
+        head = ClassificationHead(
             self.config.encoder_embed_dim,
             inner_dim or self.config.encoder_embed_dim,
             num_classes,
             self.config.pooler_activation_fn,
             self.config.pooler_dropout,
         )
+        self.classification_heads[name] = head.to(self.encoder.sentence_encoder.embed_tokens.weight)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
         """Rename old keys, fill tied tensors and settle which heads are loaded, in place."""
         upgrade_roberta_state(state_dict)
         encoder = "encoder.sentence_encoder."
         state_dict.setdefault(f"{encoder}version", torch.tensor([3.0]))
-        if self.encoder.sentence_encoder.layer_norm is None:
-            for part in ("weight", "bias"):
-                state_dict.pop(f"{encoder}layer_norm.{part}", None)
         table = state_dict.get(f"{encoder}embed_tokens.weight")
         if self.encoder.lm_head is None:
             for key in [key for key in state_dict if key.startswith("encoder.lm_head.")]:
@@ -329,22 +273,17 @@ class RobertaModel(FairseqEncoderModel):
         self._upgrade_classification_heads(state_dict)
 
     def _upgrade_classification_heads(self, state: dict[str, Any]) -> None:
+        """Drop heads that do not fit, add those that are asked for, fill in those that are new."""
         prefix = "classification_heads."
-        names = {key.split(".")[1] for key in state if key.startswith(prefix)}
-        for name in sorted(names):
-            classes, inner = (
-                state[f"{prefix}{name}.{layer}.weight"].shape[0] for layer in ("out_proj", "dense")
-            )
+        for name in sorted({key.split(".")[1] for key in state if key.startswith(prefix)}):
+            keys = [f"{prefix}{name}.{layer}.weight" for layer in ("out_proj", "dense")]
+            sizes = [len(state[key]) if key in state else None for key in keys]
             if name not in self.classification_heads and self.config.load_checkpoint_heads:
-                self.register_classification_head(name, classes, inner)
+                self.register_classification_head(name, *sizes)
             own: Any = dict(self.classification_heads.items()).get(name)
-            fits = (
-                own is not None
-                and own.out_proj.out_features == classes
-                and own.dense.out_features == inner
-            )
-            if not fits:
-                logger.warning("classification head '%s' of the file is not loaded", name)
+            if own is None or sizes != [own.out_proj.out_features, own.dense.out_features]:
+                reason = "there is none here" if own is None else "the one here has another shape"
+                logger.warning("classification head '%s' is not loaded: %s", name, reason)
                 for key in [key for key in state if key.startswith(f"{prefix}{name}.")]:
                     del state[key]
         for key, value in self.classification_heads.state_dict().items():

@@ -1,0 +1,6 @@
+"""A template for ``--user-dir``: importing this package registers what its files define.
+
+Copy the folder, rename it (the name becomes the name of a Python package) and change the files.
+"""
+
+from . import criterion, model, task  # noqa: F401 - importing registers

@@ -1,0 +1,114 @@
+"""Components: which exist, what their settings are, and how settings become a configuration.
+
+Names come from the catalogue and from plug-ins; asking for names imports nothing, asking for a
+class imports its package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from fairseq import catalog, user_dir
+from fairseq.config.build import Component, build_config, plain
+from fairseq.config.resolve import resolve
+from fairseq.config.sections import COMPONENTS, FairseqConfig
+from fairseq.registry import config_class
+
+# flag -> (static names, module and name of the registry)
+CHOICES: dict[str, tuple[Mapping[str, Any], str]] = {
+    "task": (catalog.TASKS, "fairseq.tasks:TASK_REGISTRY"),
+    "arch": (catalog.ARCHITECTURES, "fairseq.models:ARCH_CONFIG_REGISTRY"),
+    "criterion": (catalog.CRITERIONS, "fairseq.criterions:CRITERION_REGISTRY"),
+    "optimizer": (catalog.OPTIMIZERS, "fairseq.optim:OPTIMIZER_REGISTRY"),
+    "lr_scheduler": (catalog.LR_SCHEDULERS, "fairseq.optim.lr_scheduler:LR_SCHEDULER_REGISTRY"),
+    "bpe": (catalog.BPES, "fairseq.data.encoders:BPE_REGISTRY"),
+    "tokenizer": (catalog.TOKENIZERS, "fairseq.data.encoders:TOKENIZER_REGISTRY"),
+}
+
+
+def registry_of(flag: str) -> Any:
+    """Return the registry behind ``--task``, ``--arch``, ...; imports its package."""
+    module, _, name = CHOICES[flag][1].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def known_names(flag: str) -> list[str]:
+    """Return the names that ``flag`` accepts: the catalogue's, and those of plug-ins."""
+    names = set(CHOICES[flag][0])
+    module, _, name = CHOICES[flag][1].partition(":")
+    if module in sys.modules:  # a plug-in can have registered something only if it was imported
+        names |= set(getattr(sys.modules[module], name, {}))
+    return sorted(names)
+
+
+def class_of(flag: str, name: str) -> Any:
+    """Return the class of a component; for ``arch`` the model's."""
+    if flag == "arch":
+        from fairseq.models import model_class
+
+        return model_class(name)
+    return registry_of(flag)[name]
+
+
+def describe_component(section: str, name: str) -> Component:
+    """Return what :func:`fairseq.config.build.build_config` must know of a component."""
+    cls = class_of(COMPONENTS[section], name)
+    preset = None
+    if section == "model":
+        from fairseq.models import ARCH_CONFIG_REGISTRY
+
+        preset = ARCH_CONFIG_REGISTRY.get(name)
+    dataclass = config_class(cls)
+    legacy = _legacy_defaults(cls, section == "model") if dataclass is None else {}
+    return Component(dataclass, legacy, preset)
+
+
+def _legacy_defaults(cls: Any, is_model: bool) -> dict[str, Any]:
+    """Return the defaults of the flags that a plug-in without dataclass adds itself."""
+    parser = argparse.ArgumentParser(
+        add_help=False, argument_default=argparse.SUPPRESS if is_model else None
+    )
+    if hasattr(cls, "add_args"):
+        cls.add_args(parser)
+    for action in parser._actions:
+        action.required = False
+    return vars(parser.parse_args([]))
+
+
+def make_config(
+    given: Mapping[str, Any],
+    sections: Mapping[str, Any] | None = None,
+    strict: bool = True,
+    settle: bool = True,
+) -> FairseqConfig:
+    """Put a configuration together and settle it; see :func:`fairseq.config.build.build_config`.
+
+    Args:
+        given: flat values, such as flags.
+        sections: nested values, such as YAML.
+        strict: unknown keys in ``sections`` are errors.
+        settle: run :func:`fairseq.config.resolve.resolve`.
+    """
+    config = build_config(given, sections, describe=describe_component, strict=strict)
+    return resolve(config) if settle else config
+
+
+def as_config(cfg: Any, strict: bool = False) -> FairseqConfig:
+    """Return any kind of configuration (Namespace, DictConfig, dict, ours) as ours, settled.
+
+    Args:
+        cfg: the configuration; the ``user_dir`` it names is imported.
+        strict: see :func:`make_config`; for nested configurations.
+    """
+    if isinstance(cfg, (FairseqConfig, argparse.Namespace)):
+        user_dir.import_user_module(cfg.common if isinstance(cfg, FairseqConfig) else cfg)
+        if isinstance(cfg, FairseqConfig):
+            return resolve(cfg)
+        return make_config({key: value for key, value in vars(cfg).items() if value is not None})
+    nested = plain(cfg)
+    user_dir.import_user_module(argparse.Namespace(**(nested.get("common") or {})))
+    return make_config({}, nested, strict=strict)

@@ -1,0 +1,99 @@
+"""References: ``${section.key}`` in values and defaults stands for another setting.
+
+Nothing else is evaluated: no environment, no resolvers, no expressions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import re
+from typing import Any
+
+from fairseq.config.schema import (
+    REFERENCE,
+    FairseqDataclass,
+    coerce,
+    default_of,
+    is_reference,
+    public_fields,
+)
+from fairseq.config.sections import FairseqConfig
+from fairseq.errors import ConfigError
+
+_PLACE = re.compile(r"\$\{[^{}]*\}")
+NOWHERE = object()  # what :func:`lookup` returns for a path that leads nowhere
+
+
+def interpolate(config: FairseqConfig) -> None:
+    """Replace every reference in the sections of ``config`` by what it refers to, in place.
+
+    A reference may be a whole value (which keeps its type) or part of a text. One that is the
+    default of its field and refers to a section that is absent becomes None.
+
+    Raises:
+        ConfigError: if references form a circle, refer to nothing, or are more than a path.
+    """
+    for top in dataclasses.fields(config):
+        _settle(getattr(config, top.name), config, top.name)
+
+
+def settle_alone(component: Any) -> None:
+    """Replace the references of a component that is used alone by the defaults they refer to."""
+    if not (isinstance(component, FairseqDataclass) and component.is_frozen()):
+        _settle(component, FairseqConfig(), type(component).__name__)
+
+
+def _settle(section: Any, root: FairseqConfig, name: str) -> None:
+    if isinstance(section, argparse.Namespace):
+        for key, value in vars(section).items():
+            if is_reference(value):
+                setattr(section, key, _follow(value, root, f"{name}.{key}", ()))
+    elif isinstance(section, FairseqDataclass):
+        for field, kind in public_fields(type(section)):
+            value, place = getattr(section, field.name), f"{name}.{field.name}"
+            if isinstance(value, FairseqDataclass):
+                inner = copy.deepcopy(value)  # it may be the default that all instances share
+                _settle(inner, root, place)
+                setattr(section, field.name, inner)
+            elif is_reference(value):
+                optional = value == default_of(field)
+                found = _follow(value, root, place, (), optional)
+                setattr(section, field.name, coerce(found, kind, place))
+
+
+def _follow(
+    text: str, root: FairseqConfig, place: str, seen: tuple[str, ...], optional: bool = False
+) -> Any:
+    """Return what ``text`` stands for; ``seen`` are the paths that led here."""
+
+    def value_at(reference: str) -> Any:
+        match = REFERENCE.match(reference)
+        if match is None:
+            raise ConfigError(
+                f"{place}: {reference} is not evaluated; only ${{section.key}} is, no environment "
+                "variables and no resolvers. Write the value itself"
+            )
+        path = match[1]
+        if path in seen:
+            raise ConfigError(f"circular reference: {' -> '.join((*seen, path))}")
+        value = lookup(root, path)
+        if value is NOWHERE:
+            if optional:
+                return None
+            raise ConfigError(f"{place} refers to {path}, which does not exist")
+        return _follow(value, root, place, (*seen, path), True) if is_reference(value) else value
+
+    if REFERENCE.match(text):
+        return value_at(text)
+    if "${" in _PLACE.sub("", text):
+        return value_at(text)
+    return _PLACE.sub(lambda match: str(value_at(match[0])), text)
+
+
+def lookup(root: Any, path: str) -> Any:
+    """Return the value at ``path`` (``"section.key"``) in ``root``, or ``NOWHERE``."""
+    for part in path.split("."):
+        root = root.get(part, NOWHERE) if isinstance(root, dict) else getattr(root, part, NOWHERE)
+    return root

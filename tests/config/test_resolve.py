@@ -1,0 +1,154 @@
+"""Settings that concern several components: each rule, each refusal."""
+
+from __future__ import annotations
+
+import copy
+from argparse import Namespace
+
+import pytest
+
+from fairseq.config.resolve import required_settings, resolve
+from fairseq.config.sections import FairseqConfig
+from fairseq.errors import ConfigError
+from fairseq.models.roberta import RobertaConfig
+from fairseq.tasks.masked_lm import MaskedLMConfig
+
+
+def config(**settings):
+    """Return a masked-LM configuration; ``section__key=value`` changes a setting."""
+    made = FairseqConfig(
+        model=RobertaConfig(_name="roberta"),
+        task=MaskedLMConfig(_name="masked_lm", data="bin", tokens_per_sample=64),
+        criterion=Namespace(_name="masked_lm"),
+        optimizer=Namespace(_name="adam"),
+    )
+    for path, value in settings.items():
+        section, _, key = path.partition("__")
+        setattr(getattr(made, section), key, value)
+    return made
+
+
+RULES = [
+    ("fp16", {"common__memory_efficient_fp16": True}, ("common", "fp16", True)),
+    ("bf16", {"common__memory_efficient_bf16": True}, ("common", "bf16", True)),
+    ("no precision", {}, ("common", "fp16", False)),
+    ("cpu", {"common__cpu": True}, ("common", "device", "cpu")),
+    ("device", {"common__device": "mps"}, ("common", "device", "mps")),
+    ("valid batch", {"dataset__batch_size": 8}, ("dataset", "batch_size_valid", 8)),
+    (
+        "own valid batch",
+        {"dataset__batch_size": 8, "dataset__batch_size_valid": 2},
+        ("dataset", "batch_size_valid", 2),
+    ),
+    ("valid tokens", {"dataset__max_tokens": 80}, ("dataset", "max_tokens_valid", 80)),
+    ("zero mask", {"model__mask_embedding": "zero"}, ("task", "omit_mask", True)),
+    ("learned mask", {}, ("task", "omit_mask", False)),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"), [row[1:] for row in RULES], ids=[r[0] for r in RULES]
+)
+def test_what_follows_from_other_settings(settings, expected):
+    section, key, value = expected
+    settled = resolve(config(**settings))
+    assert getattr(getattr(settled, section), key) == value
+    before = copy.deepcopy(settled)
+    assert resolve(settled) is settled and settled == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"common__fp16": True, "common__bf16": True}, "--fp16 and --bf16 exclude each other"),
+        ({"common__amp": True, "common__bf16": True}, "--bf16 and --amp exclude each other"),
+        ({"common__cpu": True, "common__device": "cuda"}, "--cpu and --device cuda"),
+        ({"dataset__batch_size": 0}, "--batch-size must be positive, not 0"),
+        ({"dataset__max_tokens": -1}, "--max-tokens must be positive"),
+        ({"dataset__max_tokens_valid": 0}, "--max-tokens-valid must be positive"),
+        ({"dataset__batch_size_valid": 0}, "--batch-size-valid must be positive"),
+        ({"optimization__update_freq": [2, 0]}, "--update-freq must be 1 or more"),
+        ({"optimization__update_freq": []}, "--update-freq must be 1 or more"),
+        ({"checkpoint__optimizer_overrides": "[1]"}, "--optimizer-overrides must be a dict"),
+        ({"checkpoint__optimizer_overrides": "{a"}, "--optimizer-overrides must be a dict"),
+        ({"common_eval__model_overrides": "1"}, "--model-overrides must be a dict"),
+        (
+            {"checkpoint__finetune_from_model": "a.pt", "checkpoint__reset_meters": True},
+            "drop --reset-meters",
+        ),
+        (
+            {"checkpoint__finetune_from_model": "a.pt", "checkpoint__restore_file": "b.pt"},
+            "--finetune-from-model and --restore-file",
+        ),
+        (
+            {"checkpoint__finetune_from_model": "a.pt", "checkpoint__continue_once": "b.pt"},
+            "--finetune-from-model and --continue-once",
+        ),
+        ({"task__omit_mask": True}, "--mask-embedding zero"),
+        ({"model__head": "none"}, "criterion masked_lm needs a vocabulary head"),
+        (
+            {"model__head": "clap", "model__untie_weights_roberta": True},
+            "drop --untie-weights-roberta",
+        ),
+        ({"model__clap_normalize_hidden": True}, "needs --head clap"),
+        ({"model__max_positions": 32}, "exceeds the 32 learned positions"),
+        ({"model__encoder_attention_heads": 5}, "not divisible by 5 attention heads"),
+        (
+            {
+                "model__position": "sinusoidal",
+                "model__encoder_embed_dim": 2,
+                "model__encoder_attention_heads": 1,
+            },
+            "at least 4",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused(settings, message):
+    with pytest.raises(ConfigError) as caught:
+        resolve(config(**settings))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model__position": "alibi", "model__max_positions": 32},
+        {"model__head": "clap", "model__clap_normalize_hidden": True},
+        {"model__mask_embedding": "zero", "task__omit_mask": True},
+        {"model__head": "none", "criterion": Namespace(_name="contrastive_weight_tying")},
+        {"checkpoint__restore_file": "b.pt", "checkpoint__reset_optimizer": True},
+        {"checkpoint__finetune_from_model": "a.pt"},
+    ],
+)
+def test_what_looks_odd_but_makes_sense(settings):
+    criterion = settings.pop("criterion", None)
+    made = config(**settings)
+    made.criterion = criterion or made.criterion
+    assert resolve(made) is made
+
+
+def test_a_zero_mask_without_masking_is_mentioned(caplog):
+    resolve(config(model__mask_embedding="zero", task__skip_masking=True))
+    assert "nothing to do under --skip-masking" in caplog.text
+
+
+def test_a_frozen_configuration_is_left_alone():
+    made = config(common__memory_efficient_fp16=True)
+    made.freeze()
+    assert resolve(made) is made and made.common.fp16 is False
+
+
+def test_sections_without_model_or_task():
+    assert resolve(FairseqConfig()).model is None
+    plugin = FairseqConfig(model=Namespace(_name="mine"), task=Namespace(_name="own"))
+    assert resolve(plugin).task._name == "own"
+
+
+def test_required_settings():
+    assert required_settings(config(dataset__batch_size=8)) == []
+    assert required_settings(config(dataset__max_tokens=8)) == []
+    assert required_settings(config()) == ["a batch size: --max-tokens or --batch-size"]
+    missing = required_settings(config(task__data=None, dataset__batch_size=8))
+    assert missing == ["the data folder (first argument)"]
+    names = [text.split()[0] for text in required_settings(FairseqConfig())]
+    assert names == ["--arch", "--task", "--criterion", "--optimizer", "a"]

@@ -1,0 +1,187 @@
+"""RoBERTa's knobs together: each pair of values trains, is saved and comes back, or is refused.
+
+The full product runs under ``-m matrix``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fairseq import tasks
+from fairseq.checkpoint_state import original_cfg
+from fairseq.checkpoint_utils import load_model_ensemble_and_task
+from fairseq.components import make_config
+from fairseq.data.dictionary import Dictionary
+from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
+from fairseq.errors import ConfigError
+
+Knobs = dict[str, Any]
+VALUES: dict[str, tuple[Any, ...]] = {
+    "head": ("roberta", "clap", "none"),
+    "position": ("learned", "sinusoidal", "alibi", "alibi-asymmetric", "none"),
+    "mask_embedding": ("learned", "zero"),
+    "clap_normalize": (True, False),
+    "clap_normalize_hidden": (False, True),
+    "scale_embedding": (False, True),
+    "layernorm_embedding": (True, False),
+    "encoder_normalize_before": (False, True),
+    "untie_weights_roberta": (False, True),
+    "segments": (0, 2),
+    "loss_backend": ("auto", "reference", "chunked"),
+}
+# Knobs that must be refused together, as one of them would do nothing.
+SENSELESS: tuple[Knobs, ...] = (
+    {"head": "none"},  # the masked-LM loss has nothing to predict with
+    {"head": "clap", "untie_weights_roberta": True},
+    {"head": "roberta", "clap_normalize_hidden": True},
+)
+# Without the CLAP head this knob does nothing; whether that is refused is no matter here.
+HARMLESS: Knobs = {"head": "roberta", "clap_normalize": False}
+
+
+def holds(part: Knobs, knobs: Knobs) -> bool:
+    return all(knobs[name] == value for name, value in part.items())
+
+
+def all_pairs(knobs: Knobs) -> set[tuple[tuple[str, Any], ...]]:
+    return set(itertools.combinations(sorted(knobs.items()), 2))
+
+
+def products(**fixed: Any) -> Iterator[Knobs]:
+    values = [(fixed[name],) if name in fixed else values for name, values in VALUES.items()]
+    for combination in itertools.product(*values):
+        yield dict(zip(VALUES, combination, strict=True))
+
+
+def covering() -> list[Knobs]:
+    """Return a few combinations in which every pair of values that makes sense occurs."""
+    rng = np.random.default_rng(0)
+    drawn = [{n: v[rng.integers(len(v))] for n, v in VALUES.items()} for _ in range(2000)]
+    sensible = [k for k in drawn if not any(holds(part, k) for part in SENSELESS)]
+    pairs = [all_pairs(knobs) for knobs in sensible]
+    wanted = set().union(*pairs)
+    chosen: list[Knobs] = []
+    while wanted:
+        best = max(range(len(pairs)), key=lambda i: len(pairs[i] & wanted))
+        chosen.append(sensible[best])
+        wanted -= pairs[best]
+    return chosen
+
+
+COVERING = covering()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    dictionary = Dictionary()
+    for word in range(12):
+        dictionary.add_symbol(f"w{word}", n=9)
+    dictionary.save(str(folder / "dict.txt"))
+    rng = np.random.default_rng(0)
+    builder = MMapIndexedDatasetBuilder(str(folder / "train.bin"), np.uint16)
+    for _ in range(8):
+        builder.add_item(torch.tensor([*rng.integers(4, 16, rng.integers(3, 9)), 2]))
+    builder.finalize(str(folder / "train.idx"))
+    return folder
+
+
+def a_config(data: Path, knobs: Knobs) -> Any:
+    given = {
+        "arch": "roberta",
+        "task": "masked_lm",
+        "criterion": "masked_lm",
+        "data": str(data),
+        "tokens_per_sample": 12,
+        "sample_break_mode": "eos",
+        "mask_prob": 0.4,
+        "max_positions": 12,
+        "encoder_layers": 2,
+        "encoder_embed_dim": 8,
+        "encoder_ffn_embed_dim": 8,
+        "encoder_attention_heads": 2,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+    }
+    return make_config({**given, **knobs})
+
+
+def train_and_reload(data: Path, knobs: Knobs, path: Path) -> None:
+    """Train three updates, save a checkpoint as the original lays it out, load it, compare."""
+    config = a_config(data, knobs)
+    torch.manual_seed(0)
+    task = tasks.setup_task(config.task)
+    model = task.build_model(config.model)
+    criterion = task.build_criterion(config.criterion)
+    task.load_dataset("train")
+    dataset = task.dataset("train")
+    batch = dataset.collater([dataset[i] for i in range(len(dataset))])
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss, sample_size, _ = criterion(model, batch)
+        (loss / sample_size).backward()
+        losses.append(loss.item())
+        if len(losses) <= 3:
+            optimizer.step()
+    assert np.isfinite(losses).all() and losses[3] < losses[0], losses
+    idle = [name for name, p in model.named_parameters() if p.grad is None]
+    assert not idle, f"never used: {idle}"
+
+    state = {"args": None, "cfg": original_cfg(config), "model": model.state_dict()}
+    torch.save(state, path)
+    (loaded,), _, its_task = load_model_ensemble_and_task([str(path)])
+    tokens_BT = batch["net_input"]["src_tokens"]
+    assert its_task.mask_idx == task.mask_idx and (tokens_BT == task.mask_idx).any()
+    with torch.no_grad():
+        logits = [m.eval()(tokens_BT)[0] for m in (model, loaded)]
+    assert logits[0].isfinite().all() and logits[0].equal(logits[1])
+
+
+@pytest.mark.parametrize("knobs", COVERING, ids=lambda k: "-".join(map(str, k.values())))
+def test_every_pair_trains_and_comes_back(knobs: Knobs, data: Path, tmp_path: Path) -> None:
+    try:
+        train_and_reload(data, knobs, tmp_path / "model.pt")
+    except ConfigError as error:
+        assert holds(HARMLESS, knobs) and "clap-normalize" in str(error)
+
+
+@pytest.mark.parametrize("part", SENSELESS, ids=str)
+def test_what_makes_no_sense_is_refused_with_the_reason(part: Knobs, data: Path) -> None:
+    defaults = {name: values[0] for name, values in VALUES.items()}
+    with pytest.raises(ConfigError) as caught:
+        a_config(data, {**defaults, **part})
+    last = list(part)[-1].replace("_", "-")
+    assert last in str(caught.value)
+
+
+def test_the_combinations_are_few_and_cover_every_pair() -> None:
+    assert len(COVERING) < 40
+    sensible = (k for k in products() if not any(holds(part, k) for part in SENSELESS))
+    assert set().union(*map(all_pairs, COVERING)) == set().union(*map(all_pairs, sensible))
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("position", VALUES["position"])
+@pytest.mark.parametrize("head", VALUES["head"])
+def test_the_full_product(
+    head: str, position: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if "matrix" not in request.config.option.markexpr:
+        pytest.skip("takes minutes; run with -m matrix")
+    for knobs in products(head=head, position=position):
+        refused = any(holds(part, knobs) for part in SENSELESS)
+        try:
+            train_and_reload(data, knobs, tmp_path / "model.pt")
+        except ConfigError:
+            assert refused or holds(HARMLESS, knobs), knobs
+        else:
+            assert not refused, knobs
