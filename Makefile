@@ -50,7 +50,7 @@ bench: $(TESTABLE)
 TOKENIZER ?= tokenizer.json
 DATA ?= data-bin
 RUN ?= runs/mine
-UPDATES ?= 1100
+UPDATES ?= 1000
 BPE_FLAGS = $(if $(TOKENIZER),--bpe byte_level --byte-level-tokenizer $(TOKENIZER))
 # What fairseq-preprocess reads: the pieces of a text, or the text itself.
 PIECES = $(if $(TOKENIZER),$(1).bpe,$(1))
@@ -70,8 +70,8 @@ train: $(INSTALLED)
 		--tokens-per-sample 128 --mask-prob 0.25 --batch-size 16 \
 		--optimizer adam --adam-betas '(0.9, 0.98)' --adam-eps 1e-6 --weight-decay 0.01 \
 		--clip-norm 1.0 --lr 0.002 --lr-scheduler polynomial_decay --warmup-updates 100 \
-		--max-update $(UPDATES) --validate-interval-updates 275 --save-interval-updates 100 \
-		--keep-interval-updates 1 --no-epoch-checkpoints --log-interval 25 \
+		--max-update $(UPDATES) --save-interval-updates 200 --keep-interval-updates 1 \
+		--no-epoch-checkpoints --log-interval 25 \
 		$(BPE_FLAGS) --save-dir $(RUN)
 	$(BIN)/fairseq-validate $(DATA) --path $(RUN)/checkpoint_best.pt --tokens-per-sample 512 \
 		--batch-size 8

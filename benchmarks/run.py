@@ -233,7 +233,7 @@ def _losses() -> dict[str, Callable[[Any, dict[str, Any]], Any]]:
         positions = batch["predicted_positions"]
         target = batch["target"].reshape(-1)[positions]
         loss = vocabulary_loss(model, batch, positions, target, "auto")
-        return loss / len(positions)
+        return loss.sum() / len(positions)
 
     def plain(model: Any, batch: dict[str, Any]) -> Any:
         labels = batch["target"].masked_fill(batch["target"] == 1, -100)

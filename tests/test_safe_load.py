@@ -8,12 +8,10 @@ import collections
 import dataclasses
 import enum
 import io
-import json
 import os
 import pickle
 import random
 import struct
-import subprocess
 import sys
 import tarfile
 import types
@@ -26,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_run import run
 
 from fairseq.errors import CheckpointError, MissingFileError
 from fairseq.safe_load import make_plain, safe_load, storable, verify_zip
@@ -270,15 +269,14 @@ xhrYtAEN3Ot4HfVvl/8C0nV5TQ==
 
 
 def assert_loads_without_omegaconf(path: Path, expected: dict[str, Any]) -> None:
-    script = (
-        "import sys, json\n"
-        "for name in ('omegaconf', 'hydra'): sys.modules[name] = None\n"
-        "from fairseq.safe_load import safe_load\n"
-        "print(json.dumps(safe_load(sys.argv[1])['cfg']))\n"
-    )
-    run = [sys.executable, "-c", script, str(path)]
-    printed = subprocess.run(run, check=True, capture_output=True, text=True).stdout
-    assert json.loads(printed) == expected
+    def load() -> None:
+        for name in list(sys.modules):
+            if name.partition(".")[0] in ("omegaconf", "hydra"):
+                del sys.modules[name]
+        sys.modules["omegaconf"] = sys.modules["hydra"] = None  # type: ignore[assignment]
+        sys.exit(0 if safe_load(path)["cfg"] == expected else 3)
+
+    assert run(load) == 0
 
 
 def test_omegaconf_containers_become_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def build_config(
         component, unknown[key] = _component(key, str(name), given, values, describe, same)
         setattr(config, key, component)
     _complete_legacy(config)
-    interpolate(config)
+    interpolate(config, strict)
     _warn_of_unknown(unknown, config, strict)
     return config
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import logging
 import re
 from typing import Any
 
@@ -22,21 +23,27 @@ from fairseq.config.schema import (
 from fairseq.config.sections import FairseqConfig
 from fairseq.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 _PLACE = re.compile(r"\$\{[^{}]*\}")
 NOWHERE = object()  # what :func:`lookup` returns for a path that leads nowhere
 
 
-def interpolate(config: FairseqConfig) -> None:
+def interpolate(config: FairseqConfig, strict: bool = True) -> None:
     """Replace every reference in the sections of ``config`` by what it refers to, in place.
 
     A reference may be a whole value (which keeps its type) or part of a text. One that is the
     default of its field and refers to a section that is absent becomes None.
 
+    Args:
+        config: all sections.
+        strict: otherwise what cannot be resolved is replaced by the default, with a warning.
+
     Raises:
         ConfigError: if references form a circle, refer to nothing, or are more than a path.
     """
     for top in dataclasses.fields(config):
-        _settle(getattr(config, top.name), config, top.name)
+        _settle(getattr(config, top.name), config, top.name, strict)
 
 
 def settle_alone(component: Any) -> None:
@@ -45,22 +52,32 @@ def settle_alone(component: Any) -> None:
         _settle(component, FairseqConfig(), type(component).__name__)
 
 
-def _settle(section: Any, root: FairseqConfig, name: str) -> None:
+def _settle(section: Any, root: FairseqConfig, name: str, strict: bool = True) -> None:
     if isinstance(section, argparse.Namespace):
         for key, value in vars(section).items():
             if is_reference(value):
-                setattr(section, key, _follow(value, root, f"{name}.{key}", ()))
+                setattr(section, key, _value(value, None, root, f"{name}.{key}", strict))
     elif isinstance(section, FairseqDataclass):
         for field, kind in public_fields(type(section)):
             value, place = getattr(section, field.name), f"{name}.{field.name}"
             if isinstance(value, FairseqDataclass):
                 inner = copy.deepcopy(value)  # it may be the default that all instances share
-                _settle(inner, root, place)
+                _settle(inner, root, place, strict)
                 setattr(section, field.name, inner)
             elif is_reference(value):
-                optional = value == default_of(field)
-                found = _follow(value, root, place, (), optional)
+                found = _value(value, default_of(field), root, place, strict)
                 setattr(section, field.name, coerce(found, kind, place))
+
+
+def _value(text: str, default: Any, root: FairseqConfig, place: str, strict: bool) -> Any:
+    """Return what ``text`` stands for, the default instead if that is wrong and not ``strict``."""
+    try:
+        return _follow(text, root, place, (), optional=text == default)
+    except ConfigError as error:
+        if strict:
+            raise
+        logger.warning("%s (ignored)", error)
+        return None if is_reference(default) else default
 
 
 def _follow(

@@ -91,7 +91,9 @@ class EMA:
             updates: number of updates done; needed for ``ema_start_update``.
         """
         if updates is not None:
-            self._set_decay(0.0 if updates < self.config.ema_start_update else self.config.ema_decay)
+            self._set_decay(
+                0.0 if updates < self.config.ema_start_update else self.config.ema_decay
+            )
         if self.config.ema_update_freq > 1:
             self.update_freq_counter += 1
             if self.update_freq_counter < self.config.ema_update_freq:

@@ -19,6 +19,7 @@ from fairseq.modules.positions import (
     SinusoidalPositionalEmbedding,
 )
 from fairseq.modules.transformer_layer import LayerShape, TransformerEncoderLayer
+from fairseq.ops.dropout import dropout
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class TransformerEncoder(nn.Module):
             x_BTC = x_BTC + self.embed_segments(segments_BT)
         if self.layernorm_embedding is not None:
             x_BTC = self.layernorm_embedding(x_BTC)
-        return F.dropout(x_BTC, shape.layer.dropout, self.training)
+        return dropout(x_BTC, shape.layer.dropout, self.training)
 
     def forward(
         self,

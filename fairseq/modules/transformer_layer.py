@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq.modules.activations import get_activation_fn
 from fairseq.modules.layer_norm import LayerNorm
 from fairseq.ops.attention import attention, check_backend
+from fairseq.ops.dropout import dropout
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class MultiheadAttention(nn.Module):
         super().__init__()
         assert embed_dim % num_heads == 0, (embed_dim, num_heads)
         self.num_heads, self.dropout = num_heads, dropout
-        self.backend = check_backend(backend)
+        check_backend(backend)
+        self.backend = backend
         # this order is the order of the optimizer state in checkpoints
         self.k_proj = nn.Linear(embed_dim, embed_dim)
         self.v_proj = nn.Linear(embed_dim, embed_dim)
@@ -142,9 +143,9 @@ class TransformerEncoderLayer(nn.Module):
         if not pre:
             x_BTC = self.self_attn_layer_norm(x_BTC)
         inner_BTF = self.activation_fn(self.fc1(self.final_layer_norm(x_BTC) if pre else x_BTC))
-        inner_BTF = F.dropout(inner_BTF, self.shape.activation_dropout, self.training)
+        inner_BTF = dropout(inner_BTF, self.shape.activation_dropout, self.training)
         x_BTC = x_BTC + self._drop(self.fc2(inner_BTF))
         return x_BTC if pre else self.final_layer_norm(x_BTC)
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.shape.dropout, self.training)
+        return dropout(x, self.shape.dropout, self.training)

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq.errors import ConfigError, did_you_mean
+from fairseq.ops.dropout import dropout as drop
 
-BACKENDS = ("sdpa", "reference")
+BACKENDS = ("sdpa", "explicit", "reference")
 ALIASES = {"auto": "sdpa", "hf": "sdpa"}
 # Fused kernels want a number of channels that is a multiple of this.
 CHANNEL_GROUP = 8
@@ -55,11 +56,15 @@ def attention(
             gets something finite.
         causal: a query sees only keys up to its own position; the queries are the last T.
         dropout: probability of dropping an attention weight (0 outside training).
-        backend: ``sdpa`` (PyTorch's fused attention) or ``reference`` (explicit, fp32).
+        backend: ``sdpa`` (PyTorch's fused attention), ``explicit`` (scores in memory, products in
+            the type of the input), ``reference`` (the same, all in fp32), or ``auto``: explicit on
+            a CPU that drops weights, where the fused attention is not fused, sdpa otherwise.
 
     Source: Vaswani et al. 2017, equation 1; ALiBi: Press et al. 2022, section 3.
     """
-    function = _reference if check_backend(backend) == "reference" else _sdpa
+    on_cpu = query_BHTD.device.type == "cpu"
+    name = "explicit" if backend == "auto" and on_cpu and dropout > 0 else check_backend(backend)
+    function = {"sdpa": _sdpa, "explicit": _explicit, "reference": _reference}[name]
     # autocast would round the bias to half precision
     with torch.autocast(query_BHTD.device.type, enabled=False):
         attended_BHTD = function(
@@ -149,8 +154,22 @@ def _reference(
     dropout: float,
 ) -> Tensor:
     wide = torch.promote_types(query_BHTD.dtype, torch.float32)
+    query_BHTD, key_BHSD, value_BHSD = (t.to(wide) for t in (query_BHTD, key_BHSD, value_BHSD))
+    return _explicit(query_BHTD, key_BHSD, value_BHSD, bias_1HTS, hidden_BS, causal, dropout)
+
+
+def _explicit(
+    query_BHTD: Tensor,
+    key_BHSD: Tensor,
+    value_BHSD: Tensor,
+    bias_1HTS: Tensor | None,
+    hidden_BS: Tensor | None,
+    causal: bool,
+    dropout: float,
+) -> Tensor:
+    wide = torch.promote_types(query_BHTD.dtype, torch.float32)
     scale = query_BHTD.shape[-1] ** -0.5
-    scores_BHTS = (query_BHTD.to(wide) * scale) @ key_BHSD.to(wide).transpose(-1, -2)
+    scores_BHTS = ((query_BHTD * scale) @ key_BHSD.transpose(-1, -2)).to(wide)
     if bias_1HTS is not None:
         scores_BHTS = scores_BHTS + bias_1HTS
     lowest = torch.finfo(wide).min  # not -inf: rows without any visible key must stay finite
@@ -158,5 +177,5 @@ def _reference(
         scores_BHTS = scores_BHTS.masked_fill(hidden_BS[:, None, None, :], lowest)
     if causal:
         scores_BHTS = scores_BHTS.masked_fill(_future(query_BHTD, key_BHSD), lowest)
-    weights_BHTS = F.dropout(scores_BHTS.softmax(-1), dropout, training=dropout > 0)
-    return weights_BHTS @ value_BHSD.to(wide)
+    weights_BHTS = drop(scores_BHTS.softmax(-1), dropout)
+    return weights_BHTS.to(value_BHSD.dtype) @ value_BHSD

@@ -291,6 +291,22 @@ class TestReferences:
             build({}, sections)
         assert message in str(caught.value)
 
+    def test_what_a_file_of_others_refers_to_is_left_out(self, caplog, monkeypatch):
+        monkeypatch.setenv("SECRET", "hunter2")
+        sections = {
+            "checkpoint": {"save_dir": "${oc.env:SECRET}", "restore_file": "${gone.key}"},
+            "task": {
+                "_name": "read",
+                "seed": "${oc.env:SECRET}",
+                "where": "${checkpoint.save_dir}",
+            },
+        }
+        config = build({}, sections, strict=False)
+        assert (config.checkpoint.save_dir, config.task.where) == ("checkpoints", "checkpoints")
+        assert (config.checkpoint.restore_file, config.task.seed) == ("checkpoint_last.pt", None)
+        assert "not evaluated" in caplog.text and "(ignored)" in caplog.text
+        assert "hunter2" not in str(plain(config))
+
     def test_alone(self):
         task = TaskConfig(data="bin")
         settle_alone(task)
