@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fairseq import catalog, user_dir
+from fairseq.config.arguments import gen_parser_from_dataclass
 from fairseq.config.build import Component, build_config, plain
 from fairseq.config.resolve import resolve
 from fairseq.config.sections import COMPONENTS, FairseqConfig
@@ -67,13 +68,27 @@ def describe_component(section: str, name: str) -> Component:
     return Component(dataclass, legacy, preset)
 
 
+def add_legacy_flags(parser: Any, cls: Any, is_model: bool) -> None:
+    """Add the flags of a plug-in without dataclass: its own, then those of what it extends.
+
+    Args:
+        parser: an argparse parser or argument group.
+        cls: the class of the component.
+        is_model: flags that are not given leave the choice to the preset.
+    """
+    if hasattr(cls, "add_args"):
+        cls.add_args(parser)
+    parent = next((dc for base in cls.__mro__ if (dc := vars(base).get("__dataclass"))), None)
+    if parent is not None:
+        gen_parser_from_dataclass(parser, parent(), delete_default=is_model)
+
+
 def _legacy_defaults(cls: Any, is_model: bool) -> dict[str, Any]:
-    """Return the defaults of the flags that a plug-in without dataclass adds itself."""
+    """Return what the flags of a plug-in without dataclass are if nobody gives them."""
     parser = argparse.ArgumentParser(
         add_help=False, argument_default=argparse.SUPPRESS if is_model else None
     )
-    if hasattr(cls, "add_args"):
-        cls.add_args(parser)
+    add_legacy_flags(parser, cls, is_model)
     for action in parser._actions:
         action.required = False
     return vars(parser.parse_args([]))

@@ -14,7 +14,7 @@ from typing import Any
 
 from fairseq import user_dir
 from fairseq.catalog import ARCHITECTURES
-from fairseq.components import CHOICES, class_of, known_names, make_config
+from fairseq.components import CHOICES, add_legacy_flags, class_of, known_names, make_config
 from fairseq.config.arguments import (
     Parser,
     add_old_flags,
@@ -125,9 +125,9 @@ def add_component_flags(parser: argparse.ArgumentParser, flag: str, name: str) -
     dataclass = config_class(cls)
     if dataclass is not None:
         gen_parser_from_dataclass(group, _shown_defaults(dataclass, flag, name), is_model)
-    elif hasattr(cls, "add_args"):
+    else:
         try:
-            cls.add_args(group)
+            add_legacy_flags(group, cls, is_model)
         except argparse.ArgumentError as error:
             raise ConfigError(f"{flag} '{name}': {error}; rename its flag") from error
     add_old_flags(parser, "model" if is_model else flag)

@@ -42,7 +42,7 @@ def main(cfg: Any, override_args: Any = None) -> dict[str, dict[str, Any]]:
 
 def _stated(cfg: Any) -> dict[str, Any]:
     from fairseq.config.build import flatten, plain
-    from fairseq.config.sections import SECTIONS, FairseqConfig
+    from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
 
     if isinstance(cfg, FairseqConfig):
         cfg = flatten(cfg)
@@ -54,6 +54,8 @@ def _stated(cfg: Any) -> dict[str, Any]:
         cfg = argparse.Namespace(**{k: v for section in shared for k, v in section.items()})
         cfg.data = (values.get("task") or {}).get("data")
     defaults = vars(flatten(FairseqConfig()))
+    for name in COMPONENTS.values():
+        del defaults[name]  # components are the checkpoint's
     stated = {k: v for k, v in vars(cfg).items() if k in defaults and v != defaults[k]}
     return {**stated, "data": getattr(cfg, "data", None)}
 

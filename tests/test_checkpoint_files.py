@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import run
+from tiny_run import faults, run
 
 from fairseq import checkpoint_files, file_io
 from fairseq.checkpoint_files import (
@@ -36,9 +36,6 @@ from fairseq.checkpoint_utils import (
 from fairseq.config.sections import CheckpointConfig
 from fairseq.errors import CheckpointError, MissingFileError
 from fairseq.safe_load import safe_load
-
-# Death at every point in the long run (`make faults`), at some of them otherwise.
-EVERY = 1 if os.environ.get("FAIRSEQ_FAULTS") == "full" else 7
 
 # -- a trainer that only saves ---------------------------------------------------------------------
 
@@ -211,9 +208,9 @@ def copies(folder: Path) -> Iterator[Path]:
         shutil.rmtree(copy)
 
 
-@pytest.mark.faults
+@pytest.mark.parametrize("every", faults(7, 1))
 def test_a_process_that_dies_at_any_point_leaves_only_good_files(
-    prepared: tuple[Any, Path],
+    every: int, prepared: tuple[Any, Path]
 ) -> None:
     _, folder = prepared
     points, recovered = 0, 0
@@ -246,14 +243,15 @@ def test_a_process_that_dies_at_any_point_leaves_only_good_files(
         recovered += 1
         if finished:
             break
-        points += EVERY
+        points += every
     print(f"{recovered - 1} points of death, {recovered - 1} recovered")
     assert points >= 40
 
 
+@pytest.mark.parametrize("every", faults(4, 1))
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
 def test_a_disk_error_at_any_point_keeps_the_previous_checkpoint(
-    error: int, prepared: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+    error: int, every: int, prepared: tuple[Any, Path]
 ) -> None:
     _, folder = prepared
     points = tried = refused = 0
@@ -282,7 +280,7 @@ def test_a_disk_error_at_any_point_keeps_the_previous_checkpoint(
         assert updates_in(copy / "checkpoint_last.pt") in (20, 30)
         if seen <= points:
             break
-        points, tried = points + EVERY // 2 + 1, tried + 1
+        points, tried = points + every, tried + 1
     print(f"{tried} disk errors, {refused} refused, 0 lost")
     assert tried >= 20 and refused >= 10
 

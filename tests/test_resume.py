@@ -20,7 +20,18 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import Recorder, config, content, digest, fork, make_corpus, run, train, wait
+from tiny_run import (
+    Recorder,
+    config,
+    content,
+    digest,
+    faults,
+    fork,
+    make_corpus,
+    run,
+    train,
+    wait,
+)
 
 from fairseq.criterions.masked_lm import MaskedLmLoss
 from fairseq.errors import CheckpointError, ConfigError, FairseqError, MissingFileError
@@ -28,9 +39,6 @@ from fairseq.logging.sinks import read_jsonl
 from fairseq.tasks.base import FairseqTask
 from fairseq.trainer import Trainer
 
-FULL = os.environ.get("FAIRSEQ_FAULTS") == "full"
-KILLS = 200 if FULL else 20
-SIGNALS = 50 if FULL else 3
 EPOCH = 6  # updates of an epoch without accumulation
 LAST = "checkpoint_last.pt"
 
@@ -323,16 +331,16 @@ def launch(
     return fork(work)
 
 
-@pytest.mark.faults
+@pytest.mark.parametrize("kills_wanted", faults(20, 200))
 def test_sigkill_at_any_time_loses_nothing(
-    data: Path, tmp_path: Path, reference: Callable[..., Outcome]
+    kills_wanted: int, data: Path, tmp_path: Path, reference: Callable[..., Outcome]
 ) -> None:
     flags = {**EVERY_3, "update_freq": [2], "max_update": 7}
     expected = reference(**flags)
     seed = int(os.environ.get("FAIRSEQ_SEED", 1))
     rng = random.Random(seed)
     kills = runs = 0
-    while kills < KILLS:
+    while kills < kills_wanted:
         folder = tmp_path / str(runs)
         while True:
             micro = rng.randrange(1, 18)
@@ -367,15 +375,15 @@ def test_sigkill_at_any_time_loses_nothing(
     print(f"{kills} kills in {runs} runs: 0 lost, 0 diverged (seed {seed})")
 
 
-@pytest.mark.faults
+@pytest.mark.parametrize("signals", faults(3, 50))
 def test_signals_at_any_time_save_within_one_update(
-    data: Path, tmp_path: Path, reference: Callable[..., Outcome]
+    signals: int, data: Path, tmp_path: Path, reference: Callable[..., Outcome]
 ) -> None:
     flags: dict[str, Any] = {"max_update": 18, "total_num_update": 18}
     expected = reference(**flags)
     rng = random.Random(7)
     seconds = []
-    for number in range(SIGNALS):
+    for number in range(signals):
         folder = tmp_path / str(number)
         counted = Counted()
         pid = launch(data, folder, counted, **flags)
@@ -390,7 +398,7 @@ def test_signals_at_any_time_save_within_one_update(
         assert run(lambda folder=folder: train(config(data, folder, **flags))) == 0  # type: ignore[misc]
         assert digest(folder / LAST) == expected.digest
     seconds.sort()
-    print(f"{SIGNALS} signals: all saved; p95 {seconds[int(0.95 * (SIGNALS - 1))]:.2f} s")
+    print(f"{signals} signals: all saved; p95 {seconds[int(0.95 * (signals - 1))]:.2f} s")
 
 
 def test_a_second_signal_ends_at_once(data: Path, tmp_path: Path) -> None:

@@ -24,13 +24,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_run import run
+from tiny_run import faults, run
 
 from fairseq.errors import CheckpointError, MissingFileError
 from fairseq.safe_load import make_plain, safe_load, storable, verify_zip
-
-# Every flip and cut of the long run (`make faults`), a tenth of them otherwise.
-FLIPS = 1000 if os.environ.get("FAIRSEQ_FAULTS") == "full" else 100
 
 
 # -- what is hostile -------------------------------------------------------------------------------
@@ -464,11 +461,13 @@ def same(left: Any, right: Any) -> bool:
     return left == right
 
 
-def outcomes(path: Path, state: Any, damage: Callable[[bytearray, random.Random], None]) -> Any:
+def outcomes(
+    path: Path, state: Any, damage: Callable[[bytearray, random.Random], None], times: int
+) -> Any:
     """Return how many damaged copies were refused, loaded unchanged, loaded differently."""
-    good, rng = path.read_bytes(), random.Random(FLIPS)
+    good, rng = path.read_bytes(), random.Random(times)
     found: collections.Counter[str] = collections.Counter()
-    for _ in range(FLIPS):
+    for _ in range(times):
         data = bytearray(good)
         damage(data, rng)
         path.write_bytes(data)
@@ -481,22 +480,22 @@ def outcomes(path: Path, state: Any, damage: Callable[[bytearray, random.Random]
     return found
 
 
-@pytest.mark.faults
-def test_a_flipped_bit_is_never_loaded_as_something_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flips", faults(100, 1000))
+def test_a_flipped_bit_is_never_loaded_as_something_else(flips: int, tmp_path: Path) -> None:
     state = sample_state()
     torch.save(state, tmp_path / "a.pt")
 
     def flip(data: bytearray, rng: random.Random) -> None:
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
 
-    found = outcomes(tmp_path / "a.pt", state, flip)
-    print(f"{FLIPS} flips: {dict(found)}")
+    found = outcomes(tmp_path / "a.pt", state, flip, flips)
+    print(f"{flips} flips: {dict(found)}")
     assert found["different"] == 0
-    assert found["refused"] > 0.8 * FLIPS
+    assert found["refused"] > 0.8 * flips
 
 
-@pytest.mark.faults
-def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cuts", faults(100, 1000))
+def test_a_file_that_is_cut_off_is_refused(cuts: int, tmp_path: Path) -> None:
     for old in (False, True):
         state = sample_state()
         torch.save(state, tmp_path / "a.pt", _use_new_zipfile_serialization=not old)
@@ -504,9 +503,9 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
         def cut(data: bytearray, rng: random.Random) -> None:
             del data[rng.randrange(len(data)) :]
 
-        found = outcomes(tmp_path / "a.pt", state, cut)
-        print(f"{FLIPS} cuts: {dict(found)}")
-        assert found["refused"] == FLIPS
+        found = outcomes(tmp_path / "a.pt", state, cut, cuts)
+        print(f"{cuts} cuts: {dict(found)}")
+        assert found["refused"] == cuts
 
 
 def test_zeros_in_the_middle_are_found(tmp_path: Path) -> None:

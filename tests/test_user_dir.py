@@ -222,6 +222,62 @@ def test_a_plug_in_may_define_a_flag_that_is_refused_elsewhere(plugin):
     assert options.parse_args_and_arch(parser, words).lm_weight == 3
 
 
+def test_a_plug_in_that_extends_ours_without_a_dataclass(plugin):
+    text = """
+    from fairseq.models import register_model, register_model_architecture
+    from fairseq.models.roberta import RobertaModel, base_architecture
+    from fairseq.tasks import register_task
+    from fairseq.tasks.masked_lm import MaskedLMTask
+
+    @register_model("plug_net")
+    class PlugNet(RobertaModel):
+        @staticmethod
+        def add_args(parser):
+            RobertaModel.add_args(parser)
+            parser.add_argument("--shared", type=int, default=2)
+            parser.add_argument("--compressed", type=int)
+
+    @register_model_architecture("plug_net", "plug_net_a")
+    def small(args):
+        args.compressed = getattr(args, "compressed", 4)
+        args.encoder_layers = getattr(args, "encoder_layers", 1)
+        args.no_scale_embedding = getattr(args, "no_scale_embedding", False)
+        base_architecture(args)
+
+    @register_task("plug_task")
+    class PlugTask(MaskedLMTask):
+        @classmethod
+        def add_args(cls, parser):
+            parser.add_argument("data")
+            parser.add_argument("--extra", default="e")
+    """
+    folder = plugin("plug_net_folder", __init__=text)
+    words = ["bin", "--user-dir", str(folder), "--arch", "plug_net_a", "--task", "plug_task"]
+    words += ["--encoder-embed-dim", "8", "--encoder-attention-heads", "2", "--mask-prob", "0.3"]
+    config = options.parse_config(options.get_training_parser(argv=words), words)
+    model, task = config.model, config.task
+    assert (model.encoder_layers, model.encoder_embed_dim, model.encoder_ffn_embed_dim) == (
+        1,
+        8,
+        3072,
+    )
+    assert (model.shared, model.compressed, model.data) == (2, 4, "bin")
+    assert (task.data, task.extra, task.mask_prob, task.tokens_per_sample) == (
+        "bin",
+        "e",
+        0.3,
+        1024,
+    )
+
+    from fairseq.data import Dictionary
+    from fairseq.models import build_model
+
+    built = tasks.get_task("plug_task")(task, Dictionary())
+    net = build_model(model, built)
+    assert type(net).__name__ == "PlugNet"
+    assert (net.config.encoder_layers, net.config.scale_embedding) == (1, True)
+
+
 def knows(name, queue):
     queue.put(name in TASK_REGISTRY)
 
@@ -231,7 +287,6 @@ def load_and_tell(folder, name, queue):
     queue.put(name in TASK_REGISTRY)
 
 
-@pytest.mark.slow
 def test_spawned_processes_import_it_again(plugin):
     folder = plugin("plug_spawn", tasks__in__one=TASK)
     load(folder)

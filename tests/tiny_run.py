@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from fairseq import options, train_loop
@@ -75,6 +76,16 @@ def train(cfg: FairseqConfig) -> float | None:
     """Run to the end in this process, with one thread."""
     torch.set_num_threads(1)
     return train_loop.run_training(cfg)
+
+
+def faults(few: int, many: int) -> list[Any]:
+    """Return the parameters of a test that hurts a run so often: few times, or (make faults) many.
+
+    Args:
+        few: how often in every run of the tests.
+        many: how often in the long one.
+    """
+    return [few, pytest.param(many, marks=pytest.mark.faults)]
 
 
 class Recorder:

@@ -220,7 +220,8 @@ def add_field(
     if refers and not text:
         return
     if field.name == "data" and not prefix:
-        _try_add(parser, "data", help=text or "folder with the binarized data")
+        if not any(a.dest == "data" and not a.option_strings for a in parser._actions):
+            _try_add(parser, "data", help=text or "folder with the binarized data")
         return
     missing = default is dataclasses.MISSING or default == MISSING
     unknown = refers or missing

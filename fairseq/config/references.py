@@ -77,7 +77,7 @@ def _value(text: str, default: Any, root: FairseqConfig, place: str, strict: boo
         if strict:
             raise
         logger.warning("%s (ignored)", error)
-        return None if is_reference(default) else default
+        return _follow(default, root, place, (), True) if is_reference(default) else default
 
 
 def _follow(

@@ -17,7 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fairseq.errors import ConfigError
+from fairseq.errors import ConfigError, FairseqError
+from fairseq.logging.console import setup_logging
+from fairseq.user_dir import import_user_module
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +192,8 @@ def _timeout_minutes(cfg: Any) -> float:
 def _spawned(index: int, main: Callable[..., Any], cfg: Any, start_rank: int) -> None:
     cfg.distributed_training.distributed_rank = start_rank + index
     cfg.distributed_training.device_id = index
+    import_user_module(cfg.common)  # a spawned process knows no plug-in yet
+    setup_logging()
     main(cfg)
 
 
@@ -214,7 +218,27 @@ def call_main(cfg: Any, main: Callable[..., Any]) -> Any:
     if local is None or local < 1:
         local = torch.cuda.device_count() or world
     start_rank = distributed.distributed_rank or 0
-    torch.multiprocessing.spawn(
-        _spawned, args=(main, cfg, start_rank), nprocs=min(local, world), join=True
-    )
+    try:
+        torch.multiprocessing.spawn(
+            _spawned, args=(main, cfg, start_rank), nprocs=min(local, world), join=True
+        )
+    except torch.multiprocessing.ProcessExitedException as error:
+        raise FairseqError(_obituary(error)) from error
+    except torch.multiprocessing.ProcessRaisedException as error:
+        cause = str(error).strip().splitlines()[-1]
+        raise FairseqError(
+            f"process {error.error_index} of {world} failed and the others were stopped: {cause} "
+            "(FAIRSEQ_DEBUG=1 shows the traceback)"
+        ) from error
     return None
+
+
+def _obituary(error: Any) -> str:
+    """Say which process ended how; a stop signal of ours is passed on as exit status."""
+    if error.signal_name is None and error.exit_code in (128 + 10, 128 + 15):
+        raise SystemExit(error.exit_code)
+    how = error.signal_name or f"exit status {error.exit_code}"
+    return (
+        f"process {error.error_index} ended unexpectedly ({how}) and the others were stopped; run "
+        "the same command again to go on from the last checkpoint"
+    )

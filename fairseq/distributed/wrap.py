@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -10,6 +11,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fairseq.distributed import utils
 from fairseq.errors import UnsupportedError
+
+# newer versions of torch call the flag otherwise
+_BUFFER_FLAG = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 
 class ModuleProxyWrapper(nn.Module):
@@ -66,6 +74,6 @@ def wrap_model(cfg: Any, model: nn.Module, device: torch.device) -> nn.Module:
         bucket_cap_mb=cfg.bucket_cap_mb,
         find_unused_parameters=cfg.find_unused_parameters,
         gradient_as_bucket_view=cfg.gradient_as_bucket_view,
-        broadcast_buffers=cfg.broadcast_buffers,
+        **{_BUFFER_FLAG: cfg.broadcast_buffers},
     )
     return ModuleProxyWrapper(wrapped)

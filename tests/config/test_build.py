@@ -303,7 +303,7 @@ class TestReferences:
         }
         config = build({}, sections, strict=False)
         assert (config.checkpoint.save_dir, config.task.where) == ("checkpoints", "checkpoints")
-        assert (config.checkpoint.restore_file, config.task.seed) == ("checkpoint_last.pt", None)
+        assert (config.checkpoint.restore_file, config.task.seed) == ("checkpoint_last.pt", 1)
         assert "not evaluated" in caplog.text and "(ignored)" in caplog.text
         assert "hunter2" not in str(plain(config))
 
