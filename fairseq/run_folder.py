@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fairseq.checkpoint_files import remove_leftovers
-from fairseq.config.build import plain
+from fairseq.config.build import recipe_of
 from fairseq.errors import ConfigError
 from fairseq.file_io import atomic_write
 from fairseq.logging.sinks import open_text_log
@@ -117,7 +117,7 @@ def config_as_yaml(config: Any) -> str:
     """Return the effective configuration as YAML that ``--config`` reads back."""
     import yaml
 
-    content = {key: value for key, value in plain(config).items() if value is not None}
+    content = {key: value for key, value in recipe_of(config).items() if value is not None}
     content.pop("_name", None)
     for section in content.values():
         if isinstance(section, dict):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 
 from fairseq_cli.entry import run_command
 

@@ -22,8 +22,8 @@ NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "disable_validation": Tr
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven batches of four, the last one smaller: two processes cannot share them evenly."""
-    return tiny_run.make_corpus(tmp_path_factory.mktemp("corpus") / "bin", train_lines=75)
+    """Ten batches of four and one of two: two processes cannot share an epoch evenly."""
+    return tiny_run.make_corpus(tmp_path_factory.mktemp("corpus") / "bin", train_lines=79)
 
 
 def free_port() -> int:
@@ -94,11 +94,11 @@ def test_two_processes_equal_one(data: Path, tmp_path: Path, frequency: int) -> 
     The same batches reach an update, so that the update is the same, filler and accumulation
     included.
     """
-    flags = {"max_update": 8, "required_batch_size_multiple": 1}
+    flags = {"max_update": 14, "required_batch_size_multiple": 1}
     alone, pair = tmp_path / "alone", tmp_path / "pair"
     assert finish(start(data, alone, 1, update_freq=[2 * frequency], **flags)) == [0]
     assert finish(start(data, pair, 2, update_freq=[frequency], **flags)) == [0, 0]
-    assert len(losses(alone)) == 8
+    assert len(losses(alone)) == 14
     assert_same(alone, pair)
 
 
@@ -122,7 +122,7 @@ def test_same_samples_whatever_the_processes_and_workers(data: Path, tmp_path: P
             statuses = finish(start(data, folder, world, note, **flags))
             assert statuses == [0] * world
             lines = sorted(set(note.read_text(encoding="utf-8").splitlines()))
-            assert len(lines) == 80  # forty blocks, two epochs
+            assert len(lines) == 84  # 42 blocks, two epochs
             seen.add("\n".join(lines))
     assert len(seen) == 1
 

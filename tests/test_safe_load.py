@@ -29,7 +29,6 @@ from tiny_run import faults, run
 from fairseq.errors import CheckpointError, MissingFileError
 from fairseq.safe_load import make_plain, safe_load, storable, verify_zip
 
-
 # -- what is hostile -------------------------------------------------------------------------------
 
 

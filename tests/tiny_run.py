@@ -5,6 +5,7 @@ Children are forked, so that torch is imported once however many processes are k
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import random
@@ -152,6 +153,7 @@ def fork(work: Callable[[], Any]) -> int:
     if pid:
         return pid
     status = 70
+    gc.freeze()  # so that a collection does not copy the pages shared with the parent
     try:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)

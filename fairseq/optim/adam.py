@@ -47,10 +47,10 @@ class FairseqAdamConfig(FairseqDataclass):
     adam_eps: float = option(1e-8, "added to the root of the second running mean")
     weight_decay: float = option(0.0, "decoupled weight decay")
     weight_decay_mode: Literal["all", "matrices"] = option(
-        "all", "what decays (new); matrices: not biases, norms and other vectors"
+        "all", "what decays; matrices: not biases, norms and other vectors", new=True
     )
     adam_impl: Literal["auto", "fused", "reference", "apex"] = option(
-        "auto", "who computes (new); auto: torch's fused kernel where the device has one"
+        "auto", "who computes; auto: torch's fused kernel where the device has one", new=True
     )
     use_old_adam: bool = option(False, "same as --adam-impl reference")
     fp16_adam_stats: bool = option(False, "refused: running means are kept in fp32")

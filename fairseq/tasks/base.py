@@ -254,16 +254,7 @@ class FairseqTask:
             return self.dataset_to_epoch_iter[dataset]
         dataset.set_epoch(epoch)
 
-        indices = self._ordered_indices(dataset, seed)
-        if max_positions is not None:
-            indices = self.filter_indices_by_size(
-                indices, dataset, max_positions, ignore_invalid_inputs
-            )
-        if len(indices) == 0:
-            raise DataError(
-                "The dataset is empty: it has no sample, or all are longer than max_positions="
-                f"{max_positions}"
-            )
+        indices = self._usable_indices(dataset, seed, max_positions, ignore_invalid_inputs)
 
         def cut(batching: Mapping[str, Any], without: np.ndarray) -> list[Any]:
             """Batch all samples but ``without``; resuming with another batch size needs it."""
@@ -295,6 +286,22 @@ class FairseqTask:
         if reuse:
             self.dataset_to_epoch_iter[dataset] = iterator
         return iterator
+
+    def _usable_indices(
+        self, dataset: Any, seed: int, max_positions: Any, ignore_invalid_inputs: bool
+    ) -> np.ndarray:
+        """Return the samples that fit, in the dataset's order; refuse to return none."""
+        indices = self._ordered_indices(dataset, seed)
+        if max_positions is not None:
+            indices = self.filter_indices_by_size(
+                indices, dataset, max_positions, ignore_invalid_inputs
+            )
+        if len(indices) == 0:
+            raise DataError(
+                "The dataset is empty: it has no sample, or all are longer than max_positions="
+                f"{max_positions}"
+            )
+        return indices
 
     @staticmethod
     def _ordered_indices(dataset: Any, seed: int) -> np.ndarray:
