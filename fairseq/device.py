@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ def choose_device(cfg: Any) -> torch.device:
     else:
         device = torch.device(wanted)
     if common.deterministic:
+        # read by cuBLAS when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     return device
 

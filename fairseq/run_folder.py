@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fairseq.checkpoint_files import remove_leftovers
-from fairseq.config.build import recipe_of
+from fairseq.config.build import plain, recipe_of
 from fairseq.errors import ConfigError
 from fairseq.file_io import atomic_write
 from fairseq.logging.sinks import open_text_log
@@ -101,7 +101,7 @@ class RunFolder:
         if not self.enabled:
             return
         files = {
-            "config.yaml": config_as_yaml(config),
+            "config.yaml": config_as_yaml(config, as_recipe=True),
             "command.txt": shlex.join(sys.argv) + "\n",
             "versions.json": json.dumps({**versions(), "parameters": parameters}, indent=1),
         }
@@ -113,11 +113,16 @@ class RunFolder:
                 logger.warning("could not write %s: %s", self.path / name, error)
 
 
-def config_as_yaml(config: Any) -> str:
-    """Return the effective configuration as YAML that ``--config`` reads back."""
+def config_as_yaml(config: Any, as_recipe: bool = False) -> str:
+    """Return the effective configuration as YAML that ``--config`` reads back.
+
+    Args:
+        config: the configuration.
+        as_recipe: leave out what merely repeats another section, so that a copy can be edited.
+    """
     import yaml
 
-    content = {key: value for key, value in recipe_of(config).items() if value is not None}
+    content = {key: value for key, value in (recipe_of(config) if as_recipe else plain(config)).items() if value is not None}
     content.pop("_name", None)
     for section in content.values():
         if isinstance(section, dict):

@@ -1,4 +1,8 @@
-"""SIGTERM and SIGUSR1: finish the update, save, end. A second signal ends at once."""
+"""SIGTERM and SIGUSR1: finish the update, save, end. A second signal ends at once.
+
+Launchers pass on the signal that their processes get anyway, so what comes within a second of the
+first one is that same request.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -16,6 +21,7 @@ from fairseq.distributed import utils as distributed_utils
 logger = logging.getLogger(__name__)
 
 SIGNALS = ("SIGTERM", "SIGUSR1")
+SAME_REQUEST_SECONDS = 1.0
 # A worker that was asked to end does so after this many seconds, if nobody ends it before.
 WORKER_SECONDS = 60
 
@@ -30,6 +36,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.number: int | None = None
         self._caught: int | None = None
+        self._caught_at = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -45,9 +52,11 @@ class StopSignal:
             raise SystemExit(128 + self.number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._caught is not None:
+        now = time.monotonic()
+        if self._caught is None:
+            self._caught, self._caught_at = number, now
+        elif now - self._caught_at > SAME_REQUEST_SECONDS:
             os._exit(128 + number)  # no clean-up: what was being written is deleted at next start
-        self._caught = number
 
     def received(self) -> bool:
         """Tell whether any process was asked to end; all processes get the same answer."""

@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from typing import Any, cast
 
+import torch
+
 from fairseq import checkpoint_utils, tasks, utils
 from fairseq.checkpoint_state import data_rng_of, settle_data_rng
 from fairseq.config.resolve import required_settings, resolve
@@ -216,10 +218,20 @@ class TrainLoop:
         optimization, updates = self.cfg.optimization, self.trainer.get_num_updates()
         if optimization.max_update and updates >= optimization.max_update:
             return f"num_updates: {updates} >= max_update: {optimization.max_update}"
-        hours = self.trainer.cumulative_training_time() / 3600
-        if optimization.stop_time_hours > 0 and hours > optimization.stop_time_hours:
-            return f"cumulative_training_time: {hours} > stop_time_hours"
+        if optimization.stop_time_hours > 0:
+            hours = self._hours()
+            if hours > optimization.stop_time_hours:
+                return (
+                    f"cumulative_training_time: {hours} > stop_time_hours: "
+                    f"{optimization.stop_time_hours} hour(s)"
+                )
         return None
+
+    def _hours(self) -> float:
+        """Return the hours of training so far, the same on all processes."""
+        hours = self.trainer.cumulative_training_time() / 3600
+        total = torch.tensor(hours, dtype=torch.float64, device=self.trainer.device)
+        return float(distributed_utils.all_reduce(total, op="max"))
 
     # -- an epoch --------------------------------------------------------------------------------
 

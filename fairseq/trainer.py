@@ -209,6 +209,7 @@ class Trainer(TrainingState):
                     self.optimizer,
                     self._num_updates,
                     is_filler,
+                    **self._ema_model(),
                 )
             if not is_filler:
                 logs.append(log)
@@ -220,6 +221,11 @@ class Trainer(TrainingState):
         output = self._log_update(logs) if self.skipped is None else None
         metrics.log_stop_time("train_wall")
         return output
+
+    def _ema_model(self) -> dict[str, Any]:
+        """Return the averaged model for tasks that ask for it by their attribute ``uses_ema``."""
+        uses_ema = self.ema is not None and getattr(self.task, "uses_ema", False)
+        return {"ema_model": self.ema.get_model()} if self.ema is not None and uses_ema else {}
 
     @contextlib.contextmanager
     def _no_sync_unless(self, is_last: bool) -> Iterator[None]:
@@ -263,6 +269,8 @@ class Trainer(TrainingState):
             raise NotFiniteError(str(error)) from error
         self._bad_updates = 0
         self.set_num_updates(self._num_updates + 1)
+        if self.ema is not None:
+            self.ema.step(self._model, self._num_updates)
         return None
 
     def _skip_bad_update(self) -> str:
@@ -289,7 +297,9 @@ class Trainer(TrainingState):
         self._criterion.eval()
         sample, is_filler = self._prepare_sample(sample)
         with self._precision():
-            _, sample_size, log = self.task.valid_step(sample, self.model, self._criterion)
+            _, sample_size, log = self.task.valid_step(
+                sample, self.model, self._criterion, **self._ema_model()
+            )
         logs = [] if is_filler else [log]
         logs, _ = self._share(logs, 0 if is_filler else sample_size)
         return self._reduce_logs(logs)
@@ -317,6 +327,8 @@ class Trainer(TrainingState):
         if scaler is not None:
             scale = scaler.loss_scale if hasattr(scaler, "loss_scale") else scaler.get_scale()
             metrics.log_scalar("loss_scale", scale, priority=700, round=4, weight=0)
+        if self.ema is not None:
+            metrics.log_scalar("ema_decay", self.ema.get_decay(), priority=10000, weight=0)
         if self.device.type == "cuda":
             free = torch.cuda.mem_get_info(self.device)[0] / 1024**3
             metrics.log_scalar("gb_free", free, priority=1500, round=1, weight=0)

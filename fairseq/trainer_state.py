@@ -17,7 +17,14 @@ import torch
 from torch import nn
 
 from fairseq import checkpoint_files, utils
-from fairseq.checkpoint_state import OURS, explain, original_cfg, our_record, record_of
+from fairseq.checkpoint_state import (
+    OURS,
+    explain,
+    original_cfg,
+    our_record,
+    record_of,
+    upgrade_state,
+)
 from fairseq.checkpoint_utils import load_newest
 from fairseq.config.sections import FairseqConfig
 from fairseq.device import choose_device
@@ -27,8 +34,10 @@ from fairseq.errors import CheckpointError, FairseqError
 from fairseq.file_io import PathManager
 from fairseq.logging import meters, metrics
 from fairseq.models.base import count_parameters
+from fairseq.models.ema import EMA
 from fairseq.optim import build_optimizer
 from fairseq.optim.lr_scheduler import build_lr_scheduler
+from fairseq.safe_load import safe_load
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +54,7 @@ class TrainingState:
     Attributes:
         best: best validation metric among the checkpoints saved, None before the first.
         progress: what the training loop wants to find again after a resume; plain values.
+        ema: moving average of the weights, None without ``--store-ema``.
     """
 
     def __init__(self, cfg: FairseqConfig, task: Any, model: Any, criterion: Any) -> None:
@@ -65,6 +75,7 @@ class TrainingState:
         self._loaded: tuple[str, dict[str, Any]] | None = None
         self.best: float | None = None
         self.progress: dict[str, Any] = {}
+        self.ema = self._build_ema()
         self._start_wall_clock()
         logger.info(
             "num. shared model params: %s (num. trained: %s)",
@@ -124,6 +135,17 @@ class TrainingState:
         """Return everything that is trained, the criterion's parameters last."""
         modules = (self._model, self._criterion)
         return [p for module in modules for p in module.parameters() if p.requires_grad]
+
+    def _build_ema(self) -> EMA | None:
+        """Return a moving average that begins with the weights of now, or with a given model's."""
+        config = self.cfg.ema
+        if not config.store_ema:
+            return None
+        ema = EMA(self._model, config)
+        if config.ema_seed_model is not None:
+            seed = upgrade_state(safe_load(config.ema_seed_model))
+            ema.restore(seed["model"], build_fp32_params=config.ema_fp32)
+        return ema
 
     def _build_optimizer(self) -> None:
         cfg, params = self.cfg, self.parameters()
@@ -210,6 +232,8 @@ class TrainingState:
                 OURS: our_record(self.cfg, self.progress),
             },
         }
+        if self.ema is not None:
+            state["extra_state"].update(self.ema.state())
         if not self.cfg.checkpoint.no_save_optimizer_state:
             state["last_optimizer_state"] = self.optimizer.state_dict()
         return state
@@ -267,14 +291,15 @@ class TrainingState:
         filename, state = self._loaded or load_newest(filename)
         self._loaded = None
         self._load_modules(filename, state)
+        extra_state = state["extra_state"]
         self._optim_history = state["optimizer_history"]
         self._optimizer = self._lr_scheduler = None  # masters are copied from the loaded weights
         if not reset_optimizer:
             self._load_optimizer(filename, state, reset_lr_scheduler, optimizer_overrides)
+        self._load_ema(extra_state, anew=reset_optimizer)
         if not reset_optimizer and not reset_meters:
             self.progress = dict(record_of(state).get("progress") or {})
         self.task.load_state_dict(state["task_state"])
-        extra_state = state["extra_state"]
         position = extra_state.get("train_iterator") or {}
         if not reset_meters:
             self._load_meters(extra_state, begins_epoch=not position.get("iterations_in_epoch"))
@@ -318,6 +343,12 @@ class TrainingState:
             state["last_optimizer_state"], optimizer_overrides=dict(overrides or {})
         )
         self.set_num_updates(last["num_updates"])
+
+    def _load_ema(self, extra_state: Mapping[str, Any], anew: bool) -> None:
+        self.ema = self._build_ema()
+        if self.ema is not None and not anew:
+            self.ema.load_state(extra_state)
+            self.ema.update_freq_counter = self._num_updates % max(1, self.cfg.ema.ema_update_freq)
 
     def _load_meters(self, extra_state: Mapping[str, Any], begins_epoch: bool) -> None:
         self._previous_training_time = extra_state.get("previous_training_time", 0.0)

@@ -36,6 +36,7 @@ from tiny_run import (
 from fairseq.criterions.masked_lm import MaskedLmLoss
 from fairseq.errors import CheckpointError, ConfigError, FairseqError, MissingFileError
 from fairseq.logging.sinks import read_jsonl
+from fairseq.signals import SAME_REQUEST_SECONDS
 from fairseq.tasks.base import FairseqTask
 from fairseq.trainer import Trainer
 
@@ -143,6 +144,11 @@ CUTS: dict[str, tuple[dict[str, Any], int]] = {
     "in fp16": ({**EVERY_3, "fp16": True, "fp16_scale_window": 4}, 5),
     "with autocast": ({**EVERY_3, "amp": True}, 4),
     "with layer drop": ({**EVERY_3, "encoder_layerdrop": 0.4}, 4),
+    "with an average of the weights": (
+        {**EVERY_3, "bf16": True, "store_ema": True, "ema_decay": 0.7, "ema_update_freq": 2}
+        | {"ema_fp32": True},
+        4,
+    ),
     "in the way of the original": (
         {**EVERY_3, "data_rng": "fairseq-main", "required_batch_size_multiple": 1},
         4,
@@ -265,6 +271,37 @@ def test_meters_go_on(
         )
         for key in ("loss", "ppl", "gnorm", "wpb", "bsz", "lr"):
             assert left[key] == right[key], (tag, key)
+
+
+def test_the_average_of_the_weights(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It follows its formula, and a run without one begins it with the weights it has."""
+    flags = {"store_ema": True, "ema_decay": 0.7, "ema_start_update": 2}
+    name = "encoder.lm_head.dense.weight"
+    expected: dict[int, torch.Tensor] = {}
+
+    def follow(trainer: Trainer, calls: int) -> None:
+        weight, done = trainer.get_model().state_dict()[name], trainer.get_num_updates()
+        if calls and done >= 2 and done - 1 in expected:
+            expected[done] = 0.7 * expected[done - 1] + 0.3 * weight
+        else:
+            expected[done] = weight.clone()
+
+    Recorder(monkeypatch, follow)
+    train(config(data, tmp_path, max_update=4))
+    expected.clear()
+    caplog.clear()
+    train(config(data, tmp_path, max_update=8, **flags))
+    assert any("no moving average" in r.getMessage() for r in caplog.records)
+    state = content(tmp_path / LAST)
+    last = 0.7 * expected[7] + 0.3 * state["model"][name]
+    torch.testing.assert_close(state["extra_state"]["ema"][name], last, rtol=0, atol=1e-6)
+    assert records(tmp_path, "train_inner")[-1]["ema_decay"] == 0.7
+    seed = {"ema_seed_model": str(tmp_path / LAST), "ema_start_update": 0, "ema_decay": 1.0}
+    train(config(data, tmp_path / "new", max_update=1, **{**flags, **seed}))
+    kept = content(tmp_path / "new" / LAST)["extra_state"]["ema"][name]
+    assert torch.equal(kept, state["model"][name])
 
 
 def test_plug_ins_that_draw_from_global_generators_are_reproduced(
@@ -412,8 +449,10 @@ def test_a_second_signal_ends_at_once(data: Path, tmp_path: Path) -> None:
 
     pid = launch(data, tmp_path, slow)
     counted.wait_for(2)
-    os.kill(pid, signal.SIGTERM)
-    time.sleep(0.05)
+    for _ in range(2):  # as a launcher does that forwards what the process got already
+        os.kill(pid, signal.SIGTERM)
+        time.sleep(0.05)
+    time.sleep(SAME_REQUEST_SECONDS)
     started = time.monotonic()
     os.kill(pid, signal.SIGTERM)
     assert wait(pid) == 128 + signal.SIGTERM
@@ -633,6 +672,21 @@ def test_the_end_by_learning_rate_is_saved(data: Path, tmp_path: Path) -> None:
     flags = {"stop_min_lr": 0.005, "save_interval": 9, "max_update": 50, "total_num_update": 30}
     train(config(data, tmp_path, **flags))
     assert updates_of(tmp_path) == 3 * EPOCH
+
+
+def test_the_time_limit_counts_restarts(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config(data, tmp_path, max_update=2))
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    state["extra_state"]["previous_training_time"] = 7200.0
+    torch.save(state, tmp_path / LAST)
+    recorder = Recorder(monkeypatch)
+    train(config(data, tmp_path, stop_time_hours=1.5))
+    assert recorder.losses == {}
+    train(config(data, tmp_path, stop_time_hours=2.00001))  # 36 milliseconds more
+    assert 1 <= len(recorder.losses) <= 7
+    assert "stop_time_hours" in events(tmp_path, "stop")[-1]["reason"]
 
 
 def test_patience_counts_across_restarts(

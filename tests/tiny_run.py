@@ -126,6 +126,7 @@ def digest(path: Path) -> str:
     parts = [state["model"], state["last_optimizer_state"], state["optimizer_history"][-1]]
     extra = state["extra_state"]
     parts += [extra["train_iterator"], extra.get("best"), extra["fairseq_lm"]["progress"]]
+    parts += [extra.get("ema"), extra.get("ema_fp32_params")]
     total = hashlib.sha256()
     _feed(total, parts)
     return total.hexdigest()
