@@ -11,7 +11,7 @@ import torch
 from fairseq import checkpoint_utils, utils
 from fairseq.config.schema import parse_literal
 from fairseq.device import choose_device
-from fairseq.errors import ConfigError
+from fairseq.errors import ConfigError, DataError
 from fairseq.logging import metrics
 from fairseq.logging.progress_bar import progress_bar
 
@@ -31,6 +31,7 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
     Raises:
         ConfigError: if no path is given.
+        DataError: if there is nothing to evaluate.
     """
     path = given.get("path")
     if not path:
@@ -43,7 +44,7 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             overrides.setdefault(f"{name}_valid", overrides[name])
     overrides.setdefault("distributed_world_size", 1)
     models, config, task = checkpoint_utils.load_model_ensemble_and_task(
-        utils.split_paths(path), overrides
+        utils.split_paths(path)[:1], overrides
     )
     device = choose_device(config)
     model = models[0].to(device).eval()
@@ -86,6 +87,12 @@ def _validate_subset(
                 continue
             sample = utils.move_to_device(sample, device)
             logs.append(task.valid_step(sample, model, criterion)[2])
+        if not logs:
+            raise DataError(
+                f"there is no batch to evaluate in '{subset}'; the original's rule (--data-rng "
+                f"{data.data_rng}) drops batches that are no multiple of "
+                f"--required-batch-size-multiple {data.required_batch_size_multiple}"
+            )
         with metrics.aggregate(new_root=True) as aggregated:
             task.reduce_metrics(logs, criterion)
         stats = aggregated.get_smoothed_values()

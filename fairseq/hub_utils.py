@@ -116,6 +116,11 @@ def locate(address: str, name: str) -> Path:
     """
     if os.path.isdir(address):
         return Path(address)
+    if address.endswith(".pt") and os.path.isfile(address):  # it is a zip file, too
+        raise MissingFileError(
+            f"{address} is a checkpoint, not a folder: give its folder, and checkpoint_file="
+            f"'{os.path.basename(address)}'"
+        )
     if archives.is_archive(address):
         return archives.extract(address, archives.cache_folder() / f"{_digest(address)}.unpacked")
     if "://" not in address:
@@ -151,8 +156,11 @@ def _download(url: str, target: Path, name: str) -> None:
     logger.info("downloading %s", url)
     try:
         with urllib.request.urlopen(url, timeout=30) as reply, atomic_write(target) as writer:
+            expected = reply.headers.get("Content-Length")
             while block := reply.read(1 << 20):
                 writer.write(block)
+            if expected is not None and writer.tell() != int(expected):
+                raise OSError(f"only {writer.tell():,} of {int(expected):,} bytes arrived")
     except (urllib.error.URLError, OSError) as error:
         raise MissingFileError(
             f"'{name}' could not be downloaded from {url} ({error}). Without a network, fetch it "

@@ -80,6 +80,8 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any]:
     if not cfg.dataset.disable_validation:
         for subset in _valid_subsets(cfg):
             task.load_dataset(subset, combine=bool(cfg.dataset.combine_valid_subsets), epoch=1)
+    if cfg.checkpoint.write_checkpoints_asynchronously:
+        logger.warning("--save-async: checkpoints are written in the foreground all the same")
     trainer = Trainer(cfg, task, model, criterion)
     trainer.use_loaded(loaded)
     _, epoch_itr = checkpoint_utils.load_checkpoint(

@@ -48,6 +48,12 @@ class Trainer(TrainingState):
         self._grad_norm: Tensor = torch.tensor(0.0)
         self._bad_updates = 0
         self._dummy_batch: Any = None
+        if self.world > 1 and not task.logging_outputs_can_be_summed(criterion):
+            logger.warning(
+                "%s does not say that its logging outputs can be added up; over several processes "
+                "they are",
+                type(criterion).__name__,
+            )
 
     # -- data ------------------------------------------------------------------------------------
 
@@ -271,6 +277,9 @@ class Trainer(TrainingState):
         self.set_num_updates(self._num_updates + 1)
         if self.ema is not None:
             self.ema.step(self._model, self._num_updates)
+        every = self.cfg.common.empty_cache_freq
+        if every > 0 and self._num_updates % every == 0 and self.device.type == "cuda":
+            torch.cuda.empty_cache()
         return None
 
     def _skip_bad_update(self) -> str:

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -29,11 +30,13 @@ from fairseq.checkpoint_files import (
 from fairseq.checkpoint_utils import (
     checkpoint_to_start_from,
     is_better,
+    load_checkpoint,
     load_newest,
     save_checkpoint,
     verify_checkpoint_directory,
 )
 from fairseq.config.sections import CheckpointConfig
+from fairseq.data.iterators import EpochBatchIterator
 from fairseq.errors import CheckpointError, MissingFileError
 from fairseq.safe_load import safe_load
 
@@ -580,6 +583,51 @@ def test_which_file_a_run_starts_from(tmp_path: Path) -> None:
     assert start(continue_once=str(other)) == (last, set())
     assert start(finetune_from_model=str(other)) == (last, set())
     assert start(restore_file=str(other)) == (str(other), set())
+
+
+def position_after(extra_state: dict[str, Any] | None, cfg: Any) -> tuple[int, int, Any]:
+    """Load a checkpoint of the original's layout; return epoch, position and the first item."""
+    numbers = torch.arange(150)
+    iterator = EpochBatchIterator(
+        dataset=numbers, collate_fn=torch.stack, batch_sampler=[[n] for n in range(150)]
+    )
+    trainer = MagicMock()
+    trainer.load_checkpoint.return_value = extra_state
+    trainer.get_train_iterator.return_value = iterator
+    _, iterator = load_checkpoint(cfg, trainer)
+    batches = iterator.next_epoch_itr(shuffle=False)
+    return iterator.epoch, iterator.iterations_in_epoch, int(next(batches))
+
+
+def test_where_a_run_goes_on(tmp_path: Path) -> None:
+    def state(epoch: int, read: int) -> dict[str, Any]:
+        return {
+            "train_iterator": {"epoch": epoch, "iterations_in_epoch": read, "shuffle": False},
+        }
+
+    cfg = settings(tmp_path)
+    assert position_after(None, cfg) == (1, 0, 0)
+    assert position_after(state(2, 50), cfg) == (2, 50, 50)
+    assert position_after(state(2, 150), cfg) == (3, 0, 0)
+    assert position_after(state(2, 50), settings(tmp_path, reset_dataloader=True)) == (1, 0, 0)
+    assert position_after({"val_loss": 1.0}, cfg) == (1, 0, 0)
+
+
+def test_the_schedule_hears_of_the_epoch_that_just_ended(tmp_path: Path) -> None:
+    def steps(epoch: int, read: int, **values: Any) -> list[tuple[Any, ...]]:
+        trainer = MagicMock(progress={})
+        trainer.load_checkpoint.return_value = {
+            "train_iterator": {"epoch": epoch, "iterations_in_epoch": read},
+            "val_loss": 2.5,
+        }
+        load_checkpoint(settings(tmp_path, **values), trainer)
+        return [call.args for call in trainer.lr_step.call_args_list]
+
+    assert steps(3, 0) == [(2, 2.5)]
+    assert steps(3, 7) == []
+    assert steps(1, 0) == []
+    assert steps(3, 0, reset_lr_scheduler=True) == [(3,)]
+    assert steps(3, 0, reset_dataloader=True) != [(2, 2.5)]
 
 
 def test_a_suffix_changes_the_name_only(tmp_path: Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from documents import ROOT, blocks
 
-ROOT = Path(__file__).resolve().parent.parent
 GUIDE = ROOT / "CONTRIBUTING.md"
 LIMIT = 80
 PARTS = ("model", "criterion", "task")
@@ -34,11 +33,6 @@ for line in sys.stdin:
     (validate if "--path" in arguments else train).run(arguments)
     print("done")
 """
-
-
-def blocks() -> list[str]:
-    """Return the Python blocks of the guide: a model, a criterion and a task."""
-    return re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +73,7 @@ def test_the_guide_is_short() -> None:
 def test_each_worked_example_trains(tmp_path: Path, data: Path) -> None:
     package = tmp_path / "worked_examples"
     package.mkdir()
-    for name, block in zip(PARTS, blocks(), strict=True):
+    for name, block in zip(PARTS, blocks(GUIDE, "python"), strict=True):
         (package / f"{name}.py").write_text(block, encoding="utf-8")
     (package / "__init__.py").write_text("from . import criterion, model, task\n")
     uses = {

@@ -1,0 +1,26 @@
+"""The benchmark page says what the committed records say, and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+def test_page_is_printed_from_the_records() -> None:
+    spec = importlib.util.spec_from_file_location("table", ROOT / "table.py")
+    assert spec is not None and spec.loader is not None
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == table.page()
+
+
+def test_records_name_machine_command_and_versions() -> None:
+    records = sorted((ROOT / "results").glob("*.json"))
+    assert records
+    for path in records:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        assert {"benchmark", "command", "machine", "result"} <= set(record)
+        assert {"cpu", "cores", "torch", "date", "load"} <= set(record["machine"])
