@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.installed-test
 
-.PHONY: help setup demo test check matrix bench data train clean
+.PHONY: help setup demo test check faults matrix bench data train clean
 
 help:
 	@echo "make demo     install, build a corpus, train a small model, fill masks, write a report"
@@ -15,6 +15,7 @@ help:
 	@echo "make check    lint, types, shape of the code"
 	@echo "make data     TRAIN=file VALID=file TOKENIZER=file DATA=folder: encode and binarize text"
 	@echo "make train    DATA=folder TOKENIZER=file RUN=folder UPDATES=n: train the demo's model on it"
+	@echo "make faults   hundreds of kills, full disks and damaged files"
 	@echo "make matrix   the long tests: every combination of knobs, the oldest supported torch"
 	@echo "make bench    measure speed; results go to benchmarks/results"
 
@@ -39,6 +40,9 @@ check: $(TESTABLE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+faults: $(TESTABLE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -s tests
 
 matrix: $(TESTABLE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "matrix" tests

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from fairseq.data.encoders import TextEncoder, require_library
 from fairseq.data.text_lines import STANDARD, Block, LineReader, open_output
-from fairseq.errors import ConfigError, FairseqError
+from fairseq.errors import ConfigError, FairseqError, MissingFileError
 from fairseq.file_io import PathLike, atomic_write
 
 REDRAW_SECONDS = 0.2
@@ -272,6 +272,9 @@ def train_byte_level(
     """
     if vocab_size < 256:
         raise ConfigError(f"--vocab-size {vocab_size}: the 256 bytes alone need 256 pieces")
+    folder = os.path.dirname(os.path.abspath(output))
+    if not os.path.isdir(folder):
+        raise MissingFileError(f"--output {output}: there is no folder {folder}; make it first")
     library = require_library("tokenizers", "training a tokenizer")
     progress = ProgressLine(_total_size(inputs))
 

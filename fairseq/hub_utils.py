@@ -88,13 +88,16 @@ def from_pretrained(
 def _encoder_name(asked: str | None, state: Mapping[str, Any], data: Path) -> str | None:
     """Return the text encoder: asked for, the checkpoint's, or what the dictionary looks like.
 
-    A dictionary of decimal numbers holds GPT-2 pieces; any other one holds words.
+    A dictionary of decimal numbers holds byte-level pieces if ``tokenizer.json`` lies beside it,
+    GPT-2's otherwise; any other one holds words.
     """
     if asked is not None:
         return None if asked == "none" else asked
     own = getattr(checkpoint_utils.config_of(state, settle=False), "bpe", None)
     if own is not None:
         return str(own._name)
+    if (data / "tokenizer.json").is_file():
+        return "byte_level"
     path = data / "dict.txt"
     if not path.is_file():
         return "gpt2"

@@ -122,7 +122,11 @@ def config_as_yaml(config: Any, as_recipe: bool = False) -> str:
     """
     import yaml
 
-    content = {key: value for key, value in (recipe_of(config) if as_recipe else plain(config)).items() if value is not None}
+    content = {
+        key: value
+        for key, value in (recipe_of(config) if as_recipe else plain(config)).items()
+        if value is not None
+    }
     content.pop("_name", None)
     for section in content.values():
         if isinstance(section, dict):

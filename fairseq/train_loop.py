@@ -166,14 +166,13 @@ class TrainLoop:
         """Train until the last epoch, the last update, the time limit or a signal."""
         if self._catch_up():
             return
-        limit = self._reached_limit()
         max_epoch = self.cfg.optimization.max_epoch or math.inf
-        if limit is None and self.epoch_itr.next_epoch_idx > max_epoch:
-            limit = f"max_epoch: {max_epoch}"
-        if limit is not None:
-            logger.info("nothing to do: the run is complete (%s)", limit)
-            return
-        if self.stop.received():
+        complete = self._reached_limit() or self._out_of_patience()
+        if complete is None and self.epoch_itr.next_epoch_idx > max_epoch:
+            complete = f"max_epoch: {max_epoch}"
+        if complete is not None:
+            logger.info("nothing to do: the run is complete (%s)", complete)
+        if complete is not None or self.stop.received():
             return
         while self.epoch_itr.next_epoch_idx <= max_epoch:
             warmed_up = self.trainer.get_num_updates() > 0  # before, the rate may be 0
@@ -232,6 +231,8 @@ class TrainLoop:
     def _hours(self) -> float:
         """Return the hours of training so far, the same on all processes."""
         hours = self.trainer.cumulative_training_time() / 3600
+        if self.trainer.world == 1:
+            return hours
         total = torch.tensor(hours, dtype=torch.float64, device=self.trainer.device)
         return float(distributed_utils.all_reduce(total, op="max"))
 
@@ -351,8 +352,10 @@ class TrainLoop:
         signalled = self.stop.number is not None
         if do_validate and valid_losses[0] is None:
             self.trainer.progress["validation_due"] = "epoch" if end_of_epoch else "update"
-        out_of_patience = self._out_of_patience(valid_losses[0])
-        should_stop = reason is not None or signalled or out_of_patience
+        if valid_losses[0] is not None:
+            self._note_progress(valid_losses[0])
+            reason = reason or self._out_of_patience()
+        should_stop = reason is not None or signalled
         if do_save or should_stop:
             self._save(valid_losses[0], always=should_stop)
         if reason is not None:
@@ -360,8 +363,8 @@ class TrainLoop:
         if signalled:
             logger.warning("stopped by %s", self.stop.name)
         if should_stop:
-            cause = reason or ("patience" if out_of_patience else self.stop.name)
-            self.folder.note("stop", update=self.trainer.get_num_updates(), reason=cause)
+            updates = self.trainer.get_num_updates()
+            self.folder.note("stop", update=updates, reason=reason or self.stop.name)
             distributed_utils.barrier()  # whoever ends first would take the one that writes along
         return valid_losses, should_stop
 
@@ -394,26 +397,23 @@ class TrainLoop:
         )
         self.saved_at = self.trainer.get_num_updates()
 
-    def _out_of_patience(self, value: float | None) -> bool:
-        """Count validations without progress, across restarts, and tell if they are too many."""
-        checkpoint, progress = self.cfg.checkpoint, self.trainer.progress
-        if checkpoint.patience <= 0 or value is None:
-            return False
+    def _note_progress(self, value: float) -> None:
+        """Count validations without progress, across restarts."""
+        progress = self.trainer.progress
         best = progress.get("best_for_patience")
-        sign = 1 if checkpoint.maximize_best_checkpoint_metric else -1
+        sign = 1 if self.cfg.checkpoint.maximize_best_checkpoint_metric else -1
         if math.isfinite(value) and (best is None or sign * value > sign * best):
             progress.update(best_for_patience=value, validations_without_progress=0)
-            return False
-        progress["validations_without_progress"] = (
-            progress.get("validations_without_progress", 0) + 1
-        )
-        if progress["validations_without_progress"] < checkpoint.patience:
-            return False
-        logger.info(
-            "early stop since valid performance hasn't improved for last %s runs",
-            checkpoint.patience,
-        )
-        return True
+        else:
+            count = progress.get("validations_without_progress", 0)
+            progress["validations_without_progress"] = count + 1
+
+    def _out_of_patience(self) -> str | None:
+        """Return why training must end now, None if it need not."""
+        patience = self.cfg.checkpoint.patience
+        if not 0 < patience <= self.trainer.progress.get("validations_without_progress", 0):
+            return None
+        return f"patience: no better validation among the last {patience}"
 
     def _validate_all(self) -> list[float | None] | None:
         """Evaluate all subsets; None if a signal came before the end."""

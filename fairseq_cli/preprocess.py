@@ -17,8 +17,10 @@ EXAMPLES = """examples:
 
 def main(cfg: Any) -> None:
     """Preprocess as a flat Namespace (or PreprocessConfig) says."""
+    from fairseq.logging.console import setup_logging
     from fairseq.preprocess import preprocess
 
+    setup_logging(stream="stderr")
     preprocess(cfg)
 
 

@@ -705,7 +705,12 @@ def test_patience_counts_across_restarts(
     assert updates_of(tmp_path / "cut") == 5
     train(config(data, tmp_path / "cut", **flags))
     assert digest(tmp_path / "cut" / LAST) == digest(tmp_path / "whole" / LAST)
-    assert events(tmp_path / "cut", "stop")[-1]["reason"] == "patience"
+    assert "patience" in events(tmp_path / "cut", "stop")[-1]["reason"]
+    recorder = Recorder(monkeypatch)
+    train(config(data, tmp_path / "cut", **flags))  # it is complete
+    assert recorder.losses == {}
+    train(config(data, tmp_path / "cut", **{**flags, "patience": 4}))
+    assert list(recorder.losses) == [9, 10]
 
 
 def test_best_is_the_best_checkpoint_saved(data: Path, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from fairseq.errors import ConfigError, UnsupportedError
 
 TPU = "TPUs are not supported; train on CPU, CUDA or MPS (--device)"
 PLASMA = "the plasma object store no longer exists; memory-mapped data needs no replacement"
-MEGATRON = "Megatron model parallelism is not supported; use --ddp-backend fully_sharded"
-PIPELINE = "pipeline parallelism is not supported; use --ddp-backend fully_sharded"
+MEGATRON = "Megatron model parallelism is not supported; use --ddp-backend pytorch_ddp"
+PIPELINE = "pipeline parallelism is not supported; use --ddp-backend pytorch_ddp"
 SLOWMO = "SlowMo is not supported; use --ddp-backend pytorch_ddp"
 BMUF = "BMUF is not supported; use --ddp-backend pytorch_ddp"
 QUANT = "quantisation noise is not supported"

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from fairseq.config.schema import parse_literal
-from fairseq.config.sections import FairseqConfig
+from fairseq.config.schema import default_of, parse_literal, public_fields
+from fairseq.config.sections import SECTIONS, FairseqConfig
 from fairseq.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ def resolve(config: FairseqConfig) -> FairseqConfig:
     """
     if config.is_frozen():
         return config
+    _without_effect(config)
     _numbers(config)
     _batches(config)
     _checkpoints(config)
@@ -37,6 +38,16 @@ def resolve(config: FairseqConfig) -> FairseqConfig:
     _head_and_criterion(config)
     _positions(config)
     return config
+
+
+def _without_effect(config: FairseqConfig) -> None:
+    """Warn about settings that are accepted for old scripts but do nothing here, or not yet."""
+    for section in SECTIONS:
+        values = getattr(config, section)
+        for field, _ in public_fields(type(values)):
+            if field.metadata.get("inert") and getattr(values, field.name) != default_of(field):
+                flag = "--" + field.name.replace("_", "-")
+                logger.warning("%s has no effect here (see docs/migrating.md)", flag)
 
 
 def _numbers(config: FairseqConfig) -> None:
@@ -117,6 +128,11 @@ def _mask_embedding(config: FairseqConfig) -> None:
 def _head_and_criterion(config: FairseqConfig) -> None:
     model, criterion = config.model, getattr(config.criterion, "_name", None)
     head = getattr(model, "head", None)
+    if criterion == "cross_entropy" and getattr(config.task, "_name", None) == "masked_lm":
+        logger.warning(
+            "--criterion cross_entropy divides the loss by all tokens; masked language models are "
+            "trained with --criterion masked_lm, which divides by the predicted ones"
+        )
     needs_vocabulary = criterion in ("masked_lm", "cross_entropy", "label_smoothed_cross_entropy")
     if head == "none" and needs_vocabulary:
         raise ConfigError(f"criterion {criterion} needs a vocabulary head, but --head is none")

@@ -43,10 +43,10 @@ def option(default: Any, help: str | None = None, **metadata: Any) -> Any:
         help: the sentence shown by ``--help``; a field without help still gets a flag, unless its
             default is a reference.
         **metadata: ``new=True`` for a field the original does not have, which its checkpoints
-            must not carry; ``argparse_alias`` (one more flag, or a tuple of flags);
-            ``argparse_const`` (value of the bare flag); ``positive=True`` for a boolean that is on
-            by default and whose ``--name`` reads straight (without it ``--name`` switches off, as
-            in the original).
+            must not carry; ``inert=True`` for one that is accepted but has no effect;
+            ``argparse_alias`` (one more flag, or a tuple of flags); ``argparse_const`` (value of
+            the bare flag); ``positive=True`` for a boolean that is on by default and whose
+            ``--name`` reads straight (without it ``--name`` switches off, as in the original).
     """
     metadata["help"] = help
     if isinstance(default, list):

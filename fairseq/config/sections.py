@@ -43,14 +43,16 @@ class CommonConfig(FairseqDataclass):
     fp16_scale_tolerance: float = option(
         0.0, "share of overflows tolerated before the scale halves"
     )
-    on_cpu_convert_precision: bool = option(False, "convert gradients to fp32 on the CPU")
+    on_cpu_convert_precision: bool = option(
+        False, "convert gradients to fp32 on the CPU", inert=True
+    )
     min_loss_scale: float = option(1e-4, "stop when the loss scale falls to this value")
     threshold_loss_scale: float | None = option(None, "never let the loss scale fall below this")
     amp: bool = option(False, "automatic mixed precision (autocast) instead of half weights")
     amp_dtype: Literal["auto", "bf16", "fp16"] = option(
         "auto", "number format of --amp; auto: bf16 where the hardware has it", new=True
     )
-    amp_batch_retries: int = option(2, "retries of a batch that overflows under --amp")
+    amp_batch_retries: int = option(2, "retries of a batch that overflows under --amp", inert=True)
     amp_init_scale: int = option(2**7, "first loss scale of --amp")
     amp_scale_window: int | None = option(None, "updates before the --amp scale grows")
     user_dir: str | None = option(None, "folder (a Python package) with your models, tasks, losses")
@@ -58,7 +60,9 @@ class CommonConfig(FairseqDataclass):
     all_gather_list_size: int = option(
         16384, "accepted for old scripts; gathers have no size limit"
     )
-    profile: bool = option(False, "record a torch profile of updates 10 to 20 in the run folder")
+    profile: bool = option(
+        False, "record a torch profile of updates 10 to 20 in the run folder", inert=True
+    )
     reset_logging: bool = option(False, "drop log handlers installed by Hydra")
     suppress_crashes: bool = option(False, "in fairseq-hydra-train: report a crash and return")
     allow_tf32: bool = option(True, "allow TF32 matrix products on GPUs", positive=True, new=True)
@@ -76,7 +80,7 @@ class DistributedTrainingConfig(FairseqDataclass):
     distributed_rank: int | None = option(0, "rank of this process")
     distributed_backend: str = option("nccl", "nccl or gloo (gloo is taken where there is no GPU)")
     distributed_init_method: str | None = option(None, "for example tcp://host:port")
-    distributed_port: int = option(-1, "port, for multi-node runs under Slurm")
+    distributed_port: int = option(-1, "port, for multi-node runs under Slurm", inert=True)
     device_id: int = option(
         0, "GPU of this process", argparse_alias=("--local_rank", "--local-rank")
     )
@@ -84,7 +88,9 @@ class DistributedTrainingConfig(FairseqDataclass):
     ddp_backend: Literal["c10d", "pytorch_ddp", "legacy_ddp", "no_c10d", "fully_sharded"] = option(
         "pytorch_ddp", "how gradients are averaged"
     )
-    ddp_comm_hook: Literal["none", "fp16"] = option("none", "compress gradients on the wire")
+    ddp_comm_hook: Literal["none", "fp16"] = option(
+        "none", "compress gradients on the wire", inert=True
+    )
     bucket_cap_mb: int = option(25, "bucket size of DDP in MB")
     fix_batches_to_gpus: bool = option(False, "keep a batch on the same process in every epoch")
     find_unused_parameters: bool = option(False, "let DDP look for parameters without gradient")
@@ -92,11 +98,15 @@ class DistributedTrainingConfig(FairseqDataclass):
     fast_stat_sync: bool = option(False, "accepted for old scripts; statistics are always fast")
     heartbeat_timeout: int = option(-1, "end a process that made no progress for so many seconds")
     broadcast_buffers: bool = option(False, "DDP: broadcast buffers before each forward")
-    zero_sharding: Literal["none", "os"] = option("none", "shard the optimizer state (ZeRO-1)")
-    no_reshard_after_forward: bool = option(False, "FSDP: keep parameters between passes")
-    fp32_reduce_scatter: bool = option(False, "FSDP: reduce gradients in fp32")
-    cpu_offload: bool = option(False, "FSDP: keep parameters in CPU memory")
-    use_sharded_state: bool = option(False, "FSDP: every rank saves its own shard")
+    zero_sharding: Literal["none", "os"] = option(
+        "none", "shard the optimizer state (ZeRO-1)", inert=True
+    )
+    no_reshard_after_forward: bool = option(
+        False, "FSDP: keep parameters between passes", inert=True
+    )
+    fp32_reduce_scatter: bool = option(False, "FSDP: reduce gradients in fp32", inert=True)
+    cpu_offload: bool = option(False, "FSDP: keep parameters in CPU memory", inert=True)
+    use_sharded_state: bool = option(False, "FSDP: every rank saves its own shard", inert=True)
     not_fsdp_flatten_parameters: bool = option(False, "accepted; FSDP2 never flattens")
 
 
@@ -115,7 +125,7 @@ class DatasetConfig(FairseqDataclass):
     required_batch_size_multiple: int = option(
         8, "batch sizes are multiples of this if they can be"
     )
-    required_seq_len_multiple: int = option(1, "pad sequences to a multiple of this")
+    required_seq_len_multiple: int = option(1, "pad sequences to a multiple of this", inert=True)
     dataset_impl: DatasetImpl | None = option(None, "format of binarized files (default: detect)")
     data_buffer_size: int = option(10, "batches prepared ahead")
     train_subset: str = option("train", "name of the training split")
@@ -141,7 +151,7 @@ class DatasetConfig(FairseqDataclass):
         None, "validate on so many batches only", argparse_alias="--nval"
     )
     curriculum: int = option(0, "do not shuffle batches in the first so many epochs")
-    gen_subset: str = option("test", "split that is evaluated or generated from")
+    gen_subset: str = option("test", "split that is evaluated or generated from", inert=True)
     num_shards: int = option(1, "shards for generation and evaluation")
     shard_id: int = option(0, "shard of this process")
     grouped_shuffling: bool = option(False, "shuffle groups of one batch per process")
@@ -170,7 +180,7 @@ class OptimizationConfig(FairseqDataclass):
     lr: list[float] = option([0.25], "learning rate, one entry per epoch")
     stop_min_lr: float = option(-1.0, "stop when the learning rate falls to this value")
     skip_remainder_batch: bool = option(False, "drop the last incomplete batch group of an epoch")
-    debug_param_names: bool = option(False, "name parameters in the optimizer's groups")
+    debug_param_names: bool = option(False, "name parameters in the optimizer's groups", inert=True)
 
 
 @dataclass
@@ -200,8 +210,10 @@ class CheckpointConfig(FairseqDataclass):
     maximize_best_checkpoint_metric: bool = option(False, "the larger that metric the better")
     patience: int = option(-1, "stop after so many validations without improvement")
     checkpoint_suffix: str = option("", "inserted before .pt")
-    checkpoint_shard_count: int = option(1, "number of checkpoint shards")
-    load_checkpoint_on_all_dp_ranks: bool = option(False, "every process reads the file itself")
+    checkpoint_shard_count: int = option(1, "number of checkpoint shards", inert=True)
+    load_checkpoint_on_all_dp_ranks: bool = option(
+        False, "every process reads the file itself", inert=True
+    )
     write_checkpoints_asynchronously: bool = option(
         False, "save in a background thread", argparse_alias="--save-async"
     )
@@ -232,7 +244,7 @@ class CommonEvalConfig(FairseqDataclass):
     )
     quiet: bool = option(False, "print only the final scores")
     model_overrides: str = option("{}", "values that replace the checkpoint's, as a dict")
-    results_path: str | None = option(None, "folder for the results")
+    results_path: str | None = option(None, "folder for the results", inert=True)
 
 
 @dataclass

@@ -67,6 +67,8 @@ class MaskedLmLoss(FairseqCriterion):
             masked_BT = torch.zeros_like(sample["target"], dtype=torch.bool)
             masked_BT.view(-1)[positions_N] = True
             logits_NV = model(**sample["net_input"], masked_tokens=masked_BT)[0]
+            if logits_NV.dim() == 3:  # the model does not know masked_tokens
+                logits_NV = logits_NV.flatten(0, 1)[positions_N]
             loss_N = F.cross_entropy(logits_NV.float(), target_N, reduction="none")
         loss = loss_N.sum()
         logging_output = {

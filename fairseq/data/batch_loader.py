@@ -10,6 +10,7 @@ import torch
 import torch.utils.data
 
 from fairseq.errors import FairseqError
+from fairseq.signals import outlive_stop_signals
 
 Request = tuple[int | None, Sequence[int] | np.ndarray]
 
@@ -51,6 +52,7 @@ class BatchLoader:
             sampler=self._requests,
             collate_fn=_as_is,
             num_workers=num_workers,
+            worker_init_fn=outlive_stop_signals,
             timeout=timeout if num_workers > 0 else 0,  # torch refuses it without workers
             pin_memory=torch.cuda.is_available(),
             persistent_workers=persistent_workers and num_workers > 0,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from fairseq.errors import ConfigError
@@ -157,6 +158,7 @@ class BufferedIterator:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._left = self.total
+        self._close: Callable[[], object] = self._stop.set
 
     def __len__(self) -> int:
         return self.total
@@ -180,6 +182,8 @@ class BufferedIterator:
             work = (source, self._queue, self._stop)
             self._thread = threading.Thread(target=_read_ahead, args=work, daemon=True)
             self._thread.start()
+            # joined, also at exit: a thread that is cut off inside a worker's queue aborts Python
+            self._close = weakref.finalize(self, _end, self._thread, self._stop)
         element, error = self._queue.get()
         if error is not None:
             self._left = 0
@@ -190,7 +194,13 @@ class BufferedIterator:
         return element
 
     def __del__(self) -> None:
-        self._stop.set()
+        self._close()
+
+
+def _end(thread: threading.Thread, stop: threading.Event) -> None:
+    stop.set()
+    if thread is not threading.current_thread():
+        thread.join(timeout=5)
 
 
 def _read_ahead(source: Iterator[Any], ready: queue.Queue[Any], stop: threading.Event) -> None:

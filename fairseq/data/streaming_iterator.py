@@ -12,6 +12,7 @@ from fairseq.data.batch_loader import set_epoch, watched
 from fairseq.data.counting_iterators import MAX_BUFFER, BufferedIterator, CountingIterator
 from fairseq.data.epoch_batch_iterating import EpochBatchIterating
 from fairseq.errors import DataError
+from fairseq.signals import outlive_stop_signals
 
 
 class StreamingEpochBatchIterator(EpochBatchIterating):
@@ -58,7 +59,7 @@ class StreamingEpochBatchIterator(EpochBatchIterating):
             collate_fn=collate_fn,
             num_workers=num_workers,
             timeout=timeout if num_workers > 0 else 0,  # torch refuses it without workers
-            worker_init_fn=getattr(dataset, "worker_init_fn", None),
+            worker_init_fn=getattr(dataset, "worker_init_fn", outlive_stop_signals),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=persistent_workers and num_workers > 0,
         )
