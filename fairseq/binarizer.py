@@ -11,6 +11,9 @@ numbers of :mod:`fairseq.tokenizer`, ``ids_W`` the id of each of W words.
 from __future__ import annotations
 
 import itertools
+import os
+import platform
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -19,12 +22,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fairseq.data.binary_dataset import BinaryDatasetBuilder, data_file_path, index_file_path
+from fairseq.data.binary_dataset import (
+    BinaryDatasetBuilder,
+    TokenRegion,
+    data_file_path,
+    index_file_path,
+)
 from fairseq.data.indexed_dataset import make_builder
-from fairseq.file_chunker_utils import block_spans, map_blocks, read_block, text_lines
+from fairseq.file_chunker_utils import (
+    block_spans,
+    map_blocks,
+    map_tasks,
+    progress,
+    read_block,
+    text_lines,
+)
 from fairseq.file_io import PathLike
 from fairseq.tokenizer import Tokenize, tokenize_line
-from fairseq.word_numbers import LINE_END, TextNumbers, WordNumbers
+from fairseq.word_numbers import (
+    LINE_END,
+    NumberedChunk,
+    TextNumbers,
+    WordNumbers,
+    numbers_file,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -184,37 +205,96 @@ def _to_tokens(
     return (tokens_N, sizes_M) if append_eos else (tokens_N[~is_end_N], sizes_M - 1)
 
 
+@dataclass(frozen=True)
+class _WriteChunk:
+    """Turns a chunk of word numbers into tokens, in the process that runs it.
+
+    Attributes:
+        folder: holds the numbers of each process, and the token id of each of its words.
+    """
+
+    folder: str
+
+    def __call__(self, task: tuple[NumberedChunk, TokenRegion]) -> np.ndarray:
+        """Write the tokens of a chunk into its region; return ``sizes_M`` of its lines."""
+        (worker, first, block_sizes), region = task
+        ids_W = np.load(_ids_file(self.folder, worker))
+        sizes = []
+        with open(numbers_file(self.folder, worker), "rb") as numbers, region.open() as write:
+            numbers.seek(4 * first)
+            for size in block_sizes:
+                numbers_N = np.frombuffer(numbers.read(4 * size), np.int32)
+                tokens_N, sizes_M = _to_tokens(numbers_N, ids_W, append_eos=True)
+                write(tokens_N)
+                sizes.append(sizes_M.astype(np.int32))
+        return np.concatenate(sizes)
+
+
+def _ids_file(folder: str, worker: int) -> str:
+    return os.path.join(folder, f"ids-{worker}.npy")
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _scratch_folder(folder: PathLike) -> tempfile.TemporaryDirectory[str]:
+    """Make a folder that is removed at the end, and remove those that killed runs left behind."""
+    prefix = f".numbers-{platform.node()}-"
+    for name in os.listdir(folder):
+        process = name.removeprefix(prefix).partition("-")[0]
+        if name.startswith(prefix) and process.isdecimal() and not _is_running(int(process)):
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+    return tempfile.TemporaryDirectory(dir=folder, prefix=f"{prefix}{os.getpid()}-")
+
+
 class NumberedText:
     """A text on its way to a dataset: split into words, its dictionary not yet known.
 
     Args:
         path: the UTF-8 text.
-        folder: where a nameless temporary file of four bytes a word is kept until the end; None
-            to count the words and keep nothing.
-        num_workers: processes that read.
+        folder: where a temporary folder with four bytes a word is kept until the end; None to
+            count the words and keep nothing.
+        num_workers: processes that read and write.
 
     Attributes:
         words: its words and their counts.
     """
 
     def __init__(self, path: PathLike, folder: PathLike | None, num_workers: int = 1) -> None:
-        self.words = TextNumbers(num_workers=num_workers)
-        self._numbers = None if folder is None else tempfile.TemporaryFile(dir=folder)
-        self._block_bytes: list[int] = []
-        for numbers_N in self.words.read(path):
-            if self._numbers is not None:
-                self._block_bytes.append(self._numbers.write(numbers_N.tobytes()))
+        self._path = path
+        self._num_workers = num_workers
+        self._folder = None if folder is None else _scratch_folder(folder)
+        kept = None if self._folder is None else self._folder.name
+        try:
+            self.words = TextNumbers(path, num_workers=num_workers, folder=kept)
+        except BaseException:
+            self.close()
+            raise
 
     def write(self, dictionary: Dictionary, builder: BinaryDatasetBuilder) -> BinarizeSummary:
         """Encode the text with ``dictionary``, each line ended, and add it to ``builder``."""
+        assert self._folder is not None
         words = self.words.words
         ids_W = ids_of(words, dictionary)
         ids_W[LINE_END] = dictionary.eos_index
-        assert self._numbers is not None
-        self._numbers.seek(0)
-        for size in self._block_bytes:
-            numbers_N = np.frombuffer(self._numbers.read(size), np.int32)
-            builder.add_array(*_to_tokens(numbers_N, ids_W, append_eos=True))
+        for worker, worker_ids_W in self.words.per_worker(ids_W).items():
+            np.save(_ids_file(self._folder.name, worker), worker_ids_W)
+        max_id = int(ids_W.max())
+        chunks = self.words.chunks
+        tasks = ((chunk, builder.reserve(sum(chunk.block_sizes), max_id)) for chunk in chunks)
+        label = f"writing {os.fspath(self._path)}"
+        num_workers = min(self._num_workers, len(chunks) // 8 + 1)
+        with progress(label, int(self.words.counts_W.sum())) as show:
+            for sizes_M in map_tasks(_WriteChunk(self._folder.name), tasks, num_workers, label):
+                builder.add_sizes(sizes_M)
+                show(builder.num_tokens)
         replaced = {
             words[number]: int(self.words.counts_W[number])
             for number in np.flatnonzero(ids_W == dictionary.unk_index)
@@ -223,9 +303,9 @@ class NumberedText:
         return BinarizeSummary(Counter(replaced), builder.num_items, builder.num_tokens)
 
     def close(self) -> None:
-        """Free the temporary file."""
-        if self._numbers is not None:
-            self._numbers.close()
+        """Remove the temporary files."""
+        if self._folder is not None:
+            self._folder.cleanup()
 
 
 class FileBinarizer:

@@ -17,10 +17,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fairseq.errors import DataError, FairseqError
 from fairseq.file_io import PathLike, require_file
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 Item = TypeVar("Item")
+Task = TypeVar("Task")
 Result = TypeVar("Result")
 Span = tuple[int, int]
 
@@ -134,10 +136,10 @@ def text_lines(block: bytes) -> Iterator[str]:
     return iter(io.StringIO(block.decode("utf-8")))
 
 
-_worker_function: Callable[[bytes], Any] | None = None
+_worker_function: Callable[[Any], Any] | None = None
 
 
-def _start_worker(function: Callable[[bytes], Any]) -> None:
+def _start_worker(function: Callable[[Any], Any]) -> None:
     """Prepare a worker process: it leaves Ctrl-C to its parent and does not outlive it."""
     global _worker_function
     _worker_function = function
@@ -152,9 +154,20 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _run_block(path: PathLike, span: Span) -> Any:
+def _run(task: Any) -> Any:
     assert _worker_function is not None
-    return _worker_function(read_block(path, span))
+    return _worker_function(task)
+
+
+@dataclass(frozen=True)
+class _OnBlock(Generic[Result]):
+    """Applies a function to the blocks of a file, given by their spans."""
+
+    path: PathLike
+    function: Callable[[bytes], Result]
+
+    def __call__(self, span: Span) -> Result:
+        return self.function(read_block(self.path, span))
 
 
 def map_blocks(
@@ -165,8 +178,8 @@ def map_blocks(
 ) -> Iterator[Result]:
     """Yield ``function(block)`` for the blocks of a text file, in the order of the file.
 
-    At most ``2 * num_workers`` blocks are in memory at once. ``function`` may keep state, but each
-    worker process has its own copy of it and sees only some of the blocks.
+    ``function`` may keep state, but each worker process has its own copy of it and sees only some
+    of the blocks.
 
     Args:
         path: the text file.
@@ -180,37 +193,76 @@ def map_blocks(
         MissingFileError: if the file is absent or unreadable.
     """
     size = require_file(path, "text file", "Check the path.").stat().st_size
-    with _progress(f"{label} {os.fspath(path)}", size) as show, contextlib.ExitStack() as stack:
-        done: Iterator[tuple[Span, Result]]
-        if num_workers <= 1 or size <= 8 * BLOCK_BYTES:
-            done = ((span, function(read_block(path, span))) for span in block_spans(path))
-        else:
-            done = _in_processes(path, function, num_workers, stack)
-        for (_, end), result in done:
+    if size <= 8 * BLOCK_BYTES:
+        num_workers = 1
+    yield from map_spans(
+        path, _OnBlock(path, function), block_spans(path), num_workers, f"{label} {path}"
+    )
+
+
+def chunk_spans(path: PathLike, num_workers: int) -> list[Span]:
+    """Cut a file into spans of whole lines, a few for each worker, that memory hardly notices.
+
+    Args:
+        path: the text file.
+        num_workers: processes that share them.
+
+    Raises:
+        MissingFileError: if the file is absent or unreadable.
+    """
+    size = require_file(path, "text file", "Check the path.").stat().st_size
+    chunk = min(max(size // (16 * num_workers), BLOCK_BYTES), 32 * BLOCK_BYTES)
+    offsets = sorted(set(find_offsets(path, max(size // chunk, 1))))
+    return list(itertools.pairwise(offsets))
+
+
+def map_spans(
+    path: PathLike,
+    function: Callable[[Span], Result],
+    spans: Iterable[Span],
+    num_workers: int,
+    label: str,
+) -> Iterator[Result]:
+    """Yield ``function(span)`` for spans that cover a file, and show how far it is."""
+    spans, shown = itertools.tee(spans)
+    with progress(label, os.stat(path).st_size) as show:
+        results = map_tasks(function, spans, num_workers, label)
+        for (_, end), result in zip(shown, results, strict=True):
             yield result
             show(end)
 
 
-def _in_processes(
-    path: PathLike,
-    function: Callable[[bytes], Result],
-    num_workers: int,
-    stack: contextlib.ExitStack,
-) -> Iterator[tuple[Span, Result]]:
-    """Yield each block's span and result from processes that end with ``stack``."""
+def map_tasks(
+    function: Callable[[Task], Result], tasks: Iterable[Task], num_workers: int, label: str
+) -> Iterator[Result]:
+    """Yield ``function(task)`` for each task in their order, computed by several processes.
+
+    At most ``2 * num_workers`` tasks are under way at once.
+
+    Args:
+        function: picklable where processes are spawned.
+        tasks: picklable arguments.
+        num_workers: processes; one means this process.
+        label: what is done, for messages.
+
+    Raises:
+        FairseqError: if a worker process dies.
+    """
+    if num_workers <= 1:
+        yield from map(function, tasks)
+        return
     # Forked workers start at once; they only run numpy and Python code, which a fork cannot hurt.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool = ProcessPoolExecutor(num_workers, context, _start_worker, (function,))
-    stack.callback(pool.shutdown, cancel_futures=True)
-    tasks = ((span, pool.submit(_run_block, path, span)) for span in block_spans(path))
-    for span, future in _ahead(tasks, 2 * num_workers):
-        try:
-            yield span, future.result()
-        except BrokenProcessPool as error:
-            raise FairseqError(
-                f"a process that was reading {os.fspath(path)} was killed, perhaps for lack of "
-                "memory; try fewer --workers"
-            ) from error
+    try:
+        for future in _ahead((pool.submit(_run, task) for task in tasks), 2 * num_workers):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise FairseqError(
+            f"a process was killed while {label}, perhaps for lack of memory; try fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
@@ -222,7 +274,7 @@ def _ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
 
 
 @contextlib.contextmanager
-def _progress(label: str, size: int) -> Iterator[Callable[[int], None]]:
+def progress(label: str, size: int) -> Iterator[Callable[[int], None]]:
     """Give a function that is told how many of ``size`` bytes are done.
 
     A bar with the time to go appears on standard error after two seconds, if that is a terminal.

@@ -13,12 +13,19 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator
-from typing import TypeVar
+from collections import Counter
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from fairseq.file_chunker_utils import map_blocks, text_lines
+from fairseq.file_chunker_utils import (
+    Span,
+    block_spans,
+    chunk_spans,
+    map_spans,
+    read_block,
+    text_lines,
+)
 from fairseq.file_io import PathLike
 from fairseq.tokenizer import Tokenize, tokenize_line
 
@@ -26,7 +33,10 @@ Word = TypeVar("Word", str, bytes)
 
 LINE_END = 0  # the number that stands for the end of a line
 _LINE_END_WORD = b"\n"
-_WIDE_SPACE = re.compile(r"[^\S\x00-\x7f]")
+# The UTF-8 forms of all white space beyond ASCII (a test compares them with str.isspace).
+_WIDE_SPACE = re.compile(
+    rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2(?:\x80[\x80-\x8a\xa8\xa9\xaf]|\x81\x9f)|\xe3\x80\x80"
+)
 _TO_BLANK = bytes(
     ord(" ") if code < 128 and chr(code).isspace() and chr(code) != "\n" else code
     for code in range(256)
@@ -36,7 +46,7 @@ _TO_BLANK = bytes(
 def _words_apart(block: bytes) -> bytes:
     """Turn white space into blanks, with one before and after each line end and at both ends."""
     if not block.isascii():
-        block = _WIDE_SPACE.sub(" ", block.decode("utf-8")).encode("utf-8")
+        block = _WIDE_SPACE.sub(b" ", block)
     return b" " + block.translate(_TO_BLANK).replace(b"\n", b" \n ")
 
 
@@ -183,49 +193,121 @@ class WordNumbers:
         self._short.add(low_N[missed[first]], high_N[missed[first]], numbers)
         return numbers_N
 
-    def encode_for_parent(self, block: bytes) -> tuple[int, np.ndarray, list[str]]:
-        """Return the process id, then what :meth:`encode` returns."""
-        return os.getpid(), *self.encode(block)
+
+class _Chunk(NamedTuple):
+    """What is known of a part of a text whose words were numbered.
+
+    Attributes:
+        worker: the process that numbered it, by its own numbering.
+        new: the words that process had not seen before, in the order of their numbers.
+        counts_W: how often each of its words occurs.
+        block_sizes: words and line ends of each block.
+    """
+
+    worker: int
+    new: list[str]
+    counts_W: np.ndarray
+    block_sizes: list[int]
+
+
+class _NumberChunks:
+    """Numbers chunks of a text in one process, and appends the numbers to a file of its own.
+
+    Args:
+        path: the text.
+        tokenize: splits a line into words.
+        folder: where the file of each process goes (int32); None to keep nothing.
+    """
+
+    def __init__(self, path: PathLike, tokenize: Tokenize, folder: str | None) -> None:
+        self._path = path
+        self._words = WordNumbers(tokenize)
+        self._folder = folder
+
+    def __call__(self, chunk: Span) -> _Chunk:
+        worker = os.getpid()
+        known, all_new = np.zeros(1, np.int64), list[str]()
+        block_sizes = []
+        name = os.devnull if self._folder is None else numbers_file(self._folder, worker)
+        with open(name, "ab") as kept:
+            for span in block_spans(self._path, *chunk):
+                numbers_N, new = self._words.encode(read_block(self._path, span))
+                counts_W = np.bincount(numbers_N, minlength=len(known))
+                counts_W[: len(known)] += known
+                known = counts_W
+                all_new += new
+                block_sizes.append(len(numbers_N))
+                kept.write(numbers_N.tobytes())
+        return _Chunk(worker, all_new, known, block_sizes)
+
+
+def numbers_file(folder: str, worker: int) -> str:
+    """Return the name of the file that holds the numbers of the blocks of one process."""
+    return os.path.join(folder, f"numbers-{worker}")
+
+
+class NumberedChunk(NamedTuple):
+    """Where the word numbers of a chunk are: its process, and its blocks in that file."""
+
+    worker: int
+    first: int
+    block_sizes: list[int]
 
 
 class TextNumbers:
     """The words of a text that several processes read, in one numbering, and their counts.
 
     Args:
+        path: the text.
         tokenize: splits a line into words.
         num_workers: processes that read.
+        folder: where the numbers of all words are kept, four bytes each; None to keep nothing.
 
     Attributes:
         counts_W: (W,) int64, how often each word was seen.
+        chunks: the chunks of the text in their order.
+
+    Raises:
+        DataError: if the file is not UTF-8 text.
+        MissingFileError: if it cannot be read.
     """
 
-    def __init__(self, tokenize: Tokenize = tokenize_line, num_workers: int = 1) -> None:
-        self._tokenize = tokenize
-        self._num_workers = num_workers
+    def __init__(
+        self,
+        path: PathLike,
+        tokenize: Tokenize = tokenize_line,
+        num_workers: int = 1,
+        folder: str | None = None,
+    ) -> None:
         self._number_of: _Numbering[str] = _Numbering({_LINE_END_WORD.decode(): LINE_END})
+        self._shared_of: dict[int, np.ndarray] = {}
         self.counts_W = np.zeros(1, np.int64)
+        self.chunks: list[NumberedChunk] = []
+        spans = chunk_spans(path, num_workers)
+        number = _NumberChunks(path, tokenize, folder)
+        written: Counter[int] = Counter()
+        num_workers = min(num_workers, len(spans) // 8 + 1)
+        for chunk in map_spans(path, number, spans, num_workers, f"reading {path}"):
+            self._add(chunk)
+            self.chunks.append(
+                NumberedChunk(chunk.worker, written[chunk.worker], chunk.block_sizes)
+            )
+            written[chunk.worker] += sum(chunk.block_sizes)
+
+    def _add(self, chunk: _Chunk) -> None:
+        shared_W = self._shared_of.get(chunk.worker, np.full(1, LINE_END, np.int32))
+        shared_W = np.concatenate([shared_W, self._number_of.look_up(chunk.new)])
+        self._shared_of[chunk.worker] = shared_W
+        counts_W = np.zeros(len(self._number_of), np.int64)
+        counts_W[: len(self.counts_W)] = self.counts_W
+        counts_W[shared_W[: len(chunk.counts_W)]] += chunk.counts_W
+        self.counts_W = counts_W
 
     @property
     def words(self) -> list[str]:
         """The word of each number; that of ``LINE_END`` is a line end."""
         return list(self._number_of)
 
-    def read(self, path: PathLike) -> Iterator[np.ndarray]:
-        """Yield ``numbers_N`` (int32) for the blocks of a text, in the order of the file.
-
-        Raises:
-            DataError: if the file is not UTF-8 text.
-            MissingFileError: if it cannot be read.
-        """
-        encode = WordNumbers(self._tokenize).encode_for_parent
-        shared_of: dict[int, np.ndarray] = {}
-        for worker, numbers_N, new in map_blocks(path, encode, self._num_workers):
-            shared_W = shared_of.get(worker, np.full(1, LINE_END, np.int32))
-            if new:
-                shared_W = np.concatenate([shared_W, self._number_of.look_up(new)])
-                shared_of[worker] = shared_W
-            shared_N = shared_W[numbers_N]
-            counts_W = np.bincount(shared_N, minlength=len(self._number_of))
-            counts_W[: len(self.counts_W)] += self.counts_W
-            self.counts_W = counts_W
-            yield shared_N
+    def per_worker(self, values_W: np.ndarray) -> dict[int, np.ndarray]:
+        """Return a value for each word, ordered as each process numbered them."""
+        return {worker: values_W[shared_W] for worker, shared_W in self._shared_of.items()}

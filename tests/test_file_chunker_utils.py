@@ -88,7 +88,7 @@ def fail(block: bytes) -> None:
 def test_failures_of_workers_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(file_chunker_utils, "BLOCK_BYTES", 64)
     path = write(tmp_path, "word\n" * 1000)
-    with pytest.raises(FairseqError, match="text was killed.*fewer --workers"):
+    with pytest.raises(FairseqError, match="killed while reading .*text.*fewer --workers"):
         list(map_blocks(path, die, 2))
     with pytest.raises(KeyError, match="from the worker"):
         list(map_blocks(path, fail, 2))

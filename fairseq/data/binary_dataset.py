@@ -9,7 +9,8 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -176,6 +177,28 @@ def check_contiguous(path: str, starts_M: np.ndarray, sizes_M: np.ndarray, unit:
     return total
 
 
+def _stored(tokens_N: np.ndarray, dtype: Any, shift: int) -> bytes:
+    """Return tokens as the bytes that a ``.bin`` file holds."""
+    return (tokens_N.astype(np.int64) + shift if shift else tokens_N).astype(dtype).tobytes()
+
+
+@dataclass(frozen=True)
+class TokenRegion:
+    """A part of a ``.bin`` file in the making, to be filled by any process."""
+
+    path: str
+    first_byte: int
+    dtype: str
+    shift: int
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Callable[[np.ndarray], int]]:
+        """Give a function that writes the next tokens; in all as many as were reserved."""
+        with open(self.path, "r+b") as handle:
+            handle.seek(self.first_byte)
+            yield lambda tokens_N: handle.write(_stored(tokens_N, self.dtype, self.shift))
+
+
 class BinaryDatasetBuilder:
     """Writes a ``.bin`` file item by item and then its index; both appear whole, or not at all.
 
@@ -225,23 +248,37 @@ class BinaryDatasetBuilder:
         """
         assert int(sizes_M.sum()) == len(tokens_N)
         if len(tokens_N):
-            self._check_range(tokens_N)
-            if self.token_shift:
-                tokens_N = tokens_N.astype(np.int64) + self.token_shift
-            self._data.write(tokens_N.astype(self.dtype).tobytes())
-        self._add_sizes(sizes_M)
+            self._check_range(int(tokens_N.min()), int(tokens_N.max()), tokens_N.dtype)
+            self._data.write(_stored(tokens_N, self.dtype, self.token_shift))
+        self.add_sizes(sizes_M)
 
-    def _check_range(self, tokens_N: np.ndarray) -> None:
-        low, high = int(tokens_N.min()) + self.token_shift, int(tokens_N.max()) + self.token_shift
+    def reserve(self, num_tokens: int, max_id: int) -> TokenRegion:
+        """Leave room for tokens that any process may write; ``add_sizes`` is then called for them.
+
+        Args:
+            num_tokens: how many.
+            max_id: the greatest id that is among them.
+
+        Raises:
+            DataError: if that id does not fit in the format.
+        """
+        self._check_range(0, max_id, np.dtype(np.int64))
+        first_byte = self._data.tell()
+        self._data.seek(num_tokens * self.dtype.itemsize, os.SEEK_CUR)
+        return TokenRegion(self._temporary, first_byte, self.dtype.str, self.token_shift)
+
+    def _check_range(self, low: int, high: int, dtype: np.dtype[Any]) -> None:
         limits = np.iinfo(self.dtype)
-        if tokens_N.dtype.kind not in "iu" or low < limits.min or high > limits.max:
+        fits = limits.min <= low + self.token_shift and high + self.token_shift <= limits.max
+        if dtype.kind not in "iu" or not fits:
             raise DataError(
-                f"{self.path}: token ids from {low} to {high} ({tokens_N.dtype}) do not fit in "
+                f"{self.path}: token ids from {low} to {high} ({dtype}) do not fit in "
                 f"{self.dtype}; the builder was given a smaller dictionary, or none of its own"
             )
-        self.max_id = max(self.max_id, high - self.token_shift)
+        self.max_id = max(self.max_id, high)
 
-    def _add_sizes(self, sizes_M: np.ndarray) -> None:
+    def add_sizes(self, sizes_M: np.ndarray) -> None:
+        """Add the sizes of M items whose tokens are in a reserved region, in their order."""
         if len(sizes_M) and int(sizes_M.max()) > self.max_size:
             raise DataError(f"{self.path}: an item of {sizes_M.max()} tokens is too long to store")
         self._sizes.write(sizes_M.astype(np.int64).tobytes())
@@ -255,7 +292,7 @@ class BinaryDatasetBuilder:
         with open(data_file_path(other.path), "rb") as source:
             shutil.copyfileobj(source, self._data, 1 << 20)
         for first in range(0, len(other), ITEMS_AT_ONCE):
-            self._add_sizes(other.sizes[first : first + ITEMS_AT_ONCE])
+            self.add_sizes(other.sizes[first : first + ITEMS_AT_ONCE])
 
     def size_blocks(self) -> Iterator[np.ndarray]:
         """Yield the sizes of all items, some at a time, as int64."""

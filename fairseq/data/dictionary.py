@@ -360,10 +360,7 @@ class Dictionary:
             tokenize: splits a line into words.
             num_workers: processes that read.
         """
-        text = TextNumbers(tokenize, num_workers)
-        for _ in text.read(filename):
-            pass
-        dict.add_counted(text)
+        dict.add_counted(TextNumbers(filename, tokenize, num_workers))
 
     def add_counted(self, text: TextNumbers) -> None:
         """Add the words and line ends of a text that was read, in the order of their names."""
