@@ -92,7 +92,7 @@ def preprocess(config: Any) -> None:
         # Last, so that an interrupted run can be started again: it left no dictionary in the way.
         for name, dictionary in dictionaries.items():
             dictionary.save(os.path.join(config.destdir, name))
-        _write_manifest(config.destdir, dictionaries, entries)
+        _write_manifest(config, dictionaries, entries)
         logger.info(f"Wrote preprocessed data to {config.destdir}")
 
 
@@ -270,16 +270,16 @@ def _copy_raw(
 
 
 def _write_manifest(
-    destdir: str, dictionaries: dict[str, Dictionary], entries: dict[str, DatasetEntry]
+    config: Any, dictionaries: dict[str, Dictionary], entries: dict[str, DatasetEntry]
 ) -> None:
-    """Add the files of this run to the manifest of ``destdir``."""
-    digests = {name: sha256_of(os.path.join(destdir, name)) for name in dictionaries}
+    """Add the files of this run to the manifest of ``--destdir``."""
+    digests = {name: sha256_of(os.path.join(config.destdir, name)) for name in dictionaries}
     signed = {
         name: replace(entry, dictionary_sha256=digests[entry.dictionary])
         for name, entry in entries.items()
     }
     files = [file for name, entry in entries.items() for file in entry.file_names(name)]
-    write_manifest(destdir, [*dictionaries, *files], signed)
+    write_manifest(config.destdir, [*dictionaries, *files], signed, config.workers)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -69,7 +70,10 @@ class Manifest:
 
 
 def write_manifest(
-    folder: PathLike, file_names: Iterable[str], datasets: Mapping[str, DatasetEntry]
+    folder: PathLike,
+    file_names: Iterable[str],
+    datasets: Mapping[str, DatasetEntry],
+    num_workers: int = 1,
 ) -> Manifest:
     """Describe files of a folder in its manifest, beside those that it describes already.
 
@@ -77,13 +81,17 @@ def write_manifest(
         folder: the folder.
         file_names: names inside it, to be digested now.
         datasets: what the files hold, by prefix.
+        num_workers: files that are digested at once.
 
     Returns:
         The manifest as written. Entries whose files are gone are dropped.
     """
     path = os.path.join(folder, MANIFEST_NAME)
     old = read_manifest(folder) if os.path.exists(path) else Manifest()
-    new = {name: _describe(os.path.join(folder, name)) for name in file_names}
+    names = list(file_names)
+    with ThreadPoolExecutor(num_workers) as pool:
+        described = pool.map(_describe, [os.path.join(folder, name) for name in names])
+        new = dict(zip(names, described, strict=True))
     files = {
         name: entry
         for name, entry in sorted({**old.files, **new}.items())
