@@ -42,7 +42,8 @@ check: $(TESTABLE)
 	$(BIN)/mypy
 
 faults: $(TESTABLE)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -s tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "faults or hostile" -s tests \
+		--figures benchmarks/results/faults.json
 
 matrix: $(TESTABLE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "matrix" tests

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,3 +25,38 @@ def shared() -> Path:
     if not (folder / "compat").is_dir():
         pytest.skip(f"reference data not found in {folder}; set FAIRSEQ_TEST_DATA to its folder")
     return folder
+
+
+FIGURES: dict[str, Any] = {}
+
+
+@pytest.fixture
+def figure() -> Callable[[str, Any], None]:
+    """Give a function that notes a figure of a test: printed, and kept with ``--figures``."""
+
+    def note(name: str, value: Any) -> None:
+        FIGURES[name] = value
+        print(f"{name}: {value}")
+
+    return note
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--figures FILE``."""
+    parser.addoption("--figures", help="write the figures that tests note, as a benchmark record")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the figures, with the machine and the result of the tests."""
+    path = session.config.getoption("--figures")
+    if path:
+        from benchmarks.run import machine
+
+        tests = {"failed": session.testsfailed, "run": session.testscollected}
+        record = {
+            "benchmark": "faults",
+            "command": "make faults",
+            "machine": machine(),
+            "result": {"tests": tests, **FIGURES},
+        }
+        Path(path).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -213,7 +213,7 @@ def copies(folder: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("every", faults(7, 1))
 def test_a_process_that_dies_at_any_point_leaves_only_good_files(
-    every: int, prepared: tuple[Any, Path]
+    every: int, prepared: tuple[Any, Path], figure: Callable[[str, Any], None]
 ) -> None:
     _, folder = prepared
     points, recovered = 0, 0
@@ -247,14 +247,14 @@ def test_a_process_that_dies_at_any_point_leaves_only_good_files(
         if finished:
             break
         points += every
-    print(f"{recovered - 1} points of death, {recovered - 1} recovered")
+    figure("points of death in a save, all recovered", recovered - 1)
     assert points >= 40
 
 
 @pytest.mark.parametrize("every", faults(4, 1))
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
 def test_a_disk_error_at_any_point_keeps_the_previous_checkpoint(
-    error: int, every: int, prepared: tuple[Any, Path]
+    error: int, every: int, prepared: tuple[Any, Path], figure: Callable[[str, Any], None]
 ) -> None:
     _, folder = prepared
     points = tried = refused = 0
@@ -284,7 +284,8 @@ def test_a_disk_error_at_any_point_keeps_the_previous_checkpoint(
         if seen <= points:
             break
         points, tried = points + every, tried + 1
-    print(f"{tried} disk errors, {refused} refused, 0 lost")
+    name = errno.errorcode[error]
+    figure(f"{name} injected, previous checkpoint intact", tried)
     assert tried >= 20 and refused >= 10
 
 

@@ -174,10 +174,11 @@ PLACES: dict[str, Callable[[Path, bytes], None]] = {
 }
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_no_hostile_pickle_runs(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: Callable[[str, Any], None]
 ) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     torch.serialization.add_safe_globals([os.system, eval])  # somebody else's doing
@@ -194,6 +195,7 @@ def test_no_hostile_pickle_runs(
             with pytest.raises(CheckpointError, match=r"model\.pt"):
                 pytest.fail(f"{kind} was loaded as {safe_load(path)!r:.200}")
             assert set(os.listdir(tmp_path)) == before, kind
+        figure(f"hostile pickles refused ({place})", len(tried))
     finally:
         torch.serialization.clear_safe_globals()
 
@@ -480,7 +482,9 @@ def outcomes(
 
 
 @pytest.mark.parametrize("flips", faults(100, 1000))
-def test_a_flipped_bit_is_never_loaded_as_something_else(flips: int, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_never_loaded_as_something_else(
+    flips: int, tmp_path: Path, figure: Callable[[str, Any], None]
+) -> None:
     state = sample_state()
     torch.save(state, tmp_path / "a.pt")
 
@@ -488,13 +492,15 @@ def test_a_flipped_bit_is_never_loaded_as_something_else(flips: int, tmp_path: P
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
 
     found = outcomes(tmp_path / "a.pt", state, flip, flips)
-    print(f"{flips} flips: {dict(found)}")
+    figure("bit flips of a checkpoint", dict(found))
     assert found["different"] == 0
     assert found["refused"] > 0.8 * flips
 
 
 @pytest.mark.parametrize("cuts", faults(100, 1000))
-def test_a_file_that_is_cut_off_is_refused(cuts: int, tmp_path: Path) -> None:
+def test_a_file_that_is_cut_off_is_refused(
+    cuts: int, tmp_path: Path, figure: Callable[[str, Any], None]
+) -> None:
     for old in (False, True):
         state = sample_state()
         torch.save(state, tmp_path / "a.pt", _use_new_zipfile_serialization=not old)
@@ -503,7 +509,7 @@ def test_a_file_that_is_cut_off_is_refused(cuts: int, tmp_path: Path) -> None:
             del data[rng.randrange(len(data)) :]
 
         found = outcomes(tmp_path / "a.pt", state, cut, cuts)
-        print(f"{cuts} cuts: {dict(found)}")
+        figure(f"truncations of a {'pre-1.6' if old else 'zip'} checkpoint", dict(found))
         assert found["refused"] == cuts
 
 

@@ -8,37 +8,19 @@ token cannot be told), but then every item has the length its index states and l
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from fairseq.config.preprocessing import PreprocessConfig
 from fairseq.data.indexed_dataset import MMapIndexedDataset
 from fairseq.data.manifest import MANIFEST_NAME, verify_manifest
 from fairseq.errors import DataError
 from fairseq.preprocess import preprocess
 
 FILES = ("train.bin", "train.idx", "dict.txt")
-DEFAULTS = {
-    "source_lang": None,
-    "target_lang": None,
-    "validpref": None,
-    "testpref": None,
-    "align_suffix": None,
-    "thresholdsrc": 0,
-    "thresholdtgt": 0,
-    "srcdict": None,
-    "tgtdict": None,
-    "nwordssrc": -1,
-    "nwordstgt": -1,
-    "alignfile": None,
-    "dataset_impl": "mmap",
-    "joined_dictionary": False,
-    "only_source": True,
-    "padding_factor": 8,
-    "workers": 1,
-    "dict_only": False,
-}
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
@@ -60,11 +42,13 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("number", [150, pytest.param(5000, marks=pytest.mark.faults)])
-def test_mutated_data_files(tmp_path: Path, number: int) -> None:
+def test_mutated_data_files(
+    tmp_path: Path, number: int, figure: Callable[[str, Any], None]
+) -> None:
     text = tmp_path / "text"
     text.write_text("".join(f"a{i % 7} b{i % 11} c\n\n" for i in range(60)), encoding="utf-8")
     folder = tmp_path / "bin"
-    preprocess(SimpleNamespace(**DEFAULTS, trainpref=str(text), destdir=str(folder)))
+    preprocess(PreprocessConfig(trainpref=str(text), destdir=str(folder), only_source=True))
     originals = {name: (folder / name).read_bytes() for name in FILES}
     manifest = (folder / MANIFEST_NAME).read_bytes()
     rng = random.Random(7)
@@ -84,10 +68,9 @@ def test_mutated_data_files(tmp_path: Path, number: int) -> None:
         structural += lies(folder)
         (folder / MANIFEST_NAME).write_bytes(manifest)
         (folder / name).write_bytes(originals[name])
-    print(
-        f"\n{number} mutations: {changed} changed something, {refused} refused by the manifest, "
-        f"{silent} silent; {structural} structural lies without one"
-    )
+    figure("mutated data files", number)
+    figure("mutated data files: silent with a manifest", silent)
+    figure("mutated data files: structural lies without one", structural)
     assert changed > 0.9 * number and refused == changed and silent == 0 and structural == 0
 
 
