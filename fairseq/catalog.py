@@ -7,6 +7,7 @@ from __future__ import annotations
 
 TASKS = {
     "masked_lm": "fairseq.tasks.masked_lm:MaskedLMTask",
+    "sentence_prediction": "fairseq.tasks.sentence_prediction:SentencePredictionTask",
 }
 
 MODELS = {
@@ -27,6 +28,7 @@ ARCHITECTURES = {
 CRITERIONS = {
     "cross_entropy": "fairseq.criterions.cross_entropy:CrossEntropyCriterion",
     "masked_lm": "fairseq.criterions.masked_lm:MaskedLmLoss",
+    "sentence_prediction": ("fairseq.criterions.sentence_prediction:SentencePredictionCriterion"),
 }
 
 OPTIMIZERS = {

@@ -98,9 +98,10 @@ def _encoder_name(asked: str | None, state: Mapping[str, Any], data: Path) -> st
         return str(own._name)
     if (data / "tokenizer.json").is_file():
         return "byte_level"
-    path = data / "dict.txt"
-    if not path.is_file():
+    found = [path for path in (data / "dict.txt", data / "input0/dict.txt") if path.is_file()]
+    if not found:
         return "gpt2"
+    path = found[0]
     with open(path, encoding="utf-8") as handle:
         words = [line.split(" ")[0] for _, line in zip(range(200), handle, strict=False)]
     words = [word for word in words if word and not word.startswith("madeupword")]

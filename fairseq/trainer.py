@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # Updates in a row whose gradient is not finite before a run stops.
 MAX_BAD_UPDATES = 10
+ROWS_OF = "_rows_of_"  # marks, among added numbers, tensors that are joined instead
 
 
 class NotFiniteError(FairseqError, FloatingPointError):
@@ -244,17 +245,30 @@ class Trainer(TrainingState):
             yield
 
     def _share(self, logs: list[dict[str, Any]], sample_size: Any) -> tuple[list[Any], Any]:
-        """Add up logging outputs and sample sizes over micro-batches and processes."""
+        """Add up logging outputs and sample sizes over micro-batches and processes.
+
+        Numbers are added; tensors of two dimensions are joined along the first.
+        """
         if self.world == 1 and not self.task.logging_outputs_can_be_summed(self._criterion):
             return logs, sample_size
-        keys = logs[0].keys() if logs else ()
-        total: dict[str, Any] = {key: sum(log[key] for log in logs) for key in keys}
+        total: dict[str, Any] = {}
+        rows: dict[str, Any] = {}
+        for key in logs[0] if logs else ():
+            if torch.is_tensor(logs[0][key]) and logs[0][key].dim() == 2:
+                rows[key] = torch.cat([log[key] for log in logs])
+            else:
+                total[key] = sum(log[key] for log in logs)
         if self.world > 1:
+            marks = {f"{ROWS_OF}{key}": 1 for key in rows}
             total = distributed_utils.sum_over_processes(
-                {**total, "_sample_size": sample_size}, self.device
+                {**total, **marks, "_sample_size": sample_size}, self.device
             )
             sample_size = total.pop("_sample_size", 0)
-        return [total], sample_size
+            for mark in [key for key in total if key.startswith(ROWS_OF)]:
+                del total[mark]
+                key = mark.removeprefix(ROWS_OF)
+                rows[key] = distributed_utils.concat_over_processes(rows.get(key), self.device)
+        return [{**total, **rows}], sample_size
 
     def _step(self, sample_size: Any) -> str | None:
         """Normalise, clip and apply the gradients; return why not, if they were not."""

@@ -109,11 +109,27 @@ def _widest_names(names: list[str], device: torch.device) -> list[str]:
     return text.split("\0")
 
 
-def broadcast_tensors(tensors: list[Tensor], src: int = 0) -> None:
-    """Copy tensors of process ``src`` to all others, in place."""
-    if is_initialized():
-        for tensor in tensors:
-            dist.broadcast(tensor, src)
+def concat_over_processes(rows_NK: Tensor | None, device: torch.device) -> Tensor:
+    """Join the rows of all processes, in the order of their ranks.
+
+    Args:
+        rows_NK: what this process has, None for nothing; N may differ, K may not.
+        device: where the messages are put together.
+
+    Returns:
+        all rows, as fp64, the same on every process.
+    """
+    rows_NK = torch.zeros(0, 0) if rows_NK is None else rows_NK
+    if not is_initialized():
+        return rows_NK.double()
+    shapes = torch.zeros(get_world_size(), 2, dtype=torch.int64, device=device)
+    shapes[get_rank()] = torch.tensor(rows_NK.shape)
+    counts, columns = all_reduce(shapes).unbind(1)
+    joined = torch.zeros(int(counts.sum()), int(columns.max()), dtype=torch.float64, device=device)
+    first = int(counts[: get_rank()].sum())
+    if len(rows_NK):
+        joined[first : first + len(rows_NK)] = rows_NK
+    return all_reduce(joined)
 
 
 def backend_for(requested: str, device: torch.device) -> str:

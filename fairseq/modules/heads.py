@@ -122,8 +122,30 @@ class ClapHead(VocabularyHead):
         return Projection(hidden_NC * self.beta, weight_VC, None)
 
 
+POOLINGS = ("cls", "mean", "concat")
+
+
+def pool(features_BTC: Tensor, pooling: str, padding_BT: Tensor | None = None) -> Tensor:
+    """Return one vector a sentence: (B, C), or (B, 2 C) for ``concat``.
+
+    Args:
+        features_BTC: hidden states.
+        pooling: ``cls`` = the first token, ``mean`` = the mean over tokens, ``concat`` = both.
+        padding_BT: true where there is no token.
+    """
+    first_BC = features_BTC[:, 0]
+    if pooling == "cls":
+        return first_BC
+    if padding_BT is None:
+        mean_BC = features_BTC.mean(1)
+    else:
+        kept_BT1 = (~padding_BT).unsqueeze(-1).to(features_BTC.dtype)
+        mean_BC = (features_BTC * kept_BT1).sum(1) / kept_BT1.sum(1).clamp(min=1)
+    return mean_BC if pooling == "mean" else torch.cat([first_BC, mean_BC], dim=-1)
+
+
 class ClassificationHead(nn.Module):
-    """Classify a sentence from its first token.
+    """Classify a sentence from its first token, or from the mean of its tokens.
 
     Args:
         input_dim: C.
@@ -131,18 +153,26 @@ class ClassificationHead(nn.Module):
         num_classes: outputs.
         activation_fn: name of the activation.
         dropout: before both layers.
+        pooling: see :func:`pool`.
     """
 
     def __init__(
-        self, input_dim: int, inner_dim: int, num_classes: int, activation_fn: str, dropout: float
+        self,
+        input_dim: int,
+        inner_dim: int,
+        num_classes: int,
+        activation_fn: str,
+        dropout: float,
+        pooling: str = "cls",
     ) -> None:
         super().__init__()
-        self.dense = nn.Linear(input_dim, inner_dim)
+        self.pooling = pooling
+        self.dense = nn.Linear(input_dim * (2 if pooling == "concat" else 1), inner_dim)
         self.activation_fn = get_activation_fn(activation_fn)
         self.dropout = nn.Dropout(dropout)
         self.out_proj = nn.Linear(inner_dim, num_classes)
 
-    def forward(self, features_BTC: Tensor) -> Tensor:
+    def forward(self, features_BTC: Tensor, padding_BT: Tensor | None = None) -> Tensor:
         """Return the scores of the classes, shape (B, num_classes)."""
-        pooled_BC = self.dropout(features_BTC[:, 0])
+        pooled_BC = self.dropout(pool(features_BTC, self.pooling, padding_BT))
         return self.out_proj(self.dropout(self.activation_fn(self.dense(pooled_BC))))

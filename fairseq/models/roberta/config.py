@@ -67,6 +67,12 @@ class RobertaConfig(FairseqDataclass):
     layer_norm: Literal["torch", "apex"] = option(
         "torch", "implementation of layer norms", new=True
     )
+    freeze_encoder: bool = option(
+        False, "train classification heads only, on features without dropout", new=True
+    )
+    pooling: Literal["cls", "mean", "concat"] = option(
+        "cls", "what heads classify: first token, mean of the tokens, or both", new=True
+    )
     checkpoint_activations: bool = option(False, "recompute layers to save memory", new=True)
 
     @classmethod

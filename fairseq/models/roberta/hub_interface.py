@@ -131,8 +131,10 @@ class RobertaHubInterface(nn.Module):
 
     def predict(self, head: str, tokens: Tensor, return_logits: bool = False) -> Tensor:
         """Return log-probabilities (or logits) of the classes of ``head``, (B, classes)."""
-        features_BTC = self.extract_features(tokens.to(self.device))
-        logits = self.model.classification_head(head)(features_BTC)
+        tokens = tokens.to(self.device)
+        features_BTC = self.extract_features(tokens)
+        padding_BT = tokens.view(len(features_BTC), -1).eq(self.task.source_dictionary.pad())
+        logits = self.model.classification_head(head)(features_BTC, padding_BT)
         return logits if return_logits else F.log_softmax(logits, dim=-1)
 
     # -- masks -----------------------------------------------------------------------------------

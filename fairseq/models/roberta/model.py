@@ -146,6 +146,8 @@ class RobertaModel(FairseqEncoderModel):
         super().__init__(encoder)
         self.config = self.args = config
         self.classification_heads = nn.ModuleDict()
+        if config.freeze_encoder:
+            encoder.requires_grad_(False)
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> RobertaModel:
@@ -158,6 +160,13 @@ class RobertaModel(FairseqEncoderModel):
             limit = getattr(task.cfg, "tokens_per_sample", None) or task.max_positions()
             config.max_positions = limit if isinstance(limit, int) else DEFAULT_MAX_POSITIONS
         return cls(config, RobertaEncoder(config, task.source_dictionary))
+
+    def train(self, mode: bool = True) -> RobertaModel:
+        """Switch dropout on or off; a frozen encoder stays without."""
+        super().train(mode)
+        if self.config.freeze_encoder:
+            self.encoder.eval()
+        return self
 
     @property
     def supported_targets(self) -> set[str]:
@@ -197,7 +206,8 @@ class RobertaModel(FairseqEncoderModel):
             **kwargs,
         )
         if classification_head_name is not None:
-            x = self.classification_head(classification_head_name)(x)
+            padding_BT = src_tokens.eq(self.encoder.dictionary.pad())
+            x = self.classification_head(classification_head_name)(x, padding_BT)
         elif positions_N is not None:
             hidden_NC = x.flatten(0, 1).index_select(0, positions_N)
             hidden_NC, weight_VC, bias_V = self.projection(hidden_NC)
@@ -250,6 +260,7 @@ class RobertaModel(FairseqEncoderModel):
             num_classes,
             self.config.pooler_activation_fn,
             self.config.pooler_dropout,
+            self.config.pooling,
         )
         self.classification_heads[name] = head.to(self.encoder.sentence_encoder.embed_tokens.weight)
 
@@ -278,10 +289,15 @@ class RobertaModel(FairseqEncoderModel):
         for name in sorted({key.split(".")[1] for key in state if key.startswith(prefix)}):
             keys = [f"{prefix}{name}.{layer}.weight" for layer in ("out_proj", "dense")]
             sizes = [len(state[key]) if key in state else None for key in keys]
+            inputs = state[keys[1]].shape[1] if keys[1] in state else None
             if name not in self.classification_heads and self.config.load_checkpoint_heads:
                 self.register_classification_head(name, *sizes)
             own: Any = dict(self.classification_heads.items()).get(name)
-            if own is None or sizes != [own.out_proj.out_features, own.dense.out_features]:
+            if own is None or [*sizes, inputs] != [
+                own.out_proj.out_features,
+                own.dense.out_features,
+                own.dense.in_features,
+            ]:
                 reason = "there is none here" if own is None else "the one here has another shape"
                 logger.warning("classification head '%s' is not loaded: %s", name, reason)
                 for key in [key for key in state if key.startswith(f"{prefix}{name}.")]:

@@ -1,0 +1,330 @@
+"""Sentence prediction: a class or numbers for a sentence, or for a pair of sentences.
+
+The data folder holds ``input0`` (and ``input1`` for pairs) and ``label``, each made by
+fairseq-preprocess; a regression reads the text file ``label/SPLIT.label`` instead. Class ids follow
+the label dictionary: the most frequent label is class 0.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from fairseq.config.references import settle_alone
+from fairseq.config.schema import II, FairseqDataclass, option
+from fairseq.data import data_utils
+from fairseq.data.concat_dataset import ConcatSentencesDataset
+from fairseq.data.dictionary import Dictionary
+from fairseq.data.edit_wrappers import RollDataset
+from fairseq.data.leaf_datasets import (
+    IdDataset,
+    NumelDataset,
+    NumSamplesDataset,
+    RawLabelDataset,
+)
+from fairseq.data.nested_dictionary_dataset import NestedDictionaryDataset
+from fairseq.data.shorten_dataset import maybe_shorten_dataset
+from fairseq.data.wrappers import PrependTokenDataset, RightPadDataset, SortDataset
+from fairseq.errors import ConfigError, DataError, UnsupportedError
+from fairseq.file_io import require_file
+from fairseq.tasks import register_task
+from fairseq.tasks.base import FairseqTask
+
+logger = logging.getLogger(__name__)
+
+MASK = "<mask>"
+
+
+@dataclass
+class SentencePredictionConfig(FairseqDataclass):
+    """Settings of sentence prediction."""
+
+    data: str | None = option(None, "folder with input0, input1 (for pairs) and label")
+    num_classes: int = option(-1, "number of classes, or of numbers in a regression")
+    init_token: int | None = option(None, "id of a token put in front, 0 for RoBERTa")
+    separator_token: int | None = option(None, "id of a token put before input1, 2 for RoBERTa")
+    no_shuffle: bool = option(False, "keep the order of the files")
+    shorten_method: Literal["none", "truncate", "random_crop"] = option(
+        "none", "what to do with inputs that are too long"
+    )
+    shorten_data_split_list: str = option("", "splits to shorten, separated by commas (all)")
+    add_prev_output_tokens: bool = option(False, "also give the tokens shifted by one")
+    max_positions: int = option(512, "longest input")
+    regression_target: bool = II("criterion.regression_target")
+    classification_head_name: str = II("criterion.classification_head_name")
+    seed: int = II("common.seed")
+    d2v2_multi: bool = option(False, "only the original has data2vec")
+    omit_mask: bool = option(
+        False, "keep <mask> out of the dictionary; set by --mask-embedding zero"
+    )
+    data_rng: str = option(II("dataset.data_rng"), new=True)
+    train_subset: str = option(II("dataset.train_subset"), new=True)
+    dataset_impl: str | None = option(II("dataset.dataset_impl"), new=True)
+
+
+@register_task("sentence_prediction", dataclass=SentencePredictionConfig)
+class SentencePredictionTask(FairseqTask):
+    """Predict a class, or numbers, from one or two sentences.
+
+    Args:
+        cfg: the settings.
+        data_dictionary: of the inputs.
+        label_dictionary: of the labels.
+
+    Attributes:
+        dictionary: of the inputs, ``<mask>`` included unless it is the zero vector.
+    """
+
+    cfg: SentencePredictionConfig
+
+    def __init__(
+        self,
+        cfg: SentencePredictionConfig,
+        data_dictionary: Dictionary,
+        label_dictionary: Dictionary | None = None,
+    ) -> None:
+        super().__init__(cfg)
+        if cfg.d2v2_multi:
+            raise UnsupportedError("--d2v2-multi belongs to data2vec, which is not supported")
+        self._label_dictionary = label_dictionary
+        self._use(data_dictionary)
+
+    def _use(self, dictionary: Dictionary) -> None:
+        self.dictionary = dictionary
+        self._adds_mask = not self.cfg.omit_mask and MASK not in dictionary
+        if self._adds_mask:
+            dictionary.add_symbol(MASK)
+
+    @classmethod
+    def setup_task(cls, cfg: SentencePredictionConfig, **kwargs: Any) -> SentencePredictionTask:
+        """Load both dictionaries and set up the task.
+
+        Raises:
+            ConfigError: if ``--num-classes`` is missing.
+            MissingFileError: if a dictionary is absent.
+        """
+        settle_alone(cfg)
+        if cfg.num_classes < 1:
+            raise ConfigError(
+                f"--num-classes is {cfg.num_classes}; give the number of classes (1 for a "
+                "regression with one number)"
+            )
+        folder = str(cfg.data)
+        data_dictionary = cls.load_dictionary(os.path.join(folder, "input0", "dict.txt"))
+        label_dictionary = None
+        if not cfg.regression_target:
+            label_dictionary = cls.load_dictionary(os.path.join(folder, "label", "dict.txt"))
+            names = label_dictionary.symbols[label_dictionary.nspecial :]
+            labels = [name for name in names if not name.startswith("madeupword")]
+            if len(labels) > cfg.num_classes:
+                raise ConfigError(
+                    f"{folder}/label/dict.txt has {len(labels)} labels ({', '.join(labels[:5])}, "
+                    f"...), but --num-classes is {cfg.num_classes}"
+                )
+        task = cls(cfg, data_dictionary, label_dictionary, **kwargs)
+        logger.info("[input] dictionary: %s types", f"{len(task.dictionary):,}")
+        return task
+
+    # -- data ------------------------------------------------------------------------------------
+
+    def load_dataset(
+        self,
+        split: str,
+        combine: bool = False,
+        task_cfg: Any = None,
+        epoch: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        """Load a split.
+
+        Args:
+            split: its name, also that of its files.
+            combine: also read ``split1``, ``split2``, ...
+            task_cfg: unused.
+            epoch: unused: the data are not sharded.
+            **kwargs: ignored.
+
+        Raises:
+            DataError: if files are missing, damaged, or do not fit each other.
+        """
+        cfg = self.cfg
+        first = self._inputs("input0", split, combine)
+        if first is None:
+            raise DataError(
+                f"Dataset not found: {split} ({cfg.data}/input0/{split}); make it with "
+                "fairseq-preprocess"
+            )
+        second = self._inputs("input1", split, combine)
+        tokens = first if cfg.init_token is None else PrependTokenDataset(first, cfg.init_token)
+        if second is not None:
+            if len(first) != len(second):
+                raise DataError(
+                    f"{cfg.data}: {split} has {len(first)} sentences in input0 and {len(second)} "
+                    "in input1"
+                )
+            if cfg.separator_token is not None:
+                second = PrependTokenDataset(second, cfg.separator_token)
+            tokens = ConcatSentencesDataset(tokens, second)
+        tokens = maybe_shorten_dataset(
+            tokens,
+            split,
+            cfg.shorten_data_split_list,
+            cfg.shorten_method,
+            self.max_positions(),
+            cfg.seed,
+            data_rng=self.data_rng,
+        )
+        defn = self._batch_parts(tokens, split, combine)
+        dataset: Any = NestedDictionaryDataset(defn, sizes=[tokens.sizes])
+        if not cfg.no_shuffle:
+            order = np.random.RandomState(cfg.seed % 2**32).permutation(len(tokens))
+            dataset = SortDataset(dataset, sort_order=[order])
+        logger.info("Loaded %s with #samples: %s", split, f"{len(tokens):,}")
+        self.datasets[split] = dataset
+
+    def _batch_parts(self, tokens: Any, split: str, combine: bool) -> dict[str, Any]:
+        """Return the parts of a batch by name."""
+        pad = self.dictionary.pad()
+        net_input: dict[str, Any] = {
+            "src_tokens": RightPadDataset(tokens, pad_idx=pad),
+            "src_lengths": NumelDataset(tokens, reduce=False),
+        }
+        if self.cfg.add_prev_output_tokens:
+            net_input["prev_output_tokens"] = RightPadDataset(RollDataset(tokens, 1), pad_idx=pad)
+        parts: dict[str, Any] = {
+            "id": IdDataset(),
+            "net_input": net_input,
+            "nsentences": NumSamplesDataset(),
+            "ntokens": NumelDataset(tokens, reduce=True),
+        }
+        target = self._targets(split, combine)
+        if target is not None:
+            if len(target) != len(tokens):
+                raise DataError(
+                    f"{self.cfg.data}: {split} has {len(tokens)} inputs, but {len(target)} labels"
+                )
+            parts["target"] = target
+        return parts
+
+    def _inputs(self, kind: str, split: str, combine: bool) -> Any:
+        """Return the sentences of ``input0`` or ``input1``, None if there are none."""
+        path = os.path.join(str(self.cfg.data), kind, split)
+        found = data_utils.load_indexed_dataset(
+            path, self.dictionary, self.cfg.dataset_impl, combine
+        )
+        if found is None:
+            return None
+        flat = getattr(found, "flat", np.empty(0, np.int64))
+        size = len(self.dictionary) - self._adds_mask
+        if len(flat) and int(flat.max()) >= size:
+            raise DataError(
+                f"{path} holds token id {int(flat.max())}, but {self.cfg.data}/input0/dict.txt "
+                f"has {size} entries: they come from different runs of fairseq-preprocess"
+            )
+        return found
+
+    def _targets(self, split: str, combine: bool) -> Any:
+        """Return the labels of a split: class ids, or rows of numbers; None if there are none."""
+        path = os.path.join(str(self.cfg.data), "label", split)
+        if self.cfg.regression_target:
+            name = f"{path}.label"
+            return RawLabelDataset(self._numbers(name)) if os.path.exists(name) else None
+        dictionary = self.label_dictionary
+        labels = data_utils.load_indexed_dataset(path, dictionary, self.cfg.dataset_impl, combine)
+        if labels is None:
+            return None
+        sizes = np.asarray(labels.sizes)
+        if len(sizes) and (int(sizes.min()) < 2 or int(sizes.max()) > 2):
+            line = int(np.flatnonzero(sizes != 2)[0]) + 1
+            raise DataError(f"{path}: line {line} does not hold exactly one label")
+        ids = np.array([int(labels[i][0]) for i in range(len(labels))], np.int64)
+        classes = ids - dictionary.nspecial
+        unknown = np.flatnonzero((ids == dictionary.unk()) | (classes < 0))
+        if len(unknown):
+            raise DataError(
+                f"{path}: the label in line {unknown[0] + 1} is not in label/dict.txt; binarize "
+                "all splits with the dictionary of the training labels (--srcdict)"
+            )
+        too_large = np.flatnonzero(classes >= self.cfg.num_classes)
+        if len(too_large):
+            line = int(too_large[0])
+            raise DataError(
+                f"{path}: the label in line {line + 1} ({dictionary[int(ids[line])]}) is class "
+                f"{classes[line]}, but --num-classes is {self.cfg.num_classes}"
+            )
+        return RawLabelDataset([[int(number)] for number in classes])
+
+    def _numbers(self, path: str) -> list[Any]:
+        """Read ``num_classes`` numbers from each line of a label file."""
+        rows = []
+        text = require_file(path, "label file", "").read_text(encoding="utf-8")
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                row = [float(word) for word in line.split()]
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: {error}") from error
+            if len(row) != self.cfg.num_classes or not all(map(math.isfinite, row)):
+                raise DataError(
+                    f"{path}, line {number}: expected {self.cfg.num_classes} numbers, found "
+                    f"{line!r}"
+                )
+            rows.append(row)
+        return rows
+
+    # -- the model -------------------------------------------------------------------------------
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the model for this task's lengths and give it the classification head."""
+        from fairseq import models
+
+        if hasattr(cfg, "max_positions") and not from_checkpoint:
+            cfg.max_positions = self.cfg.max_positions
+        model = models.build_model(cfg, self, from_checkpoint)
+        if not hasattr(model, "register_classification_head"):
+            raise ConfigError(
+                f"{type(model).__name__} has no classification heads; use --arch roberta"
+            )
+        if self.cfg.classification_head_name not in getattr(model, "classification_heads", {}):
+            model.register_classification_head(
+                self.cfg.classification_head_name, num_classes=self.cfg.num_classes
+            )
+        return model
+
+    def fit_dictionary(self, rows: int) -> bool:
+        """See the base class; ``<mask>`` stays the last entry, or one past it."""
+        without = (MASK,) if self._adds_mask else ()
+        fitted = self.dictionary.resized(rows - len(without), without)
+        if fitted is None:
+            return False
+        self._use(fitted)
+        return True
+
+    def max_positions(self) -> int:
+        """Return the longest input."""
+        return self.cfg.max_positions
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        """Return the dictionary of the inputs."""
+        return self.dictionary
+
+    @property
+    def target_dictionary(self) -> Dictionary:
+        """Return the dictionary of the inputs, as the original does."""
+        return self.dictionary
+
+    @property
+    def label_dictionary(self) -> Dictionary:
+        """Return the dictionary of the labels.
+
+        Raises:
+            ConfigError: in a regression.
+        """
+        if self._label_dictionary is None:
+            raise ConfigError("a regression has no label dictionary")
+        return self._label_dictionary
