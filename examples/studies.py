@@ -1,0 +1,203 @@
+"""What every study needs: runs that are cached, resumed and shared out, tables and figures.
+
+A run is a command line of ``fairseq-train``. Its folder is named after the digest of that line, so
+that a study which is stopped goes on where it was, and a changed setting trains anew. Runs use one
+thread each and go on side by side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BIN = Path(sys.executable).parent
+SEEDS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        name: the variant.
+        seed: of the run.
+        words: what follows ``fairseq-train``, without seed and folders.
+    """
+
+    name: str
+    seed: int
+    words: tuple[str, ...]
+
+    def folder(self, out: Path) -> Path:
+        """Return its folder: the name, and the digest of everything that matters."""
+        digest = hashlib.sha256(json.dumps([self.words, self.seed]).encode()).hexdigest()[:12]
+        return out / f"{self.name}-{self.seed}-{digest}"
+
+
+def call(words: Sequence[object], log: Path) -> str:
+    """Run a command of the project with one thread; return its standard output.
+
+    Raises:
+        RuntimeError: if it fails, with the end of its log.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    program, *rest = map(str, words)
+    with open(log, "a", encoding="utf-8") as errors:
+        done = subprocess.run(
+            [str(BIN / program), *rest], env=environment, stdout=subprocess.PIPE, stderr=errors,
+            text=True, check=False,
+        )  # fmt: skip
+    if done.returncode:
+        end = "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-15:])
+        raise RuntimeError(f"{' '.join([program, *rest])} failed:\n{end}")
+    return done.stdout
+
+
+def curve(folder: Path, tag: str = "valid") -> list[dict[str, float]]:
+    """Return what a run logged under ``tag``, in the order of its updates."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = {row["update"]: row for row in map(json.loads, lines) if row["tag"] == tag}
+    return [rows[update] for update in sorted(rows)]
+
+
+def train(run: Run, data: Path, out: Path, measure: Callable[[Path], dict[str, Any]]) -> Any:
+    """Train (or go on, or read the cached result) and measure; return the result."""
+    folder = run.folder(out)
+    kept = folder / "result.json"
+    if kept.is_file():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    words = [data, *run.words, "--seed", run.seed, "--save-dir", folder]
+    call(["fairseq-train", *words], folder / "train.log")
+    seconds = time.monotonic() - began
+    keys = ("update", "loss", "accuracy")
+    points = [{key: row[key] for key in keys if key in row} for row in curve(folder)]
+    inner = curve(folder, "train_inner")
+    result = {
+        "name": run.name,
+        "seed": run.seed,
+        "words": list(run.words),
+        "seconds": round(seconds, 1),
+        "tokens": round(inner[-1]["wpb"] * inner[-1]["update"]) if inner else 0,
+        "curve": points,
+        **measure(folder),
+    }
+    kept.write_text(json.dumps(result), encoding="utf-8")
+    return result
+
+
+def run_all(
+    runs: Sequence[Run],
+    data: Path,
+    out: Path,
+    measure: Callable[[Path], dict[str, Any]] = lambda folder: {},
+    jobs: int = 2,
+) -> list[Any]:
+    """Do all runs, ``jobs`` at a time, and return their results in the given order."""
+    began = time.monotonic()
+    results: dict[Run, Any] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(train, run, data, out, measure): run for run in runs}
+        for done in as_completed(futures):
+            run = futures[done]
+            results[run] = done.result()
+            left = (time.monotonic() - began) / len(results) * (len(runs) - len(results))
+            print(
+                f"{len(results)}/{len(runs)} {run.name} seed {run.seed}: "
+                f"{results[run]['curve'][-1]['loss']:.3f} bits, {left / 60:.0f} min to go",
+                file=sys.stderr,
+                flush=True,
+            )
+    return [results[run] for run in runs]
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Return ``mean ± standard deviation`` of the seeds."""
+    mean = statistics.mean(values)
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+
+
+def by_name(results: Sequence[Any]) -> dict[str, list[Any]]:
+    """Group results by variant, in the order of their first appearance."""
+    groups: dict[str, list[Any]] = {}
+    for result in results:
+        groups.setdefault(result["name"], []).append(result)
+    return groups
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def draw(results: Sequence[Any], path: Path, title: str, skip: int = 0) -> None:
+    """Draw validation perplexity against updates: mean of the seeds, and their range as a band."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), constrained_layout=True)
+    for name, group in by_name(results).items():
+        updates = [point["update"] for point in group[0]["curve"]][skip:]
+        rows = [[2 ** point["loss"] for point in result["curve"]][skip:] for result in group]
+        columns = list(zip(*rows, strict=True))
+        (line,) = axes.plot(updates, [statistics.mean(c) for c in columns], label=name)
+        low, high = [min(c) for c in columns], [max(c) for c in columns]
+        axes.fill_between(updates, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.set(xlabel="updates", ylabel="validation perplexity", yscale="log", title=title)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def record(results: Sequence[Any], path: Path, command: str) -> None:
+    """Write the results with the machine, the versions and the command that made them."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from benchmarks.run import machine
+
+    content = {"command": command, "machine": machine(), "results": list(results)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def prepare(text: Path, out: Path, vocabulary: int) -> Path:
+    """Train a byte-level BPE on ``text/train.txt`` and binarize all three splits, once.
+
+    Returns:
+        the data folder.
+    """
+    data, tokenizer = out / "data-bin", out / "tokenizer.json"
+    if (data / "manifest.json").is_file():
+        return data
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / "prepare.log"
+    splits = ("train", "valid", "test")
+    texts = [text / f"{split}.txt" for split in splits]
+    encoded = [out / f"{split}.bpe" for split in splits]
+    call(
+        ["fairseq-bpe", "train", "--inputs", texts[0], "--vocab-size", vocabulary,
+         "--output", tokenizer], log,
+    )  # fmt: skip
+    call(
+        ["fairseq-bpe", "encode", "--bpe", "byte_level", "--tokenizer-file", tokenizer,
+         "--inputs", *texts, "--outputs", *encoded, "--keep-empty"], log,
+    )  # fmt: skip
+    call(
+        ["fairseq-preprocess", "--only-source", "--trainpref", encoded[0], "--validpref",
+         encoded[1], "--testpref", encoded[2], "--destdir", data, "--workers", 2], log,
+    )  # fmt: skip
+    return data
