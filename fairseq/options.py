@@ -185,7 +185,7 @@ def parse_config(
 ) -> FairseqConfig:
     """Parse a command line into a configuration.
 
-    Flags win over the YAML file of ``--config``, which wins over the architecture's preset.
+    Flags win over the YAML files of ``--config``, which win over the architecture's preset.
 
     Args:
         parser: made by :func:`get_parser`.
@@ -213,13 +213,13 @@ def parse_config(
 
 def _recipe(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
     probe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    probe.add_argument("--config")
-    path = probe.parse_known_args(argv)[0].config
-    if path is None or "--config" not in parser._option_string_actions:
+    probe.add_argument("--config", action="append", default=[])
+    paths = probe.parse_known_args(argv)[0].config
+    if not paths or "--config" not in parser._option_string_actions:
         return {}
     from fairseq.config.yaml_reader import read_yaml
 
-    return read_yaml(path)
+    return read_yaml(*paths)
 
 
 def _component_names(recipe: Mapping[str, Any]) -> dict[str, str]:

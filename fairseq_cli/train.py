@@ -52,7 +52,9 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     parser = options.get_training_parser(argv=argv)
     parser.prog, parser.usage, parser.epilog = "fairseq-train", USAGE, EXAMPLES
-    parser.add_argument("--config", metavar="FILE", help="YAML file with settings; flags win")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML recipe; later ones win, flags win over all"
+    )
     parser.add_argument("--show-config", action="store_true", help="print the settings and stop")
     config = options.parse_config(parser, argv)
     if "--show-config" in (sys.argv if argv is None else argv):

@@ -142,7 +142,8 @@ def test_flags_of_other_components(parser_of, kind, name, flag, row):
         )
         assert getattr(given, field(flag)) == (row[2] if row else True)
     else:
-        check_row(parser_of(kind, name), [f"--{kind.replace('_', '-')}", name], flag, row)
+        data = ["bin"] if kind == "task" else []
+        check_row(parser_of(kind, name), [*data, f"--{kind.replace('_', '-')}", name], flag, row)
 
 
 @pytest.mark.parametrize(("flag", "row"), PREPROCESS.items())

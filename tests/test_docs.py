@@ -146,7 +146,7 @@ def known_flags() -> set[str]:
             options.add_component_flags(train, flag, name)
     parsers = [train, options.get_preprocessing_parser(), options.get_validation_parser(argv=[])]
     parsers += [
-        parser_of(f"fairseq-{name}") for name in ("bpe", "report", "average", "hydra_train")
+        parser_of(f"fairseq-{name}") for name in ("bpe", "glue", "report", "average", "hydra_train")
     ]
     flags = {flag for parser in parsers for flag in of(parser)}
     refused = {f"--{name.replace('_', '-')}" for name in REFUSED}

@@ -1,0 +1,88 @@
+"""fairseq-glue: prepare, fine-tune and score the sentence tasks of GLUE."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from fairseq_cli.bpe import OPTIONS
+from fairseq_cli.entry import run_command
+
+DESCRIPTION = "Fine-tune a checkpoint on tasks of GLUE, several seeds each, and print the scores."
+EXAMPLES = """examples:
+  fairseq-glue runs/mine/checkpoint_best.pt --glue-dir glue --tasks CoLA SST-2 MRPC \\
+      --seeds 1 2 3 --out runs/mine-glue
+  a probe: the encoder stays as it is, its mean feeds the new head
+    fairseq-glue model.pt --glue-dir glue --tasks CoLA --out probe \\
+        --freeze-encoder --pooling mean --lr 0.001
+
+--glue-dir holds the official files: CoLA/train.tsv, CoLA/dev.tsv, ... (MNLI: dev_matched.tsv and
+dev_mismatched.tsv). Each task has its recipe; any flag of fairseq-train (--lr, --max-epoch,
+--batch-size, --cpu, ...) wins over it, and the schedule follows. What is finished is kept in
+OUT/results.json and not repeated; what was interrupted goes on. In the table "best" is the epoch
+that validated best, "majority" what the most frequent label would score.
+"""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's own options; the rest are flags of fairseq-train."""
+    from fairseq.catalog import BPES
+
+    own = argparse.ArgumentParser(
+        "fairseq-glue",
+        usage="fairseq-glue CHECKPOINT --glue-dir FOLDER --out FOLDER [options] [training flags]",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    own.add_argument("checkpoint", help="a pre-trained model")
+    own.add_argument("--glue-dir", required=True, metavar="FOLDER", help="the official files")
+    own.add_argument("--out", required=True, metavar="FOLDER", help="results and run folders")
+    own.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks (default: all eight)")
+    own.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="N", help="seeds (1)")
+    own.add_argument(
+        "--dict-dir", metavar="FOLDER", help="folder with dict.txt (default: the checkpoint's)"
+    )
+    own.add_argument("--bpe", choices=[*sorted(BPES), "none"], help="encoder (the checkpoint's)")
+    for name, encoder_options in OPTIONS.items():
+        for flags, field, text in encoder_options:
+            own.add_argument(*flags, dest=field, metavar="FILE", help=f"{name}: {text}")
+    own.add_argument("--keep-checkpoints", action="store_true", help="keep the fine-tuned models")
+    own.add_argument("--json", action="store_true", help="print the summary as JSON")
+    return own
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    args, flags = get_parser().parse_known_args(argv)
+    from pathlib import Path
+
+    from fairseq.glue.prepare import open_pretrained
+    from fairseq.glue.results import summarize, table
+    from fairseq.glue.runs import run_glue
+    from fairseq.glue.tasks import TASKS, find_task
+    from fairseq.logging.progress_bar import setup_logging
+
+    setup_logging("WARNING", "stderr")
+    chosen = [find_task(name) for name in args.tasks or TASKS]
+    fields = [field for encoder_options in OPTIONS.values() for _, field, _ in encoder_options]
+    settings = {field: getattr(args, field) for field in ("bpe", *fields)}
+    given = {field: value for field, value in settings.items() if value is not None}
+    pretrained = open_pretrained(args.checkpoint, args.dict_dir, **given)
+    runs = run_glue(
+        chosen, args.seeds, pretrained, args.glue_dir, Path(args.out), flags, args.keep_checkpoints
+    )
+    rows = summarize(runs)
+    print(json.dumps(rows) if args.json else table(rows))
+    return 0
+
+
+def cli_main() -> None:
+    """Run the command."""
+    run_command(main)
+
+
+if __name__ == "__main__":
+    cli_main()
