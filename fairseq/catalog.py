@@ -58,6 +58,7 @@ BPES = {
     "byte_level": "fairseq.data.encoders.byte_level:ByteLevelBPE",
     "gpt2": "fairseq.data.encoders.gpt2_bpe:GPT2BPE",
     "sentencepiece": "fairseq.data.encoders.sentencepiece_bpe:SentencepieceBPE",
+    "wordpiece": "fairseq.data.encoders.wordpiece:Wordpiece",
 }
 
 TOKENIZERS = {

@@ -25,6 +25,7 @@ COMPANIONS = {
     "merges.txt": "bpe_merges",
     "vocab.json": "bpe_vocab",
     "tokenizer.json": "byte_level_tokenizer",
+    "vocab.txt": "wordpiece_vocab",
     "encoder.json": "gpt2_encoder_json",
     "vocab.bpe": "gpt2_vocab_bpe",
 }

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 OVERWRITE = "#fairseq:overwrite"
 _BLANKS = {"sentencepiece": "\u2581", "wordpiece": "_", "letter": "|", "_EOW": "_EOW"}
 _COUNT = re.compile(r"-?[0-9]+")
+# Names the special symbols of a dictionary that is not laid out as fairseq's (BERT).
+_ROLE = re.compile(r" #fairseq:(bos|pad|eos|unk|mask)$", re.MULTILINE)
 _FILLER = re.compile(r"madeupword[0-9]{4,}")
 # Sizes are rounded up to multiples of at most this.
 MOST_FILLERS = 128
@@ -55,6 +57,7 @@ class Dictionary:
     pad_index: int
     eos_index: int
     unk_index: int
+    mask_word = "<mask>"
 
     def __init__(
         self,
@@ -296,6 +299,8 @@ class Dictionary:
         number = 0
         try:
             for number, line in enumerate(lines, start=1):
+                if len(self) == self.nspecial == 4 and _ROLE.search(line):
+                    self._start_foreign()
                 self._add_entry(line, f"{name}, line {number}")
         except UnicodeDecodeError as error:
             raise DataError(
@@ -304,6 +309,8 @@ class Dictionary:
             ) from error
 
     def _add_entry(self, line: str, where: str) -> None:
+        role = _ROLE.search(line)
+        line = _ROLE.sub("", line)
         word, blank, count = line.rstrip().rpartition(" ")
         overwrite = count == OVERWRITE
         if overwrite:
@@ -318,7 +325,37 @@ class Dictionary:
                 f"Duplicate word found when loading Dictionary: {word!r} ({where}). Put "
                 f"{OVERWRITE} after the count if this line shall redefine it, or drop the line."
             )
-        self.add_symbol(word, n=int(count), overwrite=overwrite)
+        index = self.add_symbol(word, n=int(count), overwrite=overwrite)
+        if role is not None:
+            if self.nspecial:
+                raise DataError(
+                    f"{where}: special symbols can only be named in a file whose first line names "
+                    "one"
+                )
+            setattr(self, f"{role[1]}_index", index)
+            setattr(self, f"{role[1]}_word", word)
+
+    def _start_foreign(self) -> None:
+        """Become the dictionary of another toolkit, whose file names its special symbols."""
+        self.symbols, self.count, self.indices, self.nspecial = [], [], {}, 0
+        for role in ("bos", "pad", "eos", "unk"):
+            setattr(self, f"{role}_index", 0)
+
+    @classmethod
+    def foreign(cls, symbols: Sequence[str], **roles: str) -> Dictionary:
+        """Return a dictionary with the ids of another toolkit.
+
+        Args:
+            symbols: the symbol of each id.
+            **roles: which of them are ``bos``, ``pad``, ``eos``, ``unk`` and, if any, ``mask``.
+        """
+        dictionary = cls(add_special_symbols=False)
+        for symbol in symbols:
+            dictionary.add_symbol(symbol, n=0)
+        for role, word in roles.items():
+            setattr(dictionary, f"{role}_word", word)
+            setattr(dictionary, f"{role}_index", dictionary.indices[word])
+        return dictionary
 
     def save(self, f: PathLike | IO[str]) -> None:
         """Write all but the special symbols to a file (atomically), or to an open text file.
@@ -336,6 +373,11 @@ class Dictionary:
     def _text(self) -> str:
         symbols = self.symbols[self.nspecial :]
         lines = [f"{s} {n}\n" for s, n in zip(symbols, self.count[self.nspecial :], strict=True)]
+        if not self.nspecial and hasattr(self, "pad_index"):
+            for role in ("bos", "pad", "eos", "unk", "mask"):
+                index = self.indices.get(getattr(self, f"{role}_word"))
+                if index is not None:
+                    lines[index] = f"{lines[index][:-1]} #fairseq:{role}\n"
         if len(self.indices) < len(self.symbols):
             seen = set(self.symbols[: self.nspecial])
             for i, symbol in enumerate(symbols):

@@ -30,7 +30,6 @@ from fairseq.tasks.base import FairseqTask
 
 logger = logging.getLogger(__name__)
 
-MASK = "<mask>"
 # Where nothing tells the greatest token id, so many windows of so many tokens are looked at.
 SAMPLED_WINDOWS, WINDOW = 1000, 1024
 BreakMode = Literal["none", "complete", "complete_doc", "eos"]
@@ -100,11 +99,13 @@ class MaskedLMTask(FairseqTask):
     def _use(self, dictionary: Dictionary) -> None:
         """Take over a dictionary and settle what stands for ``<mask>``."""
         self.dictionary = dictionary
-        self._adds_mask = not self.cfg.omit_mask and MASK not in dictionary
+        self._adds_mask = not self.cfg.omit_mask and dictionary.mask_word not in dictionary
         if self._adds_mask:
-            dictionary.add_symbol(MASK)
+            dictionary.add_symbol(dictionary.mask_word)
         # a zero mask lies one past the embedding table
-        self.mask_idx = len(dictionary) if self.cfg.omit_mask else dictionary.index(MASK)
+        self.mask_idx = (
+            len(dictionary) if self.cfg.omit_mask else dictionary.index(dictionary.mask_word)
+        )
 
     @classmethod
     def setup_task(cls, cfg: MaskedLMConfig, **kwargs: Any) -> MaskedLMTask:
@@ -256,7 +257,7 @@ class MaskedLMTask(FairseqTask):
 
     def fit_dictionary(self, rows: int) -> bool:
         """See the base class; ``<mask>`` stays the last entry, or one past it."""
-        without = (MASK,) if self._adds_mask else ()
+        without = (self.dictionary.mask_word,) if self._adds_mask else ()
         fitted = self.dictionary.resized(rows - len(without), without)
         if fitted is None:
             return False

@@ -37,8 +37,6 @@ from fairseq.tasks.base import FairseqTask
 
 logger = logging.getLogger(__name__)
 
-MASK = "<mask>"
-
 
 @dataclass
 class SentencePredictionConfig(FairseqDataclass):
@@ -96,9 +94,9 @@ class SentencePredictionTask(FairseqTask):
 
     def _use(self, dictionary: Dictionary) -> None:
         self.dictionary = dictionary
-        self._adds_mask = not self.cfg.omit_mask and MASK not in dictionary
+        self._adds_mask = not self.cfg.omit_mask and dictionary.mask_word not in dictionary
         if self._adds_mask:
-            dictionary.add_symbol(MASK)
+            dictionary.add_symbol(dictionary.mask_word)
 
     @classmethod
     def setup_task(cls, cfg: SentencePredictionConfig, **kwargs: Any) -> SentencePredictionTask:
@@ -297,7 +295,7 @@ class SentencePredictionTask(FairseqTask):
 
     def fit_dictionary(self, rows: int) -> bool:
         """See the base class; ``<mask>`` stays the last entry, or one past it."""
-        without = (MASK,) if self._adds_mask else ()
+        without = (self.dictionary.mask_word,) if self._adds_mask else ()
         fitted = self.dictionary.resized(rows - len(without), without)
         if fitted is None:
             return False

@@ -48,9 +48,11 @@ class RobertaHubInterface(nn.Module):
         One sentence is ``<s> A </s>``, a pair ``<s> A </s> </s> B </s>``; ``no_separator`` leaves
         the second ``</s>`` out.
         """
-        text = f"<s> {self._split(sentence)} </s>"
+        dictionary = self.task.source_dictionary
+        bos, eos = dictionary.bos_word, dictionary.eos_word
+        text = f"{bos} {self._split(sentence)} {eos}"
         for other in addl_sentences:
-            text += ("" if no_separator else " </s>") + f" {self._split(other)} </s>"
+            text += ("" if no_separator else f" {eos}") + f" {self._split(other)} {eos}"
         return self._ids(text)
 
     def _split(self, text: str) -> str:
@@ -65,7 +67,8 @@ class RobertaHubInterface(nn.Module):
     def _mask(self) -> int:
         """Return the id of ``<mask>``, which may lie outside the dictionary."""
         own = getattr(self.task, "mask_idx", None)
-        return self.task.source_dictionary.index(MASK) if own is None else own
+        dictionary = self.task.source_dictionary
+        return dictionary.index(dictionary.mask_word) if own is None else own
 
     def decode(self, tokens: Tensor) -> str | list[str]:
         """Return the text of ``tokens`` (T,), a list if they hold several sentences."""

@@ -1,0 +1,65 @@
+"""``--bpe wordpiece``: the word pieces of BERT, through the ``tokenizers`` library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fairseq.config.schema import FairseqDataclass, option
+from fairseq.data.encoders import register_bpe, require_library
+from fairseq.errors import ConfigError
+from fairseq.file_io import require_file
+
+
+@dataclass
+class WordpieceConfig(FairseqDataclass):
+    """Settings of word pieces."""
+
+    wordpiece_vocab: str | None = option(None, "vocab.txt of a BERT", new=True)
+    wordpiece_cased: bool = option(False, "keep capital letters and accents", new=True)
+
+
+@register_bpe("wordpiece", dataclass=WordpieceConfig)
+class Wordpiece:
+    """Splits text as BERT does: clean-up, lower case (unless cased), punctuation, word pieces.
+
+    Args:
+        cfg: the settings.
+
+    Attributes:
+        vocabulary: name of the vocabulary file.
+        lowercase: whether capitals are lost.
+
+    Raises:
+        ConfigError: if no file is named.
+        MissingFileError: if it does not exist.
+    """
+
+    def __init__(self, cfg: WordpieceConfig) -> None:
+        if not cfg.wordpiece_vocab:
+            raise ConfigError("--bpe wordpiece needs --wordpiece-vocab FILE, BERT's vocab.txt")
+        path = require_file(cfg.wordpiece_vocab, "vocabulary", "Check --wordpiece-vocab.")
+        require_library("tokenizers", "--bpe wordpiece")
+        from tokenizers.implementations import BertWordPieceTokenizer
+
+        self.config = cfg
+        self.vocabulary, self.lowercase = str(path), not cfg.wordpiece_cased
+        self._engine = BertWordPieceTokenizer(self.vocabulary, lowercase=self.lowercase)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the settings only: a worker reads the file again."""
+        return type(self), (self.config,)
+
+    def encode(self, x: str) -> str:
+        """Return the pieces of a text, separated by blanks."""
+        return " ".join(self._engine.encode(x, add_special_tokens=False).tokens)
+
+    def decode(self, x: str) -> str:
+        """Join pieces to words; what cleaning up took away does not come back."""
+        words = x.split()
+        text = "".join(w[2:] if w.startswith("##") else f" {w}" for w in words)
+        return text.removeprefix(" ")
+
+    def is_beginning_of_word(self, x: str) -> bool:
+        """Tell whether a piece begins a word."""
+        return not x.startswith("##")

@@ -1,0 +1,78 @@
+"""fairseq-export: models to other toolkits, and from them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from fairseq_cli.entry import run_command
+
+EXAMPLES = """examples:
+  fairseq-export runs/mine/checkpoint_best.pt --to hf --out mine-hf
+  fairseq-export mine-hf --from hf --out mine
+  fairseq-export runs/mine/checkpoint_best.pt --to fairseq --out plain.pt
+  fairseq-export runs/mine/checkpoint_best.pt --to safetensors --out weights.safetensors
+
+Logits of 100 sentences are compared before the result gets its name; a difference above 1e-5 is an
+error, and nothing is written.
+"""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command's parser."""
+    own = argparse.ArgumentParser(
+        "fairseq-export",
+        description="Convert a checkpoint to or from another toolkit.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    own.add_argument("source", type=Path, help="a checkpoint or, with --from, a model folder")
+    way = own.add_mutually_exclusive_group(required=True)
+    way.add_argument("--to", choices=["hf", "safetensors", "fairseq"], help="what to write")
+    way.add_argument("--from", dest="origin", choices=["hf"], help="what to read")
+    own.add_argument("--out", type=Path, required=True, help="folder or file to write")
+    own.add_argument("--data", type=Path, help="folder with the checkpoint's dict.txt")
+    own.add_argument("--bpe", help="the checkpoint's text encoder (default: as recorded)")
+    own.add_argument("--byte-level-tokenizer", help="tokenizer.json of --bpe byte_level")
+    own.add_argument("--gpt2-encoder-json", help="encoder.json of --bpe gpt2")
+    own.add_argument("--gpt2-vocab-bpe", help="vocab.bpe of --bpe gpt2")
+    own.add_argument("--sentences", type=Path, help="text to compare on (default: Python's help)")
+    own.add_argument("--force", action="store_true", help="replace what --out names")
+    own.add_argument("--json", action="store_true", help="print the result as JSON")
+    return own
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and convert."""
+    args = get_parser().parse_args(argv)
+    from fairseq.export import from_huggingface, huggingface, plain
+
+    lines = None
+    if args.sentences is not None:
+        text = args.sentences.read_text(encoding="utf-8").splitlines()
+        lines = [line for line in text if line.strip()][: huggingface.SENTENCES]
+    if args.origin == "hf":
+        result = from_huggingface.from_huggingface(args.source, args.out, lines, args.force)
+    elif args.to == "hf":
+        names = ("bpe", "byte_level_tokenizer", "gpt2_encoder_json", "gpt2_vocab_bpe")
+        settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+        result = huggingface.to_huggingface(
+            args.source, args.out, args.data, lines, args.force, **settings
+        )
+    else:
+        write = plain.to_safetensors if args.to == "safetensors" else plain.to_fairseq
+        result = write(args.source, args.out, args.force)
+    facts = ", ".join(f"{name} {value}" for name, value in result.items())
+    print(json.dumps(result) if args.json else f"wrote {args.out}: {facts}")
+    return 0
+
+
+def cli_main() -> None:
+    """Run the command."""
+    run_command(main)
+
+
+if __name__ == "__main__":
+    cli_main()
