@@ -33,6 +33,28 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         ConfigError: if no path is given.
         DataError: if there is nothing to evaluate.
     """
+    models, config, task = load(given)
+    device = choose_device(config)
+    model = models[0].to(device).eval()
+    criterion = task.build_criterion(config.criterion).to(device).eval()
+    results = {}
+    for subset in subsets_of(config):
+        task.load_dataset(subset, combine=False, epoch=1)
+        results[subset] = _validate_subset(config, task, model, criterion, subset, device)
+    return results
+
+
+def subsets_of(config: Any) -> list[str]:
+    """Return the names of the subsets to evaluate."""
+    return str(config.dataset.valid_subset).replace(" ", "").split(",")
+
+
+def load(given: Mapping[str, Any]) -> tuple[list[Any], Any, Any]:
+    """Load ``(models, configuration, task)`` of the checkpoint ``given["path"]``.
+
+    Raises:
+        ConfigError: if no path is given.
+    """
     path = given.get("path")
     if not path:
         raise ConfigError("--path is missing: name the checkpoint to evaluate")
@@ -43,17 +65,7 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if name in overrides:
             overrides.setdefault(f"{name}_valid", overrides[name])
     overrides.setdefault("distributed_world_size", 1)
-    models, config, task = checkpoint_utils.load_model_ensemble_and_task(
-        utils.split_paths(path)[:1], overrides
-    )
-    device = choose_device(config)
-    model = models[0].to(device).eval()
-    criterion = task.build_criterion(config.criterion).to(device).eval()
-    results = {}
-    for subset in config.dataset.valid_subset.replace(" ", "").split(","):
-        task.load_dataset(subset, combine=False, epoch=1)
-        results[subset] = _validate_subset(config, task, model, criterion, subset, device)
-    return results
+    return checkpoint_utils.load_model_ensemble_and_task(utils.split_paths(path)[:1], overrides)
 
 
 def _validate_subset(

@@ -15,6 +15,9 @@ EXAMPLES = """examples:
   fairseq-validate data-bin --path runs/mine/checkpoint_best.pt --valid-subset valid,test
   fairseq-validate data-bin --path runs/alibi/checkpoint_best.pt --tokens-per-sample 512 \\
       --batch-size 8      an ALiBi model on longer text than it was trained on
+  fairseq-validate data-bin --path runs/alibi/checkpoint_best.pt --at-lengths 128 256 512
+  fairseq-validate data-bin --path runs/mine/checkpoint_best.pt --pseudo-ppl \\
+      --sample-break-mode eos --pseudo-ppl-blocks 500
 
 Settings that are not given are the checkpoint's own.
 """
@@ -68,16 +71,67 @@ def run(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = options.get_validation_parser(argv=argv)
     parser.prog, parser.usage, parser.epilog = "fairseq-validate", USAGE, EXAMPLES
+    scores = parser.add_argument_group("scores of masked LMs")
+    scores.add_argument(
+        "--pseudo-ppl", action="store_true",
+        help="mask each token in turn (Salazar et al. 2020); with --sample-break-mode eos by line",
+    )  # fmt: skip
+    scores.add_argument(
+        "--pseudo-ppl-blocks", type=int, metavar="N", help="only the first N blocks of a subset"
+    )
+    scores.add_argument(
+        "--at-lengths", type=int, nargs="+", metavar="T",
+        help="evaluate in blocks of these lengths (the trained one, twice, four times it)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
     options.complete_parser(parser, argv, {} if "--help" in argv else {"task": "masked_lm"})
     given = vars(explicitly_given(parser, argv))
-    as_json = given.pop("json", False)
+    as_json, lengths = given.pop("json", False), given.pop("at_lengths", None)
+    pseudo, most = given.pop("pseudo_ppl", False), given.pop("pseudo_ppl_blocks", None)
     if as_json:
         given.setdefault("log_format", "none")
+    if pseudo or lengths:
+        return _scores(given, lengths, most, as_json)
     results = main(given)
     if as_json:
-        values = {name: {k: float(v) for k, v in s.items()} for name, s in results.items()}
-        print(json.dumps(values))
+        print(json.dumps(_numbers(results)))
+    return 0
+
+
+def _numbers(results: Any) -> Any:
+    """Return statistics as plain numbers."""
+    if isinstance(results, dict):
+        return {name: _numbers(value) for name, value in results.items()}
+    return results if isinstance(results, str) else float(results)
+
+
+def _scores(given: Any, lengths: Sequence[int] | None, most: int | None, as_json: bool) -> int:
+    """Print pseudo-perplexities, or the loss at several lengths."""
+    from fairseq import masked_lm_scores
+    from fairseq.logging.progress_bar import setup_logging
+
+    setup_logging()
+    results: Any
+    if lengths:
+        results = masked_lm_scores.at_lengths(given, lengths)
+    else:
+        results = masked_lm_scores.pseudo_perplexity(given, most)
+    if as_json:
+        print(json.dumps(_numbers(results)))
+        return 0
+    for name, found in results.items():
+        if lengths:
+            parts = [
+                f"{subset} {value}" if subset == "refused" else
+                f"{subset} loss {float(value['loss']):.3f} ppl {float(value['ppl']):.2f}"
+                for subset, value in found.items()
+            ]  # fmt: skip
+            print(f"T={name}: {', '.join(parts)}")
+        else:
+            print(
+                f"{name}: pseudo-perplexity {found['pseudo_ppl']:.3f} ({found['bits']:.3f} bits a "
+                f"token, {found['tokens']:,} tokens in {found['blocks']:,} blocks)"
+            )
     return 0
 
 

@@ -184,6 +184,25 @@ class FairseqEncoderModel(BaseFairseqModel):
         return self.encoder.max_positions()
 
 
+class FairseqEncoderDecoderModel(BaseFairseqModel):
+    """A model of an encoder and a decoder, for plug-ins: there is none of them here."""
+
+    def __init__(self, encoder: FairseqEncoder, decoder: FairseqDecoder) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(
+        self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor, **kwargs: Any
+    ) -> Any:
+        """Run the encoder on the source, then the decoder on the target so far."""
+        encoded = self.encoder(src_tokens, src_lengths=src_lengths, **kwargs)
+        return self.decoder(prev_output_tokens, encoder_out=encoded, **kwargs)
+
+    def max_positions(self) -> Any:
+        """Return the longest source and the longest target."""
+        return self.encoder.max_positions(), self.decoder.max_positions()
+
+
 class FairseqDecoder(nn.Module):
     """Base of decoders: previous tokens in, logits of the next out."""
 

@@ -134,7 +134,7 @@ class MaskedLMTask(FairseqTask):
         Raises:
             DataError: if the files are missing or do not fit the dictionary.
         """
-        blocks = self._load_dataset_split(split, epoch, combine)
+        blocks = self.unmasked_blocks(split, epoch, combine)
         cfg = self.cfg
         self.datasets[split] = MaskedLMDataset(
             blocks,
@@ -146,7 +146,9 @@ class MaskedLMTask(FairseqTask):
             include_index=cfg.include_index,
         )
 
-    def _load_dataset_split(self, split: str, epoch: int, combine: bool) -> PrependTokenDataset:
+    def unmasked_blocks(
+        self, split: str, epoch: int = 1, combine: bool = False
+    ) -> PrependTokenDataset:
         """Return the blocks of a split, unmasked, with ``<s>`` in front."""
         cfg, dictionary = self.cfg, self.dictionary
         folder = self.data_folder(split, epoch)

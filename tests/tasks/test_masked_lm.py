@@ -75,7 +75,7 @@ def test_masked_tokens_are_the_originals_and_nothing_else_is(
     assert task.mask_idx == 12 and len(task.source_dictionary) == 12 + (not omit_mask)
     assert task.target_dictionary is task.source_dictionary
     seen = 0
-    plain = task._load_dataset_split("train", 1, False)
+    plain = task.unmasked_blocks("train")
     for batch in batches(task):
         net_input = batch["net_input"]
         for row, index in enumerate(batch["id"].tolist()):
@@ -132,7 +132,7 @@ def test_whole_words_are_masked_or_not(data: Path) -> None:
     with pytest.raises(ConfigError, match="--mask-whole-words needs --bpe"):
         task.load_dataset("train")
     task.bpe = Pieces()
-    plain = task._load_dataset_split("train", 1, False)
+    plain = task.unmasked_blocks("train")
     partial = whole = 0
     for batch in batches(task):
         for row, index in enumerate(batch["id"].tolist()):
