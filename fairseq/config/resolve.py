@@ -133,6 +133,8 @@ def _head_and_criterion(config: FairseqConfig) -> None:
             "--criterion cross_entropy divides the loss by all tokens; masked language models are "
             "trained with --criterion masked_lm, which divides by the predicted ones"
         )
+    if criterion == "sentence_prediction":  # the vocabulary head rests, which DDP must expect
+        config.distributed_training.find_unused_parameters = True
     needs_vocabulary = criterion in ("masked_lm", "cross_entropy", "label_smoothed_cross_entropy")
     if head == "none" and needs_vocabulary:
         raise ConfigError(f"criterion {criterion} needs a vocabulary head, but --head is none")

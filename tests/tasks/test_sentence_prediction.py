@@ -244,3 +244,18 @@ def test_probes_train_the_head_only(data: Path, tmp_path: Path, pooling: str) ->
     assert changed and all(key.startswith("classification_heads.") for key in changed)
     width = before["classification_heads.sentence_classification_head.dense.weight"].shape[1]
     assert width == (32 if pooling == "concat" else 16)
+
+
+def test_two_processes_report_as_one(data: Path, tmp_path: Path) -> None:
+    flags = ["--num-classes", "2", "--max-update", "3", "--report-mcc", "--dropout", "0"]
+    flags += ["--attention-dropout", "0", "--pooler-dropout", "0", "--clip-norm", "0"]
+    run_train(data, tmp_path / "one", *flags, "--batch-size", "4")
+    two = ["--distributed-world-size", "2", "--distributed-num-procs", "2"]
+    # two processes of two sentences see batches of their own, so only the figures are compared
+    run_train(data, tmp_path / "two", *flags, "--batch-size", "2", *two)
+    lines = (tmp_path / "two/metrics.jsonl").read_text().splitlines()
+    valid = [row for row in map(json.loads, lines) if row["tag"] == "valid"][-1]
+    path = str(tmp_path / "two/checkpoint_last.pt")
+    stats = evaluation.validate({"path": path, "distributed_world_size": 1})["valid"]
+    assert valid["mcc"] == stats["mcc"] and valid["accuracy"] == stats["accuracy"]
+    assert math.isclose(valid["loss"], float(stats["loss"]), abs_tol=2e-3)
