@@ -71,18 +71,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = options.get_validation_parser(argv=argv)
     parser.prog, parser.usage, parser.epilog = "fairseq-validate", USAGE, EXAMPLES
-    scores = parser.add_argument_group("scores of masked LMs")
-    scores.add_argument(
-        "--pseudo-ppl", action="store_true",
-        help="mask each token in turn (Salazar et al. 2020); with --sample-break-mode eos by line",
-    )  # fmt: skip
-    scores.add_argument(
-        "--pseudo-ppl-blocks", type=int, metavar="N", help="only the first N blocks of a subset"
-    )
-    scores.add_argument(
-        "--at-lengths", type=int, nargs="+", metavar="T",
-        help="evaluate in blocks of these lengths (the trained one, twice, four times it)",
-    )  # fmt: skip
+    add_scores(parser)
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
     options.complete_parser(parser, argv, {} if "--help" in argv else {"task": "masked_lm"})
     given = vars(explicitly_given(parser, argv))
@@ -96,6 +85,23 @@ def run(argv: Sequence[str] | None = None) -> int:
     if as_json:
         print(json.dumps(_numbers(results)))
     return 0
+
+
+def add_scores(parser: Any) -> Any:
+    """Add the flags of the scores that only masked LMs have; return the parser."""
+    scores = parser.add_argument_group("scores of masked LMs")
+    scores.add_argument(
+        "--pseudo-ppl", action="store_true",
+        help="mask each token in turn (Salazar et al. 2020); with --sample-break-mode eos by line",
+    )  # fmt: skip
+    scores.add_argument(
+        "--pseudo-ppl-blocks", type=int, metavar="N", help="only the first N blocks of a subset"
+    )
+    scores.add_argument(
+        "--at-lengths", type=int, nargs="+", metavar="T",
+        help="evaluate in blocks of these lengths (the trained one, twice, four times it)",
+    )  # fmt: skip
+    return parser
 
 
 def _numbers(results: Any) -> Any:

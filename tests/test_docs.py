@@ -94,6 +94,10 @@ def parse(words: list[str], patch: pytest.MonkeyPatch) -> None:
     elif name == "fairseq-validate":
         patch.setattr("fairseq.evaluation.validate", lambda given: {})
         assert validate.run(argv) == 0
+    elif name == "fairseq-glue":
+        _, rest = parser_of(name).parse_known_args(argv)
+        task = ["--task", "sentence_prediction", "--arch", "roberta"]
+        assert train.run(["data", "--num-classes", "2", *task, *rest, "--show-config"]) == 0
     else:
         parser_of(name).parse_args(argv)
 
@@ -123,6 +127,7 @@ def known_flags() -> set[str]:
     """Return every flag of every command, component flags included."""
     from fairseq import catalog, options
     from fairseq.config.refused import REFUSED
+    from fairseq_cli import validate
 
     def of(parser: argparse.ArgumentParser) -> Iterator[str]:
         yield from parser._option_string_actions
@@ -144,9 +149,11 @@ def known_flags() -> set[str]:
     for flag, names in tables.items():
         for name in names:
             options.add_component_flags(train, flag, name)
-    parsers = [train, options.get_preprocessing_parser(), options.get_validation_parser(argv=[])]
+    validation = validate.add_scores(options.get_validation_parser(argv=[]))
+    parsers = [train, options.get_preprocessing_parser(), validation]
     parsers += [
-        parser_of(f"fairseq-{name}") for name in ("bpe", "glue", "report", "average", "hydra_train")
+        parser_of(f"fairseq-{name}")
+        for name in ("bpe", "export", "glue", "report", "average", "hydra_train")
     ]
     flags = {flag for parser in parsers for flag in of(parser)}
     refused = {f"--{name.replace('_', '-')}" for name in REFUSED}

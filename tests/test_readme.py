@@ -18,7 +18,7 @@ def test_the_readme_from_text_to_filled_masks(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     small_text(tmp_path, "train.txt", "valid.txt", lines=120)
-    pieces, _, training, use, _ = own_text()
+    pieces, _, training, use, *_ = own_text()
     for words in [*pieces, *training, *use]:
         run_command(words)
     (example,) = re.findall(r"```python\n(.*?)```", section(README, "Your own text"), re.S)
@@ -35,7 +35,7 @@ def test_the_readme_with_words_as_they_are(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.chdir(tmp_path)
     small_text(tmp_path, *(f"wiki.{split}.tokens" for split in ("train", "valid", "test")))
-    _, words, training, use, _ = own_text()
+    _, words, training, use, *_ = own_text()
     (train,) = training
     start = train.index("--bpe")
     assert train[start + 2] == "--byte-level-tokenizer"
@@ -56,7 +56,7 @@ def made(target: str, *settings: str) -> list[list[str]]:
 
 
 def test_make_data_and_make_train_are_the_readmes_commands() -> None:
-    pieces, words, training, use, short = own_text()
+    pieces, words, training, use, *_, short = own_text()
     targets = [line[1:] for line in short if line[0] == "make"]
     assert [target[0] for target in targets] == ["data", "train"]
     encode, binarize = made(*targets[0])
