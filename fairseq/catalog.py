@@ -12,7 +12,32 @@ TASKS = {
 
 MODELS = {
     "roberta": "fairseq.models.roberta.model:RobertaModel",
+    "transformer_lm": "fairseq.models.transformer_lm:TransformerLanguageModel",
 }
+
+_LM_PRESETS = "fairseq.models.transformer_lm_presets"
+_LM_ARCHITECTURES = (
+    "transformer_lm",
+    "transformer_lm_alibi",
+    "transformer_lm_baevski_gbw",
+    "transformer_lm_baevski_wiki103",
+    "transformer_lm_big",
+    "transformer_lm_gpt",
+    "transformer_lm_gpt2_big",
+    "transformer_lm_gpt2_big_wide",
+    "transformer_lm_gpt2_bigger",
+    "transformer_lm_gpt2_medium",
+    "transformer_lm_gpt2_small",
+    "transformer_lm_gpt2_tiny",
+    "transformer_lm_gpt3_13",
+    "transformer_lm_gpt3_175",
+    "transformer_lm_gpt3_2_7",
+    "transformer_lm_gpt3_6_7",
+    "transformer_lm_gpt3_large",
+    "transformer_lm_gpt3_medium",
+    "transformer_lm_gpt3_small",
+    "transformer_lm_gpt3_xl",
+)
 
 # architecture -> (model, the function that fills in its defaults)
 ARCHITECTURES = {
@@ -23,9 +48,15 @@ ARCHITECTURES = {
     "roberta_small": ("roberta", "fairseq.models.roberta.model:roberta_small_architecture"),
     "roberta_tiny": ("roberta", "fairseq.models.roberta.model:roberta_tiny_architecture"),
     "xlm": ("roberta", "fairseq.models.roberta.model:xlm_architecture"),
+    **{arch: ("transformer_lm", f"{_LM_PRESETS}:{arch}") for arch in _LM_ARCHITECTURES},
+    "transformer_lm_gbw": ("transformer_lm", f"{_LM_PRESETS}:transformer_lm_baevski_gbw"),
+    "transformer_lm_wiki103": ("transformer_lm", f"{_LM_PRESETS}:transformer_lm_baevski_wiki103"),
 }
 
 CRITERIONS = {
+    "contrastive_weight_tying": (
+        "fairseq.criterions.contrastive_weight_tying:ContrastiveWeightTyingCriterion"
+    ),
     "cross_entropy": "fairseq.criterions.cross_entropy:CrossEntropyCriterion",
     "masked_lm": "fairseq.criterions.masked_lm:MaskedLmLoss",
     "sentence_prediction": ("fairseq.criterions.sentence_prediction:SentencePredictionCriterion"),

@@ -76,7 +76,9 @@ def test_what_the_repository_needs_is_not_ignored_by_git() -> None:
 
 def parser_of(command: str) -> argparse.ArgumentParser:
     """Return the parser of a command that has no components."""
-    module = importlib.import_module(f"fairseq_cli.{command.removeprefix('fairseq-')}")
+    module = importlib.import_module(
+        f"fairseq_cli.{command.removeprefix('fairseq-').replace('-', '_')}"
+    )
     makers = ("get_parser", "make_parser", "parser")
     return next(getattr(module, name) for name in makers if hasattr(module, name))()
 
@@ -157,6 +159,8 @@ def known_flags() -> set[str]:
     ]
     flags = {flag for parser in parsers for flag in of(parser)}
     refused = {f"--{name.replace('_', '-')}" for name in REFUSED}
+    studies = "".join(text_of(path) for path in ROOT.glob("examples/*/study.py"))
+    flags |= set(re.findall(r'add_argument\("(--[a-z-]+)"', studies))
     return flags | refused | {"--config", "--show-config", "--json", "--help"}
 
 

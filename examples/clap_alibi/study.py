@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -95,26 +94,26 @@ def main_table(results: list[Any]) -> str:
     rows = []
     for name, group in studies.by_name(results).items():
         longer = []
-        for length in LENGTHS[1:]:
+        for length in LENGTHS:
             losses = [result["loss_at_length"].get(str(length)) for result in group]
             known = [2**loss for loss in losses if loss is not None]
             longer.append(studies.spread(known, 1) if known else "refused")
         half = studies.spread(perplexities(group, len(group[0]["curve"]) // 2 - 1), 1)
         rows.append([name, half, studies.spread(perplexities(group), 1), *longer])
-    header = ["variant", "half time", "end", f"end, T={LENGTHS[1]}", f"end, T={LENGTHS[2]}"]
+    header = ["variant", "half time", "end", *(f"after, T={length}" for length in LENGTHS)]
     return studies.table(header, rows)
 
 
 def ablation_table(results: list[Any]) -> str:
-    """Return the perplexity of each change, and how many spreads it is away."""
+    """Return the perplexity of each change, and by how much it changed, seed by seed."""
     groups = studies.by_name(results)
     base = perplexities(groups["zero-clap"])
     rows = []
     for name, group in groups.items():
         values = perplexities(group)
-        change = 100 * (statistics.mean(values) / statistics.mean(base) - 1)
-        rows.append([name, studies.spread(values, 1), f"{change:+.1f} %"])
-    return studies.table(["zero-clap with", "perplexity", "change"], rows)
+        changes = [100 * (value / other - 1) for value, other in zip(values, base, strict=True)]
+        rows.append([name, studies.spread(values, 1), f"{studies.spread(changes, 1)} %"])
+    return studies.table(["zero-clap with", "perplexity", "change, seed by seed"], rows)
 
 
 TABLES = {"main": main_table, "ablations": ablation_table}

@@ -135,6 +135,11 @@ def _head_and_criterion(config: FairseqConfig) -> None:
         )
     if criterion == "sentence_prediction":  # the vocabulary head rests, which DDP must expect
         config.distributed_training.find_unused_parameters = True
+    if criterion == "contrastive_weight_tying" and head not in (None, "none"):
+        raise ConfigError(
+            f"--criterion contrastive_weight_tying trains without a vocabulary head, but --head is "
+            f"{head}; give --head none"
+        )
     needs_vocabulary = criterion in ("masked_lm", "cross_entropy", "label_smoothed_cross_entropy")
     if head == "none" and needs_vocabulary:
         raise ConfigError(f"criterion {criterion} needs a vocabulary head, but --head is none")

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq.config.upgrade import upgrade_roberta_state
@@ -215,6 +216,12 @@ class RobertaModel(FairseqEncoderModel):
             bias_V = None if bias_V is None else bias_V.view_as(bias_V)
             x = Projection(hidden_NC, weight_VC.view_as(weight_VC), bias_V)
         return x, extra
+
+    def embedding_table(self) -> Tensor:
+        """Return the input embeddings, (V, C), of unit length if they enter the model so."""
+        weight_VC = self.encoder.sentence_encoder.embed_tokens.weight
+        clap = self.config.head == "clap" and self.config.clap_normalize
+        return F.normalize(weight_VC, dim=-1) if clap else weight_VC
 
     def projection(self, hidden_NC: Tensor) -> Projection:
         """Return the operands of the vocabulary projection for hidden states at N positions."""

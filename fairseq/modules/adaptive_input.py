@@ -1,0 +1,83 @@
+"""Adaptive input: frequent words get wide embeddings, rare ones narrow ones.
+
+Shapes: B batch, T time, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fairseq.errors import ConfigError
+
+
+class AdaptiveInput(nn.Module):
+    """A table for every band of the vocabulary, each followed by a projection to C channels.
+
+    Args:
+        vocab_size: number of words, sorted by falling frequency.
+        padding_idx: id of the pad symbol, in the first band.
+        initial_dim: channels of the first band's table; band k has ``initial_dim / factor^k``.
+        factor: see above.
+        output_dim: C.
+        cutoff: first word behind each band; the last band ends with the vocabulary.
+
+    Source: Baevski and Auli 2019, section 3.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        padding_idx: int,
+        initial_dim: int,
+        factor: float,
+        output_dim: int,
+        cutoff: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.cutoff = bands_of(vocab_size, cutoff)
+        self.embedding_dim, self.padding_idx = output_dim, padding_idx
+        self.embeddings = nn.ModuleList()
+        for band, (start, end) in enumerate(zip([0, *self.cutoff], self.cutoff, strict=False)):
+            dim = int(initial_dim // factor**band)
+            table = nn.Embedding(end - start, dim, padding_idx if band == 0 else None)
+            projection = nn.Linear(dim, output_dim, bias=False)
+            nn.init.normal_(table.weight, std=dim**-0.5)
+            nn.init.zeros_(table.weight[padding_idx : padding_idx + 1])
+            nn.init.xavier_uniform_(projection.weight)
+            self.embeddings.append(nn.Sequential(table, projection))
+        # the original's checkpoints have it
+        self.register_buffer("_float_tensor", torch.zeros(1))
+
+    def weights_for_band(self, band: int) -> tuple[nn.Parameter, nn.Parameter]:
+        """Return the table (words, dim) and the projection (C, dim) of a band."""
+        table, projection = self.embeddings[band]  # type: ignore[misc]
+        return table.weight, projection.weight
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Return the embeddings, shape (B, T, C)."""
+        tokens_N = tokens_BT.flatten()
+        weight = self.weights_for_band(0)[1]
+        out_NC = weight.new_zeros(len(tokens_N), self.embedding_dim)
+        for start, end, embed in zip([0, *self.cutoff], self.cutoff, self.embeddings, strict=False):
+            rows = ((tokens_N >= start) & (tokens_N < end)).nonzero()[:, 0]
+            # also without any row, so that every process has a gradient for every parameter
+            embedded = embed(tokens_N[rows] - start)
+            out_NC = out_NC.to(embedded.dtype).index_copy(0, rows, embedded)
+        return out_NC.view(*tokens_BT.shape, -1)
+
+
+def bands_of(vocab_size: int, cutoff: Sequence[int]) -> list[int]:
+    """Return where each band of a vocabulary ends, the last one at its end.
+
+    Raises:
+        ConfigError: if the vocabulary has fewer words than the bands.
+    """
+    if vocab_size < cutoff[-1]:
+        raise ConfigError(
+            f"the vocabulary has {vocab_size} words, but its bands end at {cutoff[-1]}; lower the "
+            "last number of --adaptive-input-cutoff and --adaptive-softmax-cutoff"
+        )
+    return [*cutoff] if cutoff[-1] == vocab_size else [*cutoff, vocab_size]

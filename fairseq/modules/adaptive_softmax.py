@@ -1,0 +1,160 @@
+"""Adaptive softmax: frequent words are classes of one softmax, rare ones stand in bands behind it.
+
+``log p(word) = log p_head(word)`` in the first band; in band k
+``log p(word) = log p_head(band k) + log p_k(word)``.
+
+Shapes: N positions, C channels, V vocabulary, H classes of the head (the first band's words, then
+one for every other band), K words of a band.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq.modules.adaptive_input import AdaptiveInput, bands_of
+from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+
+
+class AdaptiveProjection(NamedTuple):
+    """What the adaptive softmax is computed from at N positions.
+
+    Attributes:
+        cutoff: where each band ends.
+        hidden_NC: hidden states.
+        head_HC: weights of the head.
+        tails: the bands' factors: (dim, C) makes hidden states narrow, (K, dim) projects them.
+        dropout: on narrow hidden states.
+    """
+
+    cutoff: Sequence[int]
+    hidden_NC: Tensor
+    head_HC: Tensor
+    tails: Sequence[tuple[Tensor, Tensor]]
+    dropout: float
+
+    def losses(self, target_N: Tensor, backend: str = "auto") -> Tensor:
+        """Return ``-log p(target)`` in nats, fp32 of shape (N,), without keeping logits.
+
+        Args:
+            target_N: int64 words.
+            backend: see :func:`fairseq.ops.linear_cross_entropy.linear_cross_entropy`.
+        """
+        first = self.cutoff[0]
+        bounds_K = torch.tensor(self.cutoff[:-1], device=target_N.device)
+        band_N = torch.bucketize(target_N, bounds_K, right=True)  # 0 is the head
+        class_N = target_N.where(band_N == 0, first - 1 + band_N)
+        loss_N = linear_cross_entropy(self.hidden_NC, self.head_HC, class_N, backend=backend).loss_N
+        for band, (narrow, out) in enumerate(self.tails, start=1):
+            # also without any row, so that every process has a gradient for every parameter
+            rows = (band_N == band).nonzero()[:, 0]
+            hidden = F.dropout(F.linear(self.hidden_NC[rows], narrow), self.dropout)
+            word = target_N[rows] - self.cutoff[band - 1]
+            tail = linear_cross_entropy(hidden, out, word, backend=backend).loss_N
+            loss_N = loss_N.index_add(0, rows, tail)
+        return loss_N
+
+    def log_probs(self) -> Tensor:
+        """Return ``log p`` of every word, fp32 of shape (N, V)."""
+        head_NH = F.linear(self.hidden_NC, self.head_HC).float().log_softmax(-1)
+        first = self.cutoff[0]
+        parts = [head_NH[:, :first]]
+        for band, (narrow, out) in enumerate(self.tails):
+            logits_NK = F.linear(F.linear(self.hidden_NC, narrow), out)
+            parts.append(logits_NK.float().log_softmax(-1) + head_NH[:, first + band, None])
+        return torch.cat(parts, dim=-1)
+
+
+class _Tied(nn.Module):
+    """Holds a weight of the adaptive input under the name it has in the original's checkpoints."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+
+class _TiedHead(nn.Module):
+    """The head whose words are tied to the first band of the adaptive input."""
+
+    def __init__(self, words: nn.Parameter, dim: int, bands: int) -> None:
+        super().__init__()
+        self.word_proj = _Tied(words)
+        self.class_proj = nn.Linear(dim, bands, bias=False)
+        nn.init.xavier_uniform_(self.class_proj.weight)
+        # the original's checkpoints have it
+        self.register_buffer("_float_tensor", torch.zeros(1))
+
+    @property
+    def weight(self) -> Tensor:
+        """Return the weights of words and bands together, (H, C)."""
+        return torch.cat([self.word_proj.weight, self.class_proj.weight])
+
+
+class AdaptiveSoftmax(nn.Module):
+    """A softmax over a large vocabulary, sorted by falling frequency.
+
+    Args:
+        vocab_size: V.
+        input_dim: C.
+        cutoff: first word behind each band; the last band ends with the vocabulary.
+        dropout: on the hidden states of the bands.
+        factor: band k has ``C / factor^k`` channels.
+        adaptive_inputs: tie the words' weights to these embeddings.
+        tie_proj: tie the bands' projections, too.
+
+    Source: Grave et al. 2017; tying: Baevski and Auli 2019, section 3.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        input_dim: int,
+        cutoff: Sequence[int],
+        dropout: float,
+        factor: float = 4.0,
+        adaptive_inputs: AdaptiveInput | None = None,
+        tie_proj: bool = False,
+    ) -> None:
+        super().__init__()
+        self.cutoff, self.dropout = bands_of(vocab_size, cutoff), dropout
+        bands = len(self.cutoff) - 1
+        if adaptive_inputs is None:
+            self.head: nn.Module = _linear(input_dim, self.cutoff[0] + bands)
+        else:
+            self.head = _TiedHead(adaptive_inputs.weights_for_band(0)[0], input_dim, bands)
+        self.tail = nn.ModuleList()
+        for band in range(1, bands + 1):
+            dim, words = int(input_dim // factor**band), self.cutoff[band] - self.cutoff[band - 1]
+            narrow, out = _linear(input_dim, dim), _linear(dim, words)
+            if adaptive_inputs is not None:
+                table, projection = adaptive_inputs.weights_for_band(band)
+                out = _Tied(table)
+                narrow = _Tied(projection) if tie_proj else narrow
+            self.tail.append(nn.Sequential(narrow, nn.Dropout(dropout), out))
+        self.tied_proj = adaptive_inputs is not None and tie_proj
+        self.register_buffer("version", torch.tensor([1]))
+
+    def projection(self, hidden_NC: Tensor) -> AdaptiveProjection:
+        """Return what the log-probabilities at these hidden states are computed from."""
+        tails = []
+        for narrow, _, out in self.tail:  # type: ignore[misc]
+            weight = narrow.weight.t() if self.tied_proj else narrow.weight
+            tails.append((weight.view_as(weight), out.weight.view_as(out.weight)))
+        head_HC = self.head.weight.view_as(self.head.weight)
+        dropout = self.dropout if self.training else 0.0
+        return AdaptiveProjection(self.cutoff, hidden_NC, head_HC, tails, dropout)
+
+    def get_log_prob(self, hidden: Tensor, target: Tensor | None = None) -> Tensor:
+        """Return ``log p`` of every word, fp32: (..., C) to (..., V); ``target`` is ignored."""
+        log_p_NV = self.projection(hidden.flatten(0, -2)).log_probs()
+        return log_p_NV.view(*hidden.shape[:-1], -1)
+
+
+def _linear(inputs: int, outputs: int) -> nn.Module:
+    linear = nn.Linear(inputs, outputs, bias=False)
+    nn.init.xavier_uniform_(linear.weight)
+    return linear
