@@ -5,6 +5,7 @@ Shapes: T tokens of a block, M masked copies of it, N masked positions of a batc
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from fairseq import evaluation
 from fairseq.device import choose_device
-from fairseq.errors import ConfigError, DataError
+from fairseq.errors import ConfigError, DataError, MissingFileError
 from fairseq.logging.progress_bar import progress_bar
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+
+logger = logging.getLogger(__name__)
 
 TOKENS_AT_ONCE = 8192
 
@@ -33,7 +36,9 @@ def pseudo_perplexity(given: Mapping[str, Any], most: int | None = None) -> dict
 
     Returns:
         by subset: ``pseudo_ppl`` (per token, special ones not counted), ``bits`` per token,
-        ``tokens``, ``blocks``.
+        ``tokens``, ``blocks``. With a ``--bpe`` also ``pseudo_ppl_word`` (per word between
+        spaces), ``bits_byte`` (per byte of UTF-8), ``words``, ``bytes``: the same likelihood
+        shared out among units that models with other vocabularies have, too.
 
     Raises:
         ConfigError: if the checkpoint is no masked LM.
@@ -43,6 +48,7 @@ def pseudo_perplexity(given: Mapping[str, Any], most: int | None = None) -> dict
         raise ConfigError("--pseudo-ppl needs a model trained with --task masked_lm")
     device = choose_device(config)
     model = models[0].to(device).eval()
+    encoder = _encoder(task, config)
     results = {}
     for subset in evaluation.subsets_of(config):
         blocks = task.unmasked_blocks(subset)
@@ -54,11 +60,14 @@ def pseudo_perplexity(given: Mapping[str, Any], most: int | None = None) -> dict
             prefix=f"pseudo-perplexity of '{subset}'",
             default_log_format="simple" if config.common.no_progress_bar else "rich",
         )
-        total, tokens = 0.0, 0
+        total, tokens, words, size = 0.0, 0, 0, 0
         with bar as progress:
             for tokens_T in progress:
                 loss, scored = pseudo_log_likelihood(model, task, tokens_T.to(device))
                 total, tokens = total - loss, tokens + scored
+                if encoder is not None:
+                    text = encoder.decode(task.source_dictionary.string(tokens_T))
+                    words, size = words + len(text.split()), size + len(text.encode())
         if not tokens:
             raise DataError(f"'{subset}' holds no token to score")
         nats = total / tokens
@@ -68,7 +77,23 @@ def pseudo_perplexity(given: Mapping[str, Any], most: int | None = None) -> dict
             "tokens": tokens,
             "blocks": count,
         }
+        if words:
+            results[subset] |= {
+                "pseudo_ppl_word": math.exp(total / words),
+                "bits_byte": total / math.log(2) / size,
+                "words": words,
+                "bytes": size,
+            }
     return results
+
+
+def _encoder(task: Any, config: Any) -> Any:
+    """Return the subword encoder, None if there is none or its files are gone."""
+    try:
+        return task.build_bpe(config.bpe)
+    except MissingFileError as error:
+        logger.warning("nothing is told per word and byte: %s", error)
+        return None
 
 
 @torch.inference_mode()

@@ -138,6 +138,11 @@ def _scores(given: Any, lengths: Sequence[int] | None, most: int | None, as_json
                 f"{name}: pseudo-perplexity {found['pseudo_ppl']:.3f} ({found['bits']:.3f} bits a "
                 f"token, {found['tokens']:,} tokens in {found['blocks']:,} blocks)"
             )
+            if "words" in found:
+                print(
+                    f"{name}: {found['pseudo_ppl_word']:.3f} a word, {found['bits_byte']:.3f} bits "
+                    f"a byte ({found['words']:,} words, {found['bytes']:,} bytes)"
+                )
     return 0
 
 

@@ -98,7 +98,8 @@ def parse(words: list[str], patch: pytest.MonkeyPatch) -> None:
         assert validate.run(argv) == 0
     elif name == "fairseq-glue":
         _, rest = parser_of(name).parse_known_args(argv)
-        task = ["--task", "sentence_prediction", "--arch", "roberta"]
+        task = ["--task", "sentence_prediction", "--criterion", "sentence_prediction"]
+        task += ["--arch", "roberta"]
         assert train.run(["data", "--num-classes", "2", *task, *rest, "--show-config"]) == 0
     else:
         parser_of(name).parse_args(argv)

@@ -11,7 +11,7 @@ import torch
 
 from fairseq import evaluation, masked_lm_scores
 from fairseq.models.roberta import RobertaModel
-from fairseq_cli import preprocess, train, validate
+from fairseq_cli import bpe, preprocess, train, validate
 
 MODEL = (
     "--task masked_lm --criterion masked_lm --arch roberta_tiny --encoder-layers 2 "
@@ -88,3 +88,35 @@ def test_the_command(checkpoint: Path, data: Path, capsys: pytest.CaptureFixture
     assert validate.run([*words, "--at-lengths", "6", "12"]) == 0
     last = capsys.readouterr().out.splitlines()
     assert last[-2].startswith("T=6: valid loss") and last[-1].startswith("T=12: valid loss")
+
+
+def test_words_and_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, pieces, tokenizer = (tmp_path / name for name in ("text", "pieces", "tokenizer.json"))
+    lines = ["the café by the sea", "a cat, a dog", "the old dog sees the sea"] * 20
+    text.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    flags = ["--inputs", str(text), "--vocab-size", "280", "--output", str(tokenizer)]
+    assert bpe.main(["train", *flags]) == 0
+    encoder = ["--bpe", "byte_level", "--tokenizer-file", str(tokenizer)]
+    assert bpe.main(["encode", *encoder, "--inputs", str(text), "--outputs", str(pieces)]) == 0
+    parts = ["--trainpref", str(pieces), "--validpref", str(pieces)]
+    data = str(tmp_path / "bin")
+    assert preprocess.run(["--only-source", *parts, "--destdir", data]) == 0
+    model = [*MODEL, "--tokens-per-sample", "64", "--sample-break-mode", "eos"]
+    use = ["--bpe", "byte_level", "--byte-level-tokenizer", str(tokenizer)]
+    assert train.run([data, "--save-dir", str(tmp_path), *model, *use]) == 0
+    words = [data, "--path", str(tmp_path / "checkpoint_last.pt"), "--pseudo-ppl"]
+    words += ["--pseudo-ppl-blocks", "3"]
+    capsys.readouterr()
+    assert validate.run([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["valid"]
+    assert found["words"] == sum(len(line.split()) for line in lines[:3])
+    assert found["bytes"] == sum(len(line.encode()) for line in lines[:3])
+    bits = found["bits"] * found["tokens"]
+    assert math.isclose(found["bits_byte"] * found["bytes"], bits)
+    assert math.isclose(math.log2(found["pseudo_ppl_word"]) * found["words"], bits)
+    assert validate.run(words) == 0
+    assert f"{found['bits_byte']:.3f} bits a byte" in capsys.readouterr().out
+    tokenizer.rename(tmp_path / "moved.json")  # the likelihood does not depend on it
+    assert validate.run([*words, "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)["valid"]
+    assert alone == {key: found[key] for key in ("pseudo_ppl", "bits", "tokens", "blocks")}

@@ -29,6 +29,11 @@ SPEECH = "speech is out of scope; the original fairseq and Hugging Face transfor
 TRACKER = (
     "this tracker is not supported; use --tensorboard-logdir, --wandb-project or metrics.jsonl"
 )
+CHARACTERS = (
+    "words made of characters are not supported; split text into byte-level pieces (fairseq-bpe)"
+)
+BASE = "BASE layers (a mixture of experts) are not supported"
+XFORMERS = "attention is configured with --attention-backend, not with xFormers' factory"
 MT = "translation is out of scope; the original fairseq and Hugging Face transformers do it"
 
 
@@ -106,6 +111,18 @@ REFUSED: dict[str, Refused] = {
         mha_heads_to_keep=-1,
         ffn_blocks_to_remove=-1,
     ),
+    **_rows("model", CHARACTERS, character_embeddings=False),
+    **_rows(
+        "model",
+        None,
+        character_filters="[(1, 64), (2, 128), (3, 192), (4, 256), (5, 256), (6, 256), (7, 256)]",
+        character_embedding_dim=4,
+        char_embedder_highway_layers=2,
+        base_sublayers=1,
+        base_shuffle=1,
+    ),
+    **_rows("model", BASE, base_layers=0),
+    **_rows("model", XFORMERS, decoder_xformers_att_config=None),
     **_rows("task", D2V, d2v2_multi=False),
     **_rows(
         "generation",

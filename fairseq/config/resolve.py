@@ -141,6 +141,11 @@ def _head_and_criterion(config: FairseqConfig) -> None:
             f"{head}; give --head none"
         )
     needs_vocabulary = criterion in ("masked_lm", "cross_entropy", "label_smoothed_cross_entropy")
+    if needs_vocabulary and getattr(model, "freeze_encoder", False):
+        raise ConfigError(
+            f"--freeze-encoder leaves criterion {criterion} nothing to train; it is for "
+            "classification heads (--criterion sentence_prediction)"
+        )
     if head == "none" and needs_vocabulary:
         raise ConfigError(f"criterion {criterion} needs a vocabulary head, but --head is none")
     if head == "clap":

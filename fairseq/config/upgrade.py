@@ -113,6 +113,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("model", "encoder_alibi", False, _alibi, _is("position", *ALIBI)),
     Row("model", "encoder_alibi_asymmetrical", False, _drop, _is("position", "alibi-asymmetric")),
+    Row("model", "decoder_alibi", False, _becomes("position", "alibi")),
     Row(
         "model",
         "contrastive_pretraining",
@@ -173,6 +174,13 @@ FORK_ONLY = {
     "zero_masking",
     "omit_mask",
 }
+# Knobs of language models without an old name: written as they are where they are not as usual.
+_OF_DECODERS = {
+    "head": "vocabulary",
+    "position": None,
+    "clap_initial_beta": 1.0,
+    "clap_normalize": True,
+}
 
 
 def upgrade_args(
@@ -211,6 +219,8 @@ def downgrade(values: Mapping[str, Any], section: str) -> Values:
         values: new names of a section, complete.
         section: the section's name.
     """
+    if section == "model" and "decoder_layers" in values:  # the original has flags for the rest
+        return {new: values[new] for new, usual in _OF_DECODERS.items() if values[new] != usual}
     old: Values = {}
     for row in ROWS:
         if row.section == section and row.write is not None:

@@ -41,10 +41,23 @@ class SentencePredictionConfig(FairseqDataclass):
 
 @register_criterion("sentence_prediction", dataclass=SentencePredictionConfig)
 class SentencePredictionCriterion(FairseqCriterion):
-    """Sum over sentences of ``-log p(class)``, or of squared errors, in nats."""
+    """Sum over sentences of ``-log p(class)``, or of squared errors, in nats.
+
+    Args:
+        cfg: the settings.
+        task: whose ``cfg.num_classes`` says how many classes there are.
+
+    Raises:
+        ConfigError: if F1 is to be reported of more or fewer than two classes.
+    """
 
     def __init__(self, cfg: SentencePredictionConfig, task: Any) -> None:
         super().__init__(task)
+        self._classes = getattr(task.cfg, "num_classes", 2)
+        if cfg.report_acc_and_f1 and not cfg.regression_target and self._classes != 2:
+            raise ConfigError(
+                f"--report-acc-and-f1 is about two classes, but --num-classes is {self._classes}"
+            )
         self.cfg = cfg
         self.head = cfg.classification_head_name
         self.regression_target = cfg.regression_target
@@ -66,7 +79,8 @@ class SentencePredictionCriterion(FairseqCriterion):
                 "which the model does not have; use --task sentence_prediction"
             )
         if "target" not in sample:
-            raise ConfigError("the data have no labels (no folder 'label' beside 'input0'?)")
+            kind = "label/SPLIT.label" if self.regression_target else "label/SPLIT.bin"
+            raise ConfigError(f"the data have no labels: there is no {kind} beside 'input0'")
         logits_BK, _ = model(
             **sample["net_input"], features_only=True, classification_head_name=self.head
         )
@@ -100,9 +114,8 @@ class SentencePredictionCriterion(FairseqCriterion):
             return {"_pairs": torch.stack([predicted, targets], dim=1)}
         if not (self.cfg.report_mcc or self.cfg.report_acc_and_f1):
             return {}
-        classes = getattr(self.task.cfg, "num_classes", 2)
-        cells = targets * classes + predicted
-        confusion = torch.bincount(cells, minlength=classes * classes)
+        cells = targets * self._classes + predicted
+        confusion = torch.bincount(cells, minlength=self._classes**2)
         reports = {"_mcc": self.cfg.report_mcc, "_acc_and_f1": self.cfg.report_acc_and_f1}
         named = {f"_confusion_{i}": count for i, count in enumerate(confusion)}
         return {**named, **{name: 1 for name, wanted in reports.items() if wanted}}

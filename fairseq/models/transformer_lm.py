@@ -60,7 +60,7 @@ IncrementalState = dict[int, dict[str, Tensor]]
 
 
 class TransformerDecoder(FairseqIncrementalDecoder):
-    """Embeddings, causal layers and the output layer, under the names of the original's checkpoints.
+    """Embeddings, causal layers and output layer, under the names of the original's checkpoints.
 
     Args:
         config: its settings, settled.
@@ -335,7 +335,7 @@ class TransformerLanguageModel(FairseqLanguageModel):
             nn.init.zeros_(table.weight[pad])
         return table
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, src_tokens: Tensor, predicted_positions: Tensor | None = None, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
         """Return ``(logits, extra)`` for tokens (B, T).

@@ -38,7 +38,7 @@ def _fill(args: Any, **defaults: Any) -> None:
             setattr(args, name, value)
 
 
-def _preset(then: Preset = base_lm_architecture, **defaults: Any) -> Preset:
+def _preset(defaults: dict[str, Any], then: Preset = base_lm_architecture) -> Preset:
     """Return an architecture function: fill in the defaults, then go on with another one."""
 
     def apply(args: Any) -> None:
@@ -48,62 +48,64 @@ def _preset(then: Preset = base_lm_architecture, **defaults: Any) -> Preset:
     return apply
 
 
-def _sizes(layers: int, width: int, heads: int, inner: int | None = None) -> dict[str, int]:
+def _sized(
+    layers: int, width: int, heads: int, inner: int | None = None, **others: Any
+) -> dict[str, Any]:
     return {
         "decoder_layers": layers,
         "decoder_embed_dim": width,
         "decoder_ffn_embed_dim": inner or 4 * width,
         "decoder_attention_heads": heads,
+        **others,
     }
 
 
-def _gpt(layers: int, width: int, heads: int, inner: int | None = None) -> Preset:
+def _gpt(*sizes: int) -> Preset:
     """Return a GPT or GPT-2 of this size: GELU and dropout, positions and output as flags say."""
-    return _preset(
-        **_sizes(layers, width, heads, inner),
-        dropout=0.1,
-        attention_dropout=0.1,
-        activation_fn="gelu",
-    )
+    return _preset(_sized(*sizes, dropout=0.1, attention_dropout=0.1, activation_fn="gelu"))
 
 
-def _gpt3(layers: int, width: int, heads: int) -> Preset:
+def _gpt3(*sizes: int) -> Preset:
     """Return a GPT-3 of this size: no dropout, learned positions, tied output."""
-    return _preset(
-        **_sizes(layers, width, heads),
-        dropout=0.0,
-        attention_dropout=0.0,
-        activation_fn="gelu",
-        decoder_learned_pos=True,
-        share_decoder_input_output_embed=True,
-    )
+    settings: dict[str, Any] = {
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "activation_fn": "gelu",
+        "decoder_learned_pos": True,
+        "share_decoder_input_output_embed": True,
+    }
+    return _preset(_sized(*sizes, **settings))
 
 
-transformer_lm_big = _preset(**_sizes(12, 1024, 16))
+transformer_lm_big = _preset(_sized(12, 1024, 16))
 transformer_lm_baevski_wiki103 = _preset(
+    {
+        "decoder_layers": 16,
+        "decoder_attention_heads": 8,
+        "dropout": 0.3,
+        "attention_dropout": 0.1,
+        "activation_dropout": 0.1,
+        "adaptive_input": True,
+        "adaptive_input_cutoff": "20000,60000",
+        "adaptive_softmax_cutoff": "20000,60000",
+        "adaptive_softmax_dropout": 0.2,
+        "tie_adaptive_weights": True,
+        "tie_adaptive_proj": True,
+        "no_decoder_final_norm": True,
+    },
     transformer_lm_big,
-    decoder_layers=16,
-    decoder_attention_heads=8,
-    dropout=0.3,
-    attention_dropout=0.1,
-    activation_dropout=0.1,
-    adaptive_input=True,
-    adaptive_input_cutoff="20000,60000",
-    adaptive_softmax_cutoff="20000,60000",
-    adaptive_softmax_dropout=0.2,
-    tie_adaptive_weights=True,
-    tie_adaptive_proj=True,
-    no_decoder_final_norm=True,
 )
 transformer_lm_baevski_gbw = _preset(
+    {
+        "decoder_embed_dim": 512,
+        "dropout": 0.1,
+        "attention_dropout": 0.1,
+        "no_decoder_final_norm": True,
+    },
     transformer_lm_big,
-    decoder_embed_dim=512,
-    dropout=0.1,
-    attention_dropout=0.1,
-    no_decoder_final_norm=True,
 )
 transformer_lm_gpt = _gpt(12, 768, 12)
-transformer_lm_gpt2_tiny = _gpt(2, 64, 1, inner=64)
+transformer_lm_gpt2_tiny = _gpt(2, 64, 1, 64)
 transformer_lm_gpt2_small = _gpt(24, 1024, 16)
 transformer_lm_gpt2_medium = _gpt(36, 1280, 20)
 transformer_lm_gpt2_big = _gpt(48, 1600, 25)
@@ -117,4 +119,4 @@ transformer_lm_gpt3_2_7 = _gpt3(32, 2560, 32)
 transformer_lm_gpt3_6_7 = _gpt3(32, 4096, 32)
 transformer_lm_gpt3_13 = _gpt3(40, 5120, 40)
 transformer_lm_gpt3_175 = _gpt3(96, 12288, 96)
-transformer_lm_alibi = _preset(position="alibi")
+transformer_lm_alibi = _preset({"position": "alibi"})

@@ -6,6 +6,7 @@ Shapes: B batch, T time, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,19 +54,21 @@ class AdaptiveInput(nn.Module):
 
     def weights_for_band(self, band: int) -> tuple[nn.Parameter, nn.Parameter]:
         """Return the table (words, dim) and the projection (C, dim) of a band."""
-        table, projection = self.embeddings[band]  # type: ignore[misc]
-        return table.weight, projection.weight
+        band_layers: Any = self.embeddings[band]
+        return band_layers[0].weight, band_layers[1].weight
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Return the embeddings, shape (B, T, C)."""
         tokens_N = tokens_BT.flatten()
-        weight = self.weights_for_band(0)[1]
-        out_NC = weight.new_zeros(len(tokens_N), self.embedding_dim)
+        out_NC: Tensor | None = None
         for start, end, embed in zip([0, *self.cutoff], self.cutoff, self.embeddings, strict=False):
             rows = ((tokens_N >= start) & (tokens_N < end)).nonzero()[:, 0]
             # also without any row, so that every process has a gradient for every parameter
             embedded = embed(tokens_N[rows] - start)
-            out_NC = out_NC.to(embedded.dtype).index_copy(0, rows, embedded)
+            if out_NC is None:
+                out_NC = embedded.new_zeros(len(tokens_N), self.embedding_dim)
+            out_NC = out_NC.index_copy(0, rows, embedded)
+        assert out_NC is not None
         return out_NC.view(*tokens_BT.shape, -1)
 
 

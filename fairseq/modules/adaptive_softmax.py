@@ -10,17 +10,21 @@ one for every other band), K words of a band.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq.errors import ConfigError
 from fairseq.modules.adaptive_input import AdaptiveInput, bands_of
+from fairseq.ops.dropout import dropout as drop
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 
 
-class AdaptiveProjection(NamedTuple):
+@dataclass(frozen=True)
+class AdaptiveProjection:
     """What the adaptive softmax is computed from at N positions.
 
     Attributes:
@@ -37,6 +41,10 @@ class AdaptiveProjection(NamedTuple):
     tails: Sequence[tuple[Tensor, Tensor]]
     dropout: float
 
+    def __iter__(self) -> NoReturn:
+        """Refuse to be taken for the three operands of one projection."""
+        raise ConfigError("a model with adaptive softmax is trained with --criterion adaptive_loss")
+
     def losses(self, target_N: Tensor, backend: str = "auto") -> Tensor:
         """Return ``-log p(target)`` in nats, fp32 of shape (N,), without keeping logits.
 
@@ -52,7 +60,7 @@ class AdaptiveProjection(NamedTuple):
         for band, (narrow, out) in enumerate(self.tails, start=1):
             # also without any row, so that every process has a gradient for every parameter
             rows = (band_N == band).nonzero()[:, 0]
-            hidden = F.dropout(F.linear(self.hidden_NC[rows], narrow), self.dropout)
+            hidden = drop(F.linear(self.hidden_NC[rows], narrow), self.dropout)
             word = target_N[rows] - self.cutoff[band - 1]
             tail = linear_cross_entropy(hidden, out, word, backend=backend).loss_N
             loss_N = loss_N.index_add(0, rows, tail)
@@ -123,7 +131,7 @@ class AdaptiveSoftmax(nn.Module):
         self.cutoff, self.dropout = bands_of(vocab_size, cutoff), dropout
         bands = len(self.cutoff) - 1
         if adaptive_inputs is None:
-            self.head: nn.Module = _linear(input_dim, self.cutoff[0] + bands)
+            self.head: Any = _linear(input_dim, self.cutoff[0] + bands)
         else:
             self.head = _TiedHead(adaptive_inputs.weights_for_band(0)[0], input_dim, bands)
         self.tail = nn.ModuleList()
@@ -141,9 +149,11 @@ class AdaptiveSoftmax(nn.Module):
     def projection(self, hidden_NC: Tensor) -> AdaptiveProjection:
         """Return what the log-probabilities at these hidden states are computed from."""
         tails = []
-        for narrow, _, out in self.tail:  # type: ignore[misc]
-            weight = narrow.weight.t() if self.tied_proj else narrow.weight
-            tails.append((weight.view_as(weight), out.weight.view_as(out.weight)))
+        tail: Any  # a Sequential of (projection, dropout, output)
+        for tail in self.tail:
+            narrow, out = tail[0].weight, tail[2].weight
+            narrow = narrow.t() if self.tied_proj else narrow.view_as(narrow)
+            tails.append((narrow, out.view_as(out)))
         head_HC = self.head.weight.view_as(self.head.weight)
         dropout = self.dropout if self.training else 0.0
         return AdaptiveProjection(self.cutoff, hidden_NC, head_HC, tails, dropout)

@@ -172,6 +172,11 @@ class ClassificationHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.out_proj = nn.Linear(inner_dim, num_classes)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return the number of classes, the inner width and the width of the input."""
+        return self.out_proj.out_features, *self.dense.weight.shape
+
     def forward(self, features_BTC: Tensor, padding_BT: Tensor | None = None) -> Tensor:
         """Return the scores of the classes, shape (B, num_classes)."""
         pooled_BC = self.dropout(pool(features_BTC, self.pooling, padding_BT))

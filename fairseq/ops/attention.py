@@ -51,7 +51,8 @@ def attention(
         query_BHTD: queries.
         key_BHSD: keys.
         value_BHSD: values.
-        bias_1HTS: fp32, added to the scaled scores of every batch row (ALiBi).
+        bias_1HTS: fp32, added to the scaled scores of every batch row (ALiBi); -inf hides a key,
+            and every query must see one.
         key_padding_mask_BS: True at keys that must not be seen. A query that sees no key at all
             gets something finite.
         causal: a query sees only keys up to its own position; the queries are the last T.
@@ -62,6 +63,7 @@ def attention(
 
     Source: Vaswani et al. 2017, equation 1; ALiBi: Press et al. 2022, section 3.
     """
+    causal = causal and query_BHTD.shape[2] > 1  # one query, the last, sees everything anyway
     on_cpu = query_BHTD.device.type == "cpu"
     name = "explicit" if backend == "auto" and on_cpu and dropout > 0 else check_backend(backend)
     function = {"sdpa": _sdpa, "explicit": _explicit, "reference": _reference}[name]

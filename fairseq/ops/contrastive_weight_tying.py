@@ -100,6 +100,7 @@ def _distinct(
     weight_UC = _rows(table_VC, distinct_U, normalize, hidden_NC)
     bias_U = count_U.to(hidden_NC.dtype).log() if duplicates == "count" else None
     result = linear_cross_entropy(hidden_NC, weight_UC, place_N, bias_V=bias_U, want_argmax=True)
+    assert result.argmax_N is not None
     right_N = result.argmax_N == place_N
     loss_N = result.loss_N if bias_U is None else result.loss_N + bias_U[place_N]
     if symmetric:

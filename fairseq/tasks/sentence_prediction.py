@@ -72,10 +72,15 @@ class SentencePredictionTask(FairseqTask):
     Args:
         cfg: the settings.
         data_dictionary: of the inputs.
-        label_dictionary: of the labels.
+        label_dictionary: of the labels; None in a regression.
+
+    Raises:
+        ConfigError: if a token to put in front is not in the dictionary.
+        UnsupportedError: for ``d2v2_multi``.
 
     Attributes:
         dictionary: of the inputs, ``<mask>`` included unless it is the zero vector.
+        mask_idx: id of ``<mask>``; one past the dictionary where it is the zero vector.
     """
 
     cfg: SentencePredictionConfig
@@ -91,12 +96,21 @@ class SentencePredictionTask(FairseqTask):
             raise UnsupportedError("--d2v2-multi belongs to data2vec, which is not supported")
         self._label_dictionary = label_dictionary
         self._use(data_dictionary)
+        for name in ("init_token", "separator_token"):
+            token = getattr(cfg, name)
+            if token is not None and not 0 <= token < len(data_dictionary):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} {token} is not in the dictionary of the data, "
+                    f"which has {len(data_dictionary)} entries"
+                )
 
     def _use(self, dictionary: Dictionary) -> None:
         self.dictionary = dictionary
         self._adds_mask = not self.cfg.omit_mask and dictionary.mask_word not in dictionary
         if self._adds_mask:
             dictionary.add_symbol(dictionary.mask_word)
+        zero = self.cfg.omit_mask
+        self.mask_idx = len(dictionary) if zero else dictionary.index(dictionary.mask_word)
 
     @classmethod
     def setup_task(cls, cfg: SentencePredictionConfig, **kwargs: Any) -> SentencePredictionTask:
@@ -260,7 +274,10 @@ class SentencePredictionTask(FairseqTask):
     def _numbers(self, path: str) -> list[Any]:
         """Read ``num_classes`` numbers from each line of a label file."""
         rows = []
-        text = require_file(path, "label file", "").read_text(encoding="utf-8")
+        try:
+            text = require_file(path, "label file", "").read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not a text file: {error}") from error
         for number, line in enumerate(text.splitlines(), 1):
             try:
                 row = [float(word) for word in line.split()]

@@ -38,6 +38,7 @@ READ = [
         {"position": "alibi"},
     ),
     ("model", {"encoder_alibi_asymmetrical": True}, {}),
+    ("model", {"decoder_alibi": True}, {"position": "alibi"}),
     ("model", {"contrastive_pretraining": False}, {}),
     ("model", {"contrastive_pretraining": True}, {"head": "clap"}),
     ("model", {"initial_beta": 1.0}, {}),

@@ -18,7 +18,7 @@ from fairseq.ops.attention import ALIASES, BACKENDS, attention, check_backend
 
 B, H, D = 3, 4, 6
 MASKS = ["nothing", "bias", "padding", "causal", "bias+padding", "bias+causal", "padding+causal"]
-MASKS += ["bias+padding+causal"]
+MASKS += ["bias+padding+causal", "bias+future", "bias+padding+future"]
 
 
 def problem(queries: int, keys: int, masks: str) -> dict[str, Any]:
@@ -28,11 +28,15 @@ def problem(queries: int, keys: int, masks: str) -> dict[str, Any]:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     lengths_B1 = torch.tensor([[keys], [max(1, keys - 2)], [1]])
+    bias_1HTS = draw(1, H, queries, keys) if "bias" in masks else None
+    if bias_1HTS is not None and "future" in masks:  # causality inside the bias
+        future_TS = torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1)
+        bias_1HTS = bias_1HTS.masked_fill(future_TS, -torch.inf)
     return {
         "query_BHTD": draw(B, H, queries, D),
         "key_BHSD": draw(B, H, keys, D),
         "value_BHSD": draw(B, H, keys, D),
-        "bias_1HTS": draw(1, H, queries, keys) if "bias" in masks else None,
+        "bias_1HTS": bias_1HTS,
         "key_padding_mask_BS": torch.arange(keys) >= lengths_B1 if "padding" in masks else None,
         "causal": "causal" in masks,
     }
@@ -164,6 +168,13 @@ def test_padding_and_bias_never_make_a_mask_per_batch_row() -> None:
     with LargestTensor() as seen:
         attention(query, key, value, bias_1HTS=bias, key_padding_mask_BS=hidden_BS).sum().backward()
     assert seen.elements < batch * H * length * length
+
+
+def test_causality_alone_makes_no_mask() -> None:
+    query, key, value = (torch.randn(1, H, 128, 8, requires_grad=True) for _ in range(3))
+    with LargestTensor() as seen:
+        attention(query, key, value, causal=True).sum().backward()
+    assert seen.elements <= H * 128 * 8 < 128 * 128
 
 
 def test_dropout_drops_weights_and_scales_the_rest() -> None:

@@ -293,24 +293,64 @@ class RobertaModel(FairseqEncoderModel):
     def _upgrade_classification_heads(self, state: dict[str, Any]) -> None:
         """Drop heads that do not fit, add those that are asked for, fill in those that are new."""
         prefix = "classification_heads."
-        for name in sorted({key.split(".")[1] for key in state if key.startswith(prefix)}):
-            keys = [f"{prefix}{name}.{layer}.weight" for layer in ("out_proj", "dense")]
-            sizes = [len(state[key]) if key in state else None for key in keys]
-            inputs = state[keys[1]].shape[1] if keys[1] in state else None
-            if name not in self.classification_heads and self.config.load_checkpoint_heads:
-                self.register_classification_head(name, *sizes)
+        names = sorted({key.split(".")[1] for key in state if key.startswith(prefix)})
+        for name in names:
+            layers = [
+                state.get(f"{prefix}{name}.{layer}.weight") for layer in ("out_proj", "dense")
+            ]
+            out, dense = (() if layer is None else tuple(layer.shape) for layer in layers)
+            shape = (*out[:1], *dense)  # classes, inner width, input width
+            known = name in self.classification_heads
+            if not known and self.config.load_checkpoint_heads and len(shape) == 3:
+                self.register_classification_head(name, *shape[:2])
             own: Any = dict(self.classification_heads.items()).get(name)
-            if own is None or [*sizes, inputs] != [
-                own.out_proj.out_features,
-                own.dense.out_features,
-                own.dense.in_features,
-            ]:
-                reason = "there is none here" if own is None else "the one here has another shape"
+            if own is None or own.shape != shape:
+                reason = "there is none here"
+                if own is not None:
+                    reason = (
+                        "the one here has another shape and begins with new weights ((classes, "
+                        f"inner width, input width) are {own.shape} here, {shape} in the file)"
+                    )
                 logger.warning("classification head '%s' is not loaded: %s", name, reason)
                 for key in [key for key in state if key.startswith(f"{prefix}{name}.")]:
                     del state[key]
+        for name in self.classification_heads:
+            if names and name not in names:
+                logger.warning(
+                    "classification head '%s' begins with new weights: the file has only %s",
+                    name,
+                    ", ".join(names),
+                )
         for key, value in self.classification_heads.state_dict().items():
             state.setdefault(prefix + key, value)
+
+    def _mismatches(self, state: dict[str, Any]) -> list[str]:
+        """Return what does not fit, as lines; say what to do about tables of other lengths."""
+        rows = super()._mismatches(state)
+        for table, advice in (
+            ("embed_tokens", self._vocabulary_advice),
+            ("embed_positions", self._positions_advice),
+        ):
+            key = f"encoder.sentence_encoder.{table}.weight"
+            here, there = self.state_dict().get(key), state.get(key)
+            if here is not None and there is not None and len(here) != len(there):
+                rows.append(advice(len(here), len(there)))
+        return rows
+
+    @staticmethod
+    def _vocabulary_advice(here: int, there: int) -> str:
+        return (
+            f"the checkpoint knows {there} tokens, the dictionary of the data {here}: binarize the "
+            "data with the checkpoint's dict.txt (--srcdict), and give the same --mask-embedding"
+        )
+
+    def _positions_advice(self, here: int, there: int) -> str:
+        limit = there - here + self.encoder.max_positions()
+        return (
+            f"the checkpoint has {limit} learned positions, the model was asked for "
+            f"{self.encoder.max_positions()}: give --max-positions {limit} (and, for longer "
+            "inputs, --shorten-method truncate)"
+        )
 
     @classmethod
     def hub_models(cls) -> dict[str, Any]:
