@@ -407,37 +407,6 @@ class TransformerLanguageModel(FairseqLanguageModel):
             words[f"wmt20.{language}"] = {"path": path, **encoders}
         return {f"transformer_lm.{name}": entry for name, entry in words.items()}
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        model_name_or_path: str,
-        checkpoint_file: str = "model.pt",
-        data_name_or_path: str = ".",
-        **kwargs: Any,
-    ) -> Any:
-        """Load a language model for use.
-
-        Args:
-            model_name_or_path: folder, archive or published name.
-            checkpoint_file: file inside the folder; several, joined with ``:``, are an ensemble.
-            data_name_or_path: folder with ``dict.txt``; relative to the model folder if it starts
-                with a dot.
-            **kwargs: override any setting of the checkpoint.
-
-        Returns:
-            a ``fairseq.hub_utils.GeneratorHubInterface``.
-        """
-        from fairseq import hub_utils  # the one place where a model reaches up
-
-        loaded = hub_utils.from_pretrained(
-            model_name_or_path,
-            checkpoint_file,
-            data_name_or_path,
-            archive_map=cls.hub_models(),
-            **kwargs,
-        )
-        return hub_utils.GeneratorHubInterface(loaded["args"], loaded["task"], loaded["models"])
-
 
 def _rename(state: dict[str, Any]) -> None:
     """Rename, split and drop the keys of an old state dict, in place."""

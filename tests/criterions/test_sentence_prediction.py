@@ -129,12 +129,33 @@ def test_a_regression() -> None:
     assert math.isclose(found["loss"], ((x - y) ** 2).mean() / math.log(2), abs_tol=6e-4)
 
 
+def test_a_regression_of_several_numbers_counts_each() -> None:
+    scores, targets = torch.randn(6, 2, requires_grad=True), torch.rand(6, 2)
+    loss = criterion(2, regression_target=True)
+    batch = sample(range(6), targets)
+    batch["target"] = targets
+    total, size, log = loss(Heads(scores), batch)
+    assert size == log["sample_size"] == 12
+    total.backward()
+    torch.testing.assert_close(total.detach(), ((scores - targets) ** 2).sum().detach())
+    torch.testing.assert_close(scores.grad, (2 * (scores - targets)).detach())
+    each, _, _ = loss(Heads(scores), batch, reduce=False)
+    torch.testing.assert_close(each.view(6, 2), (scores - targets) ** 2)
+
+
+def test_f1_of_more_than_two_classes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="about two classes, but --num-classes is 3"):
+        criterion(3, report_acc_and_f1=True)
+
+
 def test_what_is_missing_is_named() -> None:
     model = Heads(torch.zeros(2, 2))
     with pytest.raises(ConfigError, match="head 'other', which the model does not have"):
         criterion(2, classification_head_name="other")(model, sample(range(2), torch.zeros(2)))
-    with pytest.raises(ConfigError, match="no labels"):
+    with pytest.raises(ConfigError, match="no label/SPLIT.bin"):
         criterion(2)(model, {"net_input": {}})
+    with pytest.raises(ConfigError, match="no label/SPLIT.label"):
+        criterion(1, regression_target=True)(model, {"net_input": {}})
 
 
 def test_rows_of_all_processes_are_joined(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import torch
 from fairseq import evaluation
 from fairseq.data import data_utils
 from fairseq.data.dictionary import Dictionary
-from fairseq.errors import ConfigError, DataError
+from fairseq.distributed.utils import free_port
+from fairseq.errors import CheckpointError, ConfigError, DataError, MissingFileError
 from fairseq.models.roberta.model import RobertaModel
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 from fairseq_cli import preprocess, train
+from tests.tiny_run import fork, wait
 
 WORDS = "red blue green dog cat house tree".split()
 SENTENCES = [" ".join(WORDS[(i * k) % 7] for k in range(1, 3 + i % 4)) for i in range(24)]
@@ -162,6 +165,19 @@ def test_bad_input_is_named(data: Path, tmp_path: Path) -> None:
         task_of(data).load_dataset("valid")
 
 
+def test_what_lies_beside_the_data_is_checked(data: Path) -> None:
+    for name in ("init_token", "separator_token"):
+        for token in (-1, 99):
+            with pytest.raises(ConfigError, match=rf"--{name.replace('_', '-')} {token} is not in"):
+                task_of(data, **{name: token})
+    binarize(SENTENCES[:9], data / "input1", "--srcdict", str(data / "input0/dict.txt"))
+    with pytest.raises(DataError, match="8 sentences in input0 and 3 in input1"):
+        task_of(data).load_dataset("valid")
+    (data / "label/dict.txt").unlink()
+    with pytest.raises(MissingFileError, match=r"label/dict.txt"):
+        task_of(data)
+
+
 def test_a_wrong_dictionary_is_named(data: Path) -> None:
     small = Dictionary()
     small.add_symbol("red", 5)
@@ -180,6 +196,12 @@ def test_bad_numbers_are_named(data: Path, line: str, message: str) -> None:
         task_of(data, regression_target=True).load_dataset("valid")
 
 
+def test_a_label_file_that_is_no_text_is_named(data: Path) -> None:
+    (data / "label/valid.label").write_bytes(b"\xff\xfe1 2\n")
+    with pytest.raises(DataError, match=r"valid\.label is not a text file"):
+        task_of(data, regression_target=True).load_dataset("valid")
+
+
 # -- from end to end -----------------------------------------------------------------------------
 
 MODEL = (
@@ -195,11 +217,16 @@ def run_train(data: Path, save: Path, *flags: str) -> None:
     assert train.run(words) == 0
 
 
+def write_numbers(data: Path, columns: int = 1) -> None:
+    """Give every sentence as many numbers."""
+    for split, count in (("train", 16), ("valid", 8)):
+        rows = (" ".join([str(i / 8)] * columns) for i in range(count))
+        (data / f"label/{split}.label").write_text("".join(f"{row}\n" for row in rows))
+
+
 @pytest.mark.parametrize("classes", [1, 2])
 def test_regressions_train_and_report(data: Path, tmp_path: Path, classes: int) -> None:
-    for split, count in (("train", 16), ("valid", 8)):
-        rows = (" ".join([str(i / 8)] * classes) for i in range(count))
-        (data / f"label/{split}.label").write_text("".join(f"{row}\n" for row in rows))
+    write_numbers(data, classes)
     flags = ["--regression-target", "--num-classes", str(classes), "--max-update", "3"]
     run_train(data, tmp_path / "out", *flags, "--report-pearson-and-spearman")
     stats = evaluation.validate({"path": str(tmp_path / "out/checkpoint_last.pt")})["valid"]
@@ -210,7 +237,7 @@ def test_regressions_train_and_report(data: Path, tmp_path: Path, classes: int) 
 
 
 def test_classes_train_score_and_predict(data: Path, tmp_path: Path) -> None:
-    flags = ["--num-classes", "2", "--max-epoch", "30", "--report-mcc", "--report-acc-and-f1"]
+    flags = ["--num-classes", "2", "--max-epoch", "8", "--report-mcc", "--report-acc-and-f1"]
     flags += ["--best-checkpoint-metric", "accuracy", "--maximize-best-checkpoint-metric"]
     run_train(data, tmp_path / "out", *flags, "--classification-head-name", "dogs")
     path = tmp_path / "out"
@@ -230,32 +257,188 @@ def test_classes_train_score_and_predict(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "concat"])
 def test_probes_train_the_head_only(data: Path, tmp_path: Path, pooling: str) -> None:
-    flags = ["--num-classes", "2", "--pooling", pooling]
+    flags = ["--num-classes", "2", "--pooling", pooling, "--weight-decay", "0.5"]
     run_train(data, tmp_path / "a", *flags, "--max-update", "1")
     run_train(
         data, tmp_path / "b", *flags, "--max-update", "4", "--freeze-encoder",
         "--finetune-from-model", str(tmp_path / "a/checkpoint_last.pt"),
     )  # fmt: skip
-    before, after = (
-        torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=False)["model"]
-        for name in "ab"
-    )
+    states = [
+        torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=False) for name in "ab"
+    ]
+    before, after = (state["model"] for state in states)
+    kept = states[1]["last_optimizer_state"]
+    assert len(kept["state"]) == 4 and [len(g["params"]) for g in kept["param_groups"]] == [4]
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed and all(key.startswith("classification_heads.") for key in changed)
     width = before["classification_heads.sentence_classification_head.dense.weight"].shape[1]
     assert width == (32 if pooling == "concat" else 16)
 
 
-def test_two_processes_report_as_one(data: Path, tmp_path: Path) -> None:
-    flags = ["--num-classes", "2", "--max-update", "3", "--report-mcc", "--dropout", "0"]
-    flags += ["--attention-dropout", "0", "--pooler-dropout", "0", "--clip-norm", "0"]
-    run_train(data, tmp_path / "one", *flags, "--batch-size", "4")
-    two = ["--distributed-world-size", "2", "--distributed-num-procs", "2"]
-    # two processes of two sentences see batches of their own, so only the figures are compared
-    run_train(data, tmp_path / "two", *flags, "--batch-size", "2", *two)
-    lines = (tmp_path / "two/metrics.jsonl").read_text().splitlines()
+REPORTS = {
+    "classes": ["--num-classes", "2", "--report-mcc", "--report-acc-and-f1"],
+    "numbers": ["--num-classes", "1", "--regression-target", "--report-pearson-and-spearman"],
+}
+
+
+@pytest.mark.parametrize("kind", list(REPORTS))
+def test_two_processes_report_as_one(data: Path, tmp_path: Path, kind: str) -> None:
+    """Eight sentences in batches of three: one process has two batches, the other one."""
+    write_numbers(data)
+    port = str(free_port())
+    flags = [*REPORTS[kind], "--max-update", "3", "--batch-size", "2", "--batch-size-valid", "3"]
+
+    def work(rank: int) -> None:
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+        os.environ.update(env, RANK=str(rank), LOCAL_RANK=str(rank))
+        run_train(data, tmp_path, *flags)
+
+    assert [wait(pid) for pid in [fork(lambda rank=rank: work(rank)) for rank in (0, 1)]] == [0, 0]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     valid = [row for row in map(json.loads, lines) if row["tag"] == "valid"][-1]
-    path = str(tmp_path / "two/checkpoint_last.pt")
+    path = str(tmp_path / "checkpoint_last.pt")
     stats = evaluation.validate({"path": path, "distributed_world_size": 1})["valid"]
-    assert valid["mcc"] == stats["mcc"] and valid["accuracy"] == stats["accuracy"]
+    reports = {
+        "classes": ["mcc", "f1", "acc_and_f1", "accuracy"],
+        "numbers": ["pearson", "spearman"],
+    }
+    assert {name: valid[name] for name in reports[kind]} == {
+        name: stats[name] for name in reports[kind]
+    }
     assert math.isclose(valid["loss"], float(stats["loss"]), abs_tol=2e-3)
+
+
+# -- from a pre-trained encoder --------------------------------------------------------------------
+
+ENCODERS = {
+    "roberta": [],
+    "clap": ["--head", "clap", "--no-layernorm-embedding"],
+    "alibi": ["--position", "alibi"],
+    "zero-clap": ["--head", "clap", "--mask-embedding", "zero", "--position", "alibi-asymmetric"],
+}
+
+
+def pretrain(data: Path, save: Path, *flags: str) -> str:
+    words = "--task masked_lm --criterion masked_lm --max-update 2 --tokens-per-sample 16".split()
+    assert train.run([str(data / "input0"), "--save-dir", str(save), *words, *MODEL, *flags]) == 0
+    return str(save / "checkpoint_last.pt")
+
+
+@pytest.mark.parametrize("name", list(ENCODERS))
+def test_every_encoder_is_fine_tuned_and_predicts(data: Path, tmp_path: Path, name: str) -> None:
+    start = pretrain(data, tmp_path / "start", *ENCODERS[name])
+    flags = ["--num-classes", "2", "--finetune-from-model", start, *ENCODERS[name]]
+    run_train(data, tmp_path / "end", *flags, "--max-update", "3", "--lr", "1e-9")
+    before = torch.load(start, weights_only=False)["model"]
+    hub = RobertaModel.from_pretrained(
+        str(tmp_path / "end"), "checkpoint_last.pt", data_name_or_path=str(data)
+    ).eval()
+    after = hub.model.state_dict()
+    for key, value in before.items():  # at this learning rate, weights stay what they were
+        torch.testing.assert_close(after[key], value, atol=1e-6, rtol=0, msg=key)
+    assert len(hub.task.source_dictionary) == 16 + (name != "zero-clap")  # with <mask>, or without
+    masked = hub.encode("red <mask> dog")
+    assert int(masked[2]) == 16  # the last row of the table, or one past it
+    log_p = hub.predict("sentence_classification_head", masked)
+    assert log_p.shape == (1, 2) and math.isclose(log_p.exp().sum().item(), 1, abs_tol=1e-6)
+
+
+def test_what_does_not_fit_the_encoder_is_named(data: Path, tmp_path: Path) -> None:
+    start = pretrain(data, tmp_path / "start")
+    flags = ["--num-classes", "2", "--max-update", "1", "--finetune-from-model", start]
+    with pytest.raises(CheckpointError, match="has 32 learned positions, .* --max-positions 32"):
+        run_train(data, tmp_path / "long", *flags, "--max-positions", "64")
+    with pytest.raises(CheckpointError, match="knows 17 tokens, the dictionary of the data 16"):
+        run_train(data, tmp_path / "zero", *flags, "--mask-embedding", "zero")
+    text = (data / "input0/dict.txt").read_text()
+    (data / "input0/dict.txt").write_text(text + "more 1\n")
+    with pytest.raises(CheckpointError, match=r"knows 17 tokens, the dictionary of the data 18.*"):
+        run_train(data, tmp_path / "words", *flags)
+    for name in ("long", "zero", "words"):
+        assert not list((tmp_path / name).glob("*.pt*"))
+
+
+def test_bad_labels_stop_the_command_before_anything_is_saved(data: Path, tmp_path: Path) -> None:
+    (data / "label/train.label").write_text("1\n" * 15)
+    (data / "label/valid.label").write_text("1\n" * 8)
+    flags = ["--num-classes", "1", "--regression-target", "--max-update", "1"]
+    with pytest.raises(DataError, match="16 inputs, but 15 labels"):
+        run_train(data, tmp_path / "out", *flags)
+    (data / "label/train.label").unlink()
+    with pytest.raises(ConfigError, match="no label/SPLIT.label"):
+        run_train(data, tmp_path / "out", *flags)
+    assert not list((tmp_path / "out").glob("*.pt*"))
+
+
+# -- plug-ins --------------------------------------------------------------------------------------
+
+PLUGIN = """
+import math
+import torch
+import torch.nn.functional as F
+from fairseq import metrics
+from fairseq.criterions import FairseqCriterion, register_criterion
+
+
+@register_criterion("noisy_sentence_prediction")
+class Noisy(FairseqCriterion):
+    def __init__(self, task, eps, classification_head_name, regression_target):
+        super().__init__(task)
+        self.eps, self.head, self.regression = eps, classification_head_name, regression_target
+
+    @staticmethod
+    def add_args(parser):
+        parser.add_argument("--eps", type=float, default=1e-5)
+        parser.add_argument("--classification-head-name", default="sentence_classification_head")
+        parser.add_argument("--regression-target", action="store_true")
+
+    def forward(self, model, sample, reduce=True):
+        assert self.head in model.classification_heads and not self.regression
+        given = sample["net_input"]
+        embedded = model.encoder.sentence_encoder.embed_tokens(given["src_tokens"])
+        options = dict(features_only=True, return_all_hiddens=True)
+        logits, _ = model(**given, **options, classification_head_name=self.head)
+        noise = self.eps * torch.randn_like(embedded)
+        noisy, extra = model(
+            **given,
+            **options,
+            classification_head_name=self.head,
+            token_embeddings=embedded.detach() + noise,
+        )
+        targets = model.get_targets(sample, [logits]).view(-1)
+        loss = F.nll_loss(F.log_softmax(logits, -1), targets, reduction="sum")
+        loss = loss + F.mse_loss(noisy, logits, reduction="sum")
+        log = {
+            "loss": loss.item() if reduce else loss.data,
+            "ntokens": sample["ntokens"],
+            "nsentences": sample["nsentences"],
+            "sample_size": targets.size(0),
+            "ncorrect": int((logits.argmax(1) == targets).sum()),
+        }
+        return loss, targets.numel(), log
+
+    @staticmethod
+    def reduce_metrics(logging_outputs):
+        total = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
+        metrics.log_scalar("loss", total["loss"] / total["sample_size"] / math.log(2), round=3)
+        metrics.log_scalar("accuracy", 100.0 * total["ncorrect"] / total["nsentences"])
+
+    @staticmethod
+    def logging_outputs_can_be_summed():
+        return True
+"""
+
+
+def test_a_criterion_of_a_plug_in_uses_the_task(data: Path, tmp_path: Path) -> None:
+    """A regulariser on noisy embeddings, with flags in the old manner."""
+    package = tmp_path / "noisy_plugin"
+    package.mkdir()
+    (package / "__init__.py").write_text(PLUGIN)
+    flags = ["--user-dir", str(package), "--criterion", "noisy_sentence_prediction", "--eps", "0.1"]
+    flags += ["--classification-head-name", "noisy", "--num-classes", "2", "--max-update", "3"]
+    run_train(data, tmp_path / "out", *flags)
+    lines = (tmp_path / "out/metrics.jsonl").read_text().splitlines()
+    valid = [row for row in map(json.loads, lines) if row["tag"] == "valid"][-1]
+    assert valid["loss"] > 0 and 0 <= valid["accuracy"] <= 100
+    kept = torch.load(tmp_path / "out/checkpoint_last.pt", weights_only=False)["model"]
+    assert kept["classification_heads.noisy.out_proj.weight"].shape == (2, 16)
