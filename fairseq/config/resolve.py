@@ -141,11 +141,6 @@ def _head_and_criterion(config: FairseqConfig) -> None:
             f"{head}; give --head none"
         )
     needs_vocabulary = criterion in ("masked_lm", "cross_entropy", "label_smoothed_cross_entropy")
-    if needs_vocabulary and getattr(model, "freeze_encoder", False):
-        raise ConfigError(
-            f"--freeze-encoder leaves criterion {criterion} nothing to train; it is for "
-            "classification heads (--criterion sentence_prediction)"
-        )
     if head == "none" and needs_vocabulary:
         raise ConfigError(f"criterion {criterion} needs a vocabulary head, but --head is none")
     if head == "clap":
@@ -190,4 +185,7 @@ def required_settings(config: FairseqConfig) -> list[str]:
         missing.append("a batch size: --max-tokens or --batch-size")
     if config.task is not None and getattr(config.task, "data", "") is None:
         missing.append("the data folder (first argument)")
+    frozen = getattr(config.model, "freeze_encoder", False)
+    if frozen and getattr(config.criterion, "_name", None) in ("masked_lm", "cross_entropy"):
+        missing.append("something to train: --freeze-encoder is for --task sentence_prediction")
     return missing

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from fairseq.components import make_config
-from fairseq.config.resolve import resolve
-from fairseq.errors import CheckpointError, ConfigError
+from fairseq.config.resolve import required_settings
+from fairseq.errors import CheckpointError
 from fairseq.modules.heads import POOLINGS, ClassificationHead, pool
 from tests.models.compat_checkpoints import DETERMINISTIC, load
 from tests.models.tiny_roberta import PAD, TOKENS, tiny
@@ -109,8 +109,13 @@ def test_an_encoder_that_is_not_frozen_gets_gradients() -> None:
 
 def test_a_frozen_encoder_leaves_language_modelling_nothing_to_train() -> None:
     given = {"arch": "roberta", "task": "masked_lm", "criterion": "masked_lm"}
-    with pytest.raises(ConfigError, match="--freeze-encoder leaves criterion masked_lm nothing"):
-        resolve(make_config({**given, "freeze_encoder": True}))
+    frozen, free = (
+        required_settings(make_config({**given, "freeze_encoder": value}))
+        for value in (True, False)
+    )
+    assert [row for row in frozen if row not in free] == [
+        "something to train: --freeze-encoder is for --task sentence_prediction"
+    ]
 
 
 # -- loading ---------------------------------------------------------------------------------------
