@@ -71,30 +71,38 @@ def curve(folder: Path, tag: str = "valid") -> list[dict[str, float]]:
 
 
 def train(run: Run, data: Path, out: Path, measure: Callable[[Path], dict[str, Any]]) -> Any:
-    """Train (or go on, or read the cached result) and measure; return the result."""
+    """Train (or go on) and measure; what is done already is read back. Return the result."""
     folder = run.folder(out)
-    kept = folder / "result.json"
-    if kept.is_file():
-        return json.loads(kept.read_text(encoding="utf-8"))
+    return {**_once(folder / "result.json", lambda: _train(run, data, folder)),
+            **_once(folder / "measured.json", lambda: measure(folder))}  # fmt: skip
+
+
+def _once(kept: Path, make: Callable[[], dict[str, Any]]) -> Any:
+    """Return what the file holds; make it if it is not there."""
+    if not kept.is_file():
+        made = json.dumps(make())
+        unfinished = kept.with_suffix(".tmp")
+        unfinished.write_text(made, encoding="utf-8")
+        unfinished.replace(kept)
+    return json.loads(kept.read_text(encoding="utf-8"))
+
+
+def _train(run: Run, data: Path, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     words = [data, *run.words, "--seed", run.seed, "--save-dir", folder]
     call(["fairseq-train", *words], folder / "train.log")
     seconds = time.monotonic() - began
     keys = ("update", "loss", "accuracy")
-    points = [{key: row[key] for key in keys if key in row} for row in curve(folder)]
     inner = curve(folder, "train_inner")
-    result = {
+    return {
         "name": run.name,
         "seed": run.seed,
         "words": list(run.words),
         "seconds": round(seconds, 1),
         "tokens": round(inner[-1]["wpb"] * inner[-1]["update"]) if inner else 0,
-        "curve": points,
-        **measure(folder),
+        "curve": [{key: row[key] for key in keys if key in row} for row in curve(folder)],
     }
-    kept.write_text(json.dumps(result), encoding="utf-8")
-    return result
 
 
 def run_all(
@@ -164,12 +172,12 @@ def draw(results: Sequence[Any], path: Path, title: str, skip: int = 0) -> None:
     pyplot.close(figure)
 
 
-def record(results: Sequence[Any], path: Path, command: str) -> None:
-    """Write the results with the machine, the versions and the command that made them."""
+def record(results: Sequence[Any], path: Path, command: str, **more: Any) -> None:
+    """Write the results (and ``more``) with the machine, the versions and the command."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from benchmarks.run import machine
 
-    content = {"command": command, "machine": machine(), "results": list(results)}
+    content = {"command": command, "machine": machine(), **more, "results": list(results)}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -21,7 +21,7 @@ def test_the_readme_holds_the_printed_tables() -> None:
     printed = study.tables()
     readme = (STUDY / "README.md").read_text(encoding="utf-8")
     assert printed.count("| zero-clap |") == 2
-    for table in printed.split("\n\n"):
+    for table in filter(None, printed.split("\n\n")):
         assert table.strip() in readme
     for part in study.TABLES:
         results = json.loads((STUDY / f"results/{part}.json").read_text())["results"]
@@ -72,3 +72,48 @@ def test_tables_are_printed() -> None:
         [sys.executable, str(STUDY / "study.py"), "--tables"], capture_output=True, text=True
     )
     assert done.returncode == 0 and done.stdout == study.tables()
+
+
+def test_a_study_from_text_to_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "the cat sees a dog near an old house by the sea".split()
+    lines = [" ".join(words[(i * j) % 12] for j in range(1, 9)) + "\n" for i in range(400)]
+    for split, part in (("train", lines), ("valid", lines[::4]), ("test", lines[1::4])):
+        (tmp_path / f"{split}.txt").write_text("".join(part))
+    monkeypatch.setattr(study, "MAIN", {name: study.MAIN[name] for name in ("baseline", "alibi")})
+    flags = ["--text", tmp_path, "--out", tmp_path / "out", "--only", "main", "--smoke"]
+    monkeypatch.setattr(sys, "argv", ["study.py", *map(str, flags)])
+    study.main()
+    found = json.loads((tmp_path / "out/results/main.json").read_text())
+    baseline, alibi = found["results"]
+    assert [point["update"] for point in alibi["curve"]] == [1, 2, 3]
+    assert set(alibi["loss_at_length"]) == {"64", "128", "256"}
+    assert set(alibi["loss_at_length"]["256"]) == {"valid", "test"}
+    assert "positions" in baseline["loss_at_length"]["128"]
+    assert 1 < found["unigram"]["test"] < 6
+    rows = study.main_table(found).splitlines()
+    assert rows[2].count("refused") == 2 and "refused" not in rows[3]
+    assert (tmp_path / "out/results/main.png").is_file()
+
+
+def test_a_measure_that_fails_leaves_the_training(tmp_path: Path) -> None:
+    run = studies.Run("a", 1, ())
+    folder = run.folder(tmp_path)
+    folder.mkdir()
+    (folder / "result.json").write_text('{"name": "a"}')
+
+    def broken(folder: Path) -> dict[str, object]:
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        studies.train(run, tmp_path, tmp_path, broken)
+    assert studies.train(run, tmp_path, tmp_path, lambda folder: {"b": 2}) == {"name": "a", "b": 2}
+    assert studies.train(run, tmp_path, tmp_path, broken) == {"name": "a", "b": 2}
+
+
+def test_perplexity_changes_are_paired_by_seed() -> None:
+    def result(name: str, seed: int, bits: float) -> dict[str, object]:
+        return {"name": name, "seed": seed, "loss_at_length": {"64": {"valid": bits, "test": bits}}}
+
+    losses = {"zero-clap": (1.0, 2.0, 3.0), "twice": (2.0, 3.0, 4.0)}
+    found = [result(name, i, bits) for name, row in losses.items() for i, bits in enumerate(row)]
+    assert study.ablation_table({"results": found}).splitlines()[-1].endswith("| 100.0 ± 0.0 % |")

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import statistics
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -68,52 +71,90 @@ def runs(variants: dict[str, str], smoke: bool) -> list[studies.Run]:
 
 
 def at_lengths(folder: Path) -> dict[str, Any]:
-    """Evaluate a run on blocks of one, two and four times the trained length."""
-    losses = {}
-    for length in LENGTHS:
-        state = folder / f"valid-{length}.json"
-        words = ["fairseq-validate", folder.parent / "data-bin", "--path",
-                 folder / "checkpoint_last.pt", "--tokens-per-sample", length,
-                 "--batch-size", 2048 // length, "--max-valid-steps", 16, "--json"]  # fmt: skip
-        try:
-            printed = studies.call(words, folder / "valid.log")
-        except RuntimeError as refused:
-            state.write_text(str(refused), encoding="utf-8")
-            continue  # learned positions end where their table ends
-        losses[str(length)] = json.loads(printed.splitlines()[-1])["valid"]["loss"]
-    return {"loss_at_length": losses}
+    """Return the losses of a run on all of valid and test, in blocks of one to four lengths.
+
+    The masks are the same for all runs: what differs between seeds is then the training. With
+    their own masks the same weights differ by 0.2 bits on a few thousand predictions.
+    """
+    words = ["fairseq-validate", folder.parent / "data-bin", "--path",
+             folder / "checkpoint_last.pt", "--valid-subset", "valid,test", "--seed", 1,
+             "--max-valid-steps", 1_000_000, "--at-lengths", *LENGTHS, "--json"]  # fmt: skip
+    printed = json.loads(studies.call(words, folder / "valid.log").splitlines()[-1])
+    return {
+        "loss_at_length": {
+            length: found["refused"] if "refused" in found else
+            {subset: stats["loss"] for subset, stats in found.items()}
+            for length, found in printed.items()
+        }
+    }  # fmt: skip
 
 
-def perplexities(group: list[Any], point: int = -1) -> list[float]:
-    """Return the validation perplexity of each seed at one point of its curve."""
-    return [2 ** result["curve"][point]["loss"] for result in group]
+def unigram(out: Path) -> dict[str, float]:
+    """Return the bits a token of valid and test that word frequencies alone would need."""
+    counts = Counter((out / "train.bpe").read_text(encoding="utf-8").split())
+    total = sum(counts.values()) + len(counts)
+    found = {}
+    for subset in ("valid", "test"):
+        words = (out / f"{subset}.bpe").read_text(encoding="utf-8").split()
+        found[subset] = -statistics.mean(math.log2((counts[w] + 1) / total) for w in words)
+    return found
 
 
-def main_table(results: list[Any]) -> str:
-    """Return perplexity at half time, at the end, and at longer blocks."""
+def perplexities(group: list[Any], subset: str, length: int = LENGTH) -> list[float]:
+    """Return the final perplexity of each seed; none if the model refuses the length."""
+    losses = [result["loss_at_length"][str(length)] for result in group]
+    return [2 ** loss[subset] for loss in losses if isinstance(loss, dict)]
+
+
+def reached(group: list[Any], base: list[Any]) -> str:
+    """Return the mean update at which the seeds were as good as the same seeds of ``base``."""
+    firsts = [
+        next((p["update"] for p in one["curve"] if p["loss"] <= other["curve"][-1]["loss"]), None)
+        for one, other in zip(group, base, strict=True)
+    ]
+    return "not" if None in firsts else studies.spread([first or 0 for first in firsts], 0)
+
+
+def main_table(found: dict[str, Any]) -> str:
+    """Return the final perplexities, at longer blocks too, and who caught up with the baseline."""
+    groups = studies.by_name(found["results"])
     rows = []
-    for name, group in studies.by_name(results).items():
-        longer = []
-        for length in LENGTHS:
-            losses = [result["loss_at_length"].get(str(length)) for result in group]
-            known = [2**loss for loss in losses if loss is not None]
-            longer.append(studies.spread(known, 1) if known else "refused")
-        half = studies.spread(perplexities(group, len(group[0]["curve"]) // 2 - 1), 1)
-        rows.append([name, half, studies.spread(perplexities(group), 1), *longer])
-    header = ["variant", "half time", "end", *(f"after, T={length}" for length in LENGTHS)]
+    for name, group in groups.items():
+        cells = [perplexities(group, subset) for subset in ("valid", "test")]
+        cells += [perplexities(group, "test", length) for length in LENGTHS[1:]]
+        shown = [studies.spread(values, 1) if values else "refused" for values in cells]
+        rows.append([name, *shown, reached(group, groups["baseline"])])
+    reference = [f"{2 ** found['unigram'][subset]:.1f}" for subset in ("valid", "test")]
+    rows.append(["word frequencies", *reference, "", "", ""])
+    longer = [f"test, T={length}" for length in LENGTHS[1:]]
+    header = ["variant", "valid", "test", *longer, "as good as the baseline's end at update"]
     return studies.table(header, rows)
 
 
-def ablation_table(results: list[Any]) -> str:
-    """Return the perplexity of each change, and by how much it changed, seed by seed."""
-    groups = studies.by_name(results)
-    base = perplexities(groups["zero-clap"])
+def ablation_table(found: dict[str, Any]) -> str:
+    """Return the perplexity of each change, and how far it is from the same seeds without it."""
+    groups = studies.by_name(found["results"])
+    base = perplexities(groups["zero-clap"], "test")
     rows = []
     for name, group in groups.items():
-        values = perplexities(group)
-        changes = [100 * (value / other - 1) for value, other in zip(values, base, strict=True)]
-        rows.append([name, studies.spread(values, 1), f"{studies.spread(changes, 1)} %"])
-    return studies.table(["zero-clap with", "perplexity", "change, seed by seed"], rows)
+        values = perplexities(group, "test")
+        changes = [100 * (new / old - 1) for new, old in zip(values, base, strict=True)]
+        change = "" if name == "zero-clap" else f"{studies.spread(changes, 1)} %"
+        shown = studies.spread(perplexities(group, "valid"), 1)
+        rows.append([name, shown, studies.spread(values, 1), change])
+    return studies.table(["zero-clap with", "valid", "test", "change, seed by seed"], rows)
+
+
+def cost(found: dict[str, Any]) -> str:
+    """Return a line on what the runs were and took."""
+    results = found["results"]
+    seconds = sorted(result["seconds"] for result in results)
+    return (
+        f"{len(results)} runs, seeds {', '.join(map(str, studies.SEEDS))}; "
+        f"{results[0]['curve'][-1]['update']} updates and {results[0]['tokens']:,} tokens each; "
+        f"{seconds[0]:.0f} to {seconds[-1]:.0f} s a run (median {statistics.median(seconds):.0f}), "
+        f"torch {found['machine']['torch']}, {found['machine']['cpu']}.\n"
+    )
 
 
 TABLES = {"main": main_table, "ablations": ablation_table}
@@ -125,7 +166,8 @@ def tables() -> str:
     for name, make in TABLES.items():
         path = RESULTS / f"{name}.json"
         if path.is_file():
-            parts.append(make(json.loads(path.read_text(encoding="utf-8"))["results"]))
+            found = json.loads(path.read_text(encoding="utf-8"))
+            parts += [make(found), cost(found)]
     return "\n".join(parts)
 
 
@@ -149,12 +191,12 @@ def main() -> None:
     for part, variants in (("main", MAIN), ("ablations", ABLATIONS)):
         if args.only not in (None, part):
             continue
-        measure = at_lengths if part == "main" else lambda folder: {}
-        done = studies.run_all(runs(variants, args.smoke), data, args.out, measure, args.jobs)
+        done = studies.run_all(runs(variants, args.smoke), data, args.out, at_lengths, args.jobs)
         words = " ".join(["python", "examples/clap_alibi/study.py", *sys.argv[1:]])
-        studies.record(done, results / f"{part}.json", words)
+        path = results / f"{part}.json"
+        studies.record(done, path, words, unigram=unigram(args.out))
         studies.draw(done, results / f"{part}.png", f"CLAP and ALiBi: {part}", skip=1)
-        print(TABLES[part](done), flush=True)
+        print(TABLES[part](json.loads(path.read_text(encoding="utf-8"))), flush=True)
 
 
 if __name__ == "__main__":
