@@ -103,9 +103,10 @@ def written_out(layer: Any, x_BTC: Tensor) -> Tensor:
     def norm(name: str, x: Tensor) -> Tensor:
         module = layer.get_submodule(name)
         centred = x - x.mean(-1, keepdim=True)
-        return centred / (centred.square().mean(-1, keepdim=True) + shape.eps).sqrt() * (
-            module.weight
-        ) + module.bias
+        return (
+            centred / (centred.square().mean(-1, keepdim=True) + shape.eps).sqrt() * (module.weight)
+            + module.bias
+        )
 
     def attend(x: Tensor) -> Tensor:
         q, k, v = (
