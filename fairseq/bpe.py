@@ -1,7 +1,8 @@
 """The corpus side of encoding: train a tokenizer, encode and decode whole files.
 
-Files are read in blocks of lines and written in order, so memory does not grow with the corpus;
-blocks are spread over worker processes. Outputs appear under their names when they are complete.
+Files are read in blocks of lines or documents and written in order, so memory does not grow with
+the corpus; blocks are spread over worker processes. Outputs appear under their names when they are
+complete.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from fairseq.data.encoders import TextEncoder, require_library
 from fairseq.data.text_lines import STANDARD, Block, LineReader, open_output
-from fairseq.errors import ConfigError, FairseqError, MissingFileError
+from fairseq.documents import DatasetFolder, DocumentOptions, JsonLines, lines_of, reader_of
+from fairseq.errors import ConfigError, DataError, FairseqError, MissingFileError
 from fairseq.file_io import PathLike, atomic_write
 
 REDRAW_SECONDS = 0.2
@@ -31,11 +33,16 @@ REDRAW_SECONDS = 0.2
 
 @dataclasses.dataclass
 class Summary:
-    """What a pass over files did; ``bytes_read`` is the size of the inputs."""
+    """What a pass over files did; ``bytes_read`` is the size of the inputs, unpacked.
+
+    ``documents`` were written and ``skipped`` records were left out, where records are read.
+    """
 
     lines: int = 0
     written: int = 0
     dropped: int = 0
+    documents: int = 0
+    skipped: int = 0
     tokens: int = 0
     bytes_read: int = 0
     seconds: float = 0.0
@@ -49,12 +56,13 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is done to every block; sent once to each worker process."""
+    """What is done to every block of lines; sent once to each worker process."""
 
     reader: LineReader
     bpe: TextEncoder
     decode: bool = False
     keep_empty: bool = False
+    separator: ClassVar[bytes] = b""
 
     def __call__(self, block: Block) -> tuple[list[bytes], Summary]:
         """Return the outputs' bytes for a block, one per file, and its counts."""
@@ -76,21 +84,54 @@ class Job:
         return [text.encode("utf-8", errors="replace") for text in texts], summary
 
 
+@dataclasses.dataclass(frozen=True)
+class DocumentJob:
+    """What is done to every block of documents; an empty line parts two of them."""
+
+    reader: JsonLines | DatasetFolder
+    bpe: TextEncoder
+    separator: ClassVar[bytes] = b"\n"
+
+    def __call__(self, block: Any) -> tuple[list[bytes], Summary]:
+        """Return the bytes of a block's documents, and its counts."""
+        found = self.reader.texts(block)
+        encode = self.bpe.encode
+        # a line may come to nothing, of control characters alone: it must not part the document
+        coded = [list(filter(None, map(encode, lines_of(text)))) for text in found.texts]
+        documents = [lines for lines in coded if lines]
+        lines = sum([text.count("\n") + 1 for text in found.texts])
+        written = sum(map(len, documents))
+        summary = Summary(
+            lines=lines,
+            written=written,
+            dropped=lines - written,
+            documents=len(documents),
+            skipped=found.skipped,
+            tokens=sum(map(_count_pieces, documents)),
+            bytes_read=found.size,
+        )
+        text = "\n".join(["".join([line + "\n" for line in lines]) for lines in documents])
+        return [text.encode("utf-8", errors="replace")], summary
+
+
+AnyJob = Job | DocumentJob
+
+
 def _count_pieces(lines: list[str]) -> int:
     return sum([line.count(" ") + 1 for line in lines if line])
 
 
-_worker_job: Job | None = None
+_worker_job: AnyJob | None = None
 
 
-def _start_worker(job: Job) -> None:
+def _start_worker(job: AnyJob) -> None:
     global _worker_job
     _worker_job = job
     # the parent stops the workers; without this each of them prints a traceback on Ctrl-C
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _work(block: Block) -> tuple[list[bytes], Summary]:
+def _work(block: Any) -> tuple[list[bytes], Summary]:
     assert _worker_job is not None
     return _worker_job(block)
 
@@ -108,9 +149,9 @@ def _start_method() -> str:
     return "fork" if os.path.isdir(threads) and len(os.listdir(threads)) == 1 else "spawn"
 
 
-def _map_blocks(job: Job, workers: int) -> Generator[tuple[list[bytes], Summary], None, None]:
+def _map_blocks(job: AnyJob, workers: int) -> Generator[tuple[list[bytes], Summary], None, None]:
     """Yield ``job(block)`` in the order of the blocks, few of which are in memory at a time."""
-    blocks = job.reader.blocks()
+    blocks: Iterator[Any] = job.reader.blocks()
     head = list(itertools.islice(blocks, 2))
     if workers == 1 or len(head) < 2:
         yield from map(job, itertools.chain(head, blocks))
@@ -169,7 +210,7 @@ class ProgressLine:
 
 
 def _total_size(names: Sequence[str]) -> int | None:
-    if not all(os.path.isfile(name) for name in names):
+    if not all(os.path.isfile(name) and not name.endswith(".gz") for name in names):
         return None
     return sum(os.path.getsize(name) for name in names)
 
@@ -188,7 +229,7 @@ def _check_names(inputs: Sequence[str], outputs: Sequence[str], workers: int) ->
         raise ConfigError("two outputs have the same name: check --outputs")
 
 
-def _convert(jobs: Sequence[Job], outputs: Sequence[str], workers: int) -> Summary:
+def _convert(jobs: Sequence[AnyJob], outputs: Sequence[str], workers: int) -> Summary:
     """Run ``jobs`` one after the other; together they read as many files as are written."""
     start, total = time.monotonic(), Summary()
     names = [name for job in jobs for name in job.reader.names]
@@ -200,11 +241,20 @@ def _convert(jobs: Sequence[Job], outputs: Sequence[str], workers: int) -> Summa
         for job in jobs:
             files = list(itertools.islice(targets, len(job.reader.names)))
             results = stack.enter_context(contextlib.closing(_map_blocks(job, workers)))
+            own, separator = Summary(), b""
             for texts, count in results:
                 for file, text in zip(files, texts, strict=True):
-                    file.write(text)
-                total.add(count)
+                    file.write(separator + text if text else b"")
+                    separator = job.separator if text else separator
+                own.add(count)
                 progress.advance(count.bytes_read)
+            if own.skipped and not own.documents:
+                raise DataError(
+                    f"{job.reader.names[0]}: none of its {own.skipped:,} records has a text under "
+                    "the key; check --text-key, or see the first one's fault without "
+                    "--skip-bad-records"
+                )
+            total.add(own)
     total.seconds = time.monotonic() - start
     return total
 
@@ -216,23 +266,33 @@ def encode_files(
     keep_empty: bool = False,
     workers: int = 1,
     jsonl_field: str | None = None,
+    documents: DocumentOptions | None = None,
 ) -> Summary:
-    """Encode text files line by line.
+    """Encode text files line by line, or documents, with an empty line between two of them.
 
     Args:
         bpe: the encoder; with several workers it is pickled.
-        inputs: paths or ``"-"``.
+        inputs: paths or ``"-"``; with ``documents`` also folders of datasets.
         outputs: one path or ``"-"`` for each input.
         keep_empty: an empty line stays an empty line, and each input is a file of its own. Without
             it the inputs are parallel files, and a group of lines is dropped if any is empty.
         workers: processes that encode; the result does not depend on it.
         jsonl_field: each line is a JSON object and its text stands in this field.
+        documents: inputs are records, one document each, and every input is a file of its own.
 
     Raises:
         ConfigError: if names and flags do not fit together.
         MissingFileError: if an input does not exist.
         DataError: on text that is not UTF-8 or not JSON, or parallel files of different lengths.
     """
+    if documents is not None:
+        if keep_empty:
+            raise ConfigError(
+                "--keep-empty is for plain text, drop it here: an empty line always parts two "
+                "documents, and empty lines inside a document are left out"
+            )
+        readers = [reader_of(name, documents) for name in inputs]
+        return _convert([DocumentJob(reader, bpe) for reader in readers], outputs, workers)
     job = functools.partial(Job, bpe=bpe, keep_empty=keep_empty)
     groups = [[name] for name in inputs] if keep_empty else [list(inputs)]
     return _convert([job(LineReader(group, jsonl_field)) for group in groups], outputs, workers)
@@ -246,12 +306,29 @@ def decode_files(
     return _convert([job(LineReader([name])) for name in inputs], outputs, workers)
 
 
+def _lines(
+    inputs: Sequence[str], jsonl_field: str | None, documents: DocumentOptions | None
+) -> Iterator[tuple[list[str], int]]:
+    """Yield the lines of inputs, and the bytes they take, in parts."""
+    for name in inputs:
+        if documents is None:
+            reader = LineReader([name], jsonl_field)
+            for block in reader.blocks():
+                yield reader.lines(block, 0), len(block.columns[0])
+            continue
+        records = reader_of(name, documents)
+        for rows in records.blocks():
+            found = records.texts(rows)  # type: ignore[arg-type]
+            yield [line for text in found.texts for line in lines_of(text)], found.size
+
+
 def train_byte_level(
     inputs: Sequence[str],
     vocab_size: int,
     output: PathLike,
     min_frequency: int = 2,
     jsonl_field: str | None = None,
+    documents: DocumentOptions | None = None,
 ) -> int:
     """Learn a byte-level BPE from text files and write it as a ``tokenizer.json``.
 
@@ -261,6 +338,7 @@ def train_byte_level(
         output: the file to write.
         min_frequency: a pair seen less often is not merged.
         jsonl_field: each line is a JSON object and its text stands in this field.
+        documents: inputs are records, one document each.
 
     Returns:
         The number of pieces; fewer than wished if the text is too small to offer more.
@@ -279,11 +357,9 @@ def train_byte_level(
     progress = ProgressLine(_total_size(inputs))
 
     def lines() -> Iterator[list[str]]:
-        for name in inputs:
-            reader = LineReader([name], jsonl_field)
-            for block in reader.blocks():
-                yield reader.lines(block, 0)
-                progress.advance(len(block.columns[0]))
+        for part, size in _lines(inputs, jsonl_field, documents):
+            yield part
+            progress.advance(size)
         progress.close()
 
     tokenizer = library.Tokenizer(library.models.BPE())

@@ -32,7 +32,7 @@ examples:
 TRAIN_EXAMPLES = """\
 examples:
   fairseq-bpe train --inputs train.txt --vocab-size 8000 --output tokenizer.json
-  fairseq-bpe train --inputs a.jsonl b.jsonl --jsonlines text --output tokenizer.json
+  fairseq-bpe train --inputs a.jsonl b.jsonl.gz --text-key text --output tokenizer.json
 """
 
 ENCODE_EXAMPLES = """\
@@ -46,7 +46,12 @@ examples:
         --keep-empty --inputs train.txt --outputs train.bpe
   sentence pairs that stay pairs:
     fairseq-bpe encode --inputs train.a train.b --outputs train.a.bpe train.b.bpe
-  one JSON object per line, its field "text", from a pipe:
+  one JSON object per line: each is a document, its lines become lines, an empty line parts two
+  documents (what --sample-break-mode complete_doc looks for):
+    fairseq-bpe encode --inputs c4.jsonl.gz --text-key text --outputs c4.bpe
+  a folder written by save_to_disk of the package datasets, the first 99.99% of its rows:
+    fairseq-bpe encode --inputs owt2.hf --split "train(0:0.9999)" --outputs train.bpe
+  each record one line, from a pipe:
     zcat c4.jsonl.gz | fairseq-bpe encode --jsonlines > c4.bpe
 """
 
@@ -99,11 +104,11 @@ def get_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--min-frequency", type=int, default=2, metavar="N", help="rarer pairs are not merged (2)"
     )
-    _add_jsonlines(train)
+    _add_records(train)
     encode = _add_command(commands, "encode", "text -> pieces", ENCODE_EXAMPLES)
     _add_files(encode)
     encode.add_argument("--keep-empty", action="store_true", help="keep empty lines (see below)")
-    _add_jsonlines(encode)
+    _add_records(encode)
     _add_files(_add_command(commands, "decode", "pieces -> text", DECODE_EXAMPLES))
     return parser
 
@@ -122,13 +127,37 @@ def _add_command(commands: Any, name: str, help: str, epilog: str) -> argparse.A
     return command
 
 
-def _add_jsonlines(parser: argparse.ArgumentParser) -> None:
+def _add_records(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--text-key",
+        metavar="KEY",
+        help="key of a document's text in JSON lines (.jsonl, .jsonl.gz) or a datasets folder; a.b "
+        "is b inside a (text)",
+    )
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help="split of a datasets folder, name or name(lo:hi) for a fraction of its rows (train)",
+    )
+    parser.add_argument(
+        "--skip-bad-records",
+        action="store_true",
+        help="leave out and count records that are not JSON or have no text",
+    )
     parser.add_argument(
         "--jsonlines",
         nargs="?",
         const="text",
         metavar="FIELD",
-        help='each line is a JSON object; take its FIELD (without a value: "text")',
+        help='each line is a JSON object, its FIELD (without a value: "text") one line of text',
+    )
+
+
+def _documents(args: argparse.Namespace) -> Any:
+    from fairseq.documents import choose_options
+
+    return choose_options(
+        args.inputs, args.text_key, args.skip_bad_records, args.split, args.jsonlines
     )
 
 
@@ -172,7 +201,12 @@ def _train(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from fairseq.bpe import train_byte_level
 
     size = train_byte_level(
-        args.inputs, args.vocab_size, args.output, args.min_frequency, args.jsonlines
+        args.inputs,
+        args.vocab_size,
+        args.output,
+        args.min_frequency,
+        args.jsonlines,
+        _documents(args),
     )
     text = f"{args.output}: {size:,} pieces"
     if size < args.vocab_size:
@@ -190,14 +224,23 @@ def _convert(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if args.command == "decode":
         summary = decode_files(_build(args), args.inputs, args.outputs, workers)
     else:
+        documents = _documents(args)
         summary = encode_files(
-            _build(args), args.inputs, args.outputs, args.keep_empty, workers, args.jsonlines
+            _build(args),
+            args.inputs,
+            args.outputs,
+            args.keep_empty,
+            workers,
+            args.jsonlines,
+            documents,
         )
     rate = summary.bytes_read / 1e6 / max(summary.seconds, 1e-9)
     text = (
         f"{summary.written:,} lines, {summary.tokens:,} pieces, {summary.dropped:,} lines dropped, "
         f"{summary.seconds:.1f} s, {rate:.1f} MB/s"
     )
+    if summary.documents:
+        text += f"; {summary.documents:,} documents, {summary.skipped:,} bad records skipped"
     return dataclasses.asdict(summary), text
 
 
