@@ -12,11 +12,15 @@ from fairseq_cli.entry import run_command
 EXAMPLES = """examples:
   fairseq-export runs/mine/checkpoint_best.pt --to hf --out mine-hf
   fairseq-export mine-hf --from hf --out mine
+  fairseq-export gpt2-folder --from hf --out gpt2
+  fairseq-export runs/mine/checkpoint_best.pt --to hf --out mine-hf --push me/mine
+  fairseq-export headless.pt --add-head tied --log-unigram-bias --out model.pt
   fairseq-export runs/mine/checkpoint_best.pt --to fairseq --out plain.pt
   fairseq-export runs/mine/checkpoint_best.pt --to safetensors --out weights.safetensors
 
-Logits of 100 sentences are compared before the result gets its name; a difference above 1e-5 is an
-error, and nothing is written.
+RoBERTa, BERT and DistilBERT come as roberta, GPT-2 and GPT-NeoX as transformer_lm. Logits of 100
+sentences are compared before the result gets its name; a difference above 1e-5 (times the greatest
+logit of a causal model) is an error, and nothing is written.
 """
 
 
@@ -32,6 +36,11 @@ def get_parser() -> argparse.ArgumentParser:
     way = own.add_mutually_exclusive_group(required=True)
     way.add_argument("--to", choices=["hf", "safetensors", "fairseq"], help="what to write")
     way.add_argument("--from", dest="origin", choices=["hf"], help="what to read")
+    way.add_argument(
+        "--add-head",
+        choices=["tied", "copy"],
+        help="give a model without head one: the input embeddings, shared or copied",
+    )
     own.add_argument("--out", type=Path, required=True, help="folder or file to write")
     own.add_argument("--data", type=Path, help="folder with the checkpoint's dict.txt")
     own.add_argument("--bpe", help="the checkpoint's text encoder (default: as recorded)")
@@ -39,6 +48,15 @@ def get_parser() -> argparse.ArgumentParser:
     own.add_argument("--gpt2-encoder-json", help="encoder.json of --bpe gpt2")
     own.add_argument("--gpt2-vocab-bpe", help="vocab.bpe of --bpe gpt2")
     own.add_argument("--sentences", type=Path, help="text to compare on (default: Python's help)")
+    own.add_argument(
+        "--log-unigram-bias",
+        action="store_true",
+        help="with --add-head: a bias, log((count + 1) / sum) of the dictionary's counts",
+    )
+    own.add_argument(
+        "--push", metavar="REPO", help="with --to hf: upload the folder to this Hub repository"
+    )
+    own.add_argument("--public", action="store_true", help="with --push: a new REPO is public")
     own.add_argument("--force", action="store_true", help="replace what --out names")
     own.add_argument("--json", action="store_true", help="print the result as JSON")
     return own
@@ -46,14 +64,25 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and convert."""
-    args = get_parser().parse_args(argv)
-    from fairseq.export import from_huggingface, huggingface, plain
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    if args.push is not None and args.to != "hf":
+        parser.error("--push publishes what --to hf writes")
+    if args.log_unigram_bias and args.add_head is None:
+        parser.error("--log-unigram-bias belongs to --add-head")
+    from fairseq.export import add_head, from_huggingface, huggingface, plain, push
 
+    if args.push is not None:
+        push.check_repository(args.push)
     lines = None
     if args.sentences is not None:
         text = args.sentences.read_text(encoding="utf-8").splitlines()
         lines = [line for line in text if line.strip()][: huggingface.SENTENCES]
-    if args.origin == "hf":
+    if args.add_head is not None:
+        result = add_head.add_head(
+            args.source, args.out, args.add_head, args.data, args.log_unigram_bias, args.force
+        )
+    elif args.origin == "hf":
         result = from_huggingface.from_huggingface(args.source, args.out, lines, args.force)
     elif args.to == "hf":
         names = ("bpe", "byte_level_tokenizer", "gpt2_encoder_json", "gpt2_vocab_bpe")
@@ -61,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = huggingface.to_huggingface(
             args.source, args.out, args.data, lines, args.force, **settings
         )
+        if args.push is not None:
+            result["pushed"] = push.push(args.out, args.push, private=not args.public)
     else:
         write = plain.to_safetensors if args.to == "safetensors" else plain.to_fairseq
         result = write(args.source, args.out, args.force)

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 OVERWRITE = "#fairseq:overwrite"
 _BLANKS = {"sentencepiece": "\u2581", "wordpiece": "_", "letter": "|", "_EOW": "_EOW"}
 _COUNT = re.compile(r"-?[0-9]+")
-# Names the special symbols of a dictionary that is not laid out as fairseq's (BERT).
-_ROLE = re.compile(r" #fairseq:(bos|pad|eos|unk|mask)$", re.MULTILINE)
+# Names the special symbols of a dictionary that is not laid out as fairseq's (BERT, GPT-2); one
+# symbol may have several roles. ``all`` on the first line says that specials follow further down.
+_ROLE = re.compile(r"(?: #fairseq:(?:bos|pad|eos|unk|mask|all))+$", re.MULTILINE)
 _FILLER = re.compile(r"madeupword[0-9]{4,}")
 # Sizes are rounded up to multiples of at most this.
 MOST_FILLERS = 128
@@ -330,10 +331,11 @@ class Dictionary:
             if self.nspecial:
                 raise DataError(
                     f"{where}: special symbols can only be named in a file whose first line names "
-                    "one"
+                    "one, or says #fairseq:all"
                 )
-            setattr(self, f"{role[1]}_index", index)
-            setattr(self, f"{role[1]}_word", word)
+            for name in role[0].replace(" #fairseq:all", "").split(" #fairseq:")[1:]:
+                setattr(self, f"{name}_index", index)
+                setattr(self, f"{name}_word", word)
 
     def _start_foreign(self) -> None:
         """Become the dictionary of another toolkit, whose file names its special symbols."""
@@ -378,6 +380,8 @@ class Dictionary:
                 index = self.indices.get(getattr(self, f"{role}_word"))
                 if index is not None:
                     lines[index] = f"{lines[index][:-1]} #fairseq:{role}\n"
+            if lines and _ROLE.search(lines[0]) is None:
+                lines[0] = f"{lines[0][:-1]} #fairseq:all\n"
         if len(self.indices) < len(self.symbols):
             seen = set(self.symbols[: self.nspecial])
             for i, symbol in enumerate(symbols):

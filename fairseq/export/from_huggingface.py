@@ -1,4 +1,4 @@
-"""Encoders of Hugging Face as checkpoints of ours, compared before the result gets its name."""
+"""Models of Hugging Face as checkpoints of ours, compared before the result gets its name."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq import options
-from fairseq.checkpoint_files import write_checkpoint
-from fairseq.checkpoint_state import OURS, original_cfg, our_record
 from fairseq.errors import CheckpointError, UnsupportedError
-from fairseq.export import huggingface, tokenizer_files
+from fairseq.export import from_causal, huggingface, tokenizer_files
+from fairseq.export.causal_names import CAUSAL
+from fairseq.export.model_files import read_weights, write_ours
 from fairseq.export.weight_names import ENCODER, FAMILIES, HEAD, to_ours
 from fairseq.file_io import require_file
-from fairseq.safe_load import safe_load
 
 _OUR_ACTS = {"gelu": "gelu", "gelu_new": "gelu_accurate", "relu": "relu"}
 
@@ -25,7 +23,9 @@ _OUR_ACTS = {"gelu": "gelu", "gelu_new": "gelu_accurate", "relu": "relu"}
 def from_huggingface(
     source: Path, out: Path, sentences: Sequence[str] | None = None, force: bool = False
 ) -> dict[str, Any]:
-    """Import a RoBERTa, BERT or DistilBERT folder as ``model.pt``, ``dict.txt`` and its encoder.
+    """Import a model folder as ``model.pt``, ``dict.txt`` and the file of its text encoder.
+
+    RoBERTa, BERT and DistilBERT become ``roberta``; GPT-2 and GPT-NeoX ``transformer_lm``.
 
     Args:
         source: the folder.
@@ -34,7 +34,8 @@ def from_huggingface(
         force: replace ``out``.
 
     Returns:
-        ``{"model_type", "head", "sentences", "max_abs_difference"}``.
+        ``{"model_type", "head", "sentences", "max_abs_difference"}`` and, of causal language
+        models, ``"tokenizer"`` and ``"added_rows"``.
 
     Raises:
         CheckpointError: if weights are missing, or the imported model differs.
@@ -45,12 +46,17 @@ def from_huggingface(
         require_file(source / "config.json", "configuration", "Is this a model folder?").read_text()
     )
     kind = described.get("model_type")
-    if kind not in FAMILIES:
-        raise UnsupportedError(
-            f"{source}: model_type {kind!r} cannot be imported; {', '.join(FAMILIES)} can"
-        )
-    state = to_ours(read_weights(source), FAMILIES[kind])
+    if kind not in (*FAMILIES, *CAUSAL):
+        known = ", ".join([*FAMILIES, *CAUSAL])
+        raise UnsupportedError(f"{source}: model_type {kind!r} cannot be imported; {known} can")
     sentences = list(sentences or huggingface.default_sentences())
+    if kind in CAUSAL:
+        with huggingface.new_folder(out, force) as folder:
+            found = read_weights(source)
+            result = from_causal.convert(transformers, source, folder, sentences, found)
+            huggingface.check_difference(result["max_abs_difference"], result["greatest_logit"])
+        return result
+    state = to_ours(read_weights(source), FAMILIES[kind])
     with huggingface.new_folder(out, force) as folder:
         settings = _our_settings(described, kind, state)
         dictionary, encoder = _import_tokenizer(source, folder, described, kind)
@@ -60,19 +66,9 @@ def from_huggingface(
             raise CheckpointError(
                 f"{source}: the tokenizer has {len(dictionary)} symbols, the table {rows} rows"
             )
-        _write_ours(folder, state, {**settings, **encoder})
-        hub = huggingface.load_ours(folder / "model.pt", folder)
-        theirs = _load_theirs(transformers, source, hub)
-        tokens = huggingface.our_tokens(hub, sentences)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(source))
-        for text, row in zip(sentences, tokens, strict=True):
-            ids = tokenizer(text)["input_ids"][: len(row)]
-            if ids != row.tolist():
-                raise CheckpointError(
-                    f"the imported tokenizer splits {text!r} into {row.tolist()}, the folder's "
-                    f"into {ids}; nothing was written"
-                )
-        worst = huggingface.largest_difference(hub, theirs, tokens, tokens)
+        state = {f"{ENCODER}version": torch.tensor([3.0]), **state}
+        write_ours(folder, state, {**settings, **encoder})
+        worst = _compare(transformers, source, folder, sentences)
         huggingface.check_difference(worst)
     return {
         "model_type": kind,
@@ -82,16 +78,24 @@ def from_huggingface(
     }
 
 
-def read_weights(source: Path) -> dict[str, Tensor]:
-    """Read ``model.safetensors`` or, with the safe loader, ``pytorch_model.bin``, as fp32."""
-    if (source / "model.safetensors").is_file():
-        from safetensors.torch import load_file
+def _compare(transformers: Any, source: Path, folder: Path, sentences: Sequence[str]) -> float:
+    """Return the largest difference of an encoder from what was made of it.
 
-        found = load_file(str(source / "model.safetensors"))
-    else:
-        remedy = "Expected model.safetensors or pytorch_model.bin."
-        found = safe_load(require_file(source / "pytorch_model.bin", "weights", remedy))
-    return {k: v.float() for k, v in found.items() if torch.is_tensor(v)}
+    Raises:
+        CheckpointError: if the tokenizers differ.
+    """
+    hub = huggingface.load_ours(folder / "model.pt", folder)
+    theirs = _load_theirs(transformers, source, hub)
+    tokens = huggingface.our_tokens(hub, sentences)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(source))
+    for text, row in zip(sentences, tokens, strict=True):
+        ids = tokenizer(text)["input_ids"][: len(row)]
+        if ids != row.tolist():
+            raise CheckpointError(
+                f"the imported tokenizer splits {text!r} into {row.tolist()}, the folder's "
+                f"into {ids}; nothing was written"
+            )
+    return huggingface.largest_difference(hub, theirs, tokens, tokens)
 
 
 def _our_settings(described: Mapping[str, Any], kind: str, state: Mapping[str, Tensor]) -> Any:
@@ -101,7 +105,13 @@ def _our_settings(described: Mapping[str, Any], kind: str, state: Mapping[str, T
         raise UnsupportedError(f"the activation {act!r} is not supported")
     get = described.get
     dropout = get("hidden_dropout_prob", get("dropout", 0.1))
+    length = len(state[f"{ENCODER}embed_positions.weight"]) - (2 if kind == "roberta" else 0)
+    headless = f"{HEAD}dense.weight" not in state
     return {
+        "arch": "roberta",
+        "task": "masked_lm",
+        "criterion": "sentence_prediction" if headless else "masked_lm",
+        "tokens_per_sample": length,
         "encoder_layers": get("num_hidden_layers", get("n_layers")),
         "encoder_embed_dim": get("hidden_size", get("dim")),
         "encoder_ffn_embed_dim": get("intermediate_size", get("hidden_dim")),
@@ -112,9 +122,8 @@ def _our_settings(described: Mapping[str, Any], kind: str, state: Mapping[str, T
         "layer_norm_eps": get("layer_norm_eps", 1e-12),
         "segments": len(state.get(f"{ENCODER}embed_segments.weight", ())),
         "position_offset": None if kind == "roberta" else 0,
-        "max_positions": len(state[f"{ENCODER}embed_positions.weight"])
-        - (2 if kind == "roberta" else 0),
-        "head": "roberta" if f"{HEAD}dense.weight" in state else "none",
+        "max_positions": length,
+        "head": "none" if headless else "roberta",
         "untie_weights_roberta": not get("tie_word_embeddings", True),
     }
 
@@ -139,29 +148,6 @@ def _import_tokenizer(
     return dictionary, {
         "bpe": "wordpiece", "wordpiece_vocab": str(path), "wordpiece_cased": cased,
     }  # fmt: skip
-
-
-def _write_ours(folder: Path, state: Mapping[str, Tensor], settings: dict[str, Any]) -> None:
-    """Write ``model.pt`` of a model without a training history."""
-    length = settings["max_positions"]
-    config = options.make_config(
-        {
-            "arch": "roberta", "task": "masked_lm", "criterion": "masked_lm", "data": str(folder),
-            "tokens_per_sample": length, **settings,
-            **({"criterion": "sentence_prediction"} if settings["head"] == "none" else {}),
-        }
-    )  # fmt: skip
-    checkpoint: dict[str, Any] = {
-        "args": None,
-        "cfg": original_cfg(config),
-        "model": {f"{ENCODER}version": torch.tensor([3.0]), **state},
-        "criterion": None,
-        "optimizer_history": [],
-        "task_state": {},
-        "extra_state": {OURS: our_record(config, {})},
-        "last_optimizer_state": None,
-    }
-    write_checkpoint(checkpoint, str(folder / "model.pt"), {"imported": True})
 
 
 def _load_theirs(transformers: Any, source: Path, hub: Any) -> Any:

@@ -1,4 +1,4 @@
-"""RoBERTa-like encoders to Hugging Face, compared before the result gets its name.
+"""Models to Hugging Face, compared before the result gets its name: RoBERTa-like ones here.
 
 Shapes: B sentences of T tokens, V logits, C channels.
 """
@@ -19,9 +19,11 @@ from torch import Tensor
 
 from fairseq.checkpoint_state import config_of, upgrade_state
 from fairseq.errors import CheckpointError, DataError, MissingFileError, UnsupportedError
-from fairseq.export import tokenizer_files
+from fairseq.export import to_causal, tokenizer_files
+from fairseq.export.card import write_card
 from fairseq.export.weight_names import ENCODER, FAMILIES, HEAD, to_theirs
 from fairseq.file_io import require_file
+from fairseq.models.base import FairseqLanguageModel
 from fairseq.safe_load import safe_load
 
 TOLERANCE = 1e-5
@@ -65,6 +67,23 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
         raise
 
 
+def find_data(checkpoint: Path, data: Path | None) -> Path:
+    """Return the data folder of a checkpoint: ``data``, its own folder, or as recorded.
+
+    Raises:
+        MissingFileError: if none of them holds a dictionary.
+    """
+    if data is not None:
+        return data
+    recorded = getattr(config_of(upgrade_state(safe_load(checkpoint))).task, "data", None)
+    for folder in (checkpoint.parent, Path(str(recorded).split(":")[0])):
+        if (folder / "dict.txt").is_file():
+            return folder
+    raise MissingFileError(
+        f"no dict.txt beside {checkpoint} or in {recorded}; name its folder with --data"
+    )
+
+
 def load_ours(checkpoint: Path, data: Path | None, **settings: Any) -> Any:
     """Load a checkpoint for use; its data folder is ``data``, its own folder, or as recorded.
 
@@ -74,14 +93,7 @@ def load_ours(checkpoint: Path, data: Path | None, **settings: Any) -> Any:
     from fairseq.models.roberta import RobertaModel
 
     require_file(checkpoint, "checkpoint", "Give the .pt file.")
-    if data is None:
-        recorded = getattr(config_of(upgrade_state(safe_load(checkpoint))).task, "data", None)
-        candidates = [checkpoint.parent, Path(str(recorded).split(":")[0])]
-        data = next((folder for folder in candidates if (folder / "dict.txt").is_file()), None)
-        if data is None:
-            raise MissingFileError(
-                f"no dict.txt beside {checkpoint} or in {recorded}; name its folder with --data"
-            )
+    data = find_data(checkpoint, data)
     folder = checkpoint.resolve().parent
     return RobertaModel.from_pretrained(
         str(folder), checkpoint.name, str(data.resolve()), **settings
@@ -148,15 +160,20 @@ def largest_difference(
     return worst
 
 
-def check_difference(worst: float) -> None:
+def check_difference(worst: float, greatest: float = 1.0) -> None:
     """Raise if two models differ.
+
+    Args:
+        worst: their greatest absolute difference.
+        greatest: the greatest absolute logit; above 1 rounding errors grow with it.
 
     Raises:
         CheckpointError: if they do.
     """
-    if not worst <= TOLERANCE:
+    allowed = TOLERANCE * max(1.0, greatest)
+    if not worst <= allowed:
         raise CheckpointError(
-            f"the converted model differs by {worst:.2e} (at most {TOLERANCE:.0e} is allowed); "
+            f"the converted model differs by {worst:.2e} (at most {allowed:.0e} is allowed); "
             "nothing was written"
         )
 
@@ -203,7 +220,8 @@ def to_huggingface(
         **settings: override settings of the checkpoint, such as the files of its encoder.
 
     Returns:
-        ``{"class", "remote_code", "sentences", "max_abs_difference"}``.
+        ``{"class", "remote_code", "sentences", "max_abs_difference"}``; of causal language models
+        see :func:`fairseq.export.to_causal.write`.
 
     Raises:
         CheckpointError: if the exported model or tokenizer differs.
@@ -211,6 +229,14 @@ def to_huggingface(
     transformers = require_transformers()
     hub = load_ours(checkpoint, data, **settings)
     sentences = list(sentences or default_sentences())
+    if isinstance(hub.model, FairseqLanguageModel):
+        with new_folder(out, force) as folder:
+            result = to_causal.write(transformers, hub, folder, sentences)
+            check_difference(result["max_abs_difference"], result["greatest_logit"])
+            headless = result["class"] in ("GPT2Model", "GPTNeoXModel")
+            auto = "AutoModel" if headless else "AutoModelForCausalLM"
+            write_card(folder, hub, checkpoint, result, auto)
+        return result
     with new_folder(out, force) as folder:
         family = native_family(hub.model.config)
         dictionary, mask = hub.task.source_dictionary, hub._mask()
@@ -226,14 +252,15 @@ def to_huggingface(
         loaded, mapped = _reload(transformers, hub, folder, family, sentences, tokens)
         worst = largest_difference(hub, loaded, tokens, mapped)
         check_difference(worst)
-        name = type(loaded).__name__
-        (folder / "README.md").write_text(_card(hub, name, family is None, worst), encoding="utf-8")
-    return {
-        "class": name,
-        "remote_code": family is None,
-        "sentences": len(sentences),
-        "max_abs_difference": worst,
-    }
+        result = {
+            "class": type(loaded).__name__,
+            "remote_code": family is None,
+            "sentences": len(sentences),
+            "max_abs_difference": worst,
+        }
+        auto = "AutoModel" if hub.model.config.head == "none" else "AutoModelForMaskedLM"
+        write_card(folder, hub, checkpoint, result, auto)
+    return result
 
 
 def _reload(
@@ -378,29 +405,3 @@ def _remote(hub: Any) -> Any:
     )
     model.load_state_dict(state)
     return model.eval()
-
-
-def _card(hub: Any, name: str, remote: bool, worst: float) -> str:
-    """Return the model card."""
-    config = hub.model.config
-    size = sum(p.numel() for p in hub.model.parameters())
-    trust = ", trust_remote_code=True" if remote else ""
-    auto = "AutoModel" if config.head == "none" else "AutoModelForMaskedLM"
-    facts = {
-        "parameters": f"{size:,}",
-        "layers x width x heads": f"{config.layers()} x {config.encoder_embed_dim} x "
-        f"{config.encoder_attention_heads}",
-        "positions": config.position,
-        "head": config.head,
-        "mask": f"{config.mask_embedding} vector",
-        "vocabulary": f"{len(hub.task.source_dictionary):,}",
-    }
-    table = "".join(f"| {key} | {value} |\n" for key, value in facts.items())
-    return (
-        "---\nlibrary_name: transformers\npipeline_tag: fill-mask\ntags: [fairseq-lm]\n---\n\n"
-        f"# {name} exported from fairseq-lm\n\n| | |\n|---|---|\n{table}\n"
-        f"Compared with the checkpoint on export: largest difference {worst:.1e}.\n\n"
-        f"```python\nfrom transformers import {auto}, AutoTokenizer\n\n"
-        f'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
-        f'model = {auto}.from_pretrained("FOLDER"{trust})\n```\n'
-    )

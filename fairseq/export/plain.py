@@ -13,8 +13,10 @@ from fairseq.safe_load import safe_load
 
 # Knobs without which the original computes something else: name -> the only value it knows.
 ORIGINAL = {
-    "head": "roberta",
-    "position": ("learned", "sinusoidal", "none"),
+    "head": ("roberta", "vocabulary"),
+    "head_bias": False,
+    "position": ("learned", "sinusoidal", "none", None),
+    "parallel_residual": False,
     "mask_embedding": "learned",
     "segments": 0,
     "layer_norm_eps": 1e-5,

@@ -42,6 +42,39 @@ def missing_pieces(bpe: Any, dictionary: Dictionary) -> list[str]:
     return [t for t, n in ids.items() if str(n) not in dictionary and (t in used or len(t) == 1)]
 
 
+def plain_tokenizer(
+    bpe: Any, symbols: Mapping[str, int], dictionary: Dictionary, first_free: int
+) -> Any:
+    """Return a tokenizer of the ``tokenizers`` library that adds no symbols of its own.
+
+    Args:
+        bpe: the encoder; None if words are separated by blanks.
+        symbols: the ids of symbols and pieces.
+        dictionary: tells which pieces of the encoder are not among them.
+        first_free: id of the first such piece.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    if bpe is None:
+        tokenizer = Tokenizer(models.WordLevel(dict(symbols), unk_token=dictionary.unk_word))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return tokenizer
+    if hasattr(bpe, "vocabulary"):
+        from tokenizers.implementations import BertWordPieceTokenizer
+
+        return BertWordPieceTokenizer(bpe.vocabulary, lowercase=bpe.lowercase)._tokenizer
+    ids, merges = _pieces(bpe)
+    rest = dict(symbols)
+    tokens = {rest.pop(str(n)): t for t, n in ids.items() if str(n) in rest}
+    vocabulary = {**rest, **{token: index for index, token in tokens.items()}}
+    for place, token in enumerate(missing_pieces(bpe, dictionary)):
+        vocabulary[token] = first_free + place
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
 def build_tokenizer(bpe: Any, dictionary: Dictionary, mask: int, first_free: int) -> Any:
     """Return a tokenizer of the ``tokenizers`` library whose ids are those of the dictionary.
 
@@ -51,28 +84,13 @@ def build_tokenizer(bpe: Any, dictionary: Dictionary, mask: int, first_free: int
         mask: id of the mask.
         first_free: id of the first token that the dictionary lacks.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from tokenizers import AddedToken, processors
 
-    symbols = {symbol: index for index, symbol in enumerate(dictionary.symbols)}
     mask_word = dictionary.mask_word
-    if bpe is None:
-        symbols[mask_word] = mask
-        tokenizer = Tokenizer(models.WordLevel(symbols, unk_token=dictionary.unk_word))
-        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    elif hasattr(bpe, "vocabulary"):
-        from tokenizers.implementations import BertWordPieceTokenizer
-
-        return BertWordPieceTokenizer(bpe.vocabulary, lowercase=bpe.lowercase)._tokenizer
-    else:
-        ids, merges = _pieces(bpe)
-        tokens = {symbols.pop(str(n)): t for t, n in ids.items() if str(n) in symbols}
-        vocabulary = {**symbols, **{token: index for index, token in tokens.items()}}
-        vocabulary[mask_word] = mask
-        for place, token in enumerate(missing_pieces(bpe, dictionary)):
-            vocabulary[token] = first_free + place
-        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
+    symbols = {**{s: i for i, s in enumerate(dictionary.symbols)}, mask_word: mask}
+    tokenizer = plain_tokenizer(bpe, symbols, dictionary, first_free)
+    if hasattr(bpe, "vocabulary"):
+        return tokenizer
     bos, eos = dictionary.bos_word, dictionary.eos_word
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A {eos}",
@@ -123,21 +141,7 @@ def read_byte_level(folder: Path, special: Mapping[str, int]) -> tuple[Dictionar
         MissingFileError: if there are no such files.
         UnsupportedError: if the special symbols do not come first, as fairseq's do.
     """
-    from fairseq.data.encoders.byte_pair import read_json
-    from fairseq.data.encoders.gpt2_bpe import read_merges
-    from fairseq.file_io import require_file
-
-    if (folder / "tokenizer.json").is_file():
-        content = read_json(folder / "tokenizer.json", "tokenizer")
-        vocabulary = dict(content["model"]["vocab"])
-        merges = [
-            m.split(" ") if isinstance(m, str) else list(m) for m in content["model"]["merges"]
-        ]
-        for added in content.get("added_tokens", ()):
-            vocabulary.setdefault(added["content"], added["id"])
-    else:
-        vocabulary = read_json(require_file(folder / "vocab.json", "vocabulary", ""), "vocabulary")
-        merges = [list(m) for m in read_merges(require_file(folder / "merges.txt", "merges", ""))]
+    vocabulary, merges = read_pieces(folder)
     if [special[role] for role in ("bos", "pad", "eos", "unk")] != [0, 1, 2, 3]:
         raise UnsupportedError(
             f"{folder}: the special symbols have the ids {dict(special)}; RoBERTa's are 0 to 3"
@@ -148,10 +152,37 @@ def read_byte_level(folder: Path, special: Mapping[str, int]) -> tuple[Dictionar
         token = names.get(index, f"madeupword{index}")
         is_mask = token == MASK
         dictionary.add_symbol(MASK if is_mask else str(index), n=0)
+    kept = {t: i for t, i in vocabulary.items() if i > 3 and t != MASK}
+    return dictionary, plain_content(kept, merges)
+
+
+def read_pieces(folder: Path) -> tuple[dict[str, int], list[list[str]]]:
+    """Read ids and merges of ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``.
+
+    Raises:
+        MissingFileError: if there are no such files.
+    """
+    from fairseq.data.encoders.byte_pair import read_json
+    from fairseq.data.encoders.gpt2_bpe import read_merges
+    from fairseq.file_io import require_file
+
+    if not (folder / "tokenizer.json").is_file():
+        vocabulary = read_json(require_file(folder / "vocab.json", "vocabulary", ""), "vocabulary")
+        path = require_file(folder / "merges.txt", "merges", "")
+        return vocabulary, [list(merge) for merge in read_merges(path)]
+    content = read_json(folder / "tokenizer.json", "tokenizer")
+    vocabulary = dict(content["model"]["vocab"])
+    merges = content["model"].get("merges", [])
+    for added in content.get("added_tokens", ()):
+        vocabulary.setdefault(added["content"], added["id"])
+    return vocabulary, [m.split(" ") if isinstance(m, str) else list(m) for m in merges]
+
+
+def plain_content(vocabulary: Mapping[str, int], merges: list[list[str]]) -> Any:
+    """Return the content of the ``tokenizer.json`` of ``--bpe byte_level``."""
     content = json.loads(PLAIN)
-    content["model"]["vocab"] = {t: i for t, i in vocabulary.items() if i > 3 and t != MASK}
-    content["model"]["merges"] = merges
-    return dictionary, content
+    content["model"].update(vocab=dict(vocabulary), merges=merges)
+    return content
 
 
 PLAIN = """{

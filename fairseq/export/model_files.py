@@ -1,0 +1,66 @@
+"""Files of models: weights of Hugging Face in, checkpoints of ours out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq import options
+from fairseq.checkpoint_files import write_checkpoint
+from fairseq.checkpoint_state import OURS, original_cfg, our_record
+from fairseq.config.sections import FairseqConfig
+from fairseq.file_io import require_file
+from fairseq.safe_load import safe_load
+
+
+def read_weights(source: Path) -> dict[str, Tensor]:
+    """Read ``model.safetensors`` or, with the safe loader, ``pytorch_model.bin``, as fp32.
+
+    Weights in several files are found by the ``.index.json`` beside them.
+    """
+    remedy = "Expected model.safetensors or pytorch_model.bin."
+    known = [source / name for name in ("model.safetensors", "pytorch_model.bin")]
+    whole = next((path for path in known if path.is_file()), None)
+    index = next((path for p in known if (path := Path(f"{p}.index.json")).is_file()), None)
+    if whole is None and index is not None:
+        parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = [require_file(source / Path(part).name, "weights", remedy) for part in parts]
+    else:
+        files = [whole or require_file(known[1], "weights", remedy)]
+    found: dict[str, Any] = {}
+    for path in files:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found.update(load_file(str(path)))
+        else:
+            found.update(safe_load(path))
+    return {k: v.float() for k, v in found.items() if torch.is_tensor(v)}
+
+
+def write_ours(folder: Path, state: Mapping[str, Tensor], settings: dict[str, Any]) -> None:
+    """Write ``model.pt`` of a model without a training history."""
+    config = options.make_config({"data": str(folder), **settings})
+    write_model(folder / "model.pt", state, config, {"imported": True})
+
+
+def write_model(
+    path: Path, state: Mapping[str, Tensor], config: FairseqConfig, facts: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint of weights and their configuration, without a training history."""
+    checkpoint: dict[str, Any] = {
+        "args": None,
+        "cfg": original_cfg(config),
+        "model": dict(state),
+        "criterion": None,
+        "optimizer_history": [],
+        "task_state": {},
+        "extra_state": {OURS: our_record(config, {})},
+        "last_optimizer_state": None,
+    }
+    write_checkpoint(checkpoint, str(path), facts)

@@ -1,0 +1,53 @@
+"""Publishing: an exported folder to the Hub of Hugging Face. Nothing else uses the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fairseq.errors import ConfigError, FairseqError, UnsupportedError
+
+
+def check_repository(name: str) -> None:
+    """Raise unless a repository can be called so; asked before anything is computed.
+
+    Raises:
+        ConfigError: unless it is a name, or an owner and a name.
+    """
+    parts = name.split("/")
+    if len(parts) > 2 or not all(part and not part.startswith((".", "-")) for part in parts):
+        raise ConfigError(f"--push needs OWNER/NAME of a repository on the Hub, not {name!r}")
+
+
+def push(folder: Path, repository: str, private: bool = True) -> str:
+    """Upload a folder to a model repository, which is made if it does not exist.
+
+    Args:
+        folder: what an export wrote.
+        repository: ``owner/name``.
+        private: whether a repository that is made is private.
+
+    Returns:
+        its address.
+
+    Raises:
+        FairseqError: if the Hub refuses; the folder stays as it is.
+        UnsupportedError: if the package is not installed.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise UnsupportedError(
+            "--push needs huggingface_hub: pip install 'fairseq-lm[hf]'"
+        ) from error
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, exist_ok=True, private=private)
+        api.upload_folder(
+            repo_id=repository, folder_path=str(folder), commit_message="Export from fairseq-lm"
+        )
+    except Exception as error:  # its own errors, and those of the HTTP library below it
+        raise FairseqError(
+            f"{repository} could not be written: {error}. The export stands in {folder}; log in "
+            "with 'hf auth login' and push again"
+        ) from error
+    return str(address)
