@@ -14,20 +14,16 @@ if _missing:
 
 def bpe(name, **kwargs):
     """Return the subword encoder called ``name``."""
-    from argparse import Namespace
+    from fairseq.hub_utils import BPEHubInterface
 
-    from fairseq.data.encoders import build_bpe
-
-    return build_bpe(Namespace(bpe=name, **kwargs))
+    return BPEHubInterface(name, **kwargs)
 
 
 def tokenizer(name, **kwargs):
     """Return the tokenizer called ``name``."""
-    from argparse import Namespace
+    from fairseq.hub_utils import TokenizerHubInterface
 
-    from fairseq.data.encoders import build_tokenizer
-
-    return build_tokenizer(Namespace(tokenizer=name, **kwargs))
+    return TokenizerHubInterface(name, **kwargs)
 
 
 for _model in list(MODEL_REGISTRY):

@@ -6,6 +6,7 @@ Adding a component of the house = one file + one row here. Plug-ins add rows wit
 from __future__ import annotations
 
 TASKS = {
+    "language_modeling": "fairseq.tasks.language_modeling:LanguageModelingTask",
     "masked_lm": "fairseq.tasks.masked_lm:MaskedLMTask",
     "sentence_prediction": "fairseq.tasks.sentence_prediction:SentencePredictionTask",
 }
@@ -54,10 +55,14 @@ ARCHITECTURES = {
 }
 
 CRITERIONS = {
+    "adaptive_loss": "fairseq.criterions.adaptive_loss:AdaptiveLoss",
     "contrastive_weight_tying": (
         "fairseq.criterions.contrastive_weight_tying:ContrastiveWeightTyingCriterion"
     ),
     "cross_entropy": "fairseq.criterions.cross_entropy:CrossEntropyCriterion",
+    "label_smoothed_cross_entropy": (
+        "fairseq.criterions.label_smoothed_cross_entropy:LabelSmoothedCrossEntropyCriterion"
+    ),
     "masked_lm": "fairseq.criterions.masked_lm:MaskedLmLoss",
     "sentence_prediction": ("fairseq.criterions.sentence_prediction:SentencePredictionCriterion"),
 }

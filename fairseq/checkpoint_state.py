@@ -31,7 +31,7 @@ _REPEATED = (
     ("lr_scheduler", "lr", ("optimization", "lr")),
     ("bmuf", "distributed_world_size", ("distributed_training", "distributed_world_size")),
 )
-_TPU_SECTIONS = ("distributed_training", "optimizer", "criterion")
+_TPU_SECTIONS = ("distributed_training", "optimizer")
 
 
 def original_cfg(config: FairseqConfig) -> dict[str, Any]:
@@ -55,6 +55,8 @@ def original_cfg(config: FairseqConfig) -> dict[str, Any]:
     for section in _TPU_SECTIONS:
         if cfg.get(section) is not None:
             cfg[section]["tpu"] = False
+    if cfg.get("criterion") is not None and cfg["criterion"].get("_name") == "masked_lm":
+        cfg["criterion"]["tpu"] = False
     cfg["scoring"], cfg["simul_type"] = None, None
     return cfg
 

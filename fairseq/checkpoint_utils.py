@@ -21,6 +21,7 @@ from fairseq.config.schema import parse_literal
 from fairseq.errors import CheckpointError, ConfigError, FairseqError, MissingFileError
 from fairseq.file_io import PathManager
 from fairseq.logging.deferred import to_python
+from fairseq.models.base import prune_state_dict as prune_state_dict
 from fairseq.rng import derive_seed
 from fairseq.safe_load import safe_load
 
@@ -380,28 +381,3 @@ def fit_dictionary(task: Any, rows: int | None) -> None:
         "cut" if rows < have else "extended",
         abs(have - rows),
     )
-
-
-def prune_state_dict(state_dict: Mapping[str, Any], model_cfg: Any) -> dict[str, Any]:
-    """Return the state of the layers named by ``encoder_layers_to_keep``, renumbered.
-
-    Args:
-        state_dict: tensors by name.
-        model_cfg: configuration with ``encoder_layers_to_keep`` or ``decoder_layers_to_keep``
-            ("0,2,4"); without them the state comes back as it is.
-    """
-    state = dict(state_dict)
-    for side in ("encoder", "decoder"):
-        keep = getattr(model_cfg, f"{side}_layers_to_keep", None)
-        if not keep:
-            continue
-        order = {layer: str(new) for new, layer in enumerate(sorted(map(int, keep.split(","))))}
-        pruned = {}
-        for name, tensor in state.items():
-            match = re.match(rf"({side}\.(?:.*\.)?layers\.)(\d+)(\..*)", name)
-            if match is None:
-                pruned[name] = tensor
-            elif int(match[2]) in order:
-                pruned[match[1] + order[int(match[2])] + match[3]] = tensor
-        state = pruned
-    return state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import torch
 
 from fairseq import checkpoint_utils, utils
-from fairseq.config.schema import parse_literal
+from fairseq.components import class_of
+from fairseq.config.build import flatten, plain
+from fairseq.config.schema import default_of, is_reference, parse_literal, public_fields
+from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
 from fairseq.device import choose_device
 from fairseq.errors import ConfigError, DataError
 from fairseq.logging import metrics
 from fairseq.logging.progress_bar import progress_bar
+from fairseq.registry import config_class
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +47,38 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         task.load_dataset(subset, combine=False, epoch=1)
         results[subset] = _validate_subset(config, task, model, criterion, subset, device)
     return results
+
+
+def stated_settings(cfg: Any, task: str | None = None) -> dict[str, Any]:
+    """Return the settings that a configuration states, flat.
+
+    Args:
+        cfg: a dict with just these settings; or a complete configuration (ours, a DictConfig, a
+            Namespace), of which ``path``, ``data`` and what differs from the defaults counts.
+        task: name of the task whose settings count, too; components are the checkpoint's.
+    """
+    if isinstance(cfg, FairseqConfig):
+        cfg = flatten(cfg)
+    if not isinstance(cfg, argparse.Namespace):
+        values = plain(cfg)
+        if not isinstance(values.get("common_eval"), dict):
+            return values
+        names = [*SECTIONS, "task"] if task else list(SECTIONS)
+        shared = [values[name] for name in names if isinstance(values.get(name), dict)]
+        data = (values.get("task") or {}).get("data")
+        cfg = argparse.Namespace(**{k: v for section in shared for k, v in section.items()})
+        cfg.data = data
+    defaults = vars(flatten(FairseqConfig()))
+    for name in COMPONENTS.values():
+        defaults.pop(name, None)  # components are the checkpoint's
+    if task:
+        defaults |= {
+            field.name: default_of(field)
+            for field, _ in public_fields(config_class(class_of("task", task)))
+            if not is_reference(default_of(field))
+        }
+    stated = {k: v for k, v in vars(cfg).items() if k in defaults and v != defaults[k]}
+    return {**stated, "data": getattr(cfg, "data", None)}
 
 
 def subsets_of(config: Any) -> list[str]:

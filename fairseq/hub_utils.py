@@ -13,9 +13,18 @@ from typing import Any
 
 from fairseq import archives, checkpoint_utils
 from fairseq.errors import MissingFileError
+from fairseq.lazy import lazy_names
 from fairseq.safe_load import safe_load
 
 logger = logging.getLogger(__name__)
+
+__getattr__, __dir__, _names = lazy_names(
+    __name__,
+    dict.fromkeys(
+        ("BPEHubInterface", "GeneratorHubInterface", "TokenizerHubInterface"),
+        "fairseq.generator_hub_interface",
+    ),
+)
 
 # files that lie beside a model -> the setting that names them
 COMPANIONS = {

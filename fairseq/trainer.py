@@ -277,6 +277,8 @@ class Trainer(TrainingState):
         try:
             if self.world > 1 and not hasattr(self.model, "module"):
                 optimizer.all_reduce_grads(self.model)
+            if self.world > 1:
+                distributed_utils.average_gradients(self._criterion)
             optimizer.multiply_grads(self.world / denominator)
             self._grad_norm = optimizer.clip_grad_norm(self.cfg.optimization.clip_norm)
             if not bool(torch.isfinite(torch.as_tensor(self._grad_norm))):

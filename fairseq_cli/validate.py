@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -27,40 +26,18 @@ def main(cfg: Any, override_args: Any = None) -> dict[str, dict[str, Any]]:
     """Evaluate a checkpoint with its own settings, except for those that are stated.
 
     Args:
-        cfg: a dict with the flat settings that are stated; or a complete configuration (ours, a
-            DictConfig, a Namespace), of which ``path``, ``data`` and what differs from the
-            defaults of the shared sections counts.
+        cfg: see :func:`fairseq.evaluation.stated_settings`.
         override_args: a Namespace of further settings that are stated.
 
     Returns:
         the statistics of every subset.
     """
-    from fairseq.evaluation import validate
+    from fairseq.evaluation import stated_settings, validate
     from fairseq.logging.progress_bar import setup_logging
 
     setup_logging()
-    given = {**_stated(cfg), **(vars(override_args) if override_args is not None else {})}
+    given = {**stated_settings(cfg), **(vars(override_args) if override_args is not None else {})}
     return validate({key: value for key, value in given.items() if value is not None})
-
-
-def _stated(cfg: Any) -> dict[str, Any]:
-    from fairseq.config.build import flatten, plain
-    from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
-
-    if isinstance(cfg, FairseqConfig):
-        cfg = flatten(cfg)
-    if not isinstance(cfg, argparse.Namespace):
-        values = plain(cfg)
-        if not isinstance(values.get("common_eval"), dict):
-            return values
-        shared = [values[name] for name in SECTIONS if isinstance(values.get(name), dict)]
-        cfg = argparse.Namespace(**{k: v for section in shared for k, v in section.items()})
-        cfg.data = (values.get("task") or {}).get("data")
-    defaults = vars(flatten(FairseqConfig()))
-    for name in COMPONENTS.values():
-        del defaults[name]  # components are the checkpoint's
-    stated = {k: v for k, v in vars(cfg).items() if k in defaults and v != defaults[k]}
-    return {**stated, "data": getattr(cfg, "data", None)}
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -79,6 +56,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     pseudo, most = given.pop("pseudo_ppl", False), given.pop("pseudo_ppl_blocks", None)
     if as_json:
         given.setdefault("log_format", "none")
+    texts, key = given.pop("last_word", None), given.pop("text_key", "text")
+    if texts is not None:
+        from fairseq.last_word import describe, evaluate_last_words
+
+        words = evaluate_last_words(given, texts, key)
+        print(json.dumps(words) if as_json else describe(words))
+        return 0
     if pseudo or lengths:
         return _scores(given, lengths, most, as_json)
     results = main(given)
@@ -89,6 +73,8 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def add_scores(parser: Any) -> Any:
     """Add the flags of the scores that only masked LMs have; return the parser."""
+    from fairseq_cli.eval_lm import add_last_word_flags
+
     scores = parser.add_argument_group("scores of masked LMs")
     scores.add_argument(
         "--pseudo-ppl", action="store_true",
@@ -101,6 +87,7 @@ def add_scores(parser: Any) -> Any:
         "--at-lengths", type=int, nargs="+", metavar="T",
         help="evaluate in blocks of these lengths (the trained one, twice, four times it)",
     )  # fmt: skip
+    add_last_word_flags(parser)
     return parser
 
 

@@ -153,7 +153,7 @@ def test_flags_of_preprocess(flag, row):
 
 @pytest.mark.parametrize(("flag", "row"), EVAL_LM.items())
 def test_flags_of_eval_lm(flag, row):
-    check_row(completed(options.get_eval_lm_parser(argv=()), []), [], flag, row)
+    check_row(completed(options.get_eval_lm_parser(argv=()), []), ["data-bin"], flag, row)
 
 
 def test_preprocess_takes_any_task_and_no_data_folder(capsys):
@@ -167,8 +167,8 @@ def test_preprocess_takes_any_task_and_no_data_folder(capsys):
 
 def test_remove_bpe_is_an_alias_with_an_optional_value():
     parser = completed(options.get_eval_lm_parser(argv=()), [])
-    assert parser.parse_known_args(["--remove-bpe"])[0].post_process == "subword_nmt"
-    assert parser.parse_known_args(["--remove-bpe", "gpt2"])[0].post_process == "gpt2"
+    for words, expected in ((["--remove-bpe"], "subword_nmt"), (["--remove-bpe", "gpt2"], "gpt2")):
+        assert parser.parse_known_args(["data-bin", *words])[0].post_process == expected
 
 
 def test_adam_has_no_short_name_for_weight_decay(parser, capsys):

@@ -102,6 +102,27 @@ def test_two_processes_equal_one(data: Path, tmp_path: Path, frequency: int) -> 
     assert_same(alone, pair)
 
 
+def test_a_criterion_with_weights_and_global_negatives(data: Path, tmp_path: Path) -> None:
+    """Negatives come from both processes, and the criterion's own weights move as one."""
+    flags = {
+        "criterion": "contrastive_weight_tying",
+        "negatives": "global",
+        "contrastive_projection": True,
+        "max_update": 8,
+        "required_batch_size_multiple": 1,
+    }
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    assert finish(start(data, alone, 1, update_freq=[2], **flags)) == [0]
+    assert finish(start(data, pair, 2, **flags)) == [0, 0]
+    assert_same(alone, pair)
+    maps = [
+        tiny_run.content(folder / "checkpoint_last.pt")["criterion"]["projection.weight"]
+        for folder in (alone, pair)
+    ]
+    torch.testing.assert_close(maps[0], maps[1], atol=1e-6, rtol=0)
+    assert not torch.equal(maps[0], torch.eye(32))
+
+
 def test_saved_by_two_resumed_by_one(data: Path, tmp_path: Path) -> None:
     flags = {"required_batch_size_multiple": 1, "total_num_update": 8}
     whole, cut = tmp_path / "whole", tmp_path / "cut"

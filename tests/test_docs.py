@@ -156,7 +156,10 @@ def known_flags() -> set[str]:
     parsers = [train, options.get_preprocessing_parser(), validation]
     parsers += [
         parser_of(f"fairseq-{name}")
-        for name in ("bpe", "export", "glue", "report", "average", "hydra_train")
+        for name in (
+            *("bpe", "export", "glue", "report", "average", "hydra_train"),
+            *("eval_lm", "generate", "interactive"),
+        )
     ]
     flags = {flag for parser in parsers for flag in of(parser)}
     refused = {f"--{name.replace('_', '-')}" for name in REFUSED}

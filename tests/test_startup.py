@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ["train", "preprocess", "validate", "hydra_train", "bpe", "report"]
+COMMANDS = [
+    "train",
+    "preprocess",
+    "validate",
+    "hydra_train",
+    "bpe",
+    "report",
+    "eval_lm",
+    "generate",
+]
 
 
 def run(*words, **env):

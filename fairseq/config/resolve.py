@@ -135,11 +135,9 @@ def _head_and_criterion(config: FairseqConfig) -> None:
         )
     if criterion == "sentence_prediction":  # the vocabulary head rests, which DDP must expect
         config.distributed_training.find_unused_parameters = True
-    if criterion == "contrastive_weight_tying" and head not in (None, "none"):
-        raise ConfigError(
-            f"--criterion contrastive_weight_tying trains without a vocabulary head, but --head is "
-            f"{head}; give --head none"
-        )
+    if criterion == "contrastive_weight_tying" and head is not None:
+        _headless(model, config.criterion)
+        head = model.head
     needs_vocabulary = criterion in ("masked_lm", "cross_entropy", "label_smoothed_cross_entropy")
     if head == "none" and needs_vocabulary:
         raise ConfigError(f"criterion {criterion} needs a vocabulary head, but --head is none")
@@ -148,6 +146,24 @@ def _head_and_criterion(config: FairseqConfig) -> None:
             raise ConfigError("--head clap is tied to the embeddings; drop --untie-weights-roberta")
     elif head is not None and getattr(model, "clap_normalize_hidden", False):
         raise ConfigError("--clap-normalize-hidden needs --head clap")
+
+
+def _headless(model: Any, criterion: Any) -> None:
+    """Leave the vocabulary head away where nothing trains it, and settle the map's width."""
+    side = "encoder" if hasattr(model, "encoder_embed_dim") else "decoder"
+    width = model.encoder_embed_dim if side == "encoder" else model.decoder_output_dim
+    criterion.contrastive_width = width if criterion.contrastive_projection else 0
+    if criterion.vocabulary_weight > 0:
+        if model.head == "none":
+            raise ConfigError("--vocabulary-weight trains a vocabulary head, but --head is none")
+    elif model.head == "clap" or getattr(model, "adaptive_softmax_cutoff", None) is not None:
+        raise ConfigError(
+            "--criterion contrastive_weight_tying trains no vocabulary head: drop --head "
+            "clap and --adaptive-softmax-cutoff, or train both with --vocabulary-weight"
+        )
+    elif model.head != "none":
+        logger.info("contrastive_weight_tying trains no vocabulary head: none is built")
+        model.head = "none"
 
 
 def _positions(config: FairseqConfig) -> None:

@@ -151,7 +151,7 @@ class DatasetConfig(FairseqDataclass):
         None, "validate on so many batches only", argparse_alias="--nval"
     )
     curriculum: int = option(0, "do not shuffle batches in the first so many epochs")
-    gen_subset: str = option("test", "split that is evaluated or generated from", inert=True)
+    gen_subset: str = option("test", "split that is evaluated or generated from")
     num_shards: int = option(1, "shards for generation and evaluation")
     shard_id: int = option(0, "shard of this process")
     grouped_shuffling: bool = option(False, "shuffle groups of one batch per process")

@@ -1,6 +1,6 @@
 """Headless training: predict input embeddings among those of the batch, without a vocabulary head.
 
-Shapes: N predicted positions, C channels, V rows of the table, M ids of the whole update.
+Shapes: N predicted positions, C channels, V rows of the table, M ids of the whole update, L layers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions import register_criterion
@@ -21,16 +22,27 @@ from fairseq.errors import ConfigError
 from fairseq.logging import metrics
 from fairseq.ops.contrastive_weight_tying import contrastive_weight_tying
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+from fairseq.ops.mean_cosine import mean_cosine
 
 
 @dataclass
 class ContrastiveWeightTyingConfig(FairseqDataclass):
     """Settings of contrastive weight tying."""
 
+    contrastive_weight: float = option(1.0, "weight of the contrastive loss", new=True)
+    vocabulary_weight: float = option(
+        0.0, "weight of the usual loss; above 0 the model keeps its vocabulary head", new=True
+    )
     contrastive_temperature: float = option(1.0, "scores are divided by this", new=True)
     contrastive_normalize: bool = option(False, "compare directions only", new=True)
     contrastive_symmetric: bool = option(
         False, "also find the position for each token, among those of the micro-batch", new=True
+    )
+    contrastive_projection: bool = option(
+        False, "learn a linear map of the hidden states, the identity at first", new=True
+    )
+    contrastive_width: int = option(
+        0, "channels of that map; set from the width of the model", new=True
     )
     duplicates: Literal["count", "once"] = option(
         "count", "negatives that occur several times count as often, or once", new=True
@@ -38,23 +50,52 @@ class ContrastiveWeightTyingConfig(FairseqDataclass):
     negatives: Literal["local", "global"] = option(
         "local", "those of the micro-batch, or of the whole update on all processes", new=True
     )
-    extra_negatives: int = option(0, "so many more, drawn from the whole vocabulary", new=True)
+    extra_negatives: int = option(
+        0, "so many more in each micro-batch, drawn from the whole vocabulary", new=True
+    )
     valid_vocabulary_loss: bool = option(
-        True, "validation also reports the perplexity of the tied table as head", new=True,
+        True,
+        "validation also reports the perplexity of the embedding table as a head",
+        new=True,
         positive=True,
-    )  # fmt: skip
+    )
+    valid_anisotropy: bool = option(
+        True,
+        "validation also reports how alike the hidden states of each layer are (mean cosine)",
+        new=True,
+        positive=True,
+    )
 
 
 @register_criterion("contrastive_weight_tying", dataclass=ContrastiveWeightTyingConfig)
 class ContrastiveWeightTyingCriterion(FairseqCriterion):
-    """Sum over predicted positions of the contrastive loss, in nats.
+    """Sum over predicted positions of the contrastive loss, in nats; with the usual loss if asked.
+
+    Every id but padding is predicted and told apart, also end-of-sentence.
+
+    Args:
+        cfg: the settings.
+        task: whose targets are predicted.
+
+    Attributes:
+        projection: the learned map, None without one.
 
     Source: Godey et al. 2023 (Headless Language Models), section 3.
     """
 
     def __init__(self, cfg: ContrastiveWeightTyingConfig, task: Any) -> None:
         super().__init__(task)
+        if cfg.contrastive_weight < 0 or cfg.vocabulary_weight < 0:
+            raise ConfigError("--contrastive-weight and --vocabulary-weight must not be negative")
+        if cfg.contrastive_temperature <= 0:
+            raise ConfigError(
+                f"--contrastive-temperature must be positive, not {cfg.contrastive_temperature}"
+            )
         self.cfg = cfg
+        self.projection: nn.Linear | None = None
+        if cfg.contrastive_projection:
+            self.projection = nn.Linear(cfg.contrastive_width, cfg.contrastive_width, bias=False)
+            nn.init.eye_(self.projection.weight)
         self._ids_M: Tensor | None = None
 
     def prepare_update(self, samples: list[dict[str, Any]]) -> None:
@@ -84,14 +125,20 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
                 f"--criterion contrastive_weight_tying cannot train {type(model).__name__}: it has "
                 "no method embedding_table"
             )
+        cfg = self.cfg
         positions_N = predicted_positions(sample, self.padding_idx)
         target_N = sample["target"].reshape(-1)[positions_N]
-        features_BTC, _ = model(**sample["net_input"], features_only=True)
+        probes = cfg.valid_anisotropy and not model.training
+        features_BTC, extra = model(
+            **sample["net_input"],
+            features_only=True,
+            **({"return_all_hiddens": True} if probes else {}),
+        )
         hidden_NC = features_BTC.flatten(0, 1).index_select(0, positions_N)
+        mapped_NC = hidden_NC if self.projection is None else self.projection(hidden_NC)
         table_VC = model.embedding_table()
-        cfg = self.cfg
         result = contrastive_weight_tying(
-            hidden_NC,
+            mapped_NC,
             table_VC,
             target_N,
             negatives_M=self._negatives(target_N, len(table_VC), model.training),
@@ -100,24 +147,42 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
             duplicates=cfg.duplicates,
             symmetric=cfg.contrastive_symmetric,
         )
-        loss = result.loss_N.sum()
+        loss_N = cfg.contrastive_weight * result.loss_N
         log = {
-            "loss": loss.detach(),
             "ntokens": sample["ntokens"],
             "nsentences": sample["nsentences"],
             "sample_size": len(positions_N),
             "ncorrect": result.right_N.sum(),
             "negatives": result.negatives * len(positions_N),
         }
-        if not model.training and cfg.valid_vocabulary_loss:
-            scale = cfg.contrastive_temperature
-            whole = linear_cross_entropy(hidden_NC.float() / scale, table_VC.float(), target_N)
-            log["vocabulary_loss"] = whole.loss_N.sum()
-        return loss if reduce else result.loss_N, len(positions_N), log
+        if cfg.vocabulary_weight:
+            whole_N = _head_loss(model, hidden_NC, target_N)
+            loss_N = loss_N + cfg.vocabulary_weight * whole_N
+            log["contrastive_loss"] = result.loss_N.detach().sum()
+            log["vocabulary_loss"] = whole_N.detach().sum()
+        elif not model.training and cfg.valid_vocabulary_loss:
+            log["vocabulary_loss"] = self._table_loss(mapped_NC, table_VC, target_N).sum()
+        if probes:
+            log |= _anisotropy(extra["inner_states"], sample, self.padding_idx)
+        loss = loss_N.sum()
+        log["loss"] = loss.detach()
+        return loss if reduce else loss_N, len(positions_N), log
+
+    def _table_loss(self, hidden_NC: Tensor, table_VC: Tensor, target_N: Tensor) -> Tensor:
+        """Return the cross-entropy of the table as a head, in nats, (N,)."""
+        hidden_NC, table_VC = hidden_NC.float(), table_VC.float()
+        if self.cfg.contrastive_normalize:
+            hidden_NC, table_VC = F.normalize(hidden_NC, dim=-1), F.normalize(table_VC, dim=-1)
+        scale = self.cfg.contrastive_temperature
+        return linear_cross_entropy(hidden_NC / scale, table_VC, target_N).loss_N
 
     def _negatives(self, target_N: Tensor, rows: int, training: bool) -> Tensor | None:
         """Return the ids to tell apart; None for those of the micro-batch alone."""
-        ids_M = self._ids_M if training and self._ids_M is not None else target_N
+        ids_M = target_N
+        if training and self._ids_M is not None:
+            # the filler of a process that has run out of batches is not among them
+            filler = target_N[~torch.isin(target_N, self._ids_M)]
+            ids_M = torch.cat([self._ids_M, filler])
         if self.cfg.extra_negatives:
             extra = torch.randint(rows, (self.cfg.extra_negatives,), device=target_N.device)
             ids_M = torch.cat([ids_M, extra])
@@ -133,15 +198,41 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
         size = total.get("sample_size", 0)
         loss = total.get("loss", 0) / size / math.log(2) if size else 0.0
         metrics.log_scalar("loss", loss, size, round=3)
-        if size:
-            metrics.log_scalar("accuracy", 100.0 * total["ncorrect"] / size, size, round=1)
-            metrics.log_scalar("negatives", total["negatives"] / size, size, round=1)
-        if "vocabulary_loss" in total and size:
-            bits = total["vocabulary_loss"] / size / math.log(2)
-            metrics.log_scalar("vocabulary_loss", bits, size, round=3)
+        if not size:
+            return
+        metrics.log_scalar("accuracy", 100.0 * total["ncorrect"] / size, size, round=1)
+        metrics.log_scalar("negatives", total["negatives"] / size, size, round=1)
+        for key in ("contrastive_loss", "vocabulary_loss"):
+            if key in total:
+                metrics.log_scalar(key, total[key] / size / math.log(2), size, round=3)
+        if "vocabulary_loss" in total:
             metrics.log_derived("ppl", perplexity_of("vocabulary_loss"))
+        places = total.get("cosine_places", 0)
+        if places:
+            for key in [key for key in total if key.startswith("cosine_l")]:
+                metrics.log_scalar(f"avg_{key}", total[key] / places, places, round=3)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
         """Return True: every figure is a sum."""
         return True
+
+
+def _head_loss(model: Any, hidden_NC: Tensor, target_N: Tensor) -> Tensor:
+    """Return the cross-entropy of the model's vocabulary head, in nats, (N,)."""
+    hidden_NC, weight_VC, bias_V = model.projection(hidden_NC)
+    return linear_cross_entropy(hidden_NC, weight_VC, target_N, bias_V=bias_V).loss_N
+
+
+def _anisotropy(states_LTBC: list[Tensor], sample: dict[str, Any], pad: int) -> dict[str, Any]:
+    """Return the mean cosine of each layer's states in this batch, times its number of tokens."""
+    kept_BT = sample["net_input"]["src_tokens"] != pad
+    places = int(kept_BT.sum())
+    places = places if places > 1 else 0  # one alone has no pair
+    cosines = {
+        f"cosine_l{number}": (
+            mean_cosine(state_TBC.transpose(0, 1)[kept_BT]) * places if places else 0.0
+        )
+        for number, state_TBC in enumerate(states_LTBC)
+    }
+    return {"cosine_places": places, **cosines}

@@ -76,10 +76,10 @@ def perplexity_of(key: str) -> Callable[[Any], float]:
 class CrossEntropyCriterion(FairseqCriterion):
     """Sum of ``-log p(target)`` over all targets that are not padding, in nats."""
 
-    def __init__(self, cfg: CrossEntropyConfig, task: Any) -> None:
+    def __init__(self, task: Any, sentence_avg: bool = False, loss_backend: str = "auto") -> None:
         super().__init__(task)
-        self.sentence_avg = getattr(cfg, "sentence_avg", False)
-        self.backend = getattr(cfg, "loss_backend", "auto")
+        self.sentence_avg = sentence_avg
+        self.backend = loss_backend
 
     def forward(
         self, model: Any, sample: dict[str, Any], reduce: bool = True

@@ -62,7 +62,13 @@ class LMContextWindowDataset(BaseWrapperDataset):
             targets_BT[row, start : start + length] = targets[row]
         net_input = dict(sample["net_input"], src_tokens=tokens_BT)
         net_input["src_lengths"] = net_input["src_lengths"] + torch.tensor(starts)
-        return dict(sample, net_input=net_input, target=targets_BT, start_indices=starts)
+        return dict(
+            sample,
+            net_input=net_input,
+            target=targets_BT,
+            start_indices=starts,
+            predicted_positions=targets_BT.flatten().ne(self.pad_idx).nonzero()[:, 0],
+        )
 
     def _context(self, item: dict[str, Any]) -> torch.Tensor:
         """Return the last tokens before an item that fit in front of it."""

@@ -38,7 +38,8 @@ def collate(
     Returns:
         An empty dict for no samples, else ``id`` int64 (B,); ``nsentences``; ``ntokens``, without
         padding; ``net_input`` with ``src_tokens`` int64 (B, T) and ``src_lengths`` int64 (B,);
-        ``target`` int64 (B, T), a list of such, or the sources if there are no targets.
+        ``target`` int64 (B, T), a list of such, or the sources if there are no targets; for one
+        target ``predicted_positions``, flat indices int64 (N,) of those that are no padding.
     """
     if not samples:
         return {}
@@ -56,13 +57,16 @@ def collate(
     else:
         target = src_tokens if targets[0] is None else merged(targets)
     lengths = [len(source) for source in sources]
-    return {
+    batch = {
         "id": torch.tensor([sample["id"] for sample in samples]),
         "nsentences": len(samples),
         "ntokens": sum(lengths),
         "net_input": {"src_tokens": src_tokens, "src_lengths": torch.tensor(lengths)},
         "target": target,
     }
+    if not isinstance(target, list):
+        batch["predicted_positions"] = target.flatten().ne(pad_idx).nonzero()[:, 0]
+    return batch
 
 
 class MonolingualDataset(OwnSizes, FairseqDataset):

@@ -258,3 +258,14 @@ def _obituary(error: Any) -> str:
         f"process {error.error_index} ended unexpectedly ({how}) and the others were stopped; run "
         "the same command again to go on from the last checkpoint"
     )
+
+
+def average_gradients(module: torch.nn.Module) -> None:
+    """Replace the gradients of a module that is not wrapped by their mean over all processes."""
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= get_world_size()

@@ -130,7 +130,11 @@ class BaseFairseqModel(nn.Module):
         data_name_or_path: str = ".",
         **kwargs: Any,
     ) -> Any:
-        """Load a model from a folder, an archive or a published name; see ``hub_utils``."""
+        """Load models from a folder, an archive or a published name; see ``hub_utils``.
+
+        Returns:
+            a :class:`fairseq.generator_hub_interface.GeneratorHubInterface`, which holds them.
+        """
         from fairseq import hub_utils  # the one place where a model reaches up
 
         loaded = hub_utils.from_pretrained(
@@ -140,7 +144,7 @@ class BaseFairseqModel(nn.Module):
             archive_map=cls.hub_models(),
             **kwargs,
         )
-        return loaded["models"][0]
+        return hub_utils.GeneratorHubInterface(loaded["args"], loaded["task"], loaded["models"])
 
     @classmethod
     def hub_models(cls) -> dict[str, Any]:

@@ -143,7 +143,8 @@ class TransformerDecoder(FairseqIncrementalDecoder):
                 config.clap_normalize_hidden,
             )
         tied = self.embed_tokens.weight if config.share_decoder_input_output_embed else None
-        return LinearHead(config.decoder_output_dim, len(self.dictionary), tied)
+        size = len(self.dictionary)
+        return LinearHead(config.decoder_output_dim, size, tied, config.head_bias)
 
     # -- forward ---------------------------------------------------------------------------------
 
@@ -361,6 +362,22 @@ class TransformerLanguageModel(FairseqLanguageModel):
         if self.decoder.adaptive_softmax is not None:
             return self.decoder.adaptive_softmax.projection(hidden_NC)
         return self.decoder.vocabulary_head().projection(hidden_NC)
+
+    def embedding_table(self) -> Tensor:
+        """Return the input embeddings, (V, C), of unit length if they enter the model so.
+
+        Raises:
+            ConfigError: if there is no such table, or it is not as wide as the hidden states.
+        """
+        config = self.decoder.config
+        if config.adaptive_input or config.decoder_input_dim != config.decoder_output_dim:
+            raise ConfigError(
+                "this model has no table of embeddings as wide as its hidden states: it needs "
+                "--decoder-input-dim equal to --decoder-output-dim, and no --adaptive-input"
+            )
+        weight_VC = self.decoder.embed_tokens.weight
+        clap = config.head == "clap" and config.clap_normalize
+        return nn.functional.normalize(weight_VC, dim=-1) if clap else weight_VC
 
     def output_layer(self, features: Tensor, **kwargs: Any) -> Tensor:
         """Return logits from hidden states."""

@@ -81,6 +81,7 @@ class TransformerLanguageModelConfig(FairseqDataclass):
         None, "position of the first token: pad id + 1 if not given, 0 for GPT-2", new=True
     )
     head: Literal["vocabulary", "clap", "none"] = option("vocabulary", "output layer", new=True)
+    head_bias: bool = option(False, "vocabulary head: add a bias to the logits", new=True)
     clap_initial_beta: float = option(1.0, "first value of the CLAP head's scale", new=True)
     clap_normalize: bool = option(
         True,
@@ -143,6 +144,8 @@ class TransformerLanguageModelConfig(FairseqDataclass):
 
     def _check_table(self) -> None:
         width = self.decoder_output_dim
+        if self.head_bias and (self.head != "vocabulary" or self.adaptive_softmax_cutoff):
+            raise ConfigError("--head-bias needs --head vocabulary without adaptive softmax")
         if self.head == "clap":
             adaptive = self.adaptive_input or self.adaptive_softmax_cutoff is not None
             if adaptive or self.decoder_input_dim != width:

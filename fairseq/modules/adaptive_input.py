@@ -42,7 +42,7 @@ class AdaptiveInput(nn.Module):
         self.embedding_dim, self.padding_idx = output_dim, padding_idx
         self.embeddings = nn.ModuleList()
         for band, (start, end) in enumerate(zip([0, *self.cutoff], self.cutoff, strict=False)):
-            dim = int(initial_dim // factor**band)
+            dim = band_width(initial_dim, factor, band)
             table = nn.Embedding(end - start, dim, padding_idx if band == 0 else None)
             projection = nn.Linear(dim, output_dim, bias=False)
             nn.init.normal_(table.weight, std=dim**-0.5)
@@ -84,3 +84,18 @@ def bands_of(vocab_size: int, cutoff: Sequence[int]) -> list[int]:
             "last number of --adaptive-input-cutoff and --adaptive-softmax-cutoff"
         )
     return [*cutoff] if cutoff[-1] == vocab_size else [*cutoff, vocab_size]
+
+
+def band_width(first: int, factor: float, band: int) -> int:
+    """Return the channels of a band, ``first / factor^band`` rounded down.
+
+    Raises:
+        ConfigError: if none is left.
+    """
+    width = int(first // factor**band)
+    if width < 1:
+        raise ConfigError(
+            f"band {band} of the vocabulary would have no channel ({first} / {factor:g}^{band}); "
+            "lower --adaptive-input-factor and --adaptive-softmax-factor, or name fewer bands"
+        )
+    return width

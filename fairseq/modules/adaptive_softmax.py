@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq.errors import ConfigError
-from fairseq.modules.adaptive_input import AdaptiveInput, bands_of
+from fairseq.modules.adaptive_input import AdaptiveInput, band_width, bands_of
 from fairseq.ops.dropout import dropout as drop
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 
@@ -136,7 +136,10 @@ class AdaptiveSoftmax(nn.Module):
             self.head = _TiedHead(adaptive_inputs.weights_for_band(0)[0], input_dim, bands)
         self.tail = nn.ModuleList()
         for band in range(1, bands + 1):
-            dim, words = int(input_dim // factor**band), self.cutoff[band] - self.cutoff[band - 1]
+            dim, words = (
+                band_width(input_dim, factor, band),
+                self.cutoff[band] - self.cutoff[band - 1],
+            )
             narrow, out = _linear(input_dim, dim), _linear(dim, words)
             if adaptive_inputs is not None:
                 table, projection = adaptive_inputs.weights_for_band(band)

@@ -345,7 +345,40 @@ class FairseqTask:
 
         return encoders.build_tokenizer(args)
 
+    def build_generator(
+        self,
+        models: Any,
+        args: Any,
+        seq_gen_cls: Any = None,
+        extra_gen_cls_kwargs: dict[str, Any] | None = None,
+        prefix_allowed_tokens_fn: Any = None,
+    ) -> Any:
+        """Build the generator or scorer; see :func:`fairseq.sequence_generator.build_generator`."""
+        from fairseq.sequence_generator import build_generator
+
+        return build_generator(
+            self.target_dictionary,
+            models,
+            args,
+            seq_gen_cls,
+            extra_gen_cls_kwargs,
+            prefix_allowed_tokens_fn,
+        )
+
     # -- one step --------------------------------------------------------------------------------
+
+    def inference_step(
+        self,
+        generator: Any,
+        models: Any,
+        sample: dict[str, Any],
+        prefix_tokens: Any = None,
+        constraints: Any = None,
+    ) -> Any:
+        """Generate from a batch, or score it; arguments are those of the generator."""
+        return generator.generate(
+            models, sample, prefix_tokens=prefix_tokens, constraints=constraints
+        )
 
     def train_step(
         self,

@@ -14,24 +14,21 @@ from typing import Any, Literal
 import numpy as np
 
 from fairseq.config.schema import II, FairseqDataclass, option
-from fairseq.data import data_utils
+from fairseq.data.corpus import load_lines
 from fairseq.data.dictionary import Dictionary
 from fairseq.data.leaf_datasets import IdDataset, NumelDataset
-from fairseq.data.manifest import verify_manifest
 from fairseq.data.mask_tokens_dataset import MaskSpec
 from fairseq.data.masked_lm_dataset import MaskedLMDataset
 from fairseq.data.nested_dictionary_dataset import NestedDictionaryDataset
 from fairseq.data.shorten_dataset import maybe_shorten_dataset
 from fairseq.data.token_block_dataset import TokenBlockDataset
 from fairseq.data.wrappers import PrependTokenDataset, RightPadDataset, SortDataset
-from fairseq.errors import ConfigError, DataError, UnsupportedError
+from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask
 
 logger = logging.getLogger(__name__)
 
-# Where nothing tells the greatest token id, so many windows of so many tokens are looked at.
-SAMPLED_WINDOWS, WINDOW = 1000, 1024
 BreakMode = Literal["none", "complete", "complete_doc", "eos"]
 
 
@@ -152,13 +149,14 @@ class MaskedLMTask(FairseqTask):
         """Return the blocks of a split, unmasked, with ``<s>`` in front."""
         cfg, dictionary = self.cfg, self.dictionary
         folder = self.data_folder(split, epoch)
-        path = os.path.join(folder, split)
-        lines = data_utils.load_indexed_dataset(path, dictionary, cfg.dataset_impl, combine)
-        if lines is None:
-            raise DataError(f"Dataset not found: {split} ({path}); make it with fairseq-preprocess")
-        if not np.any(lines.sizes):
-            raise DataError(f"{path} holds no text; is the corpus empty?")
-        self._check_ids(lines, folder, split)
+        lines = load_lines(
+            folder,
+            split,
+            dictionary,
+            size=len(dictionary) - self._adds_mask,
+            dataset_impl=cfg.dataset_impl,
+            combine=combine,
+        )
         # one token of the block is <s>; the original truncates one token too late
         exact = self.data_rng == "philox"
         lines = maybe_shorten_dataset(
@@ -178,28 +176,8 @@ class MaskedLMTask(FairseqTask):
             eos=dictionary.eos(),
             break_mode=cfg.sample_break_mode,
         )
-        logger.info("loaded %s blocks from: %s", f"{len(blocks):,}", path)
+        logger.info("loaded %s blocks from: %s/%s", f"{len(blocks):,}", folder, split)
         return PrependTokenDataset(blocks, dictionary.bos())
-
-    def _check_ids(self, lines: Any, folder: str, split: str) -> None:
-        """Refuse data that were binarized with a larger dictionary.
-
-        The manifest tells the greatest id; without one, a sample of the tokens is looked at.
-        """
-        manifest = verify_manifest(folder)
-        if manifest is not None and split in manifest.datasets:
-            largest = manifest.datasets[split].max_id
-        else:
-            flat = getattr(lines, "flat", np.empty(0, dtype=np.int64))
-            step = max(WINDOW, len(flat) // SAMPLED_WINDOWS)
-            starts = range(0, len(flat), step)
-            largest = max((int(flat[i : i + WINDOW].max()) for i in starts), default=0)
-        size = len(self.dictionary) - self._adds_mask
-        if largest >= size:
-            raise DataError(
-                f"{os.path.join(folder, split)} holds token id {largest}, but the dictionary has "
-                f"{size} entries: data and dict.txt come from different runs of fairseq-preprocess"
-            )
 
     def mask_spec(self) -> MaskSpec:
         """Return what is masked and how."""

@@ -9,6 +9,7 @@ import pytest
 
 from fairseq.config.resolve import required_settings, resolve
 from fairseq.config.sections import FairseqConfig
+from fairseq.criterions.contrastive_weight_tying import ContrastiveWeightTyingConfig
 from fairseq.errors import ConfigError
 from fairseq.models.roberta import RobertaConfig
 from fairseq.tasks.masked_lm import MaskedLMConfig
@@ -115,7 +116,10 @@ def test_what_makes_no_sense_is_refused(settings, message):
         {"model__position": "alibi", "model__max_positions": 32},
         {"model__head": "clap", "model__clap_normalize_hidden": True},
         {"model__mask_embedding": "zero", "task__omit_mask": True},
-        {"model__head": "none", "criterion": Namespace(_name="contrastive_weight_tying")},
+        {
+            "model__head": "none",
+            "criterion": ContrastiveWeightTyingConfig(_name="contrastive_weight_tying"),
+        },
         {"checkpoint__restore_file": "b.pt", "checkpoint__reset_optimizer": True},
         {"checkpoint__finetune_from_model": "a.pt"},
     ],

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fairseq import evaluation
@@ -19,6 +20,8 @@ from fairseq.criterions.contrastive_weight_tying import (
 from fairseq.data.dictionary import Dictionary
 from fairseq.distributed import utils as distributed_utils
 from fairseq.errors import ConfigError
+from fairseq.logging import metrics
+from fairseq.modules.heads import Projection
 from fairseq_cli import preprocess, train
 from tests.tiny_run import fork, wait
 
@@ -34,11 +37,15 @@ class Features(nn.Module):
         self.hidden = nn.Parameter(torch.randn(6, 5, 8, dtype=torch.float64))
         self.table = nn.Parameter(torch.randn(20, 8, dtype=torch.float64))
 
-    def forward(self, src_tokens: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
-        return self.hidden[src_tokens[:, 0]], None
+    def forward(self, src_tokens: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, Any]:
+        hidden_BTC = self.hidden[src_tokens[:, 0]]
+        return hidden_BTC, {"inner_states": [hidden_BTC.transpose(0, 1)]}
 
     def embedding_table(self) -> torch.Tensor:
         return self.table
+
+    def projection(self, hidden_NC: torch.Tensor) -> Projection:
+        return Projection(hidden_NC, self.table[:12], None)
 
 
 def sample(rows: list[int]) -> dict[str, Any]:
@@ -106,6 +113,68 @@ def test_extra_negatives_make_it_harder() -> None:
     assert harder[2]["negatives"] > plain[2]["negatives"]
 
 
+def test_both_losses_at_once() -> None:
+    model, batch = Features(), sample([0, 1, 2])
+    both, size, log = criterion(contrastive_weight=0.3, vocabulary_weight=0.7)(model, batch)
+    alone = criterion()(model, batch)[0]
+    kept = batch["target"].flatten() != PAD
+    logits_NV = model.hidden[:3].flatten(0, 1)[kept] @ model.table[:12].T
+    usual = F.cross_entropy(logits_NV, batch["target"].flatten()[kept], reduction="sum")
+    assert math.isclose(both.item(), 0.3 * alone.item() + 0.7 * usual.item(), abs_tol=1e-9)
+    assert size == int(kept.sum())
+    assert math.isclose(float(log["vocabulary_loss"]), usual.item(), abs_tol=1e-9)
+    assert math.isclose(float(log["contrastive_loss"]), alone.item(), abs_tol=1e-9)
+
+
+def test_the_map_begins_as_the_identity_and_learns() -> None:
+    model, batch = Features(), sample([0, 1, 2])
+    mapped = criterion(contrastive_projection=True, contrastive_width=8).double()
+    loss = mapped(model, batch)[0]
+    assert math.isclose(loss.item(), criterion()(model, batch)[0].item(), abs_tol=1e-9)
+    loss.backward()
+    assert mapped.projection is not None and mapped.projection.weight.grad is not None
+    torch.nn.init.normal_(mapped.projection.weight)
+    by_hand = Features()
+    by_hand.hidden = nn.Parameter(model.hidden @ mapped.projection.weight.T)
+    assert math.isclose(
+        mapped(model, batch)[0].item(), criterion()(by_hand, batch)[0].item(), abs_tol=1e-9
+    )
+
+
+@pytest.mark.parametrize("knobs", [{}, {"contrastive_normalize": True}, {"temp": 0.5}], ids=str)
+def test_the_perplexity_of_the_table(knobs: dict[str, Any]) -> None:
+    temperature = knobs.get("temp", 1.0)
+    normalize = knobs.get("contrastive_normalize", False)
+    own = criterion(contrastive_temperature=temperature, contrastive_normalize=normalize)
+    model, batch = Features().eval(), sample([0, 1, 2])
+    log = own(model, batch)[2]
+    kept = batch["target"].flatten() != PAD
+    hidden, table = model.hidden[:3].flatten(0, 1)[kept], model.table
+    if normalize:
+        hidden, table = F.normalize(hidden, dim=-1), F.normalize(table, dim=-1)
+    expected = F.cross_entropy(
+        hidden @ table.T / temperature, batch["target"].flatten()[kept], reduction="sum"
+    )
+    assert math.isclose(float(log["vocabulary_loss"]), expected.item(), rel_tol=1e-5)
+
+
+def test_anisotropy_is_the_mean_cosine_of_all_pairs() -> None:
+    model, batch = Features().eval(), sample([0, 1, 2])
+    batch["net_input"]["src_tokens"] = batch["net_input"]["src_tokens"].clone()
+    batch["net_input"]["src_tokens"][1, 3:] = PAD
+    batch["net_input"]["src_tokens"][0, 0] = 3
+    kept = batch["net_input"]["src_tokens"] != PAD
+    log = criterion()(model, batch)[2]
+    states = F.normalize(model.hidden.detach()[batch["net_input"]["src_tokens"][:, 0]][kept], dim=1)
+    cosines = states @ states.T
+    pairs = cosines[~torch.eye(len(cosines), dtype=torch.bool)]
+    with metrics.aggregate(new_root=True) as found:
+        ContrastiveWeightTyingCriterion.reduce_metrics([log, log])
+    values = found.get_smoothed_values()
+    assert values["avg_cosine_l0"] == pytest.approx(float(pairs.mean()), abs=1e-3)
+    assert criterion(valid_anisotropy=False)(model, batch)[2].get("cosine_places") is None
+
+
 def test_a_model_without_a_table_is_refused() -> None:
     with pytest.raises(ConfigError, match="no method embedding_table"):
         criterion()(nn.Linear(1, 1), sample([0]))
@@ -151,7 +220,24 @@ def test_an_encoder_trains_without_a_head(
     assert math.isclose(float(stats["loss"]), valid[-1]["loss"], abs_tol=2e-3)
 
 
-def test_a_head_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises((ConfigError, SystemExit)) as stop:
-        train.run([str(data), "--save-dir", str(tmp_path), *FLAGS])
-    assert "--head none" in str(stop.value) + capsys.readouterr().err
+@pytest.mark.parametrize("flags", ["", "--contrastive-projection", "--vocabulary-weight 0.5"])
+def test_a_decoder_trains(data: Path, tmp_path: Path, flags: str) -> None:
+    decoder = (
+        " ".join(FLAGS).replace("encoder", "decoder").replace("masked_lm", "language_modeling")
+    )
+    words = decoder.replace("roberta_tiny", "transformer_lm_gpt2_tiny").split() + flags.split()
+    assert train.run([str(data), "--save-dir", str(tmp_path), "--max-epoch", "12", *words]) == 0
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    valid = [row for row in map(json.loads, lines) if row["tag"] == "valid"]
+    assert valid[-1]["loss"] < valid[0]["loss"] - 0.3 and valid[-1]["ppl"] < valid[0]["ppl"]
+    assert {"avg_cosine_l0", "avg_cosine_l1", "avg_cosine_l2", "negatives"} <= set(valid[-1])
+    state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=False)["model"]
+    assert any("output_projection" in key for key in state) == ("vocabulary" in flags)
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"contrastive_temperature": 0.0}, {"vocabulary_weight": -1.0}], ids=str
+)
+def test_senseless_numbers_are_refused(knobs: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(knobs)).replace("_", "-")):
+        criterion(**knobs)

@@ -1,0 +1,149 @@
+"""Cross-entropy against targets that share a little of their probability with all other words.
+
+Shapes: B batch, T time, N predicted positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fairseq.config.schema import option
+from fairseq.criterions import register_criterion
+from fairseq.criterions.base import FairseqCriterion
+from fairseq.criterions.cross_entropy import (
+    CrossEntropyConfig,
+    perplexity_of,
+    predicted_positions,
+)
+from fairseq.errors import ConfigError
+from fairseq.logging import metrics
+from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+
+
+@dataclass
+class LabelSmoothedCrossEntropyCriterionConfig(CrossEntropyConfig):
+    """Settings of the label-smoothed cross-entropy."""
+
+    label_smoothing: float = option(0.0, "probability that is shared among all words")
+    report_accuracy: bool = option(False, "also report the share of targets that were likeliest")
+    ignore_prefix_size: int = option(0, "so many first targets of each row do not count")
+
+
+@register_criterion(
+    "label_smoothed_cross_entropy", dataclass=LabelSmoothedCrossEntropyCriterionConfig
+)
+class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
+    """Sum over targets of ``(1 - e - e_i) (-log p(target)) + e_i sum_v -log p(v)``, in nats.
+
+    ``e`` is the smoothing and ``e_i = e / (V - 1)``, so that the target keeps ``1 - e`` and every
+    other word gets ``e_i``.
+
+    Source: Szegedy et al. 2016 (Rethinking the Inception Architecture), section 7.
+    """
+
+    def __init__(
+        self,
+        task: Any,
+        sentence_avg: bool,
+        label_smoothing: float,
+        ignore_prefix_size: int = 0,
+        report_accuracy: bool = False,
+        loss_backend: str = "auto",
+    ) -> None:
+        super().__init__(task)
+        if not 0 <= label_smoothing < 1:
+            raise ConfigError(f"--label-smoothing must be in [0, 1), not {label_smoothing}")
+        self.sentence_avg = sentence_avg
+        self.eps = label_smoothing
+        self.ignore_prefix_size = ignore_prefix_size
+        self.report_accuracy = report_accuracy
+        self.backend = loss_backend
+
+    def forward(
+        self, model: Any, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """Compute the loss of a batch; arguments and results as of ``CrossEntropyCriterion``."""
+        positions_N = predicted_positions(sample, self.padding_idx)
+        if self.ignore_prefix_size:
+            length = sample["target"].shape[-1]
+            positions_N = positions_N[positions_N % length >= self.ignore_prefix_size]
+        target_N = sample["target"].reshape(-1)[positions_N]
+        nll_N, smooth_N, best_N, words = self._scores(model, sample, positions_N, target_N)
+        eps_i = self.eps / (words - 1)
+        loss_N = (1.0 - self.eps - eps_i) * nll_N + eps_i * smooth_N
+        loss = loss_N.sum()
+        sentences = sample.get("nsentences", len(sample["target"]))
+        sample_size = sentences if self.sentence_avg else sample["ntokens"]
+        logging_output = {
+            "loss": loss.detach(),
+            "nll_loss": nll_N.detach().sum(),
+            "ntokens": sample["ntokens"],
+            "nsentences": sentences,
+            "sample_size": sample_size,
+        }
+        if self.report_accuracy:
+            logging_output["n_correct"] = best_N.eq(target_N).sum()
+            logging_output["total"] = len(target_N)
+        return loss if reduce else loss_N, sample_size, logging_output
+
+    def _scores(
+        self, model: Any, sample: dict[str, Any], positions_N: Tensor, target_N: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Return ``-log p(target)``, ``sum_v -log p(v)``, the likeliest word (N,) each, and V."""
+        if not hasattr(model, "projection"):
+            net_output = model(**sample["net_input"])
+            log_p_NV = model.get_normalized_probs(net_output, log_probs=True).flatten(0, -2)
+            log_p_NV = log_p_NV[positions_N]
+            nll_N = -log_p_NV.gather(1, target_N[:, None])[:, 0]
+            return nll_N, -log_p_NV.sum(-1), log_p_NV.argmax(-1), log_p_NV.shape[-1]
+        operands, _ = model(**sample["net_input"], predicted_positions=positions_N)
+        hidden_NC, weight_VC, bias_V = operands
+        result = linear_cross_entropy(
+            hidden_NC,
+            weight_VC,
+            target_N,
+            bias_V=bias_V,
+            backend=self.backend,
+            want_argmax=True,
+            want_sum_logits=True,
+        )
+        assert result.sum_logits_N is not None and result.argmax_N is not None
+        words = len(weight_VC)
+        smooth_N = words * result.lse_N - result.sum_logits_N
+        return result.loss_N, smooth_N, result.argmax_N, words
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        """Log both losses in bits, the perplexity without smoothing, and the accuracy."""
+
+        def total(key: str) -> Any:
+            return sum(log.get(key, 0) for log in logging_outputs)
+
+        size, ntokens = total("sample_size"), total("ntokens")
+        loss = total("loss") / size / math.log(2) if size else 0.0
+        nll_loss = total("nll_loss") / ntokens / math.log(2) if ntokens else 0.0
+        metrics.log_scalar("loss", loss, size, round=3)
+        metrics.log_scalar("nll_loss", nll_loss, ntokens, round=3)
+        metrics.log_derived("ppl", perplexity_of("nll_loss"))
+        targets = total("total")
+        if targets:
+            metrics.log_scalar("total", targets)
+            metrics.log_scalar("n_correct", total("n_correct"))
+            metrics.log_derived(
+                "accuracy",
+                _accuracy,
+            )
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """Return True: every figure is a sum."""
+        return True
+
+
+def _accuracy(meters: Any) -> float:
+    """Return the share of right targets in percent."""
+    return round(meters["n_correct"].sum * 100.0 / meters["total"].sum, 3)

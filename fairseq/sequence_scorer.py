@@ -1,0 +1,163 @@
+"""Scoring given text: the log-probability of every target token.
+
+Shapes: B batch, T time, N targets that are not padding, M models, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq.errors import ConfigError, UnsupportedError
+from fairseq.modules.heads import Projection
+from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+from fairseq.utils import strip_pad
+
+NEVER_SPLIT = 2**63 - 1
+
+
+class SequenceScorer:
+    """Gives the targets of a batch in the form in which a generator gives hypotheses.
+
+    Args:
+        tgt_dict: dictionary of the targets.
+        softmax_batch: most rows of probabilities computed at once; no limit if None. Models that
+            tell their last projection (``model.projection``) never keep a batch of them anyway.
+        compute_alignment: refused if True.
+        eos: id that ends a sentence; the dictionary's if None.
+        symbols_to_strip_from_output: further ids that are left out when hypotheses are printed.
+
+    Raises:
+        UnsupportedError: if alignments are asked for.
+        ConfigError: if ``softmax_batch`` is not positive.
+    """
+
+    def __init__(
+        self,
+        tgt_dict: Any,
+        softmax_batch: int | None = None,
+        compute_alignment: bool = False,
+        eos: int | None = None,
+        symbols_to_strip_from_output: Collection[int] | None = None,
+    ) -> None:
+        if compute_alignment:
+            raise UnsupportedError(
+                "alignments belong to translation, which is out of scope; the original has them"
+            )
+        self.pad: int = tgt_dict.pad()
+        self.eos: int = tgt_dict.eos() if eos is None else eos
+        self.softmax_batch = NEVER_SPLIT if softmax_batch is None else softmax_batch
+        if self.softmax_batch < 1:
+            raise ConfigError(f"--softmax-batch must be positive, not {softmax_batch}")
+        self.symbols_to_strip_from_output = {self.eos, *(symbols_to_strip_from_output or ())}
+
+    @torch.no_grad()
+    def generate(
+        self, models: Sequence[Any], sample: dict[str, Any], **kwargs: Any
+    ) -> list[list[dict[str, Any]]]:
+        """Score the targets of a batch.
+
+        Args:
+            models: several are averaged in probability space.
+            sample: the batch. ``target`` int64 (B, T), padded on the right;
+                ``start_indices``, if there, holds for each row the place of its first target.
+            **kwargs: ignored.
+
+        Returns:
+            for each row a list of one hypothesis: ``tokens`` int64 (N,); ``positional_scores``
+            fp32 (N,), natural log-probabilities; ``score``, their mean (0 for no token);
+            ``attention`` (N, sources) if the model gives one; ``alignment`` None.
+        """
+        scores_M, attentions = [], []
+        for model in models:
+            model.eval()
+            scores_BT, attention_BTS = self._score(model, sample)
+            scores_M.append(scores_BT)
+            if attention_BTS is not None:
+                attentions.append(attention_BTS)
+        scores_BT = average_log_probs(scores_M)
+        attention_BTS = torch.stack(attentions).mean(0) if attentions else None
+        starts = sample.get("start_indices") or [0] * len(scores_BT)
+        hypotheses = []
+        for row, start in enumerate(starts):
+            tokens_N = strip_pad(sample["target"][row, start:], self.pad)
+            place = slice(start, start + len(tokens_N))
+            scores_N = scores_BT[row, place]
+            attention_NS = None if attention_BTS is None else attention_BTS[row, place]
+            hypotheses.append(
+                [
+                    {
+                        "tokens": tokens_N,
+                        "score": scores_N.sum() / max(1, len(tokens_N)),
+                        "attention": attention_NS,
+                        "alignment": None,
+                        "positional_scores": scores_N,
+                    }
+                ]
+            )
+        return hypotheses
+
+    def _score(self, model: Any, sample: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Return log-probabilities of the targets, fp32 (B, T), 0 at pads, and the attention."""
+        target_BT = sample["target"]
+        target_N, places_N = target_BT.flatten(), target_BT.flatten().ne(self.pad).nonzero()[:, 0]
+        target_N = target_N[places_N]
+        scores_BT = torch.zeros(target_BT.shape, device=target_BT.device)
+        if hasattr(model, "projection"):
+            operands, _ = model(**sample["net_input"], predicted_positions=places_N)
+            scores_BT.view(-1)[places_N] = -projected_losses(operands, target_N)
+            return scores_BT, None
+        net_output = model(**sample["net_input"])
+        scores_BT.view(-1)[places_N] = self._from_probabilities(
+            model, net_output, sample, places_N, target_N
+        )
+        return scores_BT, _attention(net_output)
+
+    def _from_probabilities(
+        self,
+        model: Any,
+        net_output: Any,
+        sample: dict[str, Any],
+        places_N: Tensor,
+        target_N: Tensor,
+    ) -> Tensor:
+        """Return the targets' log-probabilities (N,), ``softmax_batch`` rows at a time."""
+        rows_NC = net_output[0].flatten(0, 1)[places_N]
+        parts = [rows_NC.new_zeros(0)]
+        for first in range(0, len(rows_NC), self.softmax_batch):
+            some = slice(first, first + self.softmax_batch)
+            part = dict(sample, target=target_N[None, some])
+            log_p_1RV = model.get_normalized_probs(
+                (rows_NC[None, some], *net_output[1:]), log_probs=True, sample=part
+            )
+            parts.append(log_p_1RV[0].gather(1, target_N[some, None])[:, 0])
+        return torch.cat(parts)
+
+
+def average_log_probs(log_p_M: Sequence[Tensor]) -> Tensor:
+    """Return the log of the mean probability of M models; any shape."""
+    if len(log_p_M) == 1:
+        return log_p_M[0]
+    return torch.stack(list(log_p_M)).logsumexp(0) - math.log(len(log_p_M))
+
+
+def projected_losses(operands: Any, target_N: Tensor) -> Tensor:
+    """Return ``-log p(target)`` (N,) from what ``model.projection`` gave."""
+    if isinstance(operands, Projection):
+        hidden_NC, weight_VC, bias_V = operands
+        return linear_cross_entropy(hidden_NC, weight_VC, target_N, bias_V=bias_V).loss_N
+    return operands.losses(target_N)  # the adaptive softmax knows better
+
+
+def _attention(net_output: Any) -> Tensor | None:
+    """Return the attention (B, T, sources) that a model of a plug-in gives, or None."""
+    attention = net_output[1] if len(net_output) > 1 else None
+    if isinstance(attention, dict):
+        attention = attention.get("attn")
+    if isinstance(attention, list):
+        attention = attention[0] if attention else None
+    return attention

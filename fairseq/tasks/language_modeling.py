@@ -1,0 +1,309 @@
+"""Causal language modelling: blocks of text, each token to be predicted from those before it.
+
+text lines -> token blocks, each with its source shifted by one -> batches. The source of a block
+begins with the token before it, end-of-sentence at the start of the text. Source: Radford et al.
+2018, section 3.1.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from fairseq.config.schema import II, FairseqDataclass, option
+from fairseq.data.corpus import load_lines
+from fairseq.data.dictionary import Dictionary, TruncatedDictionary
+from fairseq.data.edit_wrappers import StripTokenDataset
+from fairseq.data.leaf_datasets import IdDataset, NumelDataset
+from fairseq.data.lm_context_window_dataset import LMContextWindowDataset
+from fairseq.data.monolingual_dataset import MonolingualDataset
+from fairseq.data.nested_dictionary_dataset import NestedDictionaryDataset
+from fairseq.data.shorten_dataset import maybe_shorten_dataset
+from fairseq.data.token_block_dataset import TokenBlockDataset
+from fairseq.data.wrappers import AppendTokenDataset, PrependTokenDataset, RightPadDataset
+from fairseq.errors import ConfigError, UnsupportedError
+from fairseq.tasks import register_task
+from fairseq.tasks.base import FairseqTask
+from fairseq.tasks.masked_lm import BreakMode
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LanguageModelingConfig(FairseqDataclass):
+    """Settings of causal language modelling."""
+
+    data: str | None = option(None, "folders of binarized data, separated by ':' (one per epoch)")
+    sample_break_mode: BreakMode = option(
+        "none",
+        "how blocks are cut: none = at any token, complete = at sentences, complete_doc = also at "
+        "documents, eos = one sentence a block",
+    )
+    tokens_per_sample: int = option(1024, "longest block")
+    output_dictionary_size: int = option(-1, "predict the first so many entries only (all)")
+    self_target: bool = option(False, "predict the token itself")
+    future_target: bool = option(False, "predict the next token (the default)")
+    past_target: bool = option(False, "predict the token before")
+    add_bos_token: bool = option(False, "begin blocks with <s>")
+    max_target_positions: int | None = option(
+        None, "positions of the model (--tokens-per-sample if not given)"
+    )
+    shorten_method: Literal["none", "truncate", "random_crop"] = option(
+        "none", "what to do with lines longer than a block"
+    )
+    shorten_data_split_list: str = option("", "splits to shorten, separated by commas (all)")
+    pad_to_fixed_length: bool = option(False, "pad every batch to --tokens-per-sample")
+    pad_to_fixed_bsz: bool = option(False, "pad every batch to --batch-size rows")
+    seed: int = II("common.seed")
+    batch_size: int | None = II("dataset.batch_size")
+    batch_size_valid: int | None = II("dataset.batch_size_valid")
+    dataset_impl: str | None = II("dataset.dataset_impl")
+    data_rng: str = option(II("dataset.data_rng"), new=True)
+    train_subset: str = option(II("dataset.train_subset"), new=True)
+
+
+@register_task("language_modeling", dataclass=LanguageModelingConfig)
+class LanguageModelingTask(FairseqTask):
+    """Predict the next token.
+
+    Args:
+        cfg: the settings.
+        dictionary: of the sources.
+        output_dictionary: of the targets, a first part of the other; the same if None.
+        targets: which of ``self``, ``future`` and ``past`` are predicted; ``future`` if None.
+    """
+
+    cfg: LanguageModelingConfig
+
+    def __init__(
+        self,
+        cfg: LanguageModelingConfig,
+        dictionary: Dictionary | None = None,
+        output_dictionary: Dictionary | None = None,
+        targets: list[str] | None = None,
+    ) -> None:
+        super().__init__(cfg)
+        if dictionary is None:
+            dictionary = self.load_dictionary(os.path.join(self.data_folder("train"), "dict.txt"))
+        self.dictionary = dictionary
+        self.output_dictionary = output_dictionary or self._outputs(dictionary)
+        self.targets = targets or ["future"]
+
+    def _outputs(self, dictionary: Dictionary) -> Dictionary:
+        size = self.cfg.output_dictionary_size
+        return dictionary if size < 0 else TruncatedDictionary(dictionary, size)
+
+    @classmethod
+    def setup_task(cls, cfg: LanguageModelingConfig, **kwargs: Any) -> LanguageModelingTask:
+        """Load ``dict.txt`` from the (first) data folder and set up the task."""
+        names = ("self", "future", "past")
+        targets = [name for name in names if getattr(cfg, f"{name}_target", False)]
+        task = cls(cfg, targets=targets or None, **kwargs)
+        logger.info("dictionary: %s types", f"{len(task.dictionary):,}")
+        return task
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the model that ``cfg`` describes.
+
+        Raises:
+            ConfigError: if it cannot predict the targets.
+        """
+        model = super().build_model(cfg, from_checkpoint)
+        cannot = set(self.targets) - set(model.supported_targets)
+        if cannot:
+            raise ConfigError(
+                f"this model cannot predict {sorted(cannot)} targets, only "
+                f"{sorted(model.supported_targets)}; drop --{min(cannot)}-target"
+            )
+        return model
+
+    # -- data ------------------------------------------------------------------------------------
+
+    def load_dataset(
+        self,
+        split: str,
+        combine: bool = False,
+        task_cfg: Any = None,
+        epoch: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        """Load a split.
+
+        Args:
+            split: its name, also that of its files.
+            combine: also read ``split1``, ``split2``, ...
+            task_cfg: unused.
+            epoch: chooses the folder of sharded training data.
+            **kwargs: ignored.
+
+        Raises:
+            DataError: if the files are missing or do not fit the dictionary.
+        """
+        cfg, dictionary = self.cfg, self.dictionary
+        folder = self.data_folder(split, epoch)
+        lines = load_lines(
+            folder, split, dictionary, dataset_impl=cfg.dataset_impl, combine=combine
+        )
+        lines = maybe_shorten_dataset(
+            lines,
+            split,
+            cfg.shorten_data_split_list,
+            cfg.shorten_method,
+            cfg.tokens_per_sample,
+            cfg.seed,
+            data_rng=self.data_rng,
+        )
+        blocks = TokenBlockDataset(
+            lines,
+            lines.sizes,
+            cfg.tokens_per_sample,
+            pad=dictionary.pad(),
+            eos=dictionary.eos(),
+            break_mode=cfg.sample_break_mode,
+            include_targets=True,
+        )
+        logger.info("loaded %s blocks from: %s/%s", f"{len(blocks):,}", folder, split)
+        batch_size = cfg.batch_size if split == self.train_split else cfg.batch_size_valid
+        self.datasets[split] = MonolingualDataset(
+            blocks,
+            blocks.sizes,
+            dictionary,
+            self.output_dictionary,
+            add_eos_for_other_targets=cfg.sample_break_mode not in (None, "none"),
+            shuffle=True,
+            targets=self.targets,
+            add_bos_token=cfg.add_bos_token,
+            fixed_pad_length=cfg.tokens_per_sample if cfg.pad_to_fixed_length else None,
+            pad_to_bsz=batch_size if cfg.pad_to_fixed_bsz else None,
+        )
+
+    def build_dataset_for_inference(
+        self, src_tokens: Any, src_lengths: Any, **kwargs: Any
+    ) -> NestedDictionaryDataset:
+        """Return a dataset of prompts, each with the first token that sources have in front.
+
+        Args:
+            src_tokens: dataset or list of int64 tensors (T,); an end-of-sentence at their end is
+                stripped, since the text goes on.
+            src_lengths: their lengths.
+            **kwargs: ignored.
+        """
+        dictionary = self.dictionary
+        prompts = StripTokenDataset(
+            TokenBlockDataset(
+                src_tokens,
+                src_lengths,
+                None,
+                pad=dictionary.pad(),
+                eos=dictionary.eos(),
+                break_mode="eos",
+            ),
+            dictionary.eos(),
+        )
+        sources = PrependTokenDataset(prompts, self._first_token())
+        targets = AppendTokenDataset(prompts, dictionary.pad())
+        return NestedDictionaryDataset(
+            {
+                "id": IdDataset(),
+                "net_input": {
+                    "src_tokens": RightPadDataset(sources, dictionary.pad()),
+                    "src_lengths": NumelDataset(sources),
+                },
+                "target": RightPadDataset(targets, dictionary.pad()),
+            },
+            sizes=[np.asarray(src_lengths)],
+        )
+
+    def _first_token(self) -> int:
+        """Return what texts begin with."""
+        dictionary = self.dictionary
+        return dictionary.bos() if self.cfg.add_bos_token else dictionary.eos()
+
+    def inference_step(
+        self,
+        generator: Any,
+        models: Any,
+        sample: dict[str, Any],
+        prefix_tokens: Any = None,
+        constraints: Any = None,
+    ) -> Any:
+        """Continue the sources of a batch, or score them if the generator is a scorer.
+
+        Args:
+            generator: what :meth:`build_generator` returned.
+            models: the models.
+            sample: the batch.
+            prefix_tokens: int64 (B, T), what the outputs begin with; the sources if None.
+            constraints: refused.
+        """
+        if constraints is not None:
+            raise UnsupportedError("constrained generation exists in the original only")
+        first = self._first_token()
+        src_tokens_BT = sample["net_input"]["src_tokens"]
+        if prefix_tokens is None and src_tokens_BT.nelement():
+            begins = bool(src_tokens_BT[:, 0].eq(first).all())
+            prefix_tokens = src_tokens_BT[:, 1:] if begins else src_tokens_BT
+        return generator.generate(models, sample, prefix_tokens=prefix_tokens, bos_token=first)
+
+    def eval_lm_dataloader(
+        self,
+        dataset: Any,
+        max_tokens: int | None = 36000,
+        batch_size: int | None = None,
+        max_positions: Any = None,
+        num_shards: int = 1,
+        shard_id: int = 0,
+        num_workers: int = 1,
+        data_buffer_size: int = 10,
+        context_window: int = 0,
+    ) -> Any:
+        """Return the batches of an evaluation, in order; blocks that are too long are left out.
+
+        Args:
+            dataset: a ``MonolingualDataset``.
+            max_tokens: most tokens of a batch, padding included.
+            batch_size: most blocks of a batch.
+            max_positions: longest block.
+            num_shards: processes that share the batches.
+            shard_id: this process.
+            num_workers: processes that prepare batches.
+            data_buffer_size: batches prepared ahead.
+            context_window: tokens of context that are put in front of each block.
+        """
+        if context_window > 0:
+            dataset = LMContextWindowDataset(
+                dataset, self.cfg.tokens_per_sample, context_window, self.dictionary.pad()
+            )
+        return self.get_batch_iterator(
+            dataset=dataset,
+            max_tokens=max_tokens,
+            max_sentences=batch_size,
+            max_positions=max_positions,
+            ignore_invalid_inputs=True,
+            num_shards=num_shards,
+            shard_id=shard_id,
+            num_workers=num_workers,
+            data_buffer_size=data_buffer_size,
+        ).next_epoch_itr(shuffle=False)
+
+    def fit_dictionary(self, rows: int) -> bool:
+        """See the base class."""
+        fitted = self.dictionary.resized(rows)
+        if fitted is None or self.cfg.output_dictionary_size >= 0:
+            return False
+        self.dictionary = self.output_dictionary = fitted
+        return True
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        """Return the dictionary of the sources."""
+        return self.dictionary
+
+    @property
+    def target_dictionary(self) -> Dictionary:
+        """Return the dictionary of the targets."""
+        return self.output_dictionary

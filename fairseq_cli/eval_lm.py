@@ -1,0 +1,112 @@
+"""fairseq-eval-lm: loss and perplexity of a causal language model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from fairseq.lazy import lazy_names
+from fairseq_cli.entry import run_command
+
+USAGE = "fairseq-eval-lm DATA --path CHECKPOINT [options]"
+EXAMPLES = """examples:
+  fairseq-eval-lm data-bin --path runs/lm/checkpoint_best.pt
+  fairseq-eval-lm data-bin --path runs/lm/checkpoint_best.pt --gen-subset valid \\
+      --tokens-per-sample 512 --context-window 400     every token sees 400 others at least
+  fairseq-eval-lm data-bin --path a.pt:b.pt            an ensemble of two
+  fairseq-eval-lm data-bin --path runs/lm/checkpoint_best.pt --bpe gpt2 \\
+      --last-word lambada.jsonl                        how often the last word is predicted
+
+Settings that are not given are the checkpoint's own.
+"""
+
+__getattr__, __dir__, _names = lazy_names(
+    __name__, {"eval_lm": "fairseq.causal_lm_scores", "WordStat": "fairseq.causal_lm_scores"}
+)
+
+
+def main(cfg: Any, **unused: Any) -> dict[str, Any]:
+    """Evaluate a checkpoint with its own settings, except for those that are stated.
+
+    Args:
+        cfg: see :func:`fairseq.evaluation.stated_settings`.
+        **unused: ignored.
+
+    Returns:
+        ``loss`` in bits a token, ``perplexity``, ``tokens``, ``seconds``.
+    """
+    from fairseq.causal_lm_scores import evaluate
+    from fairseq.evaluation import stated_settings
+    from fairseq.logging.progress_bar import setup_logging
+
+    setup_logging()
+    found = evaluate(stated_settings(cfg, "language_modeling"))
+    for line in found.pop("lines", []):
+        print(line)
+    tokens, seconds = found["tokens"], found["seconds"]
+    print(f"Evaluated {tokens:,} tokens in {seconds:.1f}s ({tokens / seconds:.2f} tokens/s)")
+    print(f"Loss (base 2): {found['loss']:.4f}, Perplexity: {found['perplexity']:.2f}")
+    return found
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and evaluate."""
+    from fairseq import options
+    from fairseq.config.arguments import explicitly_given
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = make_parser(argv)
+    parser.prog, parser.usage, parser.epilog = "fairseq-eval-lm", USAGE, EXAMPLES
+    options.complete_parser(parser, argv, {} if "--help" in argv else {"task": "language_modeling"})
+    given = vars(explicitly_given(parser, argv))
+    as_json, texts = given.pop("json", False), given.pop("last_word", None)
+    key = given.pop("text_key", "text")
+    if as_json:
+        given.setdefault("log_format", "none")
+    if texts is not None:
+        from fairseq.last_word import describe, evaluate_last_words
+
+        words = evaluate_last_words(given, texts, key)
+        print(json.dumps(words) if as_json else describe(words))
+    elif as_json:
+        from fairseq.causal_lm_scores import evaluate
+
+        print(json.dumps(evaluate(given)))
+    else:
+        main(given)
+    return 0
+
+
+def make_parser(argv: Sequence[str] = ()) -> Any:
+    """Return the parser of the command, without the flags of components."""
+    from fairseq import options
+
+    parser = options.get_eval_lm_parser(argv=argv)
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    add_last_word_flags(parser)
+    return parser
+
+
+def add_last_word_flags(parser: Any) -> Any:
+    """Add ``--last-word`` and ``--text-key``; return the parser."""
+    group = parser.add_argument_group("last words")
+    group.add_argument(
+        "--last-word",
+        metavar="FILE",
+        help="predict the last word of each text of a .jsonl file given the rest (LAMBADA)",
+    )
+    group.add_argument(
+        "--text-key", metavar="KEY", default="text", help="key of the text in that file (text)"
+    )
+    return parser
+
+
+def cli_main() -> None:
+    """Run the command."""
+    run_command(run)
+
+
+if __name__ == "__main__":
+    cli_main()

@@ -1,0 +1,116 @@
+"""fairseq-generate: continue binarized text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from fairseq_cli.entry import run_command
+
+logger = logging.getLogger(__name__)
+
+USAGE = "fairseq-generate DATA --path CHECKPOINT [options]"
+EXAMPLES = """examples:
+  fairseq-generate data-bin --path runs/lm/checkpoint_best.pt --gen-subset valid \\
+      --prefix-size 8      continue the first 8 tokens of every line
+  fairseq-generate data-bin --path runs/lm/checkpoint_best.pt --prefix-size 8 \\
+      --sampling --sampling-topp 0.9 --beam 3 --nbest 3 --seed 2      three samples of each
+  fairseq-generate data-bin --path a.pt:b.pt --bpe gpt2 --json        an ensemble, as JSON lines
+
+Lines: S source, T target, H score and pieces, D score and text, P score of every token; scores are
+log-probabilities in bits. Outputs include the prompt, and --max-len-b counts it. Settings that are
+not given are the checkpoint's own, but each line is a prompt unless --sample-break-mode is given.
+"""
+
+
+def main(cfg: Any) -> Any:
+    """Continue a subset, and print what comes out.
+
+    Args:
+        cfg: see :func:`fairseq.generation.stated`.
+
+    Returns:
+        how much was generated.
+    """
+    from fairseq.generation import generate, stated
+
+    return show(generate, stated(cfg))
+
+
+def show(command: Any, given: dict[str, Any], with_time: bool = False) -> Any:
+    """Run a command of :mod:`fairseq.generation` and print its results; return the tally.
+
+    Args:
+        command: the function.
+        given: flat settings; ``json`` asks for JSON lines.
+        with_time: also print the seconds of each sentence.
+    """
+    from fairseq.logging.progress_bar import setup_logging
+
+    setup_logging(stream="stderr")
+    as_json, quiet = given.pop("json", False), given.get("quiet", False)
+    continuations, tally = command(given)
+    for continuation in continuations:
+        if quiet:
+            continue
+        lines = map(json.dumps, continuation.records()) if as_json else None
+        for line in lines or continuation.lines(with_time):
+            print(line)
+        sys.stdout.flush()
+    logger.info("%s", tally)
+    return tally
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and generate."""
+    return parse_and_run(argv, main, make_parser, "fairseq-generate", USAGE, EXAMPLES)
+
+
+def parse_and_run(
+    argv: Sequence[str] | None, command: Any, make: Any, prog: str, usage: str, examples: str
+) -> int:
+    """Parse a command line of this command or of fairseq-interactive, and run it."""
+    from fairseq import options
+    from fairseq.config.arguments import explicitly_given
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = make(argv)
+    parser.prog, parser.usage, parser.epilog = prog, usage, examples
+    options.complete_parser(parser, argv, {} if "--help" in argv else {"task": "language_modeling"})
+    given = vars(explicitly_given(parser, argv))
+    given.pop("scoring", None)
+    command(given)
+    return 0
+
+
+def make_parser(argv: Sequence[str] = (), interactive: bool = False) -> Any:
+    """Return the parser of the command, without the flags of components."""
+    from fairseq import options
+
+    parser = options.get_generation_parser(interactive, "language_modeling", argv=argv)
+    parser.add_argument("--json", action="store_true", help="print one JSON object a hypothesis")
+    parser.add_argument("--scoring", type=_scoring, help=argparse.SUPPRESS)
+    return parser
+
+
+def _scoring(name: str) -> str:
+    """Accept the original's default, which has nothing to do here."""
+    if name != "bleu":
+        raise argparse.ArgumentTypeError(
+            f"{name}: a continuation has no reference to be compared with; translation, which has "
+            "one, is out of scope"
+        )
+    return name
+
+
+def cli_main() -> None:
+    """Run the command."""
+    run_command(run)
+
+
+if __name__ == "__main__":
+    cli_main()
