@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-ORDER = ("startup", "masking", "preprocess", "bpe", "training", "minilm", "faults")
+ORDER = ("startup", "masking", "preprocess", "bpe", "training", "heads", "minilm", "faults")
 HEAD = """# Benchmarks
 
 `make bench` measures again (all of it takes about ten minutes); `python benchmarks/run.py NAME`

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +44,8 @@ class Run:
     def folder(self, out: Path) -> Path:
         """Return its folder: the name, and the digest of everything that matters."""
         digest = hashlib.sha256(json.dumps([self.words, self.seed]).encode()).hexdigest()[:12]
-        return out / f"{self.name}-{self.seed}-{digest}"
+        name = re.sub(r"[^\w.-]+", "-", self.name)
+        return out / f"{name}-{self.seed}-{digest}"
 
 
 def call(words: Sequence[object], log: Path) -> str:
@@ -180,6 +184,24 @@ def record(results: Sequence[Any], path: Path, command: str, **more: Any) -> Non
     content = {"command": command, "machine": machine(), **more, "results": list(results)}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def unigram_bits(out: Path, subset: str, ends: bool) -> float:
+    """Return the bits a token of a subset that word frequencies alone need, one added to each.
+
+    Args:
+        out: what :func:`prepare` wrote.
+        subset: its name.
+        ends: ends of lines are tokens, too.
+    """
+
+    def tokens(split: str) -> Iterator[str]:
+        for line in (out / f"{split}.bpe").read_text(encoding="utf-8").splitlines():
+            yield from [*line.split(), "\n"] if ends else line.split()
+
+    counts = Counter(tokens("train"))
+    total = sum(counts.values()) + len(counts)
+    return -statistics.mean(math.log2((counts[token] + 1) / total) for token in tokens(subset))
 
 
 def prepare(text: Path, out: Path, vocabulary: int) -> Path:

@@ -55,28 +55,35 @@ def small_text(folder: Path, *names: str, lines: int = 60) -> None:
         (folder / name).write_text("\n".join([*text[:20], "", *text[20:]]) + "\n", encoding="utf-8")
 
 
-TINY = (
-    "--encoder-layers 1 --encoder-embed-dim 16 --encoder-attention-heads 2 "
-    "--encoder-ffn-embed-dim 16 --cpu --num-workers 0 --log-format none --log-interval 1"
-).split()
+TINY = "--cpu --num-workers 0 --log-format none --log-interval 1".split()
+
+
+def narrow(side: str) -> list[str]:
+    """Return the flags of a model of one narrow layer."""
+    flags = "layers 1 embed-dim 16 attention-heads 2 ffn-embed-dim 16".split()
+    return [f"--{side}-{word}" if number % 2 == 0 else word for number, word in enumerate(flags)]
 
 
 def run_command(words: list[str]) -> None:
     """Run one of our commands in this process."""
-    from fairseq_cli import bpe, preprocess, report, train, validate
+    from fairseq_cli import bpe, eval_lm, export, generate, preprocess, report, train, validate
 
     name, *argv = words
     if name == "mkdir":
         Path(argv[-1]).mkdir(parents=True, exist_ok=True)
     elif name == "fairseq-train":
-        train.run([*argv, "--max-update", "3", "--batch-size", "4", *TINY])
+        side = "decoder" if "language_modeling" in argv else "encoder"
+        train.run([*argv, "--max-update", "3", "--batch-size", "4", *narrow(side), *TINY])
     elif name == "fairseq-validate":
         validate.run([*argv, "--log-format", "none"])
     elif name == "fairseq-preprocess":
         preprocess.run(argv)
+    elif name in ("fairseq-eval-lm", "fairseq-generate"):
+        command = eval_lm if name == "fairseq-eval-lm" else generate
+        assert command.run([*argv, "--cpu", "--num-workers", "0", "--log-format", "none"]) == 0
     else:
-        status = {"fairseq-bpe": bpe.main, "fairseq-report": report.main}[name](argv)
-        assert status == 0
+        others = {"bpe": bpe.main, "report": report.main, "export": export.main}
+        assert others[name.removeprefix("fairseq-")](argv) == 0
 
 
 def own_text() -> list[list[list[str]]]:

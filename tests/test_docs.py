@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from documents import (
@@ -85,6 +86,7 @@ def parser_of(command: str) -> argparse.ArgumentParser:
 
 def parse(words: list[str], patch: pytest.MonkeyPatch) -> None:
     """Let a command parse its command line; nothing is done about it."""
+    from fairseq import options
     from fairseq_cli import preprocess, train, validate
 
     name, *argv = words
@@ -101,6 +103,10 @@ def parse(words: list[str], patch: pytest.MonkeyPatch) -> None:
         task = ["--task", "sentence_prediction", "--criterion", "sentence_prediction"]
         task += ["--arch", "roberta"]
         assert train.run(["data", "--num-classes", "2", *task, *rest, "--show-config"]) == 0
+    elif name in ("fairseq-eval-lm", "fairseq-generate", "fairseq-interactive"):
+        parser: Any = parser_of(name)
+        options.complete_parser(parser, argv, {"task": "language_modeling"})
+        parser.parse_args(argv)
     else:
         parser_of(name).parse_args(argv)
 

@@ -45,6 +45,26 @@ def test_the_readme_with_words_as_they_are(tmp_path: Path, monkeypatch: pytest.M
     assert len(roberta.fill_mask("the <mask> of a list", topk=3)) == 3
 
 
+def test_causal_language_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small_text(tmp_path, "train.txt", "valid.txt", lines=120)
+    part = section(README, "Causal language models, with a head or without")
+    first, headless = re.findall(r"```bash\n(.*?)```", part, re.S)
+    for words in [*own_text()[0], *command_lines(first)]:
+        run_command(words)
+    capsys.readouterr()
+    (example,) = re.findall(r"```python\n(.*?)```", part, re.S)
+    exec(example, {})
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) > 1 and said[-2] and said[-1].startswith("tensor(")
+    for words in command_lines(headless):
+        run_command(words)
+    assert "Perplexity" in capsys.readouterr().out
+    assert (tmp_path / "runs/headless-tuned/checkpoint_last.pt").is_file()
+
+
 def made(target: str, *settings: str) -> list[list[str]]:
     """Return the commands of ours that a target of the Makefile would run."""
     if shutil.which("make") is None:

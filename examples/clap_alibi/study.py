@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +85,6 @@ def at_lengths(folder: Path) -> dict[str, Any]:
             for length, found in printed.items()
         }
     }  # fmt: skip
-
-
-def unigram(out: Path) -> dict[str, float]:
-    """Return the bits a token of valid and test that word frequencies alone would need."""
-    counts = Counter((out / "train.bpe").read_text(encoding="utf-8").split())
-    total = sum(counts.values()) + len(counts)
-    found = {}
-    for subset in ("valid", "test"):
-        words = (out / f"{subset}.bpe").read_text(encoding="utf-8").split()
-        found[subset] = -statistics.mean(math.log2((counts[w] + 1) / total) for w in words)
-    return found
 
 
 def perplexities(group: list[Any], subset: str, length: int = LENGTH) -> list[float]:
@@ -194,7 +181,11 @@ def main() -> None:
         done = studies.run_all(runs(variants, args.smoke), data, args.out, at_lengths, args.jobs)
         words = " ".join(["python", "examples/clap_alibi/study.py", *sys.argv[1:]])
         path = results / f"{part}.json"
-        studies.record(done, path, words, unigram=unigram(args.out))
+        bits = {
+            subset: studies.unigram_bits(args.out, subset, ends=False)
+            for subset in ("valid", "test")
+        }
+        studies.record(done, path, words, unigram=bits)
         studies.draw(done, results / f"{part}.png", f"CLAP and ALiBi: {part}", skip=1)
         print(TABLES[part](json.loads(path.read_text(encoding="utf-8"))), flush=True)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fairseq.checkpoint_state import config_of, upgrade_state
+from fairseq.data.data_utils import load_indexed_dataset
 from fairseq.data.dictionary import Dictionary
 from fairseq.errors import CheckpointError, DataError, UnsupportedError
 from fairseq.export.causal_names import BIAS, OUTPUT, TABLE
@@ -76,8 +77,9 @@ def add_head(
     else:
         settings = _add_to_encoder(weights, mode, log_unigram_bias)
     if log_unigram_bias:
-        dictionary = Dictionary.load(str(find_data(checkpoint, data) / "dict.txt"))
-        bias_V = unigram_bias(dictionary, len(weights[TABLE]))
+        folder = find_data(checkpoint, data)
+        dictionary = Dictionary.load(str(folder / "dict.txt"))
+        bias_V = unigram_bias(dictionary, len(weights[TABLE]), lines_of(folder))
         weights[BIAS] = bias_V.to(weights[TABLE].dtype)
         settings["head_bias"] = True
     criteria = {"language_modeling": "cross_entropy", "masked_lm": "masked_lm"}
@@ -151,14 +153,22 @@ def _add_to_encoder(weights: dict[str, Tensor], mode: str, bias: bool) -> dict[s
     }
 
 
-def unigram_bias(dictionary: Dictionary, rows: int) -> Tensor:
+def lines_of(folder: Path) -> int:
+    """Return how many lines, each with its end-of-sentence, the training data have; 0 if unknown."""
+    data = load_indexed_dataset(str(folder / "train"))
+    return 0 if data is None else len(data)
+
+
+def unigram_bias(dictionary: Dictionary, rows: int, lines: int = 0) -> Tensor:
     """Return ``log((count + 1) / sum of (count + 1))`` of every symbol, fp32 of shape (V,).
 
-    A ``dict.txt`` holds no counts of the special symbols that stand first; they count as once.
+    A ``dict.txt`` holds no counts of the special symbols that stand first; but for end-of-sentence
+    they count as once.
 
     Args:
         dictionary: with the counts of the training data.
         rows: V; symbols that only round the size are added or dropped.
+        lines: how often end-of-sentence occurs in them.
 
     Raises:
         CheckpointError: if the dictionary is not that of the model.
@@ -173,4 +183,6 @@ def unigram_bias(dictionary: Dictionary, rows: int) -> Tensor:
     if not any(fitted.count[fitted.nspecial :]):
         raise DataError("the dictionary holds no counts: --log-unigram-bias needs those of a text")
     counts_V = torch.tensor(fitted.count, dtype=torch.float64) + 1
+    if fitted.nspecial:
+        counts_V[fitted.eos()] += lines
     return (counts_V / counts_V.sum()).log().float()

@@ -304,6 +304,16 @@ class TransformerLanguageModel(FairseqLanguageModel):
     def __init__(self, decoder: TransformerDecoder) -> None:
         super().__init__(decoder)
         self.config = self.args = decoder.config
+        if decoder.config.freeze_decoder:
+            decoder.requires_grad_(False)
+            decoder.vocabulary_head().requires_grad_(True)
+
+    def train(self, mode: bool = True) -> TransformerLanguageModel:
+        """Switch dropout on or off; a frozen decoder stays without."""
+        super().train(mode)
+        if self.config.freeze_decoder:
+            self.decoder.eval()
+        return self
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> TransformerLanguageModel:
@@ -396,6 +406,9 @@ class TransformerLanguageModel(FairseqLanguageModel):
         if own is None:
             for key in [key for key in state_dict if key.startswith("decoder.output_projection.")]:
                 del state_dict[key]
+        elif table is not None and output not in state_dict and table.shape == own.weight.shape:
+            logger.warning("the file has no vocabulary head: it begins as its embeddings")
+            state_dict[output] = table
         elif table is not None and own.weight is self.decoder.embed_tokens.weight:
             kept = state_dict.setdefault(output, table)
             if kept.shape == table.shape and not torch.equal(kept, table):

@@ -90,6 +90,7 @@ class TransformerLanguageModelConfig(FairseqDataclass):
         new=True,
     )
     clap_normalize_hidden: bool = option(False, "CLAP: hidden states of unit length too", new=True)
+    freeze_decoder: bool = option(False, "train the vocabulary head alone", new=True)
     parallel_residual: bool = option(
         False, "attention and feed-forward network side by side, as in GPT-NeoX", new=True
     )
@@ -141,6 +142,12 @@ class TransformerLanguageModelConfig(FairseqDataclass):
             raise ConfigError("--parallel-residual needs --decoder-normalize-before")
         self._check_table()
         self._check_tying()
+        own_head = self.head == "vocabulary" and self.adaptive_softmax_cutoff is None
+        if self.freeze_decoder and (not own_head or self.share_decoder_input_output_embed):
+            raise ConfigError(
+                "--freeze-decoder leaves the vocabulary head to train: it must have weights of its "
+                "own, neither tied to the embeddings nor adaptive"
+            )
 
     def _check_table(self) -> None:
         width = self.decoder_output_dim
