@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +153,21 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def tables(
+    results: Path,
+    makers: Mapping[str, Callable[[dict[str, Any]], str]],
+    facts: Callable[[dict[str, Any]], str],
+) -> str:
+    """Return the tables of all parts whose results are there, each with its line of facts."""
+    parts = []
+    for name, make in makers.items():
+        path = results / f"{name}.json"
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            parts += [make(found), facts(found)]
+    return "\n".join(parts)
 
 
 def draw(results: Sequence[Any], path: Path, title: str, skip: int = 0) -> None:

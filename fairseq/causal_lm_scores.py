@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq import checkpoint_utils, tasks, utils
-from fairseq.config.schema import parse_literal
+from fairseq import evaluation, tasks, utils
 from fairseq.data.dictionary import Dictionary
 from fairseq.device import choose_device
 from fairseq.errors import ConfigError, DataError
@@ -76,18 +75,11 @@ def load_models(given: Mapping[str, Any]) -> tuple[list[Any], Any, Any]:
     Raises:
         ConfigError: if no path is given, or the checkpoint is no causal LM.
     """
-    path = given.get("path")
-    if not path:
-        raise ConfigError("--path is missing: name the checkpoint to evaluate")
-    overrides = {**parse_literal(given.get("model_overrides") or "{}"), **given}
-    for name in ("path", "model_overrides"):
-        overrides.pop(name, None)
-    overrides.setdefault("distributed_world_size", 1)
-    loaded = checkpoint_utils.load_model_ensemble_and_task(utils.split_paths(path), overrides)
+    loaded = evaluation.load(given, ensemble=True)
     if not hasattr(loaded[2], "eval_lm_dataloader"):
         raise ConfigError(
-            f"{path} was trained with --task {loaded[1].task._name}, not language_modeling; "
-            "evaluate it with fairseq-validate"
+            f"{given['path']} was trained with --task {loaded[1].task._name}, not "
+            "language_modeling; evaluate it with fairseq-validate"
         )
     return loaded
 

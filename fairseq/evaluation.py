@@ -45,7 +45,9 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     results = {}
     for subset in subsets_of(config):
         task.load_dataset(subset, combine=False, epoch=1)
-        results[subset] = _validate_subset(config, task, model, criterion, subset, device)
+        results[subset] = _validate_subset(
+            config, task, model, criterion, subset, device, given.get("max_valid_steps")
+        )
     return results
 
 
@@ -86,8 +88,12 @@ def subsets_of(config: Any) -> list[str]:
     return str(config.dataset.valid_subset).replace(" ", "").split(",")
 
 
-def load(given: Mapping[str, Any]) -> tuple[list[Any], Any, Any]:
+def load(given: Mapping[str, Any], ensemble: bool = False) -> tuple[list[Any], Any, Any]:
     """Load ``(models, configuration, task)`` of the checkpoint ``given["path"]``.
+
+    Args:
+        given: flat settings, see :func:`validate`.
+        ensemble: load every checkpoint that is named, not only the first.
 
     Raises:
         ConfigError: if no path is given.
@@ -102,12 +108,24 @@ def load(given: Mapping[str, Any]) -> tuple[list[Any], Any, Any]:
         if name in overrides:
             overrides.setdefault(f"{name}_valid", overrides[name])
     overrides.setdefault("distributed_world_size", 1)
-    return checkpoint_utils.load_model_ensemble_and_task(utils.split_paths(path)[:1], overrides)
+    paths = utils.split_paths(path)
+    return checkpoint_utils.load_model_ensemble_and_task(
+        paths if ensemble else paths[:1], overrides
+    )
 
 
 def _validate_subset(
-    config: Any, task: Any, model: Any, criterion: Any, subset: str, device: torch.device
+    config: Any,
+    task: Any,
+    model: Any,
+    criterion: Any,
+    subset: str,
+    device: torch.device,
+    most: int | None,
 ) -> dict[str, Any]:
+    """Return the statistics of a subset, or of its first batches: a limit of the training's own
+    validations does not count here.
+    """
     data, common = config.dataset, config.common
     batches = task.get_batch_iterator(
         dataset=task.dataset(subset),
@@ -130,7 +148,7 @@ def _validate_subset(
     logs = []
     with bar as progress:
         for number, sample in enumerate(progress):
-            if data.max_valid_steps is not None and number >= data.max_valid_steps:
+            if most is not None and number >= most:
                 break
             if len(sample) == 0:
                 continue

@@ -22,6 +22,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PRETRAINING = EXAMPLES / "roberta/config/pretraining"
 FINETUNING = EXAMPLES / "roberta/config/finetuning"
 STUDY = EXAMPLES / "clap_alibi/config"
+HEADLESS = EXAMPLES / "headless/config"
 PARTS = ("masked_lm", "glue")
 
 LEARNED = ("learned", "roberta", "learned", 0.1, 0.1, True)
@@ -214,6 +215,7 @@ def test_no_recipe_is_forgotten():
     assert names == {*WIKITEXT, *PILE, *LARGE, *tiny, "masked_lm"}
     assert {file.stem for file in FINETUNING.glob("*.yaml")} == {*GLUE, "tiny", "glue"}
     assert {file.stem for file in STUDY.glob("*.yaml")} == {"tiny", "paper"}
+    assert {file.stem for file in HEADLESS.glob("*.yaml")} == {"tiny", "paper", "encoder_paper"}
 
 
 @pytest.mark.parametrize("scale", ["tiny", "paper"])
@@ -250,19 +252,62 @@ def test_a_study_changes_one_thing_at_a_time(scale):
 
 
 @pytest.mark.parametrize(
+    "name, variants, table",
+    [
+        ("paper", ("vanilla", "headless", "headless_global", "joint"),
+         (6, 512, 2048, 8, 2048, 1e-3, 143_000, 1430, 0.1, "(0.9,0.95)")),
+        ("tiny", ("vanilla", "headless", "headless_global", "joint"),
+         (2, 128, 512, 4, 64, 4e-3, 350, 40, 0.1, "(0.9,0.95)")),
+        ("encoder_paper", ("vanilla_encoder", "headless", "joint"),
+         (12, 768, 3072, 12, 128, 1e-4, 1_000_000, 10_000, 0.01, "(0.9,0.999)")),
+    ],
+    ids=["paper", "tiny", "encoder"],
+)  # fmt: skip
+def test_headless_recipes(name, variants, table):
+    """Variants differ in the criterion, and in the head that it needs or does not."""
+    found = []
+    for variant in variants:
+        config = by_flag(HEADLESS / f"{name}.yaml", HEADLESS / f"variant/{variant}.yaml")
+        hydra = by_hydra(HEADLESS, name, f"+variant={variant}")
+        config.generation.no_seed_provided = hydra.generation.no_seed_provided
+        assert hydra == config
+        assert (config.model.head == "none") == variant.startswith("headless")
+        config.model.head, config.criterion = "any", None
+        found.append(config)
+    assert all(config == found[0] for config in found)
+    model, side = found[0].model, "encoder" if name.startswith("encoder") else "decoder"
+    sizes = ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")
+    optimization, optimizer = found[0].optimization, found[0].optimizer
+    assert table == (
+        *(getattr(model, f"{side}_{size}") for size in sizes),
+        found[0].task.tokens_per_sample,
+        optimization.lr[0],
+        optimization.max_update,
+        found[0].lr_scheduler.warmup_updates,
+        optimizer.weight_decay,
+        optimizer.adam_betas,
+    )
+    rows = found[0].dataset.batch_size * optimization.update_freq[0]
+    processes = {"paper": 16, "encoder_paper": 8, "tiny": 1}[name]
+    assert rows * processes == {"paper": 1024, "encoder_paper": 256, "tiny": 16}[name]
+
+
+@pytest.mark.parametrize(
     "files",
     [
         (PRETRAINING / "tiny.yaml",),
         (PRETRAINING / "tiny_pile.yaml",),
         (PRETRAINING / "zero_clap_scaled_embedding_attention_dropout.yaml", "scale/tiny.yaml"),
         (STUDY / "tiny.yaml", "variant/zero_clap.yaml"),
+        (HEADLESS / "tiny.yaml", "variant/headless.yaml"),
     ],
-    ids=["wikitext", "pile", "added scale", "study"],
+    ids=["wikitext", "pile", "added scale", "study", "headless"],
 )
 def test_a_tiny_recipe_trains(tmp_path, monkeypatch, files):
     first, *others = files
     data = tiny_run.make_corpus(tmp_path / "bin", train_lines=600)
     words = [str(data), "--save-dir", str(tmp_path / "run"), "--max-update", "2", "--cpu"]
+    words += ["--warmup-updates", "1"]  # the schedule must fit
     for file in (first, *(first.parent / other for other in others)):
         words += ["--config", str(file)]
     losses = tiny_run.Recorder(monkeypatch).losses
@@ -318,7 +363,7 @@ class TestComposition:
 
 def test_recipes_are_small():
     """A recipe says only what sets it apart: no line stands in two recipes of one chain."""
-    for file in itertools.chain(PRETRAINING.glob("*.yaml"), STUDY.glob("*.yaml")):
+    for file in itertools.chain(*(f.glob("*.yaml") for f in (PRETRAINING, STUDY, HEADLESS))):
         own = yaml.safe_load(file.read_text(encoding="utf-8"))
         entries = own.pop("defaults", [])
         below: dict[str, Any] = {}

@@ -149,13 +149,7 @@ TABLES = {"main": main_table, "ablations": ablation_table}
 
 def tables() -> str:
     """Return the tables of all parts whose results are there."""
-    parts = []
-    for name, make in TABLES.items():
-        path = RESULTS / f"{name}.json"
-        if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            parts += [make(found), cost(found)]
-    return "\n".join(parts)
+    return studies.tables(RESULTS, TABLES, cost)
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ SWEEP = {
     "64 rows": (64, 1, ""),
     "4 rows, global negatives": (4, 16, "--negatives global"),
 }
-CLAIMS = "+1.6 GLUE / +2.7 LAMBADA / up to 20x compute"
+CLAIMS = ("+1.6 GLUE", "+2.7 LAMBADA", "20 times")
 
 
 def words_of(flags: str, updates: int, batch: str = "") -> tuple[str, ...]:
@@ -299,13 +299,7 @@ TABLES = {"decoder": decoder_table, "sweep": sweep_table, "encoder": encoder_tab
 
 def tables() -> str:
     """Return the tables of all parts whose results are there."""
-    parts = []
-    for name, make in TABLES.items():
-        path = RESULTS / f"{name}.json"
-        if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            parts += [make(found), facts(found)]
-    return "\n".join(parts)
+    return studies.tables(RESULTS, TABLES, facts)
 
 
 def main() -> None:

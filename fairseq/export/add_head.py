@@ -154,7 +154,7 @@ def _add_to_encoder(weights: dict[str, Tensor], mode: str, bias: bool) -> dict[s
 
 
 def lines_of(folder: Path) -> int:
-    """Return how many lines, each with its end-of-sentence, the training data have; 0 if unknown."""
+    """Return how many lines the training data have, each with its end; 0 if they are not there."""
     data = load_indexed_dataset(str(folder / "train"))
     return 0 if data is None else len(data)
 
