@@ -191,14 +191,18 @@ def draw(results: Sequence[Any], path: Path, title: str, skip: int = 0) -> None:
     pyplot.close(figure)
 
 
-def record(results: Sequence[Any], path: Path, command: str, **more: Any) -> None:
-    """Write the results (and ``more``) with the machine, the versions and the command."""
+def record(results: Sequence[Any], path: Path, command: str, out: Path, **more: Any) -> None:
+    """Write the results (and ``more``) with the machine, the versions and the command.
+
+    The folder of the runs, ``out``, is called ``runs`` in the record, wherever it was.
+    """
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from benchmarks.run import machine
 
     content = {"command": command, "machine": machine(), **more, "results": list(results)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1).replace(json.dumps(str(out))[1:-1], "runs")
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def unigram_bits(out: Path, subset: str, ends: bool) -> float:

@@ -155,7 +155,8 @@ def test_a_dead_process_ends_the_others(data: Path, tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(pids[1], signal.SIGKILL)
-    assert finish(pids, seconds=30) != [0, 0]
+    survivor, dead = finish(pids, seconds=30)
+    assert dead == -signal.SIGKILL and survivor > 0
 
 
 def test_a_signal_to_one_stops_all_and_saves(data: Path, tmp_path: Path) -> None:
@@ -169,6 +170,35 @@ def test_a_signal_to_one_stops_all_and_saves(data: Path, tmp_path: Path) -> None
     assert tiny_run.content(tmp_path / "run" / "checkpoint_last.pt")["model"]
 
 
-def test_sums_cope_with_missing_names() -> None:
-    """Alone, a sum is what it was."""
+def test_sums_cope_with_missing_names(tmp_path: Path) -> None:
+    """Names change between calls, and a process with nothing to add has none."""
+    shares: list[tuple[dict[str, float], dict[str, float]]] = [
+        ({}, {"loss": 2.0, "n": 3.0}),
+        ({"loss": 1.0, "n": 1.0}, {"loss": 2.0, "n": 3.0}),
+        ({"loss": 1.0, "n": 1.0}, {}),
+        ({"accuracy": 5.0}, {"accuracy": 6.0}),
+        ({}, {}),
+        ({}, {"accuracy": 7.0}),
+        ({"loss": 1.0, "n": 2.0}, {}),
+    ]
+    port = str(free_port())
+
+    def work(rank: int) -> None:
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank
+        )
+        sums = [utils.sum_over_processes(pair[rank], torch.device("cpu")) for pair in shares]
+        plain = [{name: float(value) for name, value in one.items()} for one in sums]
+        (tmp_path / str(rank)).write_text(json.dumps(plain), encoding="utf-8")
+
+    pids = [tiny_run.fork(lambda rank=rank: work(rank)) for rank in range(2)]
+    assert finish(pids) == [0, 0]
+    found = [json.loads((tmp_path / str(rank)).read_text("utf-8")) for rank in range(2)]
+    assert found[0] == found[1]
+    for (one, other), total in zip(shares, found[0], strict=True):
+        expected = {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
+        assert {name: value for name, value in total.items() if value} == expected
+
+
+def test_alone_a_sum_is_what_it_was() -> None:
     assert utils.sum_over_processes({"loss": 2.0}, torch.device("cpu")) == {"loss": 2.0}

@@ -179,7 +179,7 @@ def main() -> None:
             subset: studies.unigram_bits(args.out, subset, ends=False)
             for subset in ("valid", "test")
         }
-        studies.record(done, path, words, unigram=bits)
+        studies.record(done, path, words, args.out, unigram=bits)
         studies.draw(done, results / f"{part}.png", f"CLAP and ALiBi: {part}", skip=1)
         print(TABLES[part](json.loads(path.read_text(encoding="utf-8"))), flush=True)
 

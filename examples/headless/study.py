@@ -126,20 +126,31 @@ def score(model: Path, out: Path, log: Path) -> dict[str, float]:
     }
 
 
+def with_head(folder: Path, name: str, *flags: str) -> Path:
+    """Give the headless model of a run its embeddings as a head, once; return the new file."""
+    path = folder / name
+    if not path.is_file():
+        studies.call(
+            ["fairseq-export", folder / "checkpoint_last.pt", "--add-head", "tied", *flags,
+             "--data", folder.parent / "data-bin", "--out", path], folder / "measure.log",
+        )  # fmt: skip
+    return path
+
+
+def with_bias(folder: Path) -> Path:
+    """Add the logarithm of the words' frequencies to that head, too."""
+    return with_head(folder, "tied-head-and-bias.pt", "--log-unigram-bias")
+
+
 def measure_decoder(folder: Path) -> dict[str, Any]:
     """Return the scores of a decoder; of a headless one with two heads that need no training."""
     model, log = folder / "checkpoint_last.pt", folder / "measure.log"
     if "contrastive_weight_tying" not in (folder / "config.yaml").read_text(encoding="utf-8"):
         return {"as trained": score(model, folder.parent, log)}
-    found = {}
-    for name, flags in (("tied head", []), ("tied head + bias", ["--log-unigram-bias"])):
-        path = folder / f"{name}.pt"
-        studies.call(
-            ["fairseq-export", model, "--add-head", "tied", *flags, "--data",
-             folder.parent / "data-bin", "--out", path, "--force"], log,
-        )  # fmt: skip
-        found[name] = score(path, folder.parent, log)
-        path.unlink()
+    found = {
+        "tied head": score(with_head(folder, "tied-head.pt"), folder.parent, log),
+        "tied head + bias": score(with_bias(folder), folder.parent, log),
+    }
     negatives = studies.curve(folder, "train")[-1]["negatives"]
     return {**found, "train_negatives": negatives}
 
@@ -181,16 +192,19 @@ def decoder_part(train: Train, out: Path, ratio: float, seeds: Sequence[int]) ->
         for seed in seeds
     ]
     results = train(first)
-    tuned = [
-        studies.Run(
-            f"{run.name} + fine-tuning",
-            run.seed,
-            (*words_of(f"{DECODER} {TUNED}", TENTH, batch),
-             "--finetune-from-model", str(run.folder(out) / "checkpoint_last.pt")),
-        )
-        for run in first
-        if run.name in ("headless, nine tenths", "headless, longer")
-    ]  # fmt: skip
+    tuned = []
+    for run in first:
+        if run.name not in ("headless, nine tenths", "headless, longer"):
+            continue
+        folder = run.folder(out)
+        for name, flags, source in (
+            ("fine-tuning", "", folder / "checkpoint_last.pt"),
+            ("bias + fine-tuning", "--head-bias", with_bias(folder)),
+        ):
+            words = words_of(f"{DECODER} {TUNED} {flags}", TENTH, batch)
+            words = (*words, "--finetune-from-model", str(source))
+            tuned.append(studies.Run(f"{run.name} + {name}", run.seed, words))
+    tuned.sort(key=lambda run: run.name)
     return results + train(tuned)
 
 
@@ -233,6 +247,11 @@ def heads_of(result: dict[str, Any]) -> list[str]:
     return [name for name in ("as trained", "tied head", "tied head + bias") if name in result]
 
 
+def perplexities(group: Sequence[Any], head: str) -> list[float]:
+    """Return the test perplexity of every seed."""
+    return [2 ** result[head]["loss"] for result in group]
+
+
 def decoder_table(found: dict[str, Any]) -> str:
     """Return test perplexity and last words of the decoders, with each of their heads."""
     rows = []
@@ -242,7 +261,7 @@ def decoder_table(found: dict[str, Any]) -> str:
             tokens = group[0]["tokens"] * (1 if "tuning" not in name else 0)
             rows.append([
                 name, head, f"{tokens:,}" if tokens else f"+ {group[0]['tokens']:,}",
-                studies.spread([2 ** one["loss"] for one in scores], 1),
+                studies.spread(perplexities(group, head), 1),
                 studies.spread([one["last_word_accuracy"] for one in scores], 2),
             ])  # fmt: skip
     frequencies = f"{2 ** found['unigram']:.1f}"
@@ -257,7 +276,7 @@ def sweep_table(found: dict[str, Any]) -> str:
     for name, group in studies.by_name(found["results"]).items():
         negatives = [result["train_negatives"] for result in group]
         cells = [
-            studies.spread([2 ** result[head]["loss"] for result in group], 1)
+            studies.spread(perplexities(group, head), 1)
             for head in ("tied head", "tied head + bias")
         ]
         seconds = studies.spread([result["seconds"] for result in group], 0)
@@ -300,6 +319,60 @@ TABLES = {"decoder": decoder_table, "sweep": sweep_table, "encoder": encoder_tab
 def tables() -> str:
     """Return the tables of all parts whose results are there."""
     return studies.tables(RESULTS, TABLES, facts)
+
+
+def draw(results: Path) -> None:
+    """Draw the perplexities of the decoders, and those of the sweep against its negatives."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found = {
+        part: json.loads(path.read_text(encoding="utf-8"))
+        for part in ("decoder", "sweep")
+        if (path := results / f"{part}.json").is_file()
+    }
+    figure, panels = pyplot.subplots(1, len(found), figsize=(6 * len(found), 4), squeeze=False)
+    for axes, part in zip(panels[0], found, strict=True):
+        {"decoder": draw_decoders, "sweep": draw_sweep}[part](axes, found[part])
+    figure.tight_layout()
+    figure.savefig(results / "headless.png", dpi=100)
+    pyplot.close(figure)
+
+
+def draw_decoders(axes: Any, found: dict[str, Any]) -> None:
+    """Draw a bar for every decoder and head, with every seed as a point."""
+    bars = [
+        (f"{name}: {head}" if len(heads_of(group[0])) > 1 else name, perplexities(group, head))
+        for name, group in studies.by_name(found["results"]).items()
+        for head in heads_of(group[0])
+    ][::-1]
+    axes.barh([name for name, _ in bars], [statistics.mean(seeds) for _, seeds in bars], alpha=0.5)
+    for height, (_, seeds) in enumerate(bars):
+        axes.plot(seeds, [height] * len(seeds), "k.", markersize=3)
+    axes.axvline(2 ** found["unigram"], color="grey", linestyle=":", label="word frequencies")
+    axes.set(xlabel="test perplexity", xscale="log", xlim=(100, None))
+    axes.legend()
+
+
+def draw_sweep(axes: Any, found: dict[str, Any]) -> None:
+    """Draw perplexity against the distinct negatives of a token."""
+    for head in ("tied head", "tied head + bias"):
+        for result in found["results"]:
+            global_ones = "global" in result["name"]
+            axes.plot(
+                result["train_negatives"],
+                2 ** result[head]["loss"],
+                "^" if global_ones else "o",
+                color="C0" if head == "tied head" else "C1",
+                label=f"{head}{', global' if global_ones else ''}",
+            )
+    known: dict[str, Any] = {}
+    for mark, label in zip(*axes.get_legend_handles_labels(), strict=True):
+        known.setdefault(label, mark)
+    axes.legend(known.values(), known.keys())
+    axes.set(xlabel="distinct negatives", ylabel="test perplexity", xscale="log", yscale="log")
 
 
 def main() -> None:
@@ -354,8 +427,9 @@ def study(args: argparse.Namespace) -> None:
             words = " ".join(["python", "examples/headless/study.py", *sys.argv[1:]])
             bits = studies.unigram_bits(args.out, "test", ends=True)
             path = results / f"{part}.json"
-            studies.record(done, path, words, unigram=bits, speed=rates)
+            studies.record(done, path, words, args.out, unigram=bits, speed=rates)
             print(TABLES[part](json.loads(path.read_text(encoding="utf-8"))), flush=True)
+    draw(results)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,9 +72,10 @@ def all_reduce(tensor: Tensor, group: Any = None, op: str = "sum") -> Tensor:
 
 
 def sum_over_processes(data: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Add up a dict of numbers over all processes, in two messages of float64.
+    """Add up a dict of numbers over all processes, in one message of float64.
 
-    A process that had nothing to do (its share was filler) may miss keys; they count as zero.
+    A process that had nothing to do (its share was filler) may miss keys; they count as zero. Names
+    travel only when some process has others than last time.
 
     Args:
         data: numbers or 0-dimensional tensors by name.
@@ -86,15 +87,29 @@ def sum_over_processes(data: Mapping[str, Any], device: torch.device) -> dict[st
     if not is_initialized():
         return dict(data)
     names = sorted(data)
-    known = _widest_names(names, device)
+    if _last_names:
+        others = 0.0 if not names or names == _last_names else 1.0
+        *values, strangers = _sum_of({**data, "others": others}, [*_last_names, "others"], device)
+        if not bool(strangers):
+            return dict(zip(_last_names, values, strict=True))
+    _last_names[:] = _widest_names(names, device)
+    return dict(zip(_last_names, _sum_of(data, _last_names, device), strict=True))
+
+
+# the same in every process, since all change it together
+_last_names: list[str] = []
+
+
+def _sum_of(data: Mapping[str, Any], names: Sequence[str], device: torch.device) -> Tensor:
+    """Return the totals under these names; what is missing here counts as zero."""
     zero = torch.zeros((), dtype=torch.float64, device=device)
     values = [
         torch.as_tensor(data[name], dtype=torch.float64, device=device).reshape(())
         if name in data
         else zero
-        for name in known
+        for name in names
     ]
-    return dict(zip(known, all_reduce(torch.stack(values)), strict=True))
+    return all_reduce(torch.stack(values)) if values else zero.new_zeros(0)
 
 
 def _widest_names(names: list[str], device: torch.device) -> list[str]:
