@@ -44,6 +44,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and evaluate."""
     from fairseq import options
     from fairseq.config.arguments import explicitly_given
+    from fairseq.logging.progress_bar import setup_logging
 
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = options.get_validation_parser(argv=argv)
@@ -54,6 +55,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     given = vars(explicitly_given(parser, argv))
     as_json, lengths = given.pop("json", False), given.pop("at_lengths", None)
     pseudo, most = given.pop("pseudo_ppl", False), given.pop("pseudo_ppl_blocks", None)
+    setup_logging(stream="stderr" if as_json else "stdout")
     if as_json:
         given.setdefault("log_format", "none")
     texts, key = given.pop("last_word", None), given.pop("text_key", "text")
@@ -101,9 +103,7 @@ def _numbers(results: Any) -> Any:
 def _scores(given: Any, lengths: Sequence[int] | None, most: int | None, as_json: bool) -> int:
     """Print pseudo-perplexities, or the loss at several lengths."""
     from fairseq import masked_lm_scores
-    from fairseq.logging.progress_bar import setup_logging
 
-    setup_logging()
     results: Any
     if lengths:
         results = masked_lm_scores.at_lengths(given, lengths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -80,11 +81,22 @@ def test_lengths(checkpoint: Path, data: Path) -> None:
         assert float(found["24"]["valid"]["loss"]) > 0
 
 
-def test_the_command(checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    checkpoint: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     words = [str(data), "--path", str(checkpoint)]
     assert validate.run([*words, "--pseudo-ppl", "--pseudo-ppl-blocks", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["valid"]
     assert found["blocks"] == 2 and found["pseudo_ppl"] > 1
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(logging.getLogger(), "level", logging.INFO)
+    capsys.readouterr()
+    assert validate.run([*words, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["valid"]["loss"] > 0 and "INFO" in printed.err
     assert validate.run([*words, "--at-lengths", "6", "12"]) == 0
     last = capsys.readouterr().out.splitlines()
     assert last[-2].startswith("T=6: valid loss") and last[-1].startswith("T=12: valid loss")

@@ -54,6 +54,7 @@ def test_the_runs_are_what_their_names_say(
 
     monkeypatch.setattr(study, "with_bias", lambda folder: folder / "with-bias.pt")
     study.decoder_part(train, tmp_path, 2.5, studies.SEEDS)
+    study.rates_part(train, studies.SEEDS)
     study.sweep_part(train, studies.SEEDS)
     study.encoder_part(train, 1.3, studies.SEEDS)
     assert len({run.folder(tmp_path) for run in asked}) == len(asked)
@@ -68,6 +69,12 @@ def test_the_runs_are_what_their_names_say(
     assert updates["vanilla"] in (whole, study.ENCODER_UPDATES)
     assert updates["headless, nine tenths"] + updates[tuned] == whole
     assert updates[tuned] == updates["headless, longer + fine-tuning"] == tenth
+    for rate in study.RATES:
+        vanilla, headless = (by_name[f"{name}, lr {rate}"] for name in ("vanilla", "headless"))
+        assert setting(vanilla, "--lr") == setting(headless, "--lr") == rate
+    source = setting(by_name["vanilla, from frequencies"], "--finetune-from-model")
+    assert setting(by_name["untrained"], "--lr") == "1e-9"
+    assert Path(source).parent == by_name["untrained"].folder(tmp_path)
     rows = {
         name: int(setting(by_name[name], "--batch-size"))
         * int(setting(by_name[name], "--update-freq"))

@@ -16,7 +16,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ SWEEP = {
     "64 rows": (64, 1, ""),
     "4 rows, global negatives": (4, 16, "--negatives global"),
 }
+RATES = ("0.002", "0.008")
 CLAIMS = ("+1.6 GLUE", "+2.7 LAMBADA", "20 times")
 
 
@@ -177,7 +178,11 @@ Train = Callable[[Sequence[studies.Run]], list[Any]]
 
 
 def decoder_part(train: Train, out: Path, ratio: float, seeds: Sequence[int]) -> list[Any]:
-    """Train decoders with either loss: as many tokens, and as much time."""
+    """Train decoders with either loss: as many tokens, and as much time.
+
+    The control is a usual decoder whose head starts with the words' frequencies, as the bias gives
+    them to a headless one at its end.
+    """
     batch = "--batch-size 16"
     longer = in_fives(ratio * (DECODER_UPDATES - TENTH))
     stages = {
@@ -185,6 +190,7 @@ def decoder_part(train: Train, out: Path, ratio: float, seeds: Sequence[int]) ->
         "headless": (HEADLESS, DECODER_UPDATES),
         "headless, nine tenths": (HEADLESS, DECODER_UPDATES - TENTH),
         "headless, longer": (HEADLESS, longer),
+        "untrained": (f"{HEADLESS} --lr 1e-9", 5),
     }
     first = [
         studies.Run(name, seed, words_of(f"{DECODER} {flags}", updates, batch))
@@ -192,20 +198,42 @@ def decoder_part(train: Train, out: Path, ratio: float, seeds: Sequence[int]) ->
         for seed in seeds
     ]
     results = train(first)
-    tuned = []
-    for run in first:
-        if run.name not in ("headless, nine tenths", "headless, longer"):
-            continue
-        folder = run.folder(out)
+    second = [later for run in first for later in continued(run, out, batch)]
+    second.sort(key=lambda run: run.name)
+    return [result for result in results if result["name"] != "untrained"] + train(second)
+
+
+def continued(run: studies.Run, out: Path, batch: str) -> Iterator[studies.Run]:
+    """Yield the runs that begin with the model of a headless run."""
+    folder = run.folder(out)
+    if run.name == "untrained":
+        flags, source = f"{DECODER} {VANILLA} --head-bias", with_bias(folder)
+        words = words_of(flags, DECODER_UPDATES, batch)
+        yield studies.Run(
+            "vanilla, from frequencies", run.seed, (*words, "--finetune-from-model", str(source))
+        )
+    elif run.name in ("headless, nine tenths", "headless, longer"):
         for name, flags, source in (
             ("fine-tuning", "", folder / "checkpoint_last.pt"),
             ("bias + fine-tuning", "--head-bias", with_bias(folder)),
         ):
             words = words_of(f"{DECODER} {TUNED} {flags}", TENTH, batch)
             words = (*words, "--finetune-from-model", str(source))
-            tuned.append(studies.Run(f"{run.name} + {name}", run.seed, words))
-    tuned.sort(key=lambda run: run.name)
-    return results + train(tuned)
+            yield studies.Run(f"{run.name} + {name}", run.seed, words)
+
+
+def rates_part(train: Train, seeds: Sequence[int]) -> list[Any]:
+    """Train decoders at half and at twice the learning rate, in case it suited one of them."""
+    return train([
+        studies.Run(
+            f"{name}, lr {rate}",
+            seed,
+            words_of(f"{DECODER} {flags} --lr {rate}", DECODER_UPDATES, "--batch-size 16"),
+        )
+        for name, flags in (("vanilla", VANILLA), ("headless", HEADLESS))
+        for rate in RATES
+        for seed in seeds
+    ])  # fmt: skip
 
 
 def sweep_part(train: Train, seeds: Sequence[int]) -> list[Any]:
@@ -313,7 +341,12 @@ def facts(found: dict[str, Any]) -> str:
     )
 
 
-TABLES = {"decoder": decoder_table, "sweep": sweep_table, "encoder": encoder_table}
+TABLES = {
+    "decoder": decoder_table,
+    "rates": decoder_table,
+    "sweep": sweep_table,
+    "encoder": encoder_table,
+}
 
 
 def tables() -> str:
@@ -415,6 +448,7 @@ def study(args: argparse.Namespace) -> None:
     glue = functools.partial(measure_encoder, args.glue_dir.resolve(), 1 if args.smoke else 3)
     parts: dict[str, Callable[[], list[Any]]] = {
         "decoder": lambda: decoder_part(decoders, args.out, rates["decoder"]["ratio"], seeds),
+        "rates": lambda: rates_part(decoders, seeds),
         "sweep": lambda: sweep_part(decoders, seeds),
         "encoder": lambda: encoder_part(
             functools.partial(train, glue), rates["encoder"]["ratio"], seeds
