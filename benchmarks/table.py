@@ -14,12 +14,16 @@ ORDER = ("startup", "masking", "preprocess", "bpe", "training", "heads", "minilm
 HEAD = """# Benchmarks
 
 `make bench` measures again (all of it takes about ten minutes); `python benchmarks/run.py NAME`
-measures one. Each record in [results](results) names its command, machine, date and versions.
-What is compared with another program runs in the same process, interleaved. "Times original" is
-against 1.3 MB/s (preprocess) and 1.4 MB/s (BPE), which the original fairseq reached on another
-two-core machine. `ratio` is tokens a second against a plain `transformers.RobertaForMaskedLM` loop
-with the same dropout and fused AdamW; `ratio_to_gathering` against such a loop that projects the
-masked positions only. The machine below was shared while it was measured: see `load`.
+measures one; `heads.py` and `minilm.py` are programs of their own. Each record in
+[results](results) names its command, machine, date and versions. What is compared with another
+program runs in the same process, interleaved. "Times original" is against 1.3 MB/s (preprocess) and
+1.4 MB/s (BPE), which the original fairseq reached on another two-core machine. `ratio` is tokens a
+second against a plain `transformers.RobertaForMaskedLM` loop with the same dropout and fused AdamW;
+`ratio_to_gathering` against such a loop that projects the masked positions only. In `heads`, CE is
+cross-entropy over V words and CWT contrastive weight tying; an encoder predicts 15 % of the tokens,
+a decoder all; MB is what a loss needs at its peak beyond its operands; "N x N" is the original's
+way, "distinct" the way here, with equal values. The machine below was shared while it was measured:
+see `load`.
 This page is printed by `benchmarks/table.py`.
 """
 
@@ -35,6 +39,36 @@ def rows(result: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return flat
 
 
+def is_grid(part: Any) -> bool:
+    """Whether a part of a record has rows that share their columns."""
+    if not isinstance(part, dict) or not all(isinstance(row, dict) for row in part.values()):
+        return False
+    return len(part) > 1 and len({tuple(row) for row in part.values()}) == 1
+
+
+def grid(name: str, part: dict[str, dict[str, Any]]) -> str:
+    """Return a table with the rows and columns of the record; a cell may hold several figures."""
+
+    def cell(value: Any) -> str:
+        if not isinstance(value, dict):
+            return str(value)
+        return ", ".join(f"{figure:,} {unit.split('_')[-1]}" for unit, figure in value.items())
+
+    columns = list(next(iter(part.values())))
+    lines = [[name, *columns], ["---"] * (1 + len(columns))]
+    lines += [[key, *(cell(row[column]) for column in columns)] for key, row in part.items()]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Return the figures of a record: a grid for each part that is one, a list for the others."""
+    grids = {name: part for name, part in result.items() if is_grid(part)}
+    flat = rows({name: value for name, value in result.items() if name not in grids})
+    lines = "".join(f"| {key} | {value} |\n" for key, value in flat)
+    listed = ["| figure | value |\n|---|---|\n" + lines] if flat else []
+    return "\n".join(listed + [grid(name, part) for name, part in grids.items()])
+
+
 def page() -> str:
     """Return the page."""
     parts = [HEAD]
@@ -47,8 +81,7 @@ def page() -> str:
         parts.append(
             f"## {name}\n\n`{record['command']}`, {machine['cpu']}, {machine['cores']} cores, "
             f"load {machine['load']:.1f}, torch {machine['torch']}, {machine['date']}\n\n"
-            "| figure | value |\n|---|---|\n"
-            + "".join(f"| {key} | {value} |\n" for key, value in rows(record["result"]))
+            + tables(record["result"])
         )
     return "\n".join(parts)
 
