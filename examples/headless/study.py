@@ -53,7 +53,7 @@ SWEEP = {
     "64 rows": (64, 1, ""),
     "4 rows, global negatives": (4, 16, "--negatives global"),
 }
-RATES = ("0.002", "0.008")
+RATES = ("0.002", "0.008", "0.016")
 CLAIMS = ("+1.6 GLUE", "+2.7 LAMBADA", "20 times")
 
 
@@ -157,19 +157,22 @@ def measure_decoder(folder: Path) -> dict[str, Any]:
 
 
 def measure_encoder(glue: Path, epochs: int, folder: Path) -> dict[str, Any]:
-    """Return the accuracy of an encoder on SST-2, and how alike its states are on the test text."""
+    """Return the accuracy on SST-2, fine-tuned or frozen, and how alike states of the text are."""
     model, data = folder / "checkpoint_last.pt", folder.parent / "data-bin"
     words: list[object] = [
         "fairseq-validate", data, "--path", model, "--valid-subset", "test", "--seed", 1,
         "--max-valid-steps", 1_000_000, "--criterion", "contrastive_weight_tying", "--json",
     ]  # fmt: skip
     states = json.loads(studies.call(words, folder / "measure.log").splitlines()[-1])["test"]
-    words = ["fairseq-glue", model, "--glue-dir", glue, "--out",
-             folder / "glue", "--tasks", "SST-2", "--dict-dir", data,
-             "--bpe", "byte_level", "--tokenizer-file", folder.parent / "tokenizer.json",
-             "--max-epoch", epochs, "--lr", "0.001", "--cpu", "--json"]  # fmt: skip
-    printed = json.loads(studies.call(words, folder / "glue.log").splitlines()[-1])
-    return {"states": states, "sst2": 100 * printed[0]["best"], "majority": printed[0]["majority"]}
+    found: dict[str, Any] = {"states": states}
+    for name, flags in (("sst2", []), ("frozen", ["--freeze-encoder", "--pooling", "mean"])):
+        words = ["fairseq-glue", model, "--glue-dir", glue, "--out", folder / name,
+                 "--tasks", "SST-2", "--dict-dir", data, "--bpe", "byte_level",
+                 "--tokenizer-file", folder.parent / "tokenizer.json", "--max-epoch", epochs,
+                 "--lr", "0.001", "--cpu", "--json", *flags]  # fmt: skip
+        printed = json.loads(studies.call(words, folder / "glue.log").splitlines()[-1])
+        found |= {name: 100 * printed[0]["best"], "majority": printed[0]["majority"]}
+    return found
 
 
 # -- the parts -------------------------------------------------------------------------------------
@@ -223,7 +226,7 @@ def continued(run: studies.Run, out: Path, batch: str) -> Iterator[studies.Run]:
 
 
 def rates_part(train: Train, seeds: Sequence[int]) -> list[Any]:
-    """Train decoders at half and at twice the learning rate, in case it suited one of them."""
+    """Train decoders at other learning rates, in case that of the others suits one loss better."""
     return train([
         studies.Run(
             f"{name}, lr {rate}",
@@ -259,6 +262,9 @@ def encoder_part(train: Train, ratio: float, seeds: Sequence[int]) -> list[Any]:
         "vanilla": ("--criterion masked_lm", ENCODER_UPDATES),
         "headless": (HEADLESS, ENCODER_UPDATES),
         "headless, longer": (HEADLESS, in_fives(ratio * ENCODER_UPDATES)),
+        "vanilla, ten times": ("--criterion masked_lm", 10 * ENCODER_UPDATES),
+        "headless, ten times": (HEADLESS, 10 * ENCODER_UPDATES),
+        "random weights": (f"{HEADLESS} --lr 1e-9", 5),
     }
     return train([
         studies.Run(name, seed, words_of(f"{ENCODER} {flags}", updates))
@@ -317,15 +323,15 @@ def encoder_table(found: dict[str, Any]) -> str:
     """Return SST-2 and the validation figures of the encoders."""
     rows = []
     for name, group in studies.by_name(found["results"]).items():
-        shown = [studies.spread([result["sst2"] for result in group], 1)]
+        shown = [studies.spread([result[key] for result in group], 1) for key in ("sst2", "frozen")]
         for key in ("accuracy", "avg_cosine_l0", "avg_cosine_l1", "avg_cosine_l2"):
             digits = 1 if key == "accuracy" else 2
             shown.append(studies.spread([result["states"][key] for result in group], digits))
         rows.append([name, f"{group[0]['tokens']:,}", *shown])
     majority = f"{100 * found['results'][0]['majority']:.1f}"
-    rows.append(["most frequent label", "", majority, "", "", "", ""])
-    layers = ["cosine of embeddings", "layer 1", "layer 2"]
-    return studies.table(["encoder", "tokens", "SST-2, %", "retrieval, %", *layers], rows)
+    rows.append(["most frequent label", "", majority, majority, "", "", "", ""])
+    header = ["encoder", "tokens", "SST-2, %", "frozen, %", "retrieval, %"]
+    return studies.table([*header, "cosine of embeddings", "layer 1", "layer 2"], rows)
 
 
 def facts(found: dict[str, Any]) -> str:
@@ -406,6 +412,9 @@ def draw_sweep(axes: Any, found: dict[str, Any]) -> None:
         known.setdefault(label, mark)
     axes.legend(known.values(), known.keys())
     axes.set(xlabel="distinct negatives", ylabel="test perplexity", xscale="log", yscale="log")
+    axes.set_xticks(sorted({round(result["train_negatives"], -2) for result in found["results"]}))
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.xaxis.set_minor_formatter("")
 
 
 def main() -> None:
