@@ -6,6 +6,8 @@ Adding a component of the house = one file + one row here. Plug-ins add rows wit
 from __future__ import annotations
 
 TASKS = {
+    "dummy_lm": "fairseq.tasks.dummy_lm:DummyLMTask",
+    "dummy_masked_lm": "fairseq.tasks.dummy_lm:DummyMaskedLMTask",
     "language_modeling": "fairseq.tasks.language_modeling:LanguageModelingTask",
     "masked_lm": "fairseq.tasks.masked_lm:MaskedLMTask",
     "sentence_prediction": "fairseq.tasks.sentence_prediction:SentencePredictionTask",

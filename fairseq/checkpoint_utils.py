@@ -58,11 +58,16 @@ def is_better(value: float, best: float | None, maximize: bool) -> bool:
     return best is None or (value >= best if maximize else value <= best)
 
 
+def _suffix(cfg: Any) -> str:
+    """Return what is inserted before ``.pt``; configurations of old programs may lack it."""
+    return getattr(cfg, "checkpoint_suffix", None) or ""
+
+
 def _names(
     cfg: Any, epoch: int, updates: int, end_of_epoch: bool, val_loss: float | None, best: bool
 ) -> list[str]:
     """Return the names this moment's checkpoint gets, the one to be written first."""
-    suffix = cfg.checkpoint_suffix
+    suffix = _suffix(cfg)
     names = []
     if end_of_epoch and not cfg.no_epoch_checkpoints and epoch % max(1, cfg.save_interval) == 0:
         names.append(f"checkpoint{epoch}{suffix}.pt")
@@ -84,7 +89,7 @@ def _names(
 def _best_paths(cfg: Any) -> list[str]:
     """Return the kept best checkpoints, best first."""
     metric = re.escape(cfg.best_checkpoint_metric)
-    pattern = rf"checkpoint\.best_{metric}_(-?\d+\.?\d*){re.escape(cfg.checkpoint_suffix)}\.pt"
+    pattern = rf"checkpoint\.best_{metric}_(-?\d+\.?\d*){re.escape(_suffix(cfg))}\.pt"
     paths = checkpoint_paths(cfg.save_dir, pattern)
     return paths if cfg.maximize_best_checkpoint_metric else paths[::-1]
 
@@ -130,13 +135,15 @@ def save_checkpoint(
     end_of_epoch = epoch_itr.end_of_epoch()
     names = _names(cfg, epoch, updates, end_of_epoch, val_loss, best)
     if not names and always:
-        names = [f"checkpoint_{epoch}_{updates}{cfg.checkpoint_suffix}.pt"]
+        names = [f"checkpoint_{epoch}_{updates}{_suffix(cfg)}.pt"]
     if not names:
         return None
     started = time.perf_counter()
     extra_state = {"train_iterator": epoch_itr.state_dict(), "val_loss": val_loss}
     if trainer.best is not None:
         extra_state["best"] = trainer.best
+    if hasattr(trainer.task, "get_checkpoint_dict"):
+        extra_state.update(trainer.task.get_checkpoint_dict())
     first, *others = (os.path.join(cfg.save_dir, name) for name in names)
     facts = {"epoch": epoch, "num_updates": updates, "val_loss": val_loss}
     trainer.save_checkpoint(first, extra_state, facts)
@@ -155,7 +162,7 @@ def save_checkpoint(
 
 
 def _delete_old(cfg: Any, end_of_epoch: bool) -> None:
-    suffix = re.escape(cfg.checkpoint_suffix)
+    suffix = re.escape(_suffix(cfg))
     surplus: list[str] = []
     if not end_of_epoch and cfg.keep_interval_updates > 0:
         found = checkpoint_paths(cfg.save_dir, rf"checkpoint_\d+_(\d+){suffix}\.pt", True)
@@ -194,7 +201,7 @@ def checkpoint_to_start_from(cfg: Any) -> tuple[str, dict[str, bool]]:
         name: getattr(cfg, name)
         for name in ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
     }
-    suffix = getattr(cfg, "checkpoint_suffix", "") or ""
+    suffix = _suffix(cfg)
     if cfg.restore_file != LAST:
         path = _with_suffix(cfg.restore_file, suffix)
         if not PathManager.exists(path):
@@ -232,7 +239,11 @@ def load_checkpoint(cfg: Any, trainer: Any, **passthrough_args: Any) -> tuple[An
     if cfg.finetune_from_model is not None and any(
         (cfg.reset_optimizer, cfg.reset_lr_scheduler, cfg.reset_meters, cfg.reset_dataloader)
     ):
-        raise ConfigError("--finetune-from-model can not be set together with a --reset-* flag")
+        raise ConfigError(
+            "--finetune-from-model can not be set together with either --reset-optimizer or "
+            "reset_lr_scheduler or reset_meters or reset_dataloader; it resets them all: drop the "
+            "others"
+        )
     path, resets = checkpoint_to_start_from(cfg)
     extra_state = trainer.load_checkpoint(
         path,
@@ -244,6 +255,13 @@ def load_checkpoint(cfg: Any, trainer: Any, **passthrough_args: Any) -> tuple[An
     fresh = resets["reset_optimizer"] or resets["reset_meters"]
     if extra_state is not None and "best" in extra_state and not fresh:
         trainer.best = extra_state["best"]
+    kind = type(trainer.task).__name__
+    if (
+        extra_state is not None
+        and kind in extra_state
+        and hasattr(trainer.task, "set_checkpoint_dict")
+    ):
+        trainer.task.set_checkpoint_dict(extra_state[kind])
     position = None if extra_state is None else extra_state.get("train_iterator")
     if extra_state is not None and position is None and not resets["reset_dataloader"]:
         logger.warning("%s holds no position in the data: beginning with epoch 1", path)

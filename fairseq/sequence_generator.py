@@ -140,6 +140,9 @@ class SequenceGenerator:
                 f"--beam and --temperature must be positive, not {beam_size} and {temperature}"
             )
         self.models = list(models)
+        for model in self.models:
+            Reader(model)  # refuses what cannot generate
+            model.eval()
         self.pad, self.unk = tgt_dict.pad(), tgt_dict.unk()
         self.eos = tgt_dict.eos() if eos is None else eos
         self.beam_size, self.min_len = beam_size, min_len
@@ -152,9 +155,6 @@ class SequenceGenerator:
         self.search = BeamSearch(tgt_dict) if search_strategy is None else search_strategy
         self.symbols_to_strip_from_output = {self.eos, *(symbols_to_strip_from_output or ())}
         self.prefix_allowed_tokens_fn = prefix_allowed_tokens_fn
-        for model in self.models:
-            Reader(model)  # refuses what cannot generate
-            model.eval()
 
     @torch.no_grad()
     def generate(

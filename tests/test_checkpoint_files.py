@@ -37,7 +37,7 @@ from fairseq.checkpoint_utils import (
 )
 from fairseq.config.sections import CheckpointConfig
 from fairseq.data.iterators import EpochBatchIterator
-from fairseq.errors import CheckpointError, MissingFileError
+from fairseq.errors import CheckpointError, ConfigError, MissingFileError
 from fairseq.safe_load import safe_load
 
 # -- a trainer that only saves ---------------------------------------------------------------------
@@ -48,9 +48,10 @@ class SavingTrainer:
 
     should_save_checkpoint_on_current_rank = True
 
-    def __init__(self) -> None:
+    def __init__(self, task: Any = None) -> None:
         self.best: float | None = None
         self.updates = 0
+        self.task = task
 
     def get_num_updates(self) -> int:
         return self.updates
@@ -586,6 +587,13 @@ def test_which_file_a_run_starts_from(tmp_path: Path) -> None:
     assert start(restore_file=str(other)) == (str(other), set())
 
 
+@pytest.mark.parametrize("part", ["optimizer", "lr_scheduler", "meters", "dataloader"])
+def test_weights_of_another_run_and_a_reset_exclude_each_other(tmp_path: Path, part: str) -> None:
+    cfg = settings(tmp_path, finetune_from_model="a.pt", **{f"reset_{part}": True})
+    with pytest.raises(ConfigError, match=f"--finetune-from-model can not be .*reset.{part}"):
+        load_checkpoint(cfg, MagicMock())
+
+
 def position_after(extra_state: dict[str, Any] | None, cfg: Any) -> tuple[int, int, Any]:
     """Load a checkpoint of the original's layout; return epoch, position and the first item."""
     numbers = torch.arange(150)
@@ -629,6 +637,31 @@ def test_the_schedule_hears_of_the_epoch_that_just_ended(tmp_path: Path) -> None
     assert steps(1, 0) == []
     assert steps(3, 0, reset_lr_scheduler=True) == [(3,)]
     assert steps(3, 0, reset_dataloader=True) != [(2, 2.5)]
+
+
+class Counting:
+    """A task that keeps a number in the checkpoint."""
+
+    def __init__(self, seen: int) -> None:
+        self.seen = seen
+
+    def get_checkpoint_dict(self) -> dict[str, Any]:
+        return {"Counting": {"seen": self.seen}}
+
+    def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
+        self.seen = state["seen"]
+
+
+def test_what_a_task_keeps_is_saved_and_given_back(tmp_path: Path) -> None:
+    cfg, other = settings(tmp_path), Counting(0)
+    save(cfg, SavingTrainer(Counting(7)), 1, 1, END, None)
+    trainer = MagicMock(task=other)
+    trainer.load_checkpoint.return_value = safe_load(tmp_path / "checkpoint_last.pt")["extra_state"]
+    load_checkpoint(cfg, trainer)
+    assert other.seen == 7
+    trainer.load_checkpoint.return_value = None
+    load_checkpoint(cfg, trainer)
+    assert other.seen == 7
 
 
 def test_a_suffix_changes_the_name_only(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fairseq.config.schema import option
@@ -22,6 +23,39 @@ from fairseq.criterions.cross_entropy import (
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+
+
+def label_smoothed_nll_loss(
+    lprobs: Tensor,
+    target: Tensor,
+    epsilon: float,
+    ignore_index: int | None = None,
+    reduce: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Return the smoothed loss and the negative log-likelihood, in nats, for plug-ins.
+
+    Args:
+        lprobs: log-probabilities, (..., V).
+        target: int64 (...) or (..., 1).
+        epsilon: probability that is shared among all words.
+        ignore_index: targets with this id do not count.
+        reduce: return sums instead of one figure (...) for each target.
+    """
+    target = target.reshape(lprobs.shape[:-1])
+    counted = torch.ones_like(target, dtype=torch.bool)
+    if ignore_index is not None:
+        counted = target.ne(ignore_index)
+    index = target.masked_fill(~counted, 0)[..., None]
+    nll = -lprobs.gather(-1, index)[..., 0]
+    loss = smoothed(nll, -lprobs.sum(-1), epsilon, lprobs.shape[-1])
+    loss, nll = loss.where(counted, 0.0), nll.where(counted, 0.0)
+    return (loss.sum(), nll.sum()) if reduce else (loss, nll)
+
+
+def smoothed(nll: Tensor, total: Tensor, eps: float, words: int) -> Tensor:
+    """Return the loss from ``-log p(target)``, ``sum_v -log p(v)``, the smoothing and V."""
+    eps_i = eps / (words - 1)
+    return (1.0 - eps - eps_i) * nll + eps_i * total
 
 
 @dataclass
@@ -73,8 +107,7 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
             positions_N = positions_N[positions_N % length >= self.ignore_prefix_size]
         target_N = sample["target"].reshape(-1)[positions_N]
         nll_N, smooth_N, best_N, words = self._scores(model, sample, positions_N, target_N)
-        eps_i = self.eps / (words - 1)
-        loss_N = (1.0 - self.eps - eps_i) * nll_N + eps_i * smooth_N
+        loss_N = smoothed(nll_N, smooth_N, self.eps, words)
         loss = loss_N.sum()
         sentences = sample.get("nsentences", len(sample["target"]))
         sample_size = sentences if self.sentence_avg else sample["ntokens"]

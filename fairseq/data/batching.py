@@ -53,7 +53,8 @@ def batch_by_size_vec(
         count = min(sentences, n_samples - begin)
         if tokens is not None:
             # No batch from here can hold more than this, as its longest sample is >= the first.
-            count = min(count, tokens // max(int(lengths_N[begin]), 1))
+            first = int(lengths_N[begin])
+            count = min(count, tokens // first) if first > 0 else count
             longest = np.maximum.accumulate(lengths_N[begin : begin + count])
             count = int(np.searchsorted(longest * np.arange(1, count + 1), tokens, side="right"))
         if count > bsz_mult:

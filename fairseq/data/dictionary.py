@@ -102,6 +102,10 @@ class Dictionary:
         index = self.indices.get(sym)
         return self.unk_index if index is None else index
 
+    def get_count(self, idx: int) -> int:
+        """Return how often the symbol with id ``idx`` was seen."""
+        return self.count[idx]
+
     def bos(self) -> int:
         """Return the id of the symbol that starts a sentence."""
         return self.bos_index

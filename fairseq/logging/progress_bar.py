@@ -134,7 +134,7 @@ class BaseProgressBar:
     def _show(self, line: str | None, tag: str | None) -> None:
         if line is None:
             return
-        logging.getLogger(tag or "train").info("%s", line)
+        logging.getLogger(tag or "train").info(line)
         if self._log_file is not None:
             self._log_file.write(line)
 

@@ -99,10 +99,10 @@ class EMA:
             if self.update_freq_counter < self.config.ema_update_freq:
                 return
             self.update_freq_counter = 0
-        self._average(new_model)
+        self._step_internal(new_model, updates)
 
     @torch.no_grad()
-    def _average(self, new_model: nn.Module) -> None:
+    def _step_internal(self, new_model: nn.Module, updates: int | None = None) -> None:
         own = self.model.state_dict()
         for name, value in new_model.state_dict().items():
             target = own[name]

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fairseq import catalog
 from fairseq.errors import ConfigError
+from fairseq.lazy import lazy_names
 from fairseq.models import register_model
 from fairseq.models.base import FairseqIncrementalDecoder, FairseqLanguageModel
 from fairseq.models.transformer_lm_config import (
@@ -29,7 +31,6 @@ from fairseq.models.transformer_lm_config import (
     cutoffs,
     layer_shape,
 )
-from fairseq.models.transformer_lm_presets import base_lm_architecture, transformer_lm_gpt
 from fairseq.modules.adaptive_input import AdaptiveInput
 from fairseq.modules.adaptive_softmax import AdaptiveProjection, AdaptiveSoftmax
 from fairseq.modules.heads import ClapHead, Projection, VocabularyHead
@@ -44,13 +45,16 @@ from fairseq.modules.transformer_decoder import (
 )
 from fairseq.ops.dropout import dropout
 
-__all__ = [
-    "TransformerDecoder",
-    "TransformerLanguageModel",
-    "TransformerLanguageModelConfig",
-    "base_lm_architecture",
-    "transformer_lm_gpt",
-]
+__all__ = ["TransformerDecoder", "TransformerLanguageModel", "TransformerLanguageModelConfig"]
+# the functions of the architectures, which the original keeps here
+_PRESETS = {t.partition(":")[2] for m, t in catalog.ARCHITECTURES.values() if m == "transformer_lm"}
+__getattr__, __dir__, _names = lazy_names(
+    __name__,
+    dict.fromkeys(
+        {"base_lm_architecture", "base_gpt3_architecture", *_PRESETS},
+        "fairseq.models.transformer_lm_presets",
+    ),
+)
 logger = logging.getLogger(__name__)
 
 UNLIMITED = 1_000_000

@@ -65,16 +65,22 @@ def _gpt(*sizes: int) -> Preset:
     return _preset(_sized(*sizes, dropout=0.1, attention_dropout=0.1, activation_fn="gelu"))
 
 
+def base_gpt3_architecture(args: Any) -> None:
+    """GPT-3 of any size: no dropout, learned positions, tied output."""
+    _fill(
+        args,
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_fn="gelu",
+        decoder_learned_pos=True,
+        share_decoder_input_output_embed=True,
+    )
+    base_lm_architecture(args)
+
+
 def _gpt3(*sizes: int) -> Preset:
-    """Return a GPT-3 of this size: no dropout, learned positions, tied output."""
-    settings: dict[str, Any] = {
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-        "activation_fn": "gelu",
-        "decoder_learned_pos": True,
-        "share_decoder_input_output_embed": True,
-    }
-    return _preset(_sized(*sizes, **settings))
+    """Return a GPT-3 of this size."""
+    return _preset(_sized(*sizes), base_gpt3_architecture)
 
 
 transformer_lm_big = _preset(_sized(12, 1024, 16))

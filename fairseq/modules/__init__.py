@@ -7,6 +7,8 @@ from fairseq.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "AdaptiveInput": "fairseq.modules.adaptive_input",
+        "AdaptiveSoftmax": "fairseq.modules.adaptive_softmax",
         "LayerNorm": "fairseq.modules.layer_norm",
         "AlibiBias": "fairseq.modules.positions",
         "LearnedPositionalEmbedding": "fairseq.modules.positions",
@@ -14,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "SinusoidalPositionalEmbedding": "fairseq.modules.positions",
         "MultiheadAttention": "fairseq.modules.transformer_layer",
         "TransformerEncoderLayer": "fairseq.modules.transformer_layer",
+        "TransformerDecoderLayer": "fairseq.modules.transformer_decoder",
         "TransformerEncoder": "fairseq.modules.transformer_encoder",
         "init_bert_params": "fairseq.modules.transformer_encoder",
         "gelu": "fairseq.modules.activations",

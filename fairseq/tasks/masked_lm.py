@@ -179,6 +179,9 @@ class MaskedLMTask(FairseqTask):
         logger.info("loaded %s blocks from: %s/%s", f"{len(blocks):,}", folder, split)
         return PrependTokenDataset(blocks, dictionary.bos())
 
+    # its name in the original
+    _load_dataset_split = unmasked_blocks
+
     def mask_spec(self) -> MaskSpec:
         """Return what is masked and how."""
         cfg = self.cfg

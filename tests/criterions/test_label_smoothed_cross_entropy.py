@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from fairseq.criterions.cross_entropy import CrossEntropyCriterion
-from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    label_smoothed_nll_loss,
+)
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
 from fairseq.modules.heads import Projection
@@ -92,3 +95,24 @@ def test_metrics() -> None:
 def test_a_smoothing_of_one_is_refused() -> None:
     with pytest.raises(ConfigError, match="--label-smoothing"):
         LabelSmoothedCrossEntropyCriterion(TASK, False, 1.0)
+
+
+@pytest.mark.parametrize("trailing", [False, True])
+def test_the_function_that_plug_ins_call(trailing: bool) -> None:
+    torch.manual_seed(0)
+    log_p_NV = torch.randn(5, V).log_softmax(-1)
+    target_N = torch.tensor([4, PAD, 7, 5, PAD])
+    smooth_NV = torch.full((5, V), 0.2 / (V - 1)).scatter_(1, target_N[:, None], 0.8)
+    expected_N = -(smooth_NV * log_p_NV).sum(-1)
+    given = target_N[:, None] if trailing else target_N
+    loss_N, nll_N = label_smoothed_nll_loss(log_p_NV, given, 0.2, reduce=False)
+    torch.testing.assert_close(loss_N, expected_N)
+    torch.testing.assert_close(nll_N, F.nll_loss(log_p_NV, target_N, reduction="none"))
+    loss, nll = label_smoothed_nll_loss(log_p_NV, given, 0.2, ignore_index=PAD)
+    torch.testing.assert_close(loss, expected_N[target_N != PAD].sum())
+    torch.testing.assert_close(
+        nll, F.nll_loss(log_p_NV, target_N, ignore_index=PAD, reduction="sum")
+    )
+    # an index that is no word, as many pad with
+    far_N = torch.where(target_N == PAD, -100, target_N)
+    assert label_smoothed_nll_loss(log_p_NV, far_N, 0.2, ignore_index=-100)[0].equal(loss)

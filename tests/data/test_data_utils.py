@@ -102,6 +102,15 @@ def test_batches_equal_the_rules(lengths, max_tokens, max_sentences, multiple):
     assert [b.tolist() for b in same] == [b.tolist() for b in found]
 
 
+def test_empty_samples_fit_into_any_batch():
+    for lengths, rows in (
+        ([0] * 9, [[*range(9)]]),
+        ([1, 0, 0, 1, 0, 0, 0], [[0], [1, 2], [3], [4, 5, 6]]),
+    ):
+        found = batch_by_size_vec(np.arange(len(lengths)), lengths, 1, None, 1)
+        assert [b.tolist() for b in found] == rows
+
+
 def test_batching_refuses_what_cannot_be():
     with pytest.raises(DataError, match=r"max_tokens=8: sample 10 has 9 tokens \(2 such"):
         data_utils.batch_by_size(np.arange(12), GOLDEN_LENGTHS.__getitem__, max_tokens=8)

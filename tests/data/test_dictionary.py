@@ -60,7 +60,7 @@ def test_lookup():
     assert d["hello" in d and 4] == "hello" and "bye" not in d
     assert d.index("hello") == 4 and d.index("bye") == d.unk()
     assert d[4] == "hello" and d[5] == d[-1] == d.unk_word
-    assert d.add_symbol("hello", n=3) == 4 and d.count[4] == 5
+    assert d.add_symbol("hello", n=3) == 4 and d.count[4] == d.get_count(4) == 5
     assert d.add_symbol("hello", overwrite=True) == 5 and d.index("hello") == 5 and len(d) == 6
 
 

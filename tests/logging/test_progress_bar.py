@@ -98,7 +98,9 @@ def test_resumed_epoch_counts_the_consumed_batches(shared, caplog):
     with caplog.at_level(logging.INFO):
         next(iter(bar))
         bar.log(figures(fields), tag="train_inner", step=26)
+    # readers of log records parse msg itself
     assert [record.getMessage() for record in caplog.records] == [first]
+    assert [record.msg for record in caplog.records] == [first]
 
 
 def test_validate_lines_have_neither_epoch_nor_update(shared, caplog):

@@ -6,6 +6,7 @@ Shapes: B batch, T time, C channels, V vocabulary.
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tiny_lm import EOS, PAD, POSITIONS, TINY, V, a_task, tiny_lm
 from fairseq.catalog import ARCHITECTURES
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
 from fairseq.errors import ConfigError
-from fairseq.models import ARCH_CONFIG_REGISTRY
+from fairseq.models import ARCH_CONFIG_REGISTRY, transformer_lm
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
 
 TOKENS = torch.tensor([[EOS, 5, 6, 7, 8, 4], [EOS, 9, 4, 11, 12, 5]])
@@ -52,6 +53,17 @@ def test_names_and_shapes_are_the_original_s(shared: Path, golden_lm: Any) -> No
     ours = {name: [list(t.shape), str(t.dtype)] for name, t in golden_lm.state_dict().items()}
     assert list(ours) == list(expected)
     assert ours == {name: list(entry)[:2] for name, entry in expected.items()}
+
+
+def test_architectures_are_functions_beside_the_model() -> None:
+    for arch, (model, target) in ARCHITECTURES.items():
+        if model == "transformer_lm":
+            name = target.partition(":")[2]
+            assert getattr(transformer_lm, name) is ARCH_CONFIG_REGISTRY[arch]
+    args = Namespace(decoder_layers=3)
+    transformer_lm.base_gpt3_architecture(args)
+    assert (args.decoder_layers, args.dropout, args.decoder_learned_pos) == (3, 0.0, True)
+    assert args.decoder_normalize_before and args.decoder_input_dim == 512
 
 
 @pytest.mark.parametrize(
