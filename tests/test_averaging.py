@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,12 @@ def test_command(tmp_path: Path) -> None:
     state = torch.load(out, weights_only=True)
     assert torch.equal(state["model"]["w"], torch.full((2, 2), 2.5))
     assert "last_optimizer_state" not in state
+
+
+def test_the_original_s_script(tmp_path: Path) -> None:
+    paths = [save(tmp_path / f"{v}.pt", v) for v in (1.0, 3.0)]
+    script = Path(__file__).resolve().parent.parent / "scripts" / "average_checkpoints.py"
+    words = [sys.executable, str(script), "--inputs", *paths, "--output", str(tmp_path / "mean.pt")]
+    subprocess.run(words, check=True, capture_output=True)
+    mean = torch.load(tmp_path / "mean.pt", weights_only=True)["model"]["w"]
+    assert torch.equal(mean, torch.full((2, 2), 2.0))
