@@ -20,6 +20,7 @@ from fairseq.checkpoint_state import config_of, explain, upgrade_state, vocabula
 from fairseq.config.schema import parse_literal
 from fairseq.errors import CheckpointError, ConfigError, FairseqError, MissingFileError
 from fairseq.file_io import PathManager
+from fairseq.lazy import lazy_names
 from fairseq.logging.deferred import to_python
 from fairseq.models.base import prune_state_dict as prune_state_dict
 from fairseq.rng import derive_seed
@@ -28,6 +29,20 @@ from fairseq.safe_load import safe_load
 logger = logging.getLogger(__name__)
 
 __all__ = ["checkpoint_paths", "load_checkpoint", "load_model_ensemble", "save_checkpoint"]
+
+__getattr__, __dir__, _ = lazy_names(
+    __name__,
+    dict.fromkeys(
+        (
+            "get_maybe_sharded_checkpoint_filename",
+            "load_ema_from_checkpoint",
+            "load_pretrained_component_from_model",
+            "save_ema_as_checkpoint",
+            "torch_persistent_save",
+        ),
+        "fairseq.checkpoint_parts",
+    ),
+)
 
 LAST = "checkpoint_last.pt"
 
@@ -110,6 +125,8 @@ def save_checkpoint(
 ) -> str | None:
     """Save the run under every name it deserves now, then delete what need not be kept.
 
+    In between, ``task.post_save(file, updates)`` is called, if the task has it.
+
     Args:
         cfg: the checkpoint section.
         trainer: whose state is saved; only the first process writes.
@@ -157,6 +174,8 @@ def save_checkpoint(
         val_loss,
         time.perf_counter() - started,
     )
+    if hasattr(trainer.task, "post_save"):
+        trainer.task.post_save(first, updates)
     _delete_old(cfg, end_of_epoch)
     return first
 
@@ -292,7 +311,14 @@ def load_checkpoint_to_cpu(
         arg_overrides: values that replace the checkpoint's.
         load_on_all_ranks: accepted for old callers.
     """
-    state = upgrade_state(safe_load(path))
+    return _upgrade_state_dict(safe_load(path), arg_overrides)
+
+
+def _upgrade_state_dict(
+    state: dict[str, Any], arg_overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the content of a checkpoint of any age as the function above does, in place."""
+    state = upgrade_state(state)
     state["cfg"] = config_of(state, arg_overrides)
     state["args"] = None
     return state

@@ -208,6 +208,15 @@ class SequenceGenerator:
             hypotheses.sort(key=lambda hypothesis: -float(hypothesis["score"]))
         return done
 
+    def forward(
+        self,
+        sample: dict[str, Any],
+        prefix_tokens: Tensor | None = None,
+        bos_token: int | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """Generate from a batch of prompts; see :meth:`generate`."""
+        return self.generate(self.models, sample, prefix_tokens, bos_token=bos_token)
+
     # -- the start -------------------------------------------------------------------------------
 
     def _prompts(self, sample: dict[str, Any], prefix_tokens: Tensor | None) -> Prompts:

@@ -272,8 +272,24 @@ def test_other_classes_are_refused() -> None:
         from_causal._settle_head(
             {}, {"architectures": ["GPT2ForSequenceClassification"]}, CAUSAL["gpt2"]
         )
-    with pytest.raises(CheckpointError, match="has no lm_head"):
-        from_causal._settle_head({}, {"architectures": ["GPTNeoXForCausalLM"]}, CAUSAL["gpt_neox"])
+
+
+@torch.inference_mode()
+def test_a_file_that_lacks_its_head_is_headless(tmp_path: Path) -> None:
+    theirs, folder = their_model("neox"), tmp_path / "theirs"
+    theirs.save_pretrained(str(folder))
+    (folder / "model.safetensors").unlink()
+    head = ("embed_out", "lm_head")
+    weights = {k: v for k, v in theirs.state_dict().items() if not k.startswith(head)}
+    assert len(weights) == len(theirs.state_dict()) - 1
+    torch.save(weights, folder / "pytorch_model.bin")
+    result = from_huggingface(folder, tmp_path / "ours")
+    assert result["head"] == "none" and result["max_abs_difference"] <= 1e-5
+    hub = load_ours(tmp_path / "ours/model.pt", None)
+    tokens_BT = torch.randint(130, (3, 9))
+    expected_BTC = theirs.gpt_neox(tokens_BT).last_hidden_state
+    found_BTC = hub.model(tokens_BT, features_only=True)[0]
+    assert float((found_BTC - expected_BTC).abs().max()) <= 1e-5
 
 
 # -- models of ours ------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ _NAMES = {
     "monolingual_dataset": ["MonolingualDataset"],
     "nested_dictionary_dataset": ["NestedDictionaryDataset"],
     "resampling_dataset": ["ResamplingDataset", "SubsampleDataset"],
+    "sample_wrappers": ["ColorizeDataset", "TransformEosDataset"],
     "shorten_dataset": ["RandomCropDataset", "TruncateDataset", "maybe_shorten_dataset"],
     "token_block_dataset": ["TokenBlockDataset"],
     "wrappers": [
@@ -53,6 +54,7 @@ _NAMES = {
         "PadDataset",
         "PrependTokenDataset",
         "RightPadDataset",
+        "RightPaddingMaskDataset",
         "SortDataset",
     ],
 }

@@ -199,6 +199,17 @@ class RightPadDataset(BaseWrapperDataset):
         super().__init__(PadDataset(dataset, pad_idx, left_pad=False, pad_length=pad_length))
 
 
+class RightPaddingMaskDataset(BaseWrapperDataset):
+    """Collates items into their padding mask, bool (B, T): True where a shorter item has ended."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.zeros_like(self.dataset[index], dtype=torch.bool)
+
+    def collater(self, samples: list[torch.Tensor]) -> torch.Tensor:
+        """Pad items to the longest with True."""
+        return collate_tokens(samples, True)
+
+
 class SortDataset(BaseWrapperDataset):
     """Orders the items by one or more keys."""
 

@@ -24,7 +24,6 @@ from fairseq.export.causal_names import (
     CAUSAL,
     OUTPUT,
     TABLE,
-    THEIR_OUTPUT,
     CausalFamily,
     State,
     to_ours,
@@ -199,8 +198,9 @@ def _rotary(described: Mapping[str, Any]) -> dict[str, Any]:
 def _settle_head(state: State, described: Mapping[str, Any], family: CausalFamily) -> Any:
     """Return the settings of the head; drop a copy of a tied table, or add one.
 
+    An untied model whose file lacks the head is a headless one, as headless-lm publishes them.
+
     Raises:
-        CheckpointError: if the head of an untied model is missing.
         UnsupportedError: if the model is of another class.
     """
     named = described.get("architectures") or [family.classes[OUTPUT not in state]]
@@ -208,14 +208,12 @@ def _settle_head(state: State, described: Mapping[str, Any], family: CausalFamil
         raise UnsupportedError(
             f"{named[0]} cannot be imported, only {' and '.join(family.classes)}"
         )
-    if named[0] == family.classes[1]:
+    tied = bool(described.get("tie_word_embeddings"))
+    if named[0] == family.classes[1] or not (tied or OUTPUT in state):
         state.pop(OUTPUT, None)
         return {"head": "none", "criterion": "contrastive_weight_tying"}
-    tied = bool(described.get("tie_word_embeddings"))
     if tied:
         state[OUTPUT] = state[TABLE]
-    elif OUTPUT not in state:
-        raise CheckpointError(f"{family.classes[0]} without tied embeddings has no {THEIR_OUTPUT}")
     return {
         "head": "vocabulary",
         "criterion": "cross_entropy",
