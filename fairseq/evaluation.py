@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from fairseq import checkpoint_utils, utils
+from fairseq.checkpoint_state import explain
 from fairseq.components import class_of
 from fairseq.config.build import flatten, plain
 from fairseq.config.schema import default_of, is_reference, parse_literal, public_fields
 from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
 from fairseq.device import choose_device
-from fairseq.errors import ConfigError, DataError
+from fairseq.errors import CheckpointError, ConfigError, DataError
 from fairseq.logging import metrics
 from fairseq.logging.progress_bar import progress_bar
 from fairseq.registry import config_class
@@ -35,13 +36,16 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         the statistics of every subset, as they are printed.
 
     Raises:
+        CheckpointError: if the criterion has parameters that the checkpoint does not hold.
         ConfigError: if no path is given.
         DataError: if there is nothing to evaluate.
     """
     models, config, task = load(given)
     device = choose_device(config)
     model = models[0].to(device).eval()
-    criterion = task.build_criterion(config.criterion).to(device).eval()
+    criterion = task.build_criterion(config.criterion)
+    _load_criterion(criterion, utils.split_paths(given["path"])[0])
+    criterion = criterion.to(device).eval()
     results = {}
     for subset in subsets_of(config):
         task.load_dataset(subset, combine=False, epoch=1)
@@ -49,6 +53,22 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             config, task, model, criterion, subset, device, given.get("max_valid_steps")
         )
     return results
+
+
+def _load_criterion(criterion: Any, path: str) -> None:
+    """Give a criterion with parameters those of the checkpoint."""
+    if not utils.has_parameters(criterion):
+        return
+    state = checkpoint_utils.load_checkpoint_to_cpu(path).get("criterion")
+    if not state:
+        raise CheckpointError(
+            f"{path} holds no parameters of {type(criterion).__name__}, which has some: evaluate "
+            "it with the criterion it was trained with"
+        )
+    try:
+        criterion.load_state_dict(state)
+    except RuntimeError as error:
+        raise explain(error, path) from error
 
 
 def stated_settings(cfg: Any, task: str | None = None) -> dict[str, Any]:

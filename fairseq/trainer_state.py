@@ -314,8 +314,16 @@ class TrainingState:
     def _load_modules(self, filename: str, state: Mapping[str, Any]) -> None:
         try:
             self._model.load_state_dict(state["model"], model_cfg=self.cfg.model)
-            if utils.has_parameters(self._criterion) and state.get("criterion"):
-                self._criterion.load_state_dict(state["criterion"])
+            trained = state.get("criterion") or {}
+            if utils.has_parameters(self._criterion) and trained:
+                self._criterion.load_state_dict(trained)
+            elif trained:
+                logger.warning(
+                    "%s was trained with a loss that has weights of its own (%s), which are not "
+                    "used; fairseq-export --add-head copy makes a projection part of the head",
+                    filename,
+                    ", ".join(trained),
+                )
         except (FairseqError, RuntimeError) as error:
             raise explain(error, filename) from error
 

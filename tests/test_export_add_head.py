@@ -12,6 +12,7 @@ import torch
 
 from fairseq import checkpoint_utils, options
 from fairseq.data.dictionary import Dictionary
+from fairseq.data.indexed_dataset import make_builder
 from fairseq.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from fairseq.export import plain
 from fairseq.export.add_head import add_head, unigram_bias
@@ -32,6 +33,7 @@ LM: dict[str, Any] = {
     "decoder_embed_dim": 32, "decoder_input_dim": 32, "decoder_output_dim": 32,
     "decoder_ffn_embed_dim": 48, "decoder_attention_heads": 4, "tokens_per_sample": 30,
 }  # fmt: skip
+LINES = 6
 MLM: dict[str, Any] = {
     "arch": "roberta", "task": "masked_lm", "encoder_layers": 2, "encoder_embed_dim": 32,
     "encoder_ffn_embed_dim": 48, "encoder_attention_heads": 4, "tokens_per_sample": 30,
@@ -45,7 +47,15 @@ def data(tmp_path: Path) -> Path:
     folder.mkdir()
     lines = [f"w{n} {n * n}\n" for n in range(14)] + ["madeupword0000 0\n"]
     (folder / "dict.txt").write_text("".join(lines))
+    write_lines(folder, LINES)
     return folder
+
+
+def write_lines(folder: Path, count: int) -> None:
+    builder = make_builder(str(folder / "train.bin"), "mmap", 19)
+    for _ in range(count):
+        builder.add_item(torch.tensor([5, 2]))
+    builder.finalize(str(folder / "train.idx"))
 
 
 def headless(data: Path, path: Path, base: dict[str, Any], **knobs: Any) -> Path:
@@ -85,7 +95,7 @@ def test_decoder(mode: str, bias: bool, data: Path, tmp_path: Path) -> None:
     hidden_BTC = before.extract_features(tokens_BT)[0]
     expected = hidden_BTC @ before.decoder.embed_tokens.weight.T
     if bias:
-        counts = [1, 1, 1, 1, *(n * n for n in range(14)), 0]
+        counts = [1, 1, 1 + LINES, 1, *(n * n for n in range(14)), 0]
         total = sum(counts) + len(counts)
         expected = expected + torch.tensor([math.log((n + 1) / total) for n in counts])
     assert torch.allclose(after(tokens_BT)[0], expected, rtol=0, atol=0 if not bias else 1e-6)
@@ -111,6 +121,34 @@ def test_encoder(data: Path, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedError, match="tied and has no bias"):
             add_head(source, tmp_path / "c.pt", mode, data, bias)
     assert not (tmp_path / "c.pt").exists()
+
+
+def test_the_ends_of_lines_are_counted_in_all_shards(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shard = tmp_path / "shard"
+    shard.mkdir()
+    source = headless(data, tmp_path / "a.pt", LM)
+    both = Path(f"{data}:{shard}")
+    with pytest.raises(DataError, match="shard has no train.bin"):
+        add_head(source, tmp_path / "b.pt", "tied", both, log_unigram_bias=True)
+    assert not (tmp_path / "b.pt").exists()
+    write_lines(shard, 100)
+    add_head(source, tmp_path / "b.pt", "tied", both, log_unigram_bias=True)
+    recorded = headless(both, tmp_path / "c.pt", LM)
+    add_head(recorded, tmp_path / "d.pt", "tied", log_unigram_bias=True)
+    for name in ("b.pt", "d.pt"):
+        bias_V = safe_load(str(tmp_path / name))["model"]["decoder.output_projection.bias"]
+        # (1 + 106) + 1 against 1 + 1
+        assert float(bias_V[2] - bias_V[0]) == pytest.approx(math.log(108 / 2))
+    assert not caplog.records
+
+
+def test_fewer_outputs_than_embeddings_are_refused(data: Path, tmp_path: Path) -> None:
+    source = headless(data, tmp_path / "a.pt", LM, output_dictionary_size=12)
+    with pytest.raises(UnsupportedError, match="--output-dictionary-size"):
+        add_head(source, tmp_path / "b.pt", "copy", data)
+    assert not (tmp_path / "b.pt").exists()
 
 
 def test_the_bias_is_trained(data: Path, tmp_path: Path) -> None:

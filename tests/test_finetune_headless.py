@@ -83,6 +83,18 @@ def test_the_new_head_begins_as_the_embeddings(
     assert losses[0] == losses[1]
 
 
+def test_a_trained_projection_is_not_dropped_in_silence(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    projected = settings(
+        data, tmp_path / "a", criterion="contrastive_weight_tying", contrastive_projection=True
+    )
+    tiny_run.train(projected)
+    with caplog.at_level("WARNING"):
+        tune(data, tmp_path / "b", tmp_path / "a/checkpoint_last.pt", max_update=1)
+    assert "weights of its own (projection.weight), which are not used" in caplog.text
+
+
 def test_all_of_it_learns(data: Path, headless: Path, tmp_path: Path) -> None:
     before, after = safe_load(str(headless))["model"], tune(data, tmp_path, headless)["model"]
     assert all(

@@ -51,7 +51,7 @@ class ContrastiveWeightTyingConfig(FairseqDataclass):
         "local", "those of the micro-batch, or of the whole update on all processes", new=True
     )
     extra_negatives: int = option(
-        0, "so many more in each micro-batch, drawn from the whole vocabulary", new=True
+        0, "in training, so many more in each micro-batch, drawn from all words", new=True
     )
     valid_vocabulary_loss: bool = option(
         True,
@@ -87,6 +87,10 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
         super().__init__(task)
         if cfg.contrastive_weight < 0 or cfg.vocabulary_weight < 0:
             raise ConfigError("--contrastive-weight and --vocabulary-weight must not be negative")
+        if cfg.contrastive_weight == cfg.vocabulary_weight == 0:
+            raise ConfigError("--contrastive-weight and --vocabulary-weight are both 0: no loss")
+        if cfg.extra_negatives < 0:
+            raise ConfigError(f"--extra-negatives must not be negative, not {cfg.extra_negatives}")
         if cfg.contrastive_temperature <= 0:
             raise ConfigError(
                 f"--contrastive-temperature must be positive, not {cfg.contrastive_temperature}"
@@ -183,7 +187,7 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
             # the filler of a process that has run out of batches is not among them
             filler = target_N[~torch.isin(target_N, self._ids_M)]
             ids_M = torch.cat([self._ids_M, filler])
-        if self.cfg.extra_negatives:
+        if training and self.cfg.extra_negatives:  # validation must not depend on a draw
             extra = torch.randint(rows, (self.cfg.extra_negatives,), device=target_N.device)
             ids_M = torch.cat([ids_M, extra])
         return None if ids_M is target_N else ids_M

@@ -12,13 +12,16 @@ Source: Godey et al. 2023 (headless language models), section 3; the bias is our
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fairseq import options, utils
 from fairseq.checkpoint_state import config_of, upgrade_state
+from fairseq.config.build import plain
 from fairseq.data.data_utils import load_indexed_dataset
 from fairseq.data.dictionary import Dictionary
 from fairseq.errors import CheckpointError, DataError, UnsupportedError
@@ -48,7 +51,8 @@ def add_head(
         checkpoint: the ``.pt`` file of a model with ``--head none``.
         out: the file to write.
         mode: ``tied`` to the embeddings, or a ``copy`` of them.
-        data: folder with ``dict.txt``, for the bias.
+        data: folder with ``dict.txt`` and the training data, for the bias; several joined with
+            ``:``.
         log_unigram_bias: add the bias of :func:`unigram_bias`.
         force: replace ``out``.
 
@@ -56,7 +60,7 @@ def add_head(
         ``{"model", "head", "bias"}``.
 
     Raises:
-        DataError: if ``out`` exists, or the dictionary holds no counts.
+        DataError: if ``out`` exists, the dictionary holds no counts, or the data are not there.
         UnsupportedError: for models that have a head, or that cannot have this one.
     """
     require_file(checkpoint, "checkpoint", "Give the .pt file.")
@@ -72,24 +76,37 @@ def add_head(
             f"{checkpoint} was trained with a projection or a temperature, which tied embeddings "
             "cannot hold: use --add-head copy"
         )
+    if getattr(config.task, "output_dictionary_size", -1) >= 0:
+        raise UnsupportedError(
+            f"{checkpoint} was trained with --output-dictionary-size: a head of all its embeddings "
+            "has more rows than that"
+        )
     if hasattr(config.model, "decoder_embed_dim"):
         settings = _add_to_decoder(config.model, weights, mode, change)
     else:
         settings = _add_to_encoder(weights, mode, log_unigram_bias)
     if log_unigram_bias:
-        folder = find_data(checkpoint, data)
-        dictionary = Dictionary.load(str(folder / "dict.txt"))
-        bias_V = unigram_bias(dictionary, len(weights[TABLE]), lines_of(folder))
+        folders = _data_folders(checkpoint, data, config.task)
+        dictionary = Dictionary.load(str(folders[0] / "dict.txt"))
+        bias_V = unigram_bias(dictionary, len(weights[TABLE]), lines_of(folders))
         weights[BIAS] = bias_V.to(weights[TABLE].dtype)
         settings["head_bias"] = True
     criteria = {"language_modeling": "cross_entropy", "masked_lm": "masked_lm"}
     if (task := getattr(config.task, "_name", None)) in criteria:
         settings["criterion"] = criteria[task]
-    settled = config_of(state, settings)
+    settled = _settled(config, settings)
     if settled.model.head != settings["head"]:
         raise UnsupportedError(f"the criterion of task {task} leaves no room for a head")
     write_model(out, weights, settled, {"added_head": mode})
     return {"model": config.model._name, "head": mode, "bias": log_unigram_bias}
+
+
+def _settled(config: Any, settings: dict[str, Any]) -> Any:
+    """Return a configuration with other settings; those of a loss that is replaced are gone."""
+    sections = {name: values for name, values in plain(config).items() if values is not None}
+    if "criterion" in settings:
+        sections.pop("criterion", None)
+    return options.make_config(settings, sections, strict=False)
 
 
 def _change_of(criterion: Any, trained: Any) -> Tensor | None:
@@ -153,10 +170,31 @@ def _add_to_encoder(weights: dict[str, Tensor], mode: str, bias: bool) -> dict[s
     }
 
 
-def lines_of(folder: Path) -> int:
-    """Return how many lines the training data have, each with its end; 0 if they are not there."""
-    data = load_indexed_dataset(str(folder / "train"))
-    return 0 if data is None else len(data)
+def _data_folders(checkpoint: Path, data: Path | None, task: Any) -> list[Path]:
+    """Return the folders of the training data, of which the first holds the dictionary."""
+    if data is not None:
+        return [Path(folder) for folder in utils.split_paths(str(data))]
+    first = find_data(checkpoint, None)
+    recorded = [Path(folder) for folder in utils.split_paths(str(task.data))]
+    return recorded if first == recorded[0] else [first]
+
+
+def lines_of(folders: Sequence[Path]) -> int:
+    """Return how many lines the training data have; each has its end-of-sentence.
+
+    Raises:
+        DataError: if they are not there.
+    """
+    lines = 0
+    for folder in folders:
+        data = load_indexed_dataset(str(folder / "train"))
+        if data is None:
+            raise DataError(
+                f"{folder} has no train.bin, and the dictionary does not count </s>: name the "
+                "folder of the training data with --data (shards are joined with ':')"
+            )
+        lines += len(data)
+    return lines
 
 
 def unigram_bias(dictionary: Dictionary, rows: int, lines: int = 0) -> Tensor:

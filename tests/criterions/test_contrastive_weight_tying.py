@@ -19,7 +19,7 @@ from fairseq.criterions.contrastive_weight_tying import (
 )
 from fairseq.data.dictionary import Dictionary
 from fairseq.distributed import utils as distributed_utils
-from fairseq.errors import ConfigError
+from fairseq.errors import CheckpointError, ConfigError
 from fairseq.logging import metrics
 from fairseq.modules.heads import Projection
 from fairseq_cli import preprocess, train
@@ -72,7 +72,7 @@ def loss_of(parts: list[list[int]], **knobs: Any) -> tuple[float, torch.Tensor]:
     total = torch.stack([loss(model, part)[0] for part in samples]).sum()
     total.backward()
     assert model.table.grad is not None
-    return float(total), model.table.grad
+    return float(total.detach()), model.table.grad
 
 
 @pytest.mark.parametrize("duplicates", ["count", "once"])
@@ -109,8 +109,10 @@ def test_extra_negatives_make_it_harder() -> None:
     model = Features()
     plain = criterion()(model, sample([0, 1, 2]))
     harder = criterion(extra_negatives=50)(model, sample([0, 1, 2]))
-    assert float(harder[0]) > float(plain[0])
+    assert harder[0].item() > plain[0].item()
     assert harder[2]["negatives"] > plain[2]["negatives"]
+    validated = criterion(extra_negatives=50)(model.eval(), sample([0, 1, 2]))
+    assert validated[0].item() == plain[0].item()  # no draw decides which epoch was best
 
 
 def test_both_losses_at_once() -> None:
@@ -233,10 +235,28 @@ def test_a_decoder_trains(data: Path, tmp_path: Path, flags: str) -> None:
     assert {"avg_cosine_l0", "avg_cosine_l1", "avg_cosine_l2", "negatives"} <= set(valid[-1])
     state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=False)["model"]
     assert any("output_projection" in key for key in state) == ("vocabulary" in flags)
+    stats = evaluation.validate({"path": str(tmp_path / "checkpoint_last.pt")})["valid"]
+    for name in ("loss", "vocabulary_loss"):
+        assert math.isclose(float(stats[name]), valid[-1][name], abs_tol=2e-3)
+
+
+def test_a_projection_that_the_file_lacks_is_not_made_up(data: Path, tmp_path: Path) -> None:
+    words = [str(data), "--save-dir", str(tmp_path), "--max-update", "1", *FLAGS]
+    assert train.run(words) == 0
+    given = {"path": str(tmp_path / "checkpoint_last.pt"), "contrastive_projection": True}
+    with pytest.raises(CheckpointError, match="holds no parameters of ContrastiveWeightTying"):
+        evaluation.validate(given)
 
 
 @pytest.mark.parametrize(
-    "knobs", [{"contrastive_temperature": 0.0}, {"vocabulary_weight": -1.0}], ids=str
+    "knobs",
+    [
+        {"contrastive_temperature": 0.0},
+        {"vocabulary_weight": -1.0},
+        {"contrastive_weight": 0.0},
+        {"extra_negatives": -5},
+    ],
+    ids=str,
 )
 def test_senseless_numbers_are_refused(knobs: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(knobs)).replace("_", "-")):
