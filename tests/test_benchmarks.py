@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -24,3 +26,14 @@ def test_records_name_machine_command_and_versions() -> None:
         record = json.loads(path.read_text(encoding="utf-8"))
         assert {"benchmark", "command", "machine", "result"} <= set(record)
         assert {"cpu", "cores", "torch", "date", "load"} <= set(record["machine"])
+
+
+def test_the_benchmark_of_heads_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "heads.py"), "--quick"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    losses, steps = json.loads(done.stdout)["result"].values()
+    assert set(losses) == {"encoder V=32k", "decoder V=32k"} and set(steps) == {"V=32k"}
+    for row in losses.values():
+        assert row["CWT, distinct"]["ms"] < row["CE, every token"]["ms"]
