@@ -25,6 +25,7 @@ from fairseq.file_io import require_file
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 ROWS_AT_ONCE = 64
+SKIP = "leave such records out with --skip-bad-records"
 # files that ``save_to_disk`` leaves in the folder of one dataset, and in that of several splits
 DATASET_MARKS = ("state.json", "dataset_dict.json")
 SPLIT = re.compile(r"([^():]*)(?:\(([^():]*):([^():]*)\))?")
@@ -39,11 +40,13 @@ class DocumentOptions:
         skip_bad: leave records without text out instead of raising.
         split: of a datasets folder, ``name`` or ``name(lo:hi)``; ``train``, or all of a folder
             without splits, if None.
+        remedy: what a message says is to be done with records without text.
     """
 
     text_key: str = "text"
     skip_bad: bool = False
     split: str | None = None
+    remedy: str = SKIP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,13 +113,14 @@ def choose_options(
     return DocumentOptions(text_key or "text", skip_bad, split)
 
 
-def text_of(record: Any, key: str, where: str) -> str:
+def text_of(record: Any, key: str, where: str, remedy: str = SKIP) -> str:
     """Return the text under ``key``, a field of that very name or a path ``a.b``.
 
     Args:
         record: an object of JSON, a row.
         key: the key.
         where: its place, for messages.
+        remedy: what to do with such records, for messages.
 
     Raises:
         DataError: if there is no text.
@@ -135,7 +139,7 @@ def text_of(record: Any, key: str, where: str) -> str:
         )
     raise DataError(
         f"{where}: no text under '{key}' (fields: {', '.join(map(str, fields)) or 'none'}). Name "
-        "the key with --text-key, or leave such records out with --skip-bad-records"
+        f"the key with --text-key, or {remedy}"
     )
 
 
@@ -201,10 +205,9 @@ class JsonLines:
             record = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{where}: not JSON in UTF-8 ({error}). Mend the line, or leave such records out "
-                "with --skip-bad-records"
+                f"{where}: not JSON in UTF-8 ({error}). Mend the line, or {self.options.remedy}"
             ) from error
-        text = text_of(record, self.options.text_key, where)
+        text = text_of(record, self.options.text_key, where, self.options.remedy)
         if b"\\u" in line:  # an escape may be half a pair, which no file of text can hold
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return text
@@ -300,10 +303,10 @@ class DatasetFolder:
 
     def texts(self, block: Rows) -> Texts:
         """Return the texts of a block; errors as in :meth:`JsonLines.texts`."""
-        texts, skipped = [], 0
+        texts, skipped, key, remedy = [], 0, self.options.text_key, self.options.remedy
         for number, record in enumerate(block.records, start=block.first):
             try:
-                texts.append(text_of(record, self.options.text_key, f"{self.name}, row {number}"))
+                texts.append(text_of(record, key, f"{self.name}, row {number}", remedy))
             except DataError:
                 if not self.options.skip_bad:
                     raise

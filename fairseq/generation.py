@@ -8,23 +8,24 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from torch import Tensor
 
-from fairseq import utils
+from fairseq import hub_utils, utils
 from fairseq.causal_lm_scores import load_models
 from fairseq.components import class_of
 from fairseq.config.build import plain
 from fairseq.config.schema import public_fields
 from fairseq.data import encoders
 from fairseq.device import choose_device
-from fairseq.errors import ConfigError
+from fairseq.errors import ConfigError, DataError
 from fairseq.evaluation import stated_settings
 from fairseq.file_io import require_file
 from fairseq.logging.progress_bar import progress_bar
@@ -136,6 +137,9 @@ def stated(cfg: Any) -> dict[str, Any]:
 class TextGenerator:
     """Loaded models that continue text.
 
+    Files of the encoder (``tokenizer.json``, ``encoder.json`` ...) are found beside the dictionary
+    or the checkpoint, whatever the checkpoint names, unless a flag names others.
+
     Args:
         given: flat settings: ``path``, ``data``, and whatever else should differ from the
             checkpoint, such as ``beam``.
@@ -145,7 +149,7 @@ class TextGenerator:
     """
 
     def __init__(self, given: Mapping[str, Any]) -> None:
-        models, self.config, self.task = load_models(given)
+        models, self.config, self.task = load_models({**_beside(given), **given})
         self.given = given
         self.device = choose_device(self.config)
         self.models = [self._ready(model) for model in models]
@@ -284,6 +288,13 @@ class TextGenerator:
         return pieces
 
 
+def _beside(given: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings of encoders whose files lie beside the dictionary or the checkpoint."""
+    paths = [path for name in ("data", "path") if (path := given.get(name))]
+    first = [os.path.abspath(utils.split_paths(path)[0]) for path in paths]
+    return hub_utils.companions(*(p if os.path.isdir(p) else os.path.dirname(p) for p in first))
+
+
 def generate(given: Mapping[str, Any]) -> tuple[Iterator[Continuation], Tally]:
     """Continue a subset of binarized data; lines are prompts unless ``sample_break_mode`` is given.
 
@@ -316,9 +327,31 @@ def interact(
     return continuations(), writer.tally
 
 
-def _opened(name: str, stream: TextIO | None) -> Any:
-    """Return a context with the text to read."""
-    if stream is not None or name == "-":
-        return nullcontext(stream or sys.stdin)
-    require_file(name, "input", "Name a file of text, or - for standard input (--input).")
-    return open(name, encoding="utf-8")
+@contextmanager
+def _opened(name: str, stream: TextIO | None) -> Iterator[Iterable[str]]:
+    """Give the lines of the text to read."""
+    if stream is not None:
+        yield stream
+    elif name == "-":
+        binary = getattr(sys.stdin, "buffer", None)  # a stand-in may hold text alone
+        yield sys.stdin if binary is None else _decoded(binary, "standard input")
+    else:
+        require_file(name, "input", "Name a file of text, or - for standard input (--input).")
+        with open(name, "rb") as handle:
+            yield _decoded(handle, name)
+
+
+def _decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """Yield lines of UTF-8, each as soon as it is there.
+
+    Raises:
+        DataError: on bytes that are not UTF-8.
+    """
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{name}, line {number}: not UTF-8 (byte 0x{line[error.start]:02x}). Convert the "
+                "text, for example with iconv"
+            ) from error

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fairseq import archives, checkpoint_utils
+from fairseq.checkpoint_state import record_of
 from fairseq.errors import MissingFileError
 from fairseq.lazy import lazy_names
 from fairseq.safe_load import safe_load
@@ -40,6 +41,35 @@ COMPANIONS = {
 }
 
 
+def companions(*folders: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the files of text encoders that lie in folders, by setting; earlier folders win."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        for file, setting in COMPANIONS.items():
+            if (path := Path(folder) / file).is_file():
+                found.setdefault(setting, str(path))
+    return found
+
+
+def encoder_of_flags(argv: Sequence[str]) -> str | None:
+    """Return the text encoder that a flag of its own chooses, as its file does, None for none.
+
+    Args:
+        argv: arguments such as ``--byte-level-tokenizer FILE``; ``--bpe`` is not looked for.
+    """
+    from fairseq import options
+    from fairseq.components import class_of
+    from fairseq.config.schema import public_fields
+    from fairseq.registry import config_class
+
+    settings = {word.split("=")[0][2:].replace("-", "_") for word in argv if word[:2] == "--"}
+    for name in options.known_names("bpe") if settings else ():
+        config = config_class(class_of("bpe", name))
+        if config is not None and settings & {field.name for field, _ in public_fields(config)}:
+            return name
+    return None
+
+
 def from_pretrained(
     model_name_or_path: str,
     checkpoint_file: str = "model.pt",
@@ -56,7 +86,8 @@ def from_pretrained(
             with a dot.
         archive_map: published names and their addresses.
         **kwargs: override settings of the checkpoint. ``bpe=None`` means the checkpoint's own
-            encoder or, if it names none, the one its dictionary was made with.
+            encoder or, if it names none, the one its dictionary was made with; ``bpe="none"``
+            that words are the dictionary's.
 
     Returns:
         ``{"args": configuration, "task": task, "models": list of models}``.
@@ -75,10 +106,7 @@ def from_pretrained(
     if data_name_or_path.startswith("."):
         data = folder / data_name_or_path
     kwargs["data"] = str(data.resolve())
-    for place in (data, folder):
-        for file, setting in COMPANIONS.items():
-            if (place / file).is_file():
-                kwargs.setdefault(setting, str(place / file))
+    kwargs = {**companions(data, folder), **kwargs}
     if kwargs.get("user_dir") is not None:
         from types import SimpleNamespace
 
@@ -87,25 +115,30 @@ def from_pretrained(
         import_user_module(SimpleNamespace(user_dir=kwargs.pop("user_dir")))
     paths = [str(folder / name) for name in checkpoint_file.split(os.pathsep)]
     state = checkpoint_utils.upgrade_state(safe_load(paths[0]))
+    without = kwargs.get("bpe") == "none"
     kwargs["bpe"] = _encoder_name(kwargs.get("bpe"), state, data)
     overrides = {key: value for key, value in kwargs.items() if value is not None}
     models, config, task = checkpoint_utils.load_model_ensemble_and_task(
         paths, overrides, state=state if len(paths) == 1 else None
     )
+    if without:
+        config.bpe = None
     return {"args": config, "task": task, "models": models}
 
 
 def _encoder_name(asked: str | None, state: Mapping[str, Any], data: Path) -> str | None:
     """Return the text encoder: asked for, the checkpoint's, or what the dictionary looks like.
 
-    A dictionary of decimal numbers holds byte-level pieces if ``tokenizer.json`` lies beside it,
-    GPT-2's otherwise; any other one holds words.
+    An import records if there is none. Otherwise a dictionary of decimal numbers holds byte-level
+    pieces if ``tokenizer.json`` lies beside it, GPT-2's if not; any other one holds words.
     """
     if asked is not None:
         return None if asked == "none" else asked
     own = getattr(checkpoint_utils.config_of(state, settle=False), "bpe", None)
     if own is not None:
         return str(own._name)
+    if record_of(state).get("text_encoder") == "none":
+        return None
     if (data / "tokenizer.json").is_file():
         return "byte_level"
     found = [path for path in (data / "dict.txt", data / "input0/dict.txt") if path.is_file()]

@@ -30,6 +30,7 @@ from fairseq.sequence_scorer import average_log_probs
 # log-probabilities that are in memory together
 CHUNK_ELEMENTS = 1 << 25
 BATCH_SIZE = 16
+REMEDY = "give --last-word a .jsonl file whose every line has a text"
 Masks = Literal["each", "rest"]
 # (context, continuation): ids that are read, ids that are predicted
 Pair = tuple[list[int], list[int]]
@@ -300,11 +301,12 @@ def load(given: Mapping[str, Any]) -> tuple[list[Any], Any, Any, Any, torch.devi
     """Load ``(models, configuration, task, text encoder or None, device)`` for scoring text.
 
     Files of the encoder (``tokenizer.json``, ``encoder.json`` ...) are found beside the dictionary
-    or the checkpoint, unless the checkpoint or a flag names others.
+    or the checkpoint, whatever the checkpoint names, unless a flag names others.
 
     Args:
         given: flat settings: ``path`` (several are joined with ``:``), ``data`` (the folder of the
-            first checkpoint if not given), and what else should differ from the checkpoint.
+            first checkpoint if not given), ``bpe`` (``none`` if the words are the dictionary's),
+            and what else should differ from the checkpoint.
 
     Raises:
         ConfigError: if no path is given.
@@ -330,7 +332,7 @@ def read_texts(path: str, text_key: str = "text") -> Iterator[str]:
         MissingFileError: if it does not exist.
         DataError: on a record without text.
     """
-    reader: Any = reader_of(path, DocumentOptions(text_key))
+    reader: Any = reader_of(path, DocumentOptions(text_key, remedy=REMEDY))
     for block in reader.blocks():
         yield from reader.texts(block).texts
 

@@ -43,7 +43,13 @@ def get_parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--out", type=Path, required=True, help="folder or file to write")
     own.add_argument("--data", type=Path, help="folder with the checkpoint's dict.txt")
-    own.add_argument("--bpe", help="the checkpoint's text encoder (default: as recorded)")
+    own.add_argument(
+        "--bpe",
+        metavar="NAME",
+        help="the checkpoint's text encoder, or none if words are the dictionary's (default: as "
+        "recorded; else byte_level if tokenizer.json lies beside dict.txt, gpt2 if that holds "
+        "numbers)",
+    )
     own.add_argument("--byte-level-tokenizer", help="tokenizer.json of --bpe byte_level")
     own.add_argument("--gpt2-encoder-json", help="encoder.json of --bpe gpt2")
     own.add_argument("--gpt2-vocab-bpe", help="vocab.bpe of --bpe gpt2")

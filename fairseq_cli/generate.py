@@ -24,6 +24,7 @@ EXAMPLES = """examples:
 Lines: S source, T target, H score and pieces, D score and text, P score of every token; scores are
 log-probabilities in bits. Outputs include the prompt, and --max-len-b counts it. Settings that are
 not given are the checkpoint's own, but each line is a prompt unless --sample-break-mode is given.
+Files of the text encoder are found beside the dictionary or the checkpoint.
 """
 
 
@@ -74,14 +75,12 @@ def parse_and_run(
     argv: Sequence[str] | None, command: Any, make: Any, prog: str, usage: str, examples: str
 ) -> int:
     """Parse a command line of this command or of fairseq-interactive, and run it."""
-    from fairseq import options
-    from fairseq.config.arguments import explicitly_given
+    from fairseq_cli.eval_lm import stated_flags
 
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = make(argv)
     parser.prog, parser.usage, parser.epilog = prog, usage, examples
-    options.complete_parser(parser, argv, {} if "--help" in argv else {"task": "language_modeling"})
-    given = vars(explicitly_given(parser, argv))
+    given = stated_flags(parser, argv, "language_modeling")
     given.pop("scoring", None)
     command(given)
     return 0

@@ -19,6 +19,7 @@ EXAMPLES = """examples:
 DATA is the folder of the dictionary. Lines: S source, W seconds, H score and pieces, D score and
 text, P score of every token; scores are log-probabilities in bits. Outputs include the prompt, and
 --max-len-b counts it. Settings that are not given are the checkpoint's own.
+Files of the text encoder are found beside the dictionary or the checkpoint.
 """
 
 

@@ -43,16 +43,15 @@ def main(cfg: Any, override_args: Any = None) -> dict[str, dict[str, Any]]:
 def run(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and evaluate."""
     from fairseq import options
-    from fairseq.config.arguments import explicitly_given
     from fairseq.logging.progress_bar import setup_logging
+    from fairseq_cli.eval_lm import stated_flags
 
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = options.get_validation_parser(argv=argv)
     parser.prog, parser.usage, parser.epilog = "fairseq-validate", USAGE, EXAMPLES
     add_scores(parser)
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
-    options.complete_parser(parser, argv, {} if "--help" in argv else {"task": "masked_lm"})
-    given = vars(explicitly_given(parser, argv))
+    given = stated_flags(parser, argv, "masked_lm")
     as_json, lengths = given.pop("json", False), given.pop("at_lengths", None)
     pseudo, most = given.pop("pseudo_ppl", False), given.pop("pseudo_ppl_blocks", None)
     setup_logging(stream="stderr" if as_json else "stdout")

@@ -11,7 +11,7 @@ import torch
 
 from fairseq import options
 from fairseq.checkpoint_files import write_checkpoint
-from fairseq.checkpoint_state import OURS, original_cfg, our_record
+from fairseq.checkpoint_state import OURS, config_of, original_cfg, our_record
 from fairseq.data.dictionary import Dictionary
 from fairseq.errors import CheckpointError, DataError, UnsupportedError
 from fairseq.export import huggingface, plain, tokenizer_files
@@ -136,6 +136,9 @@ def test_there_and_back(variant: str, words: Path, tmp_path: Path) -> None:
     assert torch.equal(named.masked_fill(named >= known, 3), tokens)
     ours, again = hub.extract_features(tokens), back.extract_features(named)
     assert torch.allclose(ours, again, atol=1e-5)
+    recorded = config_of(safe_load(tmp_path / "back/model.pt"))
+    assert recorded.bpe.byte_level_tokenizer == str(tmp_path / "back/tokenizer.json")
+    assert recorded.task.data == str(tmp_path / "back")
 
 
 def bert_folder(folder: Path, kind: str) -> Path:
@@ -172,6 +175,8 @@ def test_bert_comes_and_goes(kind: str, tmp_path: Path) -> None:
     assert result == {**result, "model_type": kind, "head": "roberta"}
     assert result["max_abs_difference"] <= 1e-5
     hub = huggingface.load_ours(tmp_path / "ours/model.pt", None)
+    recorded = config_of(safe_load(tmp_path / "ours/model.pt")).bpe
+    assert recorded.wordpiece_vocab == str(tmp_path / "ours/vocab.txt")
     dictionary = hub.task.source_dictionary
     roles = [dictionary.bos(), dictionary.pad(), dictionary.eos(), dictionary.unk(), hub._mask()]
     assert roles == [3, 0, 4, 2, 5]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fairseq import options, train_loop
-from fairseq.errors import ConfigError, MissingFileError
+from fairseq.errors import ConfigError, DataError, MissingFileError
 from fairseq.generation import TextGenerator
 from fairseq_cli import generate, interactive
 from tests import tiny_run
@@ -144,6 +144,20 @@ def test_interactive_from_a_file(lm: dict[str, Any], tmp_path: Path, capsys: Any
     assert "T" not in kinds
     with pytest.raises(MissingFileError, match="none.txt"):
         interactive.run([*argv, "--input", str(tmp_path / "none.txt")])
+
+
+def test_text_that_is_not_utf_8(
+    lm: dict[str, Any], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "latin").write_bytes("w1\r\nw2 é\n".encode("latin-1"))
+    argv = argv_of(lm, "--beam", "1", "--max-len-b", "5")
+    with pytest.raises(DataError, match=r"latin, line 2: not UTF-8 \(byte 0xe9\)"):
+        interactive.run([*argv, "--input", str(tmp_path / "latin")])
+    assert by_kind(capsys.readouterr().out)["S"] == [["0", "w1"]]
+    stdin = io.TextIOWrapper(io.BytesIO(b"w1\n\xff\n"), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    with pytest.raises(DataError, match="standard input, line 2: not UTF-8"):
+        interactive.run(argv)
 
 
 def test_main_takes_a_parsed_command_line(

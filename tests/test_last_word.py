@@ -328,5 +328,9 @@ def test_texts_of_a_file(tmp_path: Path) -> None:
     path.write_text('{"text": "a b"}\n\n{"text": "c"}\n')
     assert list(read_texts(str(path))) == ["a b", "c"]
     path.write_text('{"text": "a b"}\n\n{"x": 1}\n')
-    with pytest.raises(DataError, match=r"a.jsonl, line 3: no text"):
+    with pytest.raises(DataError, match=r"a.jsonl, line 3: no text") as caught:
         list(read_texts(str(path)))
+    assert "--skip-bad-records" not in str(caught.value)  # the command has no such flag
+    (tmp_path / "a.txt").write_text("a b\n")
+    with pytest.raises(DataError, match=r"a.txt, line 1: not JSON .* give --last-word a .jsonl"):
+        list(read_texts(str(tmp_path / "a.txt")))

@@ -156,10 +156,15 @@ def _headless(model: Any, criterion: Any) -> None:
     if criterion.vocabulary_weight > 0:
         if model.head == "none":
             raise ConfigError("--vocabulary-weight trains a vocabulary head, but --head is none")
-    elif model.head == "clap" or getattr(model, "adaptive_softmax_cutoff", None) is not None:
+    elif getattr(model, "adaptive_softmax_cutoff", None) is not None:
         raise ConfigError(
-            "--criterion contrastive_weight_tying trains no vocabulary head: drop --head "
-            "clap and --adaptive-softmax-cutoff, or train both with --vocabulary-weight"
+            "--criterion contrastive_weight_tying trains no adaptive softmax: drop "
+            "--adaptive-softmax-cutoff"
+        )
+    elif model.head == "clap":
+        raise ConfigError(
+            "--criterion contrastive_weight_tying trains no vocabulary head: drop --head clap, or "
+            "train both with --vocabulary-weight"
         )
     elif model.head != "none":
         logger.info("contrastive_weight_tying trains no vocabulary head: none is built")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fairseq import options, utils
-from fairseq.checkpoint_state import config_of, upgrade_state
+from fairseq.checkpoint_state import config_of, record_of, upgrade_state
 from fairseq.config.build import plain
 from fairseq.data.data_utils import load_indexed_dataset
 from fairseq.data.dictionary import Dictionary
@@ -97,7 +97,8 @@ def add_head(
     settled = _settled(config, settings)
     if settled.model.head != settings["head"]:
         raise UnsupportedError(f"the criterion of task {task} leaves no room for a head")
-    write_model(out, weights, settled, {"added_head": mode})
+    kept = {name: value for name, value in record_of(state).items() if name == "text_encoder"}
+    write_model(out, weights, settled, {"added_head": mode}, kept)
     return {"model": config.model._name, "head": mode, "bias": log_unigram_bias}
 
 

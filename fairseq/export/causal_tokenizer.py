@@ -153,10 +153,18 @@ def _roles(found: FoundTokenizer, described: Mapping[str, Any], rows: int) -> di
     return ids
 
 
-def save_encoder(folder: Path, found: FoundTokenizer, dictionary: Dictionary) -> dict[str, Any]:
+def save_encoder(
+    folder: Path, out: Path, found: FoundTokenizer, dictionary: Dictionary
+) -> dict[str, Any]:
     """Write the file of our encoder; return its settings and, as ``tokenizer``, how text is split.
 
     A tokenizer that our encoder cannot be made of is left out, and the reason returned.
+
+    Args:
+        folder: where.
+        out: what the folder will be called; the settings name the file there.
+        found: the tokenizer.
+        dictionary: the ids.
     """
     if found.kind != "byte_level":
         return {"tokenizer": found.remark()}
@@ -172,7 +180,7 @@ def save_encoder(folder: Path, found: FoundTokenizer, dictionary: Dictionary) ->
     except FairseqError as error:
         path.unlink()
         return {"tokenizer": f"none: {error}"}
-    settings = {"bpe": "byte_level", "byte_level_tokenizer": str(path)}
+    settings = {"bpe": "byte_level", "byte_level_tokenizer": str(out / path.name)}
     return {**settings, "tokenizer": found.remark()}
 
 

@@ -53,6 +53,7 @@ def convert(
     transformers: Any,
     source: Path,
     folder: Path,
+    out: Path,
     sentences: Sequence[str],
     found: Mapping[str, Tensor],
 ) -> dict[str, Any]:
@@ -62,6 +63,7 @@ def convert(
         transformers: the package.
         source: their folder.
         folder: an empty folder.
+        out: what it will be called.
         sentences: on which both models are compared, beside random tokens.
         found: their weights.
 
@@ -84,11 +86,11 @@ def convert(
     dictionary = causal_tokenizer.make_dictionary(tokenizer, described, rows)
     _add_rows(state, len(dictionary) - rows)
     dictionary.save(folder / "dict.txt")
-    encoder = causal_tokenizer.save_encoder(folder, tokenizer, dictionary)
+    encoder = causal_tokenizer.save_encoder(folder, out, tokenizer, dictionary)
     split = encoder.pop("tokenizer")
     state = {"decoder.version": torch.tensor([3.0]), **state}
-    write_ours(folder, state, {**settings, **encoder})
-    hub = huggingface.load_ours(folder / "model.pt", folder, bpe=encoder.get("bpe", "none"))
+    write_ours(folder, out, state, {**settings, **encoder})
+    hub = huggingface.load_ours(folder / "model.pt", folder)
     theirs = getattr(transformers, family.classes[settings["head"] == "none"])
     theirs = theirs.from_pretrained(str(source)).float().eval()
     tokens = []

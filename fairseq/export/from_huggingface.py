@@ -53,13 +53,13 @@ def from_huggingface(
     if kind in CAUSAL:
         with huggingface.new_folder(out, force) as folder:
             found = read_weights(source)
-            result = from_causal.convert(transformers, source, folder, sentences, found)
+            result = from_causal.convert(transformers, source, folder, out, sentences, found)
             huggingface.check_difference(result["max_abs_difference"], result["greatest_logit"])
         return result
     state = to_ours(read_weights(source), FAMILIES[kind])
     with huggingface.new_folder(out, force) as folder:
         settings = _our_settings(described, kind, state)
-        dictionary, encoder = _import_tokenizer(source, folder, described, kind)
+        dictionary, encoder = _import_tokenizer(source, folder, out, described, kind)
         dictionary.save(folder / "dict.txt")
         rows = len(state[f"{ENCODER}embed_tokens.weight"])
         if rows < len(dictionary):
@@ -67,7 +67,7 @@ def from_huggingface(
                 f"{source}: the tokenizer has {len(dictionary)} symbols, the table {rows} rows"
             )
         state = {f"{ENCODER}version": torch.tensor([3.0]), **state}
-        write_ours(folder, state, {**settings, **encoder})
+        write_ours(folder, out, state, {**settings, **encoder})
         worst = _compare(transformers, source, folder, sentences)
         huggingface.check_difference(worst)
     return {
@@ -129,24 +129,25 @@ def _our_settings(described: Mapping[str, Any], kind: str, state: Mapping[str, T
 
 
 def _import_tokenizer(
-    source: Path, folder: Path, described: Mapping[str, Any], kind: str
+    source: Path, folder: Path, out: Path, described: Mapping[str, Any], kind: str
 ) -> tuple[Any, dict[str, Any]]:
-    """Write the encoder's file; return the dictionary and the settings of the encoder."""
+    """Write the encoder's file; return the dictionary and the encoder's settings, as of ``out``."""
     if kind == "roberta":
         roles = {"bos": 0, "pad": 1, "eos": 2}
         special = {r: described.get(f"{r}_token_id", default) for r, default in roles.items()}
         dictionary, content = tokenizer_files.read_byte_level(source, {**special, "unk": 3})
         path = folder / "tokenizer.json"
         path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        return dictionary, {"bpe": "byte_level", "byte_level_tokenizer": str(path)}
+        return dictionary, {"bpe": "byte_level", "byte_level_tokenizer": str(out / path.name)}
     dictionary = tokenizer_files.read_wordpiece(source)
     path = folder / "vocab.txt"
     path.write_text("".join(f"{symbol}\n" for symbol in dictionary.symbols), encoding="utf-8")
     settings = source / "tokenizer_config.json"
     told = json.loads(settings.read_text()) if settings.is_file() else {}
     cased = not told.get("do_lower_case", True)
+    vocabulary = str(out / path.name)
     return dictionary, {
-        "bpe": "wordpiece", "wordpiece_vocab": str(path), "wordpiece_cased": cased,
+        "bpe": "wordpiece", "wordpiece_vocab": vocabulary, "wordpiece_cased": cased,
     }  # fmt: skip
 
 

@@ -43,16 +43,38 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     return {k: v.float() for k, v in found.items() if torch.is_tensor(v)}
 
 
-def write_ours(folder: Path, state: Mapping[str, Tensor], settings: dict[str, Any]) -> None:
-    """Write ``model.pt`` of a model without a training history."""
-    config = options.make_config({"data": str(folder), **settings})
-    write_model(folder / "model.pt", state, config, {"imported": True})
+def write_ours(
+    folder: Path, out: Path, state: Mapping[str, Tensor], settings: dict[str, Any]
+) -> None:
+    """Write ``model.pt`` of a model without a training history.
+
+    Args:
+        folder: where.
+        out: what the folder will be called; the checkpoint records it.
+        state: the weights.
+        settings: flat; without ``bpe`` the checkpoint records that it has no text encoder.
+    """
+    config = options.make_config({"data": str(out), **settings})
+    record = {} if settings.get("bpe") else {"text_encoder": "none"}
+    write_model(folder / "model.pt", state, config, {"imported": True}, record)
 
 
 def write_model(
-    path: Path, state: Mapping[str, Tensor], config: FairseqConfig, facts: Mapping[str, Any]
+    path: Path,
+    state: Mapping[str, Tensor],
+    config: FairseqConfig,
+    facts: Mapping[str, Any],
+    record: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint of weights and their configuration, without a training history."""
+    """Write a checkpoint of weights and their configuration, without a training history.
+
+    Args:
+        path: the file.
+        state: the weights.
+        config: the configuration.
+        facts: what the file beside it says.
+        record: what our record of the checkpoint holds beside the configuration.
+    """
     checkpoint: dict[str, Any] = {
         "args": None,
         "cfg": original_cfg(config),
@@ -60,7 +82,7 @@ def write_model(
         "criterion": None,
         "optimizer_history": [],
         "task_state": {},
-        "extra_state": {OURS: our_record(config, {})},
+        "extra_state": {OURS: {**our_record(config, {}), **(record or {})}},
         "last_optimizer_state": None,
     }
     write_checkpoint(checkpoint, str(path), facts)

@@ -49,7 +49,8 @@ class LearnedPositionalEmbedding(nn.Embedding):
             if longest > self.max_positions:
                 raise DataError(
                     f"a sequence of {longest} tokens exceeds the {self.max_positions} learned "
-                    "positions of this model; shorten it, or train with --position alibi"
+                    f"positions of this model; shorten it, or train with --max-positions {longest} "
+                    f"(a decoder: --max-target-positions {longest}) or --position alibi"
                 )
         return F.embedding(positions_BT, self.weight, self.padding_idx)
 

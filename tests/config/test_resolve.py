@@ -136,6 +136,15 @@ def test_a_zero_mask_without_masking_is_mentioned(caplog):
     assert "nothing to do under --skip-masking" in caplog.text
 
 
+def test_an_adaptive_softmax_is_not_offered_beside_the_headless_loss():
+    """Training both needs another criterion."""
+    made = config()
+    made.model = Namespace(decoder_output_dim=8, head="vocabulary", adaptive_softmax_cutoff="8")
+    made.criterion = ContrastiveWeightTyingConfig(_name="contrastive_weight_tying")
+    with pytest.raises(ConfigError, match="drop --adaptive-softmax-cutoff$"):
+        resolve(made)
+
+
 def test_a_frozen_configuration_is_left_alone():
     made = config(common__memory_efficient_fp16=True)
     made.freeze()
