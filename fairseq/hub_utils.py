@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,25 +49,6 @@ def companions(*folders: str | os.PathLike[str]) -> dict[str, str]:
             if (path := Path(folder) / file).is_file():
                 found.setdefault(setting, str(path))
     return found
-
-
-def encoder_of_flags(argv: Sequence[str]) -> str | None:
-    """Return the text encoder that a flag of its own chooses, as its file does, None for none.
-
-    Args:
-        argv: arguments such as ``--byte-level-tokenizer FILE``; ``--bpe`` is not looked for.
-    """
-    from fairseq import options
-    from fairseq.components import class_of
-    from fairseq.config.schema import public_fields
-    from fairseq.registry import config_class
-
-    settings = {word.split("=")[0][2:].replace("-", "_") for word in argv if word[:2] == "--"}
-    for name in options.known_names("bpe") if settings else ():
-        config = config_class(class_of("bpe", name))
-        if config is not None and settings & {field.name for field, _ in public_fields(config)}:
-            return name
-    return None
 
 
 def from_pretrained(

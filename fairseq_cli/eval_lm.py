@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fairseq.errors import ConfigError
 from fairseq.lazy import lazy_names
 from fairseq_cli.entry import run_command
 
@@ -54,6 +53,8 @@ def main(cfg: Any, **unused: Any) -> dict[str, Any]:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and evaluate."""
+    from fairseq_cli.flags import stated_flags
+
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser(argv)
     parser.prog, parser.usage, parser.epilog = "fairseq-eval-lm", USAGE, EXAMPLES
@@ -76,60 +77,14 @@ def run(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def stated_flags(parser: Any, argv: Sequence[str], task: str) -> dict[str, Any]:
-    """Parse a command line; return what it states, and the encoder whose file it names.
-
-    Args:
-        parser: without the flags of components.
-        argv: the arguments.
-        task: the task if none is named.
-
-    Raises:
-        ConfigError: for ``--bpe none`` where no text is encoded.
-    """
-    from fairseq import options
-    from fairseq.config.arguments import explicitly_given
-
-    names = {}
-    if "--help" not in argv:
-        from fairseq.hub_utils import encoder_of_flags
-
-        encoder = encoder_of_flags(argv)
-        names = {"task": task} | ({"bpe": encoder} if encoder else {})
-    options.complete_parser(parser, argv, names)
-    given = vars(explicitly_given(parser, argv))
-    if "bpe" in names:
-        given.setdefault("bpe", names["bpe"])
-    if given.get("bpe") == "none" and "last_word" not in given:
-        raise ConfigError("--bpe none belongs to --last-word; without it, leave --bpe out")
-    return given
-
-
 def make_parser(argv: Sequence[str] = ()) -> Any:
     """Return the parser of the command, without the flags of components."""
     from fairseq import options
+    from fairseq_cli.flags import add_last_word_flags
 
     parser = options.get_eval_lm_parser(argv=argv)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     add_last_word_flags(parser)
-    return parser
-
-
-def add_last_word_flags(parser: Any) -> Any:
-    """Add ``--last-word`` and ``--text-key``, let ``--bpe`` be ``none``; return the parser."""
-    group = parser.add_argument_group("last words")
-    group.add_argument(
-        "--last-word",
-        metavar="FILE",
-        help="predict the last word of each text of a .jsonl file given the rest (LAMBADA)",
-    )
-    group.add_argument(
-        "--text-key", metavar="KEY", default="text", help="key of the text in that file (text)"
-    )
-    if (bpe := parser._option_string_actions.get("--bpe")) is not None:
-        known = bpe.type
-        bpe.type = lambda name: name if name == "none" else known(name)
-        bpe.help += "; with --last-word also none: words are the dictionary's"
     return parser
 
 

@@ -75,7 +75,7 @@ def parse_and_run(
     argv: Sequence[str] | None, command: Any, make: Any, prog: str, usage: str, examples: str
 ) -> int:
     """Parse a command line of this command or of fairseq-interactive, and run it."""
-    from fairseq_cli.eval_lm import stated_flags
+    from fairseq_cli.flags import stated_flags
 
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = make(argv)

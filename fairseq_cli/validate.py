@@ -44,7 +44,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and evaluate."""
     from fairseq import options
     from fairseq.logging.progress_bar import setup_logging
-    from fairseq_cli.eval_lm import stated_flags
+    from fairseq_cli.flags import stated_flags
 
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = options.get_validation_parser(argv=argv)
@@ -74,7 +74,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def add_scores(parser: Any) -> Any:
     """Add the flags of the scores that only masked LMs have; return the parser."""
-    from fairseq_cli.eval_lm import add_last_word_flags
+    from fairseq_cli.flags import add_last_word_flags
 
     scores = parser.add_argument_group("scores of masked LMs")
     scores.add_argument(

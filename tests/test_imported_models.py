@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_export_causal import byte_level, their_model
 
-from fairseq import hub_utils
 from fairseq.checkpoint_state import config_of
 from fairseq.export.from_huggingface import from_huggingface
 from fairseq.export.huggingface import load_ours
 from fairseq.generation import interact
 from fairseq.last_word import load
 from fairseq.safe_load import safe_load
-from fairseq_cli import eval_lm, generate
-from tests.test_export_causal import byte_level, their_model
+from fairseq_cli import eval_lm, flags, generate
 
 TEXT = ["The cat of the house"]
 
@@ -55,15 +54,15 @@ def test_generation_finds_the_encoder(
 
 def given_by(module: Any, *argv: str) -> dict[str, Any]:
     task = ["--task", "language_modeling"]
-    return eval_lm.stated_flags(module.make_parser(argv), [*argv, *task], "language_modeling")
+    return flags.stated_flags(module.make_parser(argv), [*argv, *task], "language_modeling")
 
 
 def test_the_file_of_an_encoder_chooses_it(folder: Path, tmp_path: Path) -> None:
     for module in (generate, eval_lm):
         given = given_by(module, "data", "--byte-level-tokenizer", "a/tokenizer.json")
         assert given["bpe"] == "byte_level" and given["byte_level_tokenizer"] == "a/tokenizer.json"
-    assert hub_utils.encoder_of_flags(["x", "--gpt2-vocab-bpe=y"]) == "gpt2"
-    assert hub_utils.encoder_of_flags(["x", "--beam", "2", "gpt2_vocab_bpe"]) is None
+    assert flags.encoder_of_flags(["x", "--gpt2-vocab-bpe=y"]) == "gpt2"
+    assert flags.encoder_of_flags(["x", "--beam", "2", "gpt2_vocab_bpe"]) is None
     assert "bpe" not in given_by(generate, "data", "--beam", "2")
     # a file that is named wins over the one beside the dictionary
     given = {"data": str(folder / "with"), "path": str(folder / "with/model.pt"), "cpu": True}

@@ -32,7 +32,7 @@ from fairseq.models.roberta.model import RobertaConfig, RobertaModel
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
-from fairseq_cli.eval_lm import add_last_word_flags
+from fairseq_cli.flags import add_last_word_flags
 
 LETTERS = "abcdefghijklmnop"
 TEXTS = ["ab cd efg", "a  b\nhij", "one", "p o n m l k j i h gfe ", "abcdef a", "b\tb", "ka zz"]

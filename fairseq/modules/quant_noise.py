@@ -1,4 +1,4 @@
-"""Quantisation noise, which plug-ins wrap their layers in: off here, whatever it is set to."""
+"""Quantisation noise, which plug-ins wrap their layers in: here it can only be off."""
 
 from __future__ import annotations
 

@@ -1,0 +1,72 @@
+"""Flags that several evaluating commands share, and what a command line states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fairseq.errors import ConfigError
+
+
+def stated_flags(parser: Any, argv: Sequence[str], task: str) -> dict[str, Any]:
+    """Parse a command line; return what it states, and the encoder whose file it names.
+
+    Args:
+        parser: without the flags of components.
+        argv: the arguments.
+        task: the task if none is named.
+
+    Raises:
+        ConfigError: for ``--bpe none`` where no text is encoded.
+    """
+    from fairseq import options
+    from fairseq.config.arguments import explicitly_given
+
+    names = {}
+    if "--help" not in argv:
+        encoder = encoder_of_flags(argv)
+        names = {"task": task} | ({"bpe": encoder} if encoder else {})
+    options.complete_parser(parser, argv, names)
+    given = vars(explicitly_given(parser, argv))
+    if "bpe" in names:
+        given.setdefault("bpe", names["bpe"])
+    if given.get("bpe") == "none" and "last_word" not in given:
+        raise ConfigError("--bpe none belongs to --last-word; without it, leave --bpe out")
+    return given
+
+
+def encoder_of_flags(argv: Sequence[str]) -> str | None:
+    """Return the text encoder that a flag of its own chooses, as its file does, None for none.
+
+    Args:
+        argv: arguments such as ``--byte-level-tokenizer FILE``; ``--bpe`` is not looked for.
+    """
+    from fairseq import options
+    from fairseq.components import class_of
+    from fairseq.config.schema import public_fields
+    from fairseq.registry import config_class
+
+    settings = {word.split("=")[0][2:].replace("-", "_") for word in argv if word[:2] == "--"}
+    for name in options.known_names("bpe") if settings else ():
+        config = config_class(class_of("bpe", name))
+        if config is not None and settings & {field.name for field, _ in public_fields(config)}:
+            return name
+    return None
+
+
+def add_last_word_flags(parser: Any) -> Any:
+    """Add ``--last-word`` and ``--text-key``, let ``--bpe`` be ``none``; return the parser."""
+    group = parser.add_argument_group("last words")
+    group.add_argument(
+        "--last-word",
+        metavar="FILE",
+        help="predict the last word of each text of a .jsonl file given the rest (LAMBADA)",
+    )
+    group.add_argument(
+        "--text-key", metavar="KEY", default="text", help="key of the text in that file (text)"
+    )
+    if (bpe := parser._option_string_actions.get("--bpe")) is not None:
+        known = bpe.type
+        bpe.type = lambda name: name if name == "none" else known(name)
+        bpe.help += "; with --last-word also none: words are the dictionary's"
+    return parser
