@@ -34,12 +34,13 @@ demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py demo
 
 test: $(TESTABLE)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 20 tests
 
 check: $(TESTABLE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 faults: $(TESTABLE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "faults or hostile" -s tests \

@@ -14,14 +14,14 @@ if _missing:
 
 def bpe(name, **kwargs):
     """Return the subword encoder called ``name``."""
-    from fairseq.hub_utils import BPEHubInterface
+    from fairseq.hub.load import BPEHubInterface
 
     return BPEHubInterface(name, **kwargs)
 
 
 def tokenizer(name, **kwargs):
     """Return the tokenizer called ``name``."""
-    from fairseq.hub_utils import TokenizerHubInterface
+    from fairseq.hub.load import TokenizerHubInterface
 
     return TokenizerHubInterface(name, **kwargs)
 

@@ -153,9 +153,9 @@ def step_of(
     """Return a function that takes one training step of a decoder."""
     import torch
 
-    from fairseq.components import make_config
+    from fairseq.config.components import make_config
     from fairseq.criterions import build_criterion
-    from fairseq.data.dictionary import Dictionary
+    from fairseq.data.storage.dictionary import Dictionary
     from fairseq.models import build_model
 
     dictionary = Dictionary()

@@ -145,15 +145,15 @@ def interchange(args: argparse.Namespace, imported: Path, folder: Path) -> dict[
     """Import, compare token ids of 200 sentences and features, export again."""
     from transformers import AutoModel, AutoTokenizer
 
-    from fairseq.export import huggingface
-    from fairseq.export.from_huggingface import from_huggingface
+    from fairseq.export import encoder_out
+    from fairseq.export.encoder_in import from_huggingface
 
     sentences = read(args.sst2 / "dev.tsv")[0][:200]
     found = from_huggingface(args.model, imported, sentences)
-    hub = huggingface.load_ours(imported / "model.pt", imported)
+    hub = encoder_out.load_ours(imported / "model.pt", imported)
     tokenizer = AutoTokenizer.from_pretrained(str(args.model))
     equal = sum(hub.encode(text).tolist() == tokenizer(text)["input_ids"] for text in sentences)
-    back = huggingface.to_huggingface(imported / "model.pt", folder / "back", imported, sentences)
+    back = encoder_out.to_huggingface(imported / "model.pt", folder / "back", imported, sentences)
     loaded = AutoModel.from_pretrained(str(folder / "back"))
     return {
         "sentences": len(sentences),

@@ -157,8 +157,8 @@ def masking(text: Path, quick: bool) -> dict[str, Any]:
     """Samples of 128 tokens masked and collated per second, one thread."""
     import numpy as np
 
-    from fairseq.data.masked_lm_dataset import MaskedLMDataset
     from fairseq.data.masking import MaskSpec
+    from fairseq.data.masking.dataset import MaskedLMDataset
 
     rng = np.random.default_rng(0)
     blocks = rng.integers(4, 50000, size=(4096, 128))
@@ -229,7 +229,7 @@ def _theirs(vocabulary: int) -> Any:
 def _losses() -> dict[str, Callable[[Any, dict[str, Any]], Any]]:
     import torch.nn.functional as F
 
-    from fairseq.criterions.cross_entropy import vocabulary_loss
+    from fairseq.criterions.base import vocabulary_loss
 
     def ours(model: Any, batch: dict[str, Any]) -> Any:
         positions = batch["predicted_positions"]

@@ -5,40 +5,37 @@ Importing the package imports nothing else; names are fetched on first use (PEP 
 
 from __future__ import annotations
 
+from fairseq.aliases import MODULES, install
 from fairseq.lazy import lazy_names
 from fairseq.version import __version__
 
-_SUBMODULES = (
-    "binarizer",
-    "checkpoint_utils",
+install()
+_PACKAGES = (
+    "checkpoint",
+    "config",
     "criterions",
     "data",
     "dataclass",
+    "decoding",
     "distributed",
-    "file_io",
-    "file_utils",
-    "hub_utils",
+    "evaluation",
+    "export",
+    "files",
+    "hub",
     "logging",
     "models",
     "modules",
-    "nan_detector",
+    "ops",
     "optim",
-    "options",
-    "registry",
+    "preprocess",
+    "report",
     "tasks",
-    "tokenizer",
-    "trainer",
+    "training",
     "utils",
 )
+_OLD = {path.removeprefix("fairseq."): new for path, new in MODULES.items() if path.count(".") == 1}
 
 __getattr__, __dir__, _names = lazy_names(
-    __name__,
-    {
-        **{name: f"fairseq.{name}" for name in _SUBMODULES},
-        "distributed_utils": "fairseq.distributed_utils",
-        "meters": "fairseq.logging.meters",
-        "metrics": "fairseq.logging.metrics",
-        "progress_bar": "fairseq.logging.progress_bar",
-    },
+    __name__, {name: f"fairseq.{name}" for name in (*_PACKAGES, *_OLD)}
 )
 __all__ = ["__version__"]

@@ -15,10 +15,10 @@ TASKS = {
 
 MODELS = {
     "roberta": "fairseq.models.roberta.model:RobertaModel",
-    "transformer_lm": "fairseq.models.transformer_lm:TransformerLanguageModel",
+    "transformer_lm": "fairseq.models.transformer_lm.model:TransformerLanguageModel",
 }
 
-_LM_PRESETS = "fairseq.models.transformer_lm_presets"
+_LM_PRESETS = "fairseq.models.transformer_lm.presets"
 _LM_ARCHITECTURES = (
     "transformer_lm",
     "transformer_lm_alibi",
@@ -83,10 +83,10 @@ LR_SCHEDULERS = {
     "cosine": "fairseq.optim.lr_schedules:CosineLRSchedule",
     "fixed": "fairseq.optim.lr_schedules:FixedLRSchedule",
     "inverse_sqrt": "fairseq.optim.lr_schedules:InverseSquareRootSchedule",
-    "manual": "fairseq.optim.lr_external:ManualSchedule",
-    "pass_through": "fairseq.optim.lr_external:PassThroughScheduleSchedule",
+    "manual": "fairseq.optim.lr_driven:ManualSchedule",
+    "pass_through": "fairseq.optim.lr_driven:PassThroughScheduleSchedule",
     "polynomial_decay": "fairseq.optim.lr_schedules:PolynomialDecayLRSchedule",
-    "reduce_lr_on_plateau": "fairseq.optim.lr_external:ReduceLROnPlateauLRSchedule",
+    "reduce_lr_on_plateau": "fairseq.optim.lr_driven:ReduceLROnPlateauLRSchedule",
     "step": "fairseq.optim.lr_schedules:StepLRSchedule",
     "tri_stage": "fairseq.optim.lr_schedules:TriStageLRSchedule",
     "triangular": "fairseq.optim.lr_schedules:TriangularLRSchedule",
@@ -102,3 +102,6 @@ BPES = {
 TOKENIZERS = {
     "space": "fairseq.data.encoders.space_tokenizer:SpaceTokenizer",
 }
+
+# What a lower floor asks a higher one for, when it is called: there is this one thing.
+HOOKS = {"from_pretrained": "fairseq.hub.load:interface_of"}

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fairseq.errors import ConfigError
+
 
 def lazy_names(
     package: str, names: Mapping[str, str]
@@ -31,3 +33,22 @@ def lazy_names(
         return sorted({*vars(sys.modules[package]), *names})
 
     return get, listing, sorted(names)
+
+
+def require_library(name: str, purpose: str) -> Any:
+    """Import and return the third-party module ``name``.
+
+    Args:
+        name: the module, which is also the name of its package.
+        purpose: what needs it, for the message ("--bpe gpt2").
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"{purpose} needs the package '{name}', which cannot be imported ({error}). "
+            f"Install it: pip install {name}"
+        ) from error

@@ -34,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and average."""
     args = parser().parse_args(argv)
-    from fairseq.averaging import last_n_checkpoints, write_average
-    from fairseq.checkpoint_files import checkpoint_paths
+    from fairseq.checkpoint.average import last_n_checkpoints, write_average
+    from fairseq.checkpoint.files import checkpoint_paths
 
     inputs = args.inputs
     if args.num_best_checkpoints:

@@ -154,7 +154,7 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
 
 
 def _documents(args: argparse.Namespace) -> Any:
-    from fairseq.documents import choose_options
+    from fairseq.files.documents import choose_options
 
     return choose_options(
         args.inputs, args.text_key, args.skip_bad_records, args.split, args.jsonlines
@@ -198,7 +198,7 @@ def _build(args: argparse.Namespace) -> TextEncoder:
 
 
 def _train(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from fairseq.bpe import train_byte_level
+    from fairseq.preprocess.encode import train_byte_level
 
     size = train_byte_level(
         args.inputs,
@@ -215,8 +215,8 @@ def _train(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _convert(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from fairseq.bpe import available_cores, decode_files, encode_files
     from fairseq.errors import ConfigError
+    from fairseq.preprocess.encode import available_cores, decode_files, encode_files
 
     if args.json and "-" in args.outputs:
         raise ConfigError("--json prints on standard output: name a file with --outputs")

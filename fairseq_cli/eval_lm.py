@@ -23,7 +23,8 @@ Settings that are not given are the checkpoint's own.
 """
 
 __getattr__, __dir__, _names = lazy_names(
-    __name__, {"eval_lm": "fairseq.causal_lm_scores", "WordStat": "fairseq.causal_lm_scores"}
+    __name__,
+    {"eval_lm": "fairseq.evaluation.perplexity", "WordStat": "fairseq.evaluation.perplexity"},
 )
 
 
@@ -31,14 +32,14 @@ def main(cfg: Any, **unused: Any) -> dict[str, Any]:
     """Evaluate a checkpoint with its own settings, except for those that are stated.
 
     Args:
-        cfg: see :func:`fairseq.evaluation.stated_settings`.
+        cfg: see :func:`fairseq.hub.load.stated_settings`.
         **unused: ignored.
 
     Returns:
         ``loss`` in bits a token, ``perplexity``, ``tokens``, ``seconds``.
     """
-    from fairseq.causal_lm_scores import evaluate
-    from fairseq.evaluation import stated_settings
+    from fairseq.evaluation.perplexity import evaluate
+    from fairseq.hub.load import stated_settings
     from fairseq.logging.progress_bar import setup_logging
 
     setup_logging()
@@ -64,12 +65,12 @@ def run(argv: Sequence[str] | None = None) -> int:
     if as_json:
         given.setdefault("log_format", "none")
     if texts is not None:
-        from fairseq.last_word import describe, evaluate_last_words
+        from fairseq.evaluation.continuations import describe, evaluate_last_words
 
         words = evaluate_last_words(given, texts, key)
         print(json.dumps(words) if as_json else describe(words))
     elif as_json:
-        from fairseq.causal_lm_scores import evaluate
+        from fairseq.evaluation.perplexity import evaluate
 
         print(json.dumps(evaluate(given)))
     else:
@@ -79,7 +80,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def make_parser(argv: Sequence[str] = ()) -> Any:
     """Return the parser of the command, without the flags of components."""
-    from fairseq import options
+    from fairseq.config import options
     from fairseq_cli.flags import add_last_word_flags
 
     parser = options.get_eval_lm_parser(argv=argv)

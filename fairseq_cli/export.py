@@ -76,30 +76,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--push publishes what --to hf writes")
     if args.log_unigram_bias and args.add_head is None:
         parser.error("--log-unigram-bias belongs to --add-head")
-    from fairseq.export import add_head, from_huggingface, huggingface, plain, push
+    from fairseq.export import add_head, encoder_in, encoder_out, original_and_safetensors, push
 
     if args.push is not None:
         push.check_repository(args.push)
     lines = None
     if args.sentences is not None:
         text = args.sentences.read_text(encoding="utf-8").splitlines()
-        lines = [line for line in text if line.strip()][: huggingface.SENTENCES]
+        lines = [line for line in text if line.strip()][: encoder_out.SENTENCES]
     if args.add_head is not None:
         result = add_head.add_head(
             args.source, args.out, args.add_head, args.data, args.log_unigram_bias, args.force
         )
     elif args.origin == "hf":
-        result = from_huggingface.from_huggingface(args.source, args.out, lines, args.force)
+        result = encoder_in.from_huggingface(args.source, args.out, lines, args.force)
     elif args.to == "hf":
         names = ("bpe", "byte_level_tokenizer", "gpt2_encoder_json", "gpt2_vocab_bpe")
         settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-        result = huggingface.to_huggingface(
+        result = encoder_out.to_huggingface(
             args.source, args.out, args.data, lines, args.force, **settings
         )
         if args.push is not None:
             result["pushed"] = push.push(args.out, args.push, private=not args.public)
     else:
-        write = plain.to_safetensors if args.to == "safetensors" else plain.to_fairseq
+        write = (
+            original_and_safetensors.to_safetensors
+            if args.to == "safetensors"
+            else original_and_safetensors.to_fairseq
+        )
         result = write(args.source, args.out, args.force)
     facts = ", ".join(f"{name} {value}" for name, value in result.items())
     print(json.dumps(result) if args.json else f"wrote {args.out}: {facts}")

@@ -19,8 +19,8 @@ def stated_flags(parser: Any, argv: Sequence[str], task: str) -> dict[str, Any]:
     Raises:
         ConfigError: for ``--bpe none`` where no text is encoded.
     """
-    from fairseq import options
-    from fairseq.config.arguments import explicitly_given
+    from fairseq.config import options
+    from fairseq.config.flags import explicitly_given
 
     names = {}
     if "--help" not in argv:
@@ -41,10 +41,10 @@ def encoder_of_flags(argv: Sequence[str]) -> str | None:
     Args:
         argv: arguments such as ``--byte-level-tokenizer FILE``; ``--bpe`` is not looked for.
     """
-    from fairseq import options
-    from fairseq.components import class_of
+    from fairseq.config import options
+    from fairseq.config.components import class_of
+    from fairseq.config.registry import config_class
     from fairseq.config.schema import public_fields
-    from fairseq.registry import config_class
 
     settings = {word.split("=")[0][2:].replace("-", "_") for word in argv if word[:2] == "--"}
     for name in options.known_names("bpe") if settings else ():

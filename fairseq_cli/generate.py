@@ -32,18 +32,18 @@ def main(cfg: Any) -> Any:
     """Continue a subset, and print what comes out.
 
     Args:
-        cfg: see :func:`fairseq.generation.stated`.
+        cfg: see :func:`fairseq.hub.continue_text.stated`.
 
     Returns:
         how much was generated.
     """
-    from fairseq.generation import generate, stated
+    from fairseq.hub.continue_text import generate, stated
 
     return show(generate, stated(cfg))
 
 
 def show(command: Any, given: dict[str, Any], with_time: bool = False) -> Any:
-    """Run a command of :mod:`fairseq.generation` and print its results; return the tally.
+    """Run a command of :mod:`fairseq.hub.continue_text` and print its results; return the tally.
 
     Args:
         command: the function.
@@ -88,7 +88,7 @@ def parse_and_run(
 
 def make_parser(argv: Sequence[str] = (), interactive: bool = False) -> Any:
     """Return the parser of the command, without the flags of components."""
-    from fairseq import options
+    from fairseq.config import options
 
     parser = options.get_generation_parser(interactive, "language_modeling", argv=argv)
     parser.add_argument("--json", action="store_true", help="print one JSON object a hypothesis")

@@ -59,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, flags = get_parser().parse_known_args(argv)
     from pathlib import Path
 
-    from fairseq.glue.prepare import open_pretrained
-    from fairseq.glue.results import summarize, table
-    from fairseq.glue.runs import run_glue
-    from fairseq.glue.tasks import TASKS, find_task
+    from fairseq.evaluation.glue.prepare import open_pretrained
+    from fairseq.evaluation.glue.results import summarize, table
+    from fairseq.evaluation.glue.runs import run_glue
+    from fairseq.evaluation.glue.tasks import TASKS, find_task
     from fairseq.logging.progress_bar import setup_logging
 
     setup_logging("WARNING", "stderr")

@@ -37,7 +37,7 @@ INPUTS = (
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's own options; the rest are Hydra overrides."""
-    from fairseq.config.arguments import Parser
+    from fairseq.config.flags import Parser
 
     own = Parser(
         "fairseq-hydra-train",
@@ -126,7 +126,7 @@ def main(cfg: Any) -> float | None:
     Returns:
         the best validation metric; None after a crash under ``common.suppress_crashes``.
     """
-    from fairseq.components import as_config
+    from fairseq.config.components import as_config
     from fairseq_cli import train
 
     config = as_config(cfg, strict=True)

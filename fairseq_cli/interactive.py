@@ -27,12 +27,12 @@ def main(cfg: Any) -> Any:
     """Continue lines of text, and print what comes out.
 
     Args:
-        cfg: see :func:`fairseq.generation.stated`.
+        cfg: see :func:`fairseq.hub.continue_text.stated`.
 
     Returns:
         how much was generated.
     """
-    from fairseq.generation import interact, stated
+    from fairseq.hub.continue_text import interact, stated
 
     return generate.show(interact, stated(cfg), with_time=True)
 

@@ -26,7 +26,7 @@ def main(cfg: Any) -> None:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and preprocess."""
-    from fairseq import options
+    from fairseq.config import options
 
     parser = options.get_preprocessing_parser()
     parser.prog, parser.usage, parser.epilog = "fairseq-preprocess", USAGE, EXAMPLES

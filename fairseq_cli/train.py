@@ -23,9 +23,9 @@ that is on or off has its opposite --no-x.
 
 def train_here(cfg: Any) -> float | None:
     """Train in this process, which may be one of several: plug-ins and logging are set up first."""
+    from fairseq.config.plugins import import_user_module
     from fairseq.logging.progress_bar import setup_logging
-    from fairseq.train_loop import run_training
-    from fairseq.user_dir import import_user_module
+    from fairseq.training.loop import run_training
 
     setup_logging()
     import_user_module(cfg.common)
@@ -39,7 +39,7 @@ def main(cfg: Any, strict: bool = False) -> float | None:
         cfg: ours, a DictConfig or other nested mapping, or a flat Namespace.
         strict: unknown keys are errors.
     """
-    from fairseq.components import as_config
+    from fairseq.config.components import as_config
     from fairseq.distributed.utils import call_main
 
     return call_main(as_config(cfg, strict), train_here)
@@ -47,7 +47,7 @@ def main(cfg: Any, strict: bool = False) -> float | None:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and train."""
-    from fairseq import options
+    from fairseq.config import options
     from fairseq.config.resolve import required_settings
 
     parser = options.get_training_parser(argv=argv)
@@ -58,7 +58,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--show-config", action="store_true", help="print the settings and stop")
     config = options.parse_config(parser, argv)
     if "--show-config" in (sys.argv if argv is None else argv):
-        from fairseq.run_folder import config_as_yaml
+        from fairseq.training.run_folder import config_as_yaml
 
         print(config_as_yaml(config), end="")
         return 0

@@ -26,13 +26,14 @@ def main(cfg: Any, override_args: Any = None) -> dict[str, dict[str, Any]]:
     """Evaluate a checkpoint with its own settings, except for those that are stated.
 
     Args:
-        cfg: see :func:`fairseq.evaluation.stated_settings`.
+        cfg: see :func:`fairseq.hub.load.stated_settings`.
         override_args: a Namespace of further settings that are stated.
 
     Returns:
         the statistics of every subset.
     """
-    from fairseq.evaluation import stated_settings, validate
+    from fairseq.evaluation import validate
+    from fairseq.hub.load import stated_settings
     from fairseq.logging.progress_bar import setup_logging
 
     setup_logging()
@@ -42,7 +43,7 @@ def main(cfg: Any, override_args: Any = None) -> dict[str, dict[str, Any]]:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and evaluate."""
-    from fairseq import options
+    from fairseq.config import options
     from fairseq.logging.progress_bar import setup_logging
     from fairseq_cli.flags import stated_flags
 
@@ -59,7 +60,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         given.setdefault("log_format", "none")
     texts, key = given.pop("last_word", None), given.pop("text_key", "text")
     if texts is not None:
-        from fairseq.last_word import describe, evaluate_last_words
+        from fairseq.evaluation.continuations import describe, evaluate_last_words
 
         words = evaluate_last_words(given, texts, key)
         print(json.dumps(words) if as_json else describe(words))
@@ -101,13 +102,13 @@ def _numbers(results: Any) -> Any:
 
 def _scores(given: Any, lengths: Sequence[int] | None, most: int | None, as_json: bool) -> int:
     """Print pseudo-perplexities, or the loss at several lengths."""
-    from fairseq import masked_lm_scores
+    from fairseq.evaluation import pseudo_perplexity
 
     results: Any
     if lengths:
-        results = masked_lm_scores.at_lengths(given, lengths)
+        results = pseudo_perplexity.at_lengths(given, lengths)
     else:
-        results = masked_lm_scores.pseudo_perplexity(given, most)
+        results = pseudo_perplexity.pseudo_perplexity(given, most)
     if as_json:
         print(json.dumps(_numbers(results)))
         return 0

@@ -26,7 +26,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from fairseq.errors import DataError, MissingFileError
-from fairseq.file_io import atomic_write, require_file
+from fairseq.files.io import atomic_write, require_file
 
 SENTENCES = Path(__file__).resolve().parent.parent / "examples" / "demo" / "sentences.txt"
 MASK = "<mask>"

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ from typing import Any
 import pytest
 from documents import ROOT, TINY, blocks, narrow, own_modules, small_text, text_of
 
+from fairseq import aliases, catalog
+
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 
 
-def imports_of(body: list[ast.stmt], modules: dict[str, Path]) -> Iterator[str]:
-    """Yield our modules that are imported when this code is loaded."""
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
+def imports_of(tree: ast.AST, modules: dict[str, Path]) -> Iterator[str]:
+    """Yield our modules that code imports, inside functions too; not what is for types alone."""
+    for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         if isinstance(node, ast.Import):
@@ -30,10 +31,7 @@ def imports_of(body: list[ast.stmt], modules: dict[str, Path]) -> Iterator[str]:
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
                 yield full if full in modules else node.module
-        for part in ("body", "orelse", "finalbody"):
-            yield from imports_of(getattr(node, part, []), modules)
-        for handler in getattr(node, "handlers", []):
-            yield from imports_of(handler.body, modules)
+        yield from imports_of(node, modules)
 
 
 def import_graph() -> dict[str, set[str]]:
@@ -41,45 +39,71 @@ def import_graph() -> dict[str, set[str]]:
     return {
         name: {
             aim
-            for aim in imports_of(ast.parse(text_of(path)).body, modules)
+            for aim in imports_of(ast.parse(text_of(path)), modules)
             if aim in modules and aim not in (name, "fairseq")
         }
         for name, path in modules.items()
     }
 
 
-def floors() -> dict[str, int]:
-    """Read the picture in docs/architecture.md: name -> floor."""
+def floors() -> list[set[str]]:
+    """Read the picture in docs/architecture.md: the lines, from the top."""
     picture = next(block for block in blocks(ARCHITECTURE, "text") if "fairseq_cli" in block)
-    found, floor = {}, -1
-    for line in picture.splitlines():
-        number, names = re.fullmatch(r"(\d)?\s+(.*)", line).groups()  # type: ignore[union-attr]
-        floor = floor if number is None else int(number)
-        for name in names.split():
-            found[name if name == "fairseq_cli" else f"fairseq.{name}"] = floor
-    return found
+    return [set(re.split(r"\s{3,}", line)[0].split()) for line in picture.strip().splitlines()]
 
 
-def test_the_picture_of_the_floors_is_complete_and_imports_go_down() -> None:
-    picture, graph = floors(), import_graph()
+def law() -> list[set[str]]:
+    """Read the contract that ``make check`` holds the code against: its lines, from the top."""
+    settings = tomllib.loads(text_of(ROOT / "pyproject.toml"))["tool"]["importlinter"]
+    lines = settings["contracts"][0]["layers"]
+    return [{name.strip().removeprefix("fairseq.") for name in line.split(":")} for line in lines]
+
+
+def test_the_picture_of_the_floors_is_the_law() -> None:
+    assert floors() == law()
+
+
+def test_every_module_stands_on_a_floor_and_imports_go_down() -> None:
+    number = {name: i for i, line in enumerate(reversed(law())) for name in line}
+    old_paths = {f"fairseq.{name}" for name in ("dataclass", *OLD_FILES)}
 
     def floor(module: str) -> int:
-        name = module
-        while name not in picture:
-            assert "." in name, f"{module} is on no floor of docs/architecture.md"
-            name = name.rpartition(".")[0]
-        return picture[name]
+        parts = module.split(".")
+        return number[parts[0] if parts[0] == "fairseq_cli" else parts[1]]
 
-    modules = set(graph) - {"fairseq"}
     upward = [
-        f"{name} (floor {floor(name)}) imports {aim} (floor {floor(aim)})"
-        for name in sorted(modules)
-        for aim in sorted(graph[name])
+        f"{name} imports {aim}"
+        for name, aims in sorted(import_graph().items())
+        if name != "fairseq" and name not in old_paths
+        for aim in sorted(aims)
         if floor(aim) > floor(name)
     ]
     assert not upward
-    known = set(graph) | {name.rpartition(".")[0] for name in graph}
-    assert set(picture) <= known, set(picture) - known
+
+
+OLD_FILES = ("checkpoint_utils", "hub_utils", "options", "trainer")
+
+
+def test_files_under_old_paths_are_one_line_for_editors() -> None:
+    from fairseq.aliases import MODULES
+
+    for name in (*OLD_FILES, "data.data_utils"):
+        text = text_of(ROOT / "fairseq" / f"{name.replace('.', '/')}.py")
+        assert text.startswith(f"from {MODULES[f'fairseq.{name}']} import *")
+        assert len(text.splitlines()) == 1
+    root = {path.stem for path in (ROOT / "fairseq").glob("*.py")} - {*OLD_FILES}
+    assert len(root) <= 10, sorted(root)
+
+
+def test_what_reaches_up_stands_in_two_tables() -> None:
+    assert catalog.HOOKS == {"from_pretrained": "fairseq.hub.load:interface_of"}
+    assert sorted(aliases.NAMES) == [
+        "fairseq.checkpoint",
+        "fairseq.config.options",
+        "fairseq.data.batches.epochs",
+        "fairseq.data.collate",
+        "fairseq.utils",
+    ]
 
 
 def test_nothing_imports_in_a_circle() -> None:

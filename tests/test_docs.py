@@ -86,7 +86,7 @@ def parser_of(command: str) -> argparse.ArgumentParser:
 
 def parse(words: list[str], patch: pytest.MonkeyPatch) -> None:
     """Let a command parse its command line; nothing is done about it."""
-    from fairseq import options
+    from fairseq.config import options
     from fairseq_cli import preprocess, train, validate
 
     name, *argv = words
@@ -134,7 +134,8 @@ def test_documented_commands_parse(
 
 def known_flags() -> set[str]:
     """Return every flag of every command, component flags included."""
-    from fairseq import catalog, options
+    from fairseq import catalog
+    from fairseq.config import options
     from fairseq.config.refused import REFUSED
     from fairseq_cli import validate
 
@@ -211,12 +212,12 @@ def test_every_refused_flag_and_name_stands_there_with_its_reason() -> None:
 def fields_that_are_read() -> set[str]:
     """Return every name that code mentions, apart from the readers of settings.
 
-    ``checkpoint_state.py`` tells by a name who wrote a file.
+    ``checkpoint/layout.py`` tells by a name who wrote a file.
     """
-    readers = ("config/sections.py", "config/refused.py", "dataclass/constants.py")
+    readers = ("config/sections.py", "config/refused.py", "config/plugin_names.py")
     names: set[str] = set()
     for path in own_modules().values():
-        if not str(path).endswith((*readers, "checkpoint_state.py")):
+        if not str(path).endswith((*readers, "checkpoint/layout.py")):
             names |= set(re.findall(r"\w+", text_of(path)))
     return names
 
@@ -268,7 +269,7 @@ def test_the_licence_and_the_changelog_are_there() -> None:
 def test_documented_records_have_the_keys_that_runs_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fairseq.safe_load import safe_load
+    from fairseq.files.safe_load import safe_load
 
     monkeypatch.chdir(tmp_path)
     small_text(tmp_path, "train.txt", "valid.txt")

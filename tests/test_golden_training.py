@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_run import content, train
 
-from fairseq import options
+from fairseq.config import options
 from fairseq.evaluation import validate
 from fairseq.logging.sinks import read_jsonl
 

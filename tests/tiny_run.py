@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 import torch
 
-from fairseq import options, train_loop
+from fairseq.config import options
 from fairseq.config.sections import FairseqConfig
-from fairseq.data.indexed_dataset import make_builder
-from fairseq.safe_load import safe_load
-from fairseq.trainer import Trainer
+from fairseq.data.storage.indexed_dataset import make_builder
+from fairseq.files.safe_load import safe_load
+from fairseq.training import loop
+from fairseq.training.trainer import Trainer
 
 WORDS = 60
 SMALL = {
@@ -76,7 +77,7 @@ def config(data: Path, save_dir: Path, **flags: Any) -> FairseqConfig:
 def train(cfg: FairseqConfig) -> float | None:
     """Run to the end in this process, with one thread."""
     torch.set_num_threads(1)
-    return train_loop.run_training(cfg)
+    return loop.run_training(cfg)
 
 
 def faults(few: int, many: int) -> list[Any]:

@@ -7,7 +7,6 @@ new. Writing: a checkpoint's ``cfg`` goes from new to old and holds only keys th
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -228,40 +227,3 @@ def downgrade(values: Mapping[str, Any], section: str) -> Values:
             if row.old not in FORK_ONLY or value != row.default:
                 old[row.old] = value
     return old
-
-
-# Names of tensors: (pattern, replacement), applied in this order to the keys of a state dict.
-ROBERTA_KEYS: tuple[tuple[str, str], ...] = (
-    (r"^decoder\.", "encoder."),
-    (r"\.emb_layer_norm\.", ".layernorm_embedding."),
-    (r"\.layer_norms\.0\.", ".self_attn_layer_norm."),
-    (r"\.layer_norms\.1\.", ".final_layer_norm."),
-    (r"^encoder\.clap_head\.beta$", "encoder.lm_head.beta"),
-)
-# Tensors that mean nothing here: caches of fixed tables, and heads of projects that went by.
-ROBERTA_DROPPED = (
-    r"embed_positions\.(_float_tensor|weights)$",
-    r"^encoder\.(regression_head|_ema)",
-    r"^encoder\.scales\.weight$",
-)
-
-
-def upgrade_roberta_state(state: dict[str, Any]) -> None:
-    """Rename, split and drop the keys of an old RoBERTa state dict, in place.
-
-    A joint ``in_proj_weight`` or ``in_proj_bias`` holds the query, key and value projections in
-    this order, one third of the rows each.
-    """
-    for key in list(state):
-        new = key
-        for pattern, replacement in ROBERTA_KEYS:
-            new = re.sub(pattern, replacement, new)
-        value = state.pop(key)
-        if any(re.search(pattern, new) for pattern in ROBERTA_DROPPED):
-            continue
-        joint = re.fullmatch(r"(.*\.)in_proj_(weight|bias)", new)
-        if joint is None:
-            state[new] = value
-            continue
-        for name, part in zip("qkv", value.chunk(3), strict=True):
-            state[f"{joint[1]}{name}_proj.{joint[2]}"] = part

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fairseq import catalog
+from fairseq.config.registries import CRITERION_REGISTRY
+from fairseq.config.registry import register_class, setup_registry
 from fairseq.lazy import lazy_names
-from fairseq.registry import register_class, setup_registry
 
-_build, _, CRITERION_REGISTRY, CRITERION_DATACLASS_REGISTRY = setup_registry(
-    "--criterion", default="cross_entropy", rows=catalog.CRITERIONS
+_build, _register, _rows, CRITERION_DATACLASS_REGISTRY = setup_registry(
+    "--criterion", default="cross_entropy", registry=CRITERION_REGISTRY
 )
 
 

@@ -12,11 +12,8 @@ from torch import Tensor
 
 from fairseq.config.schema import II
 from fairseq.criterions import register_criterion
-from fairseq.criterions.cross_entropy import (
-    CrossEntropyConfig,
-    CrossEntropyCriterion,
-    predicted_positions,
-)
+from fairseq.criterions.base import predicted_positions
+from fairseq.criterions.cross_entropy import CrossEntropyConfig, CrossEntropyCriterion
 from fairseq.errors import ConfigError
 from fairseq.modules.adaptive_softmax import AdaptiveProjection
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from fairseq.config.references import settle_alone
 from fairseq.logging import metrics
+from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+from fairseq.utils import get_perplexity
 
 
 class FairseqCriterion(nn.Module):
@@ -90,3 +93,45 @@ class LegacyFairseqCriterion(FairseqCriterion):
     def build_criterion(cls, cfg: Any, task: Any) -> FairseqCriterion:
         """Build an instance from the Namespace."""
         return cls(cfg, task)
+
+
+LossBackend = Literal["auto", "reference", "chunked"]
+
+
+def predicted_positions(sample: dict[str, Any], padding_idx: int) -> Tensor:
+    """Return the flat (B * T) indices of the positions with a target, int64 of shape (N,).
+
+    The collater ships them, so that the step neither searches nor waits; batches of foreign
+    collaters are searched.
+    """
+    shipped = sample.get("predicted_positions")
+    if shipped is not None:
+        return shipped
+    return sample["target"].reshape(-1).ne(padding_idx).nonzero()[:, 0]
+
+
+def vocabulary_loss(
+    model: Any, sample: dict[str, Any], positions_N: Tensor, target_N: Tensor, backend: str
+) -> Tensor:
+    """Return the cross-entropy at the given positions in nats, fp32 of shape (N,).
+
+    Only these positions are projected on the vocabulary, and their logits are never kept. All
+    parameters are used inside the model's forward pass, as wrappers for several processes want.
+
+    Args:
+        model: a model with a ``projection``, possibly wrapped.
+        sample: the batch.
+        positions_N: flat indices of the predicted positions.
+        target_N: their targets.
+        backend: see :func:`fairseq.ops.linear_cross_entropy.linear_cross_entropy`.
+    """
+    operands, _ = model(**sample["net_input"], predicted_positions=positions_N)
+    hidden_NC, weight_VC, bias_V = operands
+    return linear_cross_entropy(
+        hidden_NC, weight_VC, target_N, bias_V=bias_V, backend=backend
+    ).loss_N
+
+
+def perplexity_of(key: str) -> Callable[[Any], float]:
+    """Return a function of meters: two to the power of the average of ``key`` (in bits)."""
+    return lambda meters: get_perplexity(meters[key].avg)

@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions import register_criterion
-from fairseq.criterions.base import FairseqCriterion
-from fairseq.criterions.cross_entropy import perplexity_of, predicted_positions
+from fairseq.criterions.base import FairseqCriterion, perplexity_of, predicted_positions
 from fairseq.distributed import utils as distributed_utils
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
+from fairseq.ops.anisotropy import mean_cosine
 from fairseq.ops.contrastive_weight_tying import contrastive_weight_tying
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
-from fairseq.ops.mean_cosine import mean_cosine
 
 
 @dataclass

@@ -14,12 +14,8 @@ from torch import Tensor
 
 from fairseq.config.schema import option
 from fairseq.criterions import register_criterion
-from fairseq.criterions.base import FairseqCriterion
-from fairseq.criterions.cross_entropy import (
-    CrossEntropyConfig,
-    perplexity_of,
-    predicted_positions,
-)
+from fairseq.criterions.base import FairseqCriterion, perplexity_of, predicted_positions
+from fairseq.criterions.cross_entropy import CrossEntropyConfig
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy

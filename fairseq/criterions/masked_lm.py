@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions import register_criterion
-from fairseq.criterions.base import FairseqCriterion
-from fairseq.criterions.cross_entropy import (
+from fairseq.criterions.base import (
+    FairseqCriterion,
     LossBackend,
     perplexity_of,
     predicted_positions,

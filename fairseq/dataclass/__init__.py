@@ -1,4 +1,4 @@
-"""The configuration classes under the import path that plug-ins use."""
+"""The configuration classes under the import path that plug-ins type."""
 
 from fairseq.config.schema import II, ChoiceEnum, FairseqDataclass
 

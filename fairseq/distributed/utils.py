@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fairseq.config.plugins import import_user_module
 from fairseq.errors import ConfigError, FairseqError
 from fairseq.logging.console import setup_logging
-from fairseq.user_dir import import_user_module
 
 logger = logging.getLogger(__name__)
 

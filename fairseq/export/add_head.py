@@ -19,18 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq import options, utils
-from fairseq.checkpoint_state import config_of, record_of, upgrade_state
+from fairseq import utils
+from fairseq.checkpoint.layout import config_of, record_of, upgrade_state
+from fairseq.config import options
 from fairseq.config.build import plain
-from fairseq.data.data_utils import load_indexed_dataset
-from fairseq.data.dictionary import Dictionary
+from fairseq.data.storage.dictionary import Dictionary
+from fairseq.data.storage.load import load_indexed_dataset
 from fairseq.errors import CheckpointError, DataError, UnsupportedError
-from fairseq.export.causal_names import BIAS, OUTPUT, TABLE
-from fairseq.export.huggingface import find_data
+from fairseq.export.decoder_names import BIAS, OUTPUT, TABLE
+from fairseq.export.encoder_names import ENCODER, HEAD
+from fairseq.export.encoder_out import find_data
 from fairseq.export.model_files import write_model
-from fairseq.export.weight_names import ENCODER, HEAD
-from fairseq.file_io import require_file
-from fairseq.safe_load import safe_load
+from fairseq.files.io import require_file
+from fairseq.files.safe_load import safe_load
 
 
 def add_head(

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq import options
-from fairseq.checkpoint_files import write_checkpoint
-from fairseq.checkpoint_state import OURS, original_cfg, our_record
+from fairseq.checkpoint.files import write_checkpoint
+from fairseq.checkpoint.layout import OURS, original_cfg, our_record
+from fairseq.config import options
 from fairseq.config.sections import FairseqConfig
-from fairseq.file_io import require_file
-from fairseq.safe_load import safe_load
+from fairseq.files.io import require_file
+from fairseq.files.safe_load import safe_load
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:

@@ -10,36 +10,23 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from fairseq import catalog
 from fairseq.config.build import plain
+from fairseq.config.plugins import import_modules
 from fairseq.config.references import settle_alone
-from fairseq.dataclass import FairseqDataclass
+from fairseq.config.registries import (
+    ARCH_CONFIG_REGISTRY,
+    ARCH_MODEL_INV_REGISTRY,
+    ARCH_MODEL_NAME_REGISTRY,
+    ARCH_MODEL_REGISTRY,
+    MODEL_DATACLASS_REGISTRY,
+    MODEL_REGISTRY,
+    model_class,
+)
+from fairseq.config.registry import register_class, typed_config
+from fairseq.config.schema import FairseqDataclass
 from fairseq.errors import RegistryError
 from fairseq.lazy import lazy_names
-from fairseq.registry import DataclassView, Registry, register_class, typed_config
-from fairseq.user_dir import import_modules
 
-MODEL_REGISTRY = Registry("model", catalog.MODELS)
-MODEL_DATACLASS_REGISTRY = DataclassView(MODEL_REGISTRY)
-# architecture -> function, and architecture -> name of its model
-ARCH_CONFIG_REGISTRY = Registry(
-    "architecture", {arch: target for arch, (_, target) in catalog.ARCHITECTURES.items()}
-)
-ARCH_MODEL_NAME_REGISTRY = {arch: model for arch, (model, _) in catalog.ARCHITECTURES.items()}
-
-
-class _ArchitectureModels(Registry):
-    """Architecture -> model class."""
-
-    def __getitem__(self, name: str) -> Any:
-        ARCH_CONFIG_REGISTRY[name]  # an unknown name gets the error with the suggestion
-        return MODEL_REGISTRY[ARCH_MODEL_NAME_REGISTRY[name]]
-
-
-ARCH_MODEL_REGISTRY = _ArchitectureModels("architecture", ARCH_MODEL_NAME_REGISTRY)
-ARCH_MODEL_INV_REGISTRY: dict[str, list[str]] = {}
-for _arch, _model in ARCH_MODEL_NAME_REGISTRY.items():
-    ARCH_MODEL_INV_REGISTRY.setdefault(_model, []).append(_arch)
 import_models = import_modules
 
 
@@ -100,12 +87,6 @@ def register_model_architecture(
     return decorate
 
 
-def model_class(name: str) -> Any:
-    """Return the model class behind an architecture or model name."""
-    is_model = name in MODEL_REGISTRY and name not in ARCH_CONFIG_REGISTRY
-    return (MODEL_REGISTRY if is_model else ARCH_MODEL_REGISTRY)[name]
-
-
 def build_model(cfg: Any, task: Any, from_checkpoint: bool = False) -> Any:
     """Build the model that ``cfg._name`` (or ``cfg.arch``) names.
 
@@ -140,10 +121,6 @@ __getattr__, __dir__, _names = lazy_names(
     },
 )
 __all__ = [
-    "ARCH_CONFIG_REGISTRY",
-    "ARCH_MODEL_INV_REGISTRY",
-    "ARCH_MODEL_NAME_REGISTRY",
-    "ARCH_MODEL_REGISTRY",
     "MODEL_DATACLASS_REGISTRY",
     "MODEL_REGISTRY",
     "BaseFairseqModel",

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq.catalog import HOOKS
+from fairseq.config.registry import load_attribute
 from fairseq.errors import CheckpointError, ConfigError
 
 
@@ -130,21 +132,24 @@ class BaseFairseqModel(nn.Module):
         data_name_or_path: str = ".",
         **kwargs: Any,
     ) -> Any:
-        """Load models from a folder, an archive or a published name; see ``hub_utils``.
+        """Load models from a folder, an archive or a published name; see :mod:`fairseq.hub.load`.
 
         Returns:
-            a :class:`fairseq.generator_hub_interface.GeneratorHubInterface`, which holds them.
+            a :class:`fairseq.hub.language_model.GeneratorHubInterface`, which holds them.
         """
-        from fairseq import hub_utils  # the one place where a model reaches up
-
-        loaded = hub_utils.from_pretrained(
+        load = load_attribute(HOOKS["from_pretrained"])
+        return load(
+            cls,
             model_name_or_path,
             checkpoint_file,
             data_name_or_path,
-            archive_map=cls.hub_models(),
             **kwargs,
         )
-        return hub_utils.GeneratorHubInterface(loaded["args"], loaded["task"], loaded["models"])
+
+    @classmethod
+    def hub_interface(cls, args: Any, task: Any, models: list[Any]) -> Any:
+        """Return what :meth:`from_pretrained` hands out, None for the interface that generates."""
+        return None
 
     @classmethod
     def hub_models(cls) -> dict[str, Any]:
@@ -328,3 +333,14 @@ def prune_state_dict(state_dict: Mapping[str, Any], model_cfg: Any) -> dict[str,
                 pruned[match[1] + str(keep.index(int(match[2]))) + match[3]] = state[name]
         state = pruned
     return state
+
+
+class EncoderOut(NamedTuple):
+    """What encoders of plug-ins return: hidden states (T, B, C) and what belongs to them."""
+
+    encoder_out: Tensor
+    encoder_padding_mask: Tensor | None
+    encoder_embedding: Tensor | None
+    encoder_states: list[Tensor] | None
+    src_tokens: Tensor | None
+    src_lengths: Tensor | None

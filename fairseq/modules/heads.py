@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq.modules.activations import get_activation_fn
-from fairseq.modules.layer_norm import LayerNorm
+from fairseq.modules.pointwise import LayerNorm, get_activation_fn
 
 
 class Projection(NamedTuple):
@@ -181,3 +180,34 @@ class ClassificationHead(nn.Module):
         """Return the scores of the classes, shape (B, num_classes)."""
         pooled_BC = self.dropout(pool(features_BTC, self.pooling, padding_BT))
         return self.out_proj(self.dropout(self.activation_fn(self.dense(pooled_BC))))
+
+
+class LinearHead(VocabularyHead):
+    """``h W^T``, and ``+ b`` if asked for: the output layer of GPT.
+
+    Args:
+        embed_dim: C.
+        output_dim: V.
+        weight: the embedding table to tie to; None for weights of its own, drawn from
+            N(0, C^-0.5).
+        bias: add a bias, zero at first.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        output_dim: int,
+        weight: nn.Parameter | None = None,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if weight is None:
+            weight = nn.Parameter(torch.empty(output_dim, embed_dim).normal_(std=embed_dim**-0.5))
+        self.weight = weight
+        self.bias = nn.Parameter(torch.zeros(output_dim)) if bias else None
+
+    def projection(self, hidden_NC: Tensor) -> Projection:
+        """Return the hidden states with the output table and the bias."""
+        # as a view: DDP misses parameters that leave the forward pass as they are
+        bias_V = None if self.bias is None else self.bias.view_as(self.bias)
+        return Projection(hidden_NC, self.weight, bias_V)

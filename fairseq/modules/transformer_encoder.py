@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fairseq.modules.layer_norm import LayerNorm
+from fairseq.modules.pointwise import LayerNorm
 from fairseq.modules.positions import (
     AlibiBias,
     LearnedPositionalEmbedding,

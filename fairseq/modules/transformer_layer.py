@@ -6,11 +6,13 @@ Shapes: B batch, T time, C channels, H heads, D channels of a head, F inner chan
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from fairseq.modules.activations import get_activation_fn
-from fairseq.modules.layer_norm import LayerNorm
+from fairseq.modules.pointwise import LayerNorm, get_activation_fn
+from fairseq.modules.positions import AlibiBias, rotate
 from fairseq.ops.attention import attention, check_backend
 from fairseq.ops.dropout import dropout
 
@@ -149,3 +151,168 @@ class TransformerEncoderLayer(nn.Module):
 
     def _drop(self, x: Tensor) -> Tensor:
         return dropout(x, self.shape.dropout, self.training)
+
+
+@dataclass(frozen=True)
+class DecoderLayerShape(LayerShape):
+    """Everything that decides what a layer of a decoder computes.
+
+    Attributes:
+        parallel_residual: attention and feed-forward network read the same input and are added
+            together, instead of one after the other (needs ``pre_norm``).
+        scale_attn: layer norm on the output of the attention.
+        scale_fc: layer norm inside the feed-forward network.
+        scale_heads: a learned factor for every head.
+        scale_resids: a learned factor for every channel of the second residual.
+    """
+
+    parallel_residual: bool = False
+    scale_attn: bool = False
+    scale_fc: bool = False
+    scale_heads: bool = False
+    scale_resids: bool = False
+
+
+class Surroundings(NamedTuple):
+    """What all layers of a decoder are told about the tokens.
+
+    Attributes:
+        bias_1HTS: added to the scores, -inf for keys in the future; None where causality is all.
+        hidden_BS: True at keys that must not be seen (padding on the left).
+        rotary_TR: cosines and sines for the new tokens.
+    """
+
+    bias_1HTS: Tensor | None = None
+    hidden_BS: Tensor | None = None
+    rotary_TR: tuple[Tensor, Tensor] | None = None
+
+
+class CausalAlibi(AlibiBias):
+    """ALiBi's bias with the future hidden: -inf where the key lies after the query."""
+
+    def _bias(self, length: int, device: torch.device | str) -> Tensor:
+        bias_1HTT = super()._bias(length, device)
+        future_TT = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+        return bias_1HTT.masked_fill_(future_TT, -torch.inf)
+
+
+class CausalAttention(MultiheadAttention):
+    """Self-attention that sees the past only, and can remember it.
+
+    Initialised as the original does: queries, keys and values Xavier-uniform with gain 1/sqrt(2),
+    the output Xavier-uniform with a zero bias.
+    """
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, dropout: float = 0.0, backend: str = "auto"
+    ) -> None:
+        super().__init__(embed_dim, num_heads, dropout, backend)
+        for projection in (self.k_proj, self.v_proj, self.q_proj):
+            nn.init.xavier_uniform_(projection.weight, gain=2**-0.5)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(  # type: ignore[override]
+        self, x_BTC: Tensor, around: Surroundings, memory: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Return the attended values, shape (B, T, C).
+
+        Args:
+            x_BTC: input at the new tokens.
+            around: what there is to know about the tokens.
+            memory: keys and values of earlier tokens, (B, H, S - T, D) each; the new ones are
+                added to it. None if there are no earlier tokens and nothing is to be remembered.
+        """
+        batch, length, channels = x_BTC.shape
+        query, key, value = (
+            projection(x_BTC).view(batch, length, self.num_heads, -1).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )  # each (B, H, T, D)
+        if around.rotary_TR is not None:
+            query, key = rotate(query, *around.rotary_TR), rotate(key, *around.rotary_TR)
+        if memory is not None:
+            if memory:
+                key = torch.cat([memory["key"], key], dim=2)
+                value = torch.cat([memory["value"], value], dim=2)
+            memory["key"], memory["value"] = key, value
+        attended_BHTD = attention(
+            query,
+            key,
+            value,
+            bias_1HTS=around.bias_1HTS,
+            key_padding_mask_BS=around.hidden_BS,
+            causal=around.bias_1HTS is None,
+            dropout=self.dropout if self.training else 0.0,
+            backend=self.backend,
+        )
+        return self.out_proj(attended_BHTD.transpose(1, 2).reshape(batch, length, channels))
+
+
+class TransformerDecoderLayer(nn.Module):
+    """Causal self-attention and a feed-forward network, each with a residual.
+
+    Post-norm: ``x = LN(x + f(x))``; pre-norm: ``x = x + f(LN(x))``; parallel:
+    ``x = x + attention(LN(x)) + ffn(LN'(x))``.
+
+    Source: Vaswani et al. 2017, section 3.1; pre-norm: Xiong et al. 2020, figure 1b; scales:
+    Shleifer et al. 2021 (NormFormer), section 2, with the factors of the heads applied where the
+    original applies them, on the output projection's channels; parallel: Black et al. 2022
+    (GPT-NeoX), section 2.1.
+    """
+
+    def __init__(self, shape: DecoderLayerShape) -> None:
+        super().__init__()
+        self.shape = shape
+        dim = shape.embed_dim
+
+        def norm(channels: int, wanted: bool = True) -> nn.Module | None:
+            return LayerNorm(channels, shape.eps, implementation=shape.norm) if wanted else None
+
+        # names and order are those of the original's checkpoints
+        self.self_attn = CausalAttention(dim, shape.heads, shape.attention_dropout, shape.backend)
+        self.attn_ln = norm(dim, shape.scale_attn)
+        self.c_attn = nn.Parameter(torch.ones(shape.heads)) if shape.scale_heads else None
+        self.activation_fn = get_activation_fn(shape.activation)
+        self.self_attn_layer_norm = norm(dim)
+        self.ffn_layernorm = norm(shape.ffn_dim, shape.scale_fc)
+        self.w_resid = nn.Parameter(torch.ones(dim)) if shape.scale_resids else None
+        self.fc1 = nn.Linear(dim, shape.ffn_dim)
+        self.fc2 = nn.Linear(shape.ffn_dim, dim)
+        self.final_layer_norm = norm(dim)
+
+    def forward(
+        self, x_BTC: Tensor, around: Surroundings, memory: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Return the layer's output, shape (B, T, C); arguments as in the attention."""
+        pre, first, second = self.shape.pre_norm, self.self_attn_layer_norm, self.final_layer_norm
+        assert first is not None and second is not None
+        attended_BTC = self._attend(first(x_BTC) if pre else x_BTC, around, memory)
+        if self.shape.parallel_residual:
+            return self._residual(x_BTC) + attended_BTC + self._feed_forward(second(x_BTC))
+        x_BTC = x_BTC + attended_BTC
+        if not pre:
+            x_BTC = first(x_BTC)
+        fed_BTC = self._feed_forward(second(x_BTC) if pre else x_BTC)
+        x_BTC = self._residual(x_BTC) + fed_BTC
+        return x_BTC if pre else second(x_BTC)
+
+    def _attend(
+        self, x_BTC: Tensor, around: Surroundings, memory: dict[str, Tensor] | None
+    ) -> Tensor:
+        x_BTC = self.self_attn(x_BTC, around, memory)
+        if self.c_attn is not None:
+            x_BTHD = x_BTC.unflatten(-1, (self.shape.heads, -1))
+            x_BTC = (x_BTHD * self.c_attn[:, None]).flatten(-2)
+        if self.attn_ln is not None:
+            x_BTC = self.attn_ln(x_BTC)
+        return dropout(x_BTC, self.shape.dropout, self.training)
+
+    def _feed_forward(self, x_BTC: Tensor) -> Tensor:
+        inner_BTF = self.activation_fn(self.fc1(x_BTC))
+        inner_BTF = dropout(inner_BTF, self.shape.activation_dropout, self.training)
+        if self.ffn_layernorm is not None:
+            inner_BTF = self.ffn_layernorm(inner_BTF)
+        return dropout(self.fc2(inner_BTF), self.shape.dropout, self.training)
+
+    def _residual(self, x_BTC: Tensor) -> Tensor:
+        return x_BTC if self.w_resid is None else self.w_resid * x_BTC

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fairseq.catalog import OPTIMIZERS
+from fairseq.config.registries import OPTIMIZER_REGISTRY
+from fairseq.config.registry import setup_registry
 from fairseq.errors import UnsupportedError
 from fairseq.lazy import lazy_names
-from fairseq.optim.fairseq_optimizer import FairseqOptimizer, LegacyFairseqOptimizer, trainable
-from fairseq.optim.settings import setting
-from fairseq.registry import setup_registry
+from fairseq.optim.base import FairseqOptimizer, LegacyFairseqOptimizer, trainable
+from fairseq.optim.read_settings import setting
 
 __all__ = [
     "OPTIMIZER_DATACLASS_REGISTRY",
@@ -35,8 +35,8 @@ REFUSED = {
     "composite": "parameter groups with own optimizers are not supported; use one optimizer",
 }
 
-_build, register_optimizer, OPTIMIZER_REGISTRY, OPTIMIZER_DATACLASS_REGISTRY = setup_registry(
-    "--optimizer", base_class=FairseqOptimizer, required=True, rows=OPTIMIZERS
+_build, register_optimizer, _rows, OPTIMIZER_DATACLASS_REGISTRY = setup_registry(
+    "--optimizer", base_class=FairseqOptimizer, required=True, registry=OPTIMIZER_REGISTRY
 )
 
 __getattr__, __dir__, _ = lazy_names(

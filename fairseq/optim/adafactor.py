@@ -16,9 +16,9 @@ from torch import Tensor
 from fairseq.config.schema import II, FairseqDataclass, option
 from fairseq.errors import ConfigError
 from fairseq.optim import register_optimizer
-from fairseq.optim.fairseq_optimizer import FairseqOptimizer
-from fairseq.optim.per_tensor import PerTensorOptimizer
-from fairseq.optim.settings import learning_rates, pair
+from fairseq.optim.base import FairseqOptimizer
+from fairseq.optim.fp32_rule import PerTensorOptimizer
+from fairseq.optim.read_settings import learning_rates, pair
 
 
 @dataclass

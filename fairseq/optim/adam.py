@@ -32,9 +32,9 @@ from torch.optim.adamw import adamw
 from fairseq.config.schema import II, FairseqDataclass, option
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.optim import register_optimizer
-from fairseq.optim.fairseq_optimizer import FairseqOptimizer, scale_
-from fairseq.optim.per_tensor import Item, PerTensorOptimizer
-from fairseq.optim.settings import learning_rates, pair
+from fairseq.optim.base import FairseqOptimizer, scale_
+from fairseq.optim.fp32_rule import Item, PerTensorOptimizer
+from fairseq.optim.read_settings import learning_rates, pair
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
 

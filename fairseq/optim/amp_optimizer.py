@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fairseq.optim import build_optimizer
-from fairseq.optim.fairseq_optimizer import FairseqOptimizer, trainable
-from fairseq.optim.settings import setting
+from fairseq.optim.base import FairseqOptimizer, trainable
+from fairseq.optim.read_settings import setting
 
 logger = logging.getLogger(__name__)
 

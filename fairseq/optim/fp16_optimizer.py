@@ -20,9 +20,9 @@ from torch import Tensor
 
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.optim import build_optimizer
-from fairseq.optim.dynamic_loss_scaler import DynamicLossScaler
-from fairseq.optim.fairseq_optimizer import FairseqOptimizer, match_state, trainable
-from fairseq.optim.settings import setting
+from fairseq.optim.base import FairseqOptimizer, match_state, trainable
+from fairseq.optim.loss_scaler import DynamicLossScaler
+from fairseq.optim.read_settings import setting
 
 logger = logging.getLogger(__name__)
 

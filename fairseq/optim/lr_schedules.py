@@ -9,9 +9,9 @@ from typing import Any
 from fairseq.config.schema import II, FairseqDataclass, option
 from fairseq.errors import ConfigError
 from fairseq.optim import lr_formulas
-from fairseq.optim.fairseq_optimizer import FairseqOptimizer
+from fairseq.optim.base import FairseqOptimizer
 from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
-from fairseq.optim.settings import learning_rates, require_value, single_rate, unless_negative
+from fairseq.optim.read_settings import learning_rates, require_value, single_rate, unless_negative
 
 
 class PureSchedule(FairseqLRScheduler):

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from fairseq.file_io import atomic_write
+from fairseq.files.io import atomic_write
 from fairseq.report.charts import MAX_POINTS, PANELS, THEMES, Panel, colour_of, draw
 from fairseq.report.runs import Run, config_differences, load_runs, summarize
 from fairseq.report.style import STYLE

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fairseq import catalog
+from fairseq.config.plugins import import_modules
 from fairseq.config.references import settle_alone
-from fairseq.dataclass import FairseqDataclass
+from fairseq.config.registries import TASK_REGISTRY
+from fairseq.config.registry import DataclassView, register_class, typed_config
+from fairseq.config.schema import FairseqDataclass
 from fairseq.errors import RegistryError
 from fairseq.lazy import lazy_names
-from fairseq.registry import DataclassView, Registry, register_class, typed_config
-from fairseq.user_dir import import_modules
 
-TASK_REGISTRY = Registry("task", catalog.TASKS)
 TASK_DATACLASS_REGISTRY = DataclassView(TASK_REGISTRY)
 # checkpoints file the state of a task under the name of its class
 TASK_CLASS_NAMES = {target.partition(":")[2] for target in catalog.TASKS.values()}

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from fairseq.config.references import settle_alone
-from fairseq.data.dictionary import Dictionary
-from fairseq.data.fairseq_dataset import FairseqDataset
-from fairseq.data.iterators import EpochBatchIterator
+from fairseq.data.batches.epochs import EpochBatchIterator
+from fairseq.data.datasets.base import FairseqDataset
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import DataError
-from fairseq.file_io import require_file
+from fairseq.files.io import require_file
+from fairseq.files.text_blocks import tokenize_line
 from fairseq.logging import metrics
-from fairseq.tokenizer import tokenize_line
 from fairseq.utils import split_paths
 
 logger = logging.getLogger(__name__)
@@ -306,7 +306,7 @@ class FairseqTask:
     @staticmethod
     def _ordered_indices(dataset: Any, seed: int) -> np.ndarray:
         """Return the dataset's order; legacy datasets draw from numpy's global generator."""
-        from fairseq.data.data_utils import numpy_seed
+        from fairseq.data.collate import numpy_seed
 
         with numpy_seed(seed):
             return dataset.ordered_indices()
@@ -353,8 +353,8 @@ class FairseqTask:
         extra_gen_cls_kwargs: dict[str, Any] | None = None,
         prefix_allowed_tokens_fn: Any = None,
     ) -> Any:
-        """Build the generator or scorer; see :func:`fairseq.sequence_generator.build_generator`."""
-        from fairseq.sequence_generator import build_generator
+        """Build the generator or scorer; see :func:`fairseq.decoding.beams.build_generator`."""
+        from fairseq.decoding.beams import build_generator
 
         return build_generator(
             self.target_dictionary,

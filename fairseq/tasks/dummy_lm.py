@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from fairseq.config.schema import II, FairseqDataclass, option
-from fairseq.data.dictionary import Dictionary
-from fairseq.data.mask_tokens_dataset import MaskSpec
-from fairseq.data.masked_lm_dataset import MaskedLMDataset
-from fairseq.data.monolingual_dataset import MonolingualDataset
-from fairseq.data.token_block_dataset import TokenBlockDataset
-from fairseq.data.wrappers import PrependTokenDataset
+from fairseq.data.datasets.causal_lm import MonolingualDataset
+from fairseq.data.datasets.token_blocks import TokenBlockDataset
+from fairseq.data.datasets.wrappers import PrependTokenDataset
+from fairseq.data.masking.dataset import MaskedLMDataset
+from fairseq.data.masking.item_by_item import MaskSpec
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.rng import philox
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask

@@ -15,20 +15,25 @@ from typing import Any, Literal
 import numpy as np
 
 from fairseq.config.schema import II, FairseqDataclass, option
-from fairseq.data.corpus import load_lines
-from fairseq.data.dictionary import Dictionary, TruncatedDictionary
-from fairseq.data.edit_wrappers import StripTokenDataset
-from fairseq.data.leaf_datasets import IdDataset, NumelDataset
-from fairseq.data.lm_context_window_dataset import LMContextWindowDataset
-from fairseq.data.monolingual_dataset import MonolingualDataset
-from fairseq.data.nested_dictionary_dataset import NestedDictionaryDataset
-from fairseq.data.shorten_dataset import maybe_shorten_dataset
-from fairseq.data.token_block_dataset import TokenBlockDataset
-from fairseq.data.wrappers import AppendTokenDataset, PrependTokenDataset, RightPadDataset
+from fairseq.data.datasets.block_boundaries import BreakMode
+from fairseq.data.datasets.causal_lm import MonolingualDataset
+from fairseq.data.datasets.context_window import LMContextWindowDataset
+from fairseq.data.datasets.nested_dictionary import NestedDictionaryDataset
+from fairseq.data.datasets.shorten import maybe_shorten_dataset
+from fairseq.data.datasets.token_blocks import TokenBlockDataset
+from fairseq.data.datasets.wrappers import (
+    AppendTokenDataset,
+    IdDataset,
+    NumelDataset,
+    PrependTokenDataset,
+    RightPadDataset,
+    StripTokenDataset,
+)
+from fairseq.data.storage.dictionary import Dictionary, TruncatedDictionary
+from fairseq.data.storage.load import load_lines
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask
-from fairseq.tasks.masked_lm import BreakMode
 
 logger = logging.getLogger(__name__)
 

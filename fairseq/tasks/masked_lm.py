@@ -14,22 +14,26 @@ from typing import Any, Literal
 import numpy as np
 
 from fairseq.config.schema import II, FairseqDataclass, option
-from fairseq.data.corpus import load_lines
-from fairseq.data.dictionary import Dictionary
-from fairseq.data.leaf_datasets import IdDataset, NumelDataset
-from fairseq.data.mask_tokens_dataset import MaskSpec
-from fairseq.data.masked_lm_dataset import MaskedLMDataset
-from fairseq.data.nested_dictionary_dataset import NestedDictionaryDataset
-from fairseq.data.shorten_dataset import maybe_shorten_dataset
-from fairseq.data.token_block_dataset import TokenBlockDataset
-from fairseq.data.wrappers import PrependTokenDataset, RightPadDataset, SortDataset
+from fairseq.data.datasets.block_boundaries import BreakMode
+from fairseq.data.datasets.nested_dictionary import NestedDictionaryDataset
+from fairseq.data.datasets.shorten import maybe_shorten_dataset
+from fairseq.data.datasets.token_blocks import TokenBlockDataset
+from fairseq.data.datasets.wrappers import (
+    IdDataset,
+    NumelDataset,
+    PrependTokenDataset,
+    RightPadDataset,
+    SortDataset,
+)
+from fairseq.data.masking.dataset import MaskedLMDataset
+from fairseq.data.masking.item_by_item import MaskSpec
+from fairseq.data.storage.dictionary import Dictionary
+from fairseq.data.storage.load import load_lines
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask
 
 logger = logging.getLogger(__name__)
-
-BreakMode = Literal["none", "complete", "complete_doc", "eos"]
 
 
 @dataclass

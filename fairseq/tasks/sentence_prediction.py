@@ -17,21 +17,23 @@ import numpy as np
 
 from fairseq.config.references import settle_alone
 from fairseq.config.schema import II, FairseqDataclass, option
-from fairseq.data import data_utils
-from fairseq.data.concat_dataset import ConcatSentencesDataset
-from fairseq.data.dictionary import Dictionary
-from fairseq.data.edit_wrappers import RollDataset
-from fairseq.data.leaf_datasets import (
+from fairseq.data import collate
+from fairseq.data.datasets.concat import ConcatSentencesDataset
+from fairseq.data.datasets.nested_dictionary import NestedDictionaryDataset
+from fairseq.data.datasets.shorten import maybe_shorten_dataset
+from fairseq.data.datasets.wrappers import (
     IdDataset,
     NumelDataset,
     NumSamplesDataset,
+    PrependTokenDataset,
     RawLabelDataset,
+    RightPadDataset,
+    RollDataset,
+    SortDataset,
 )
-from fairseq.data.nested_dictionary_dataset import NestedDictionaryDataset
-from fairseq.data.shorten_dataset import maybe_shorten_dataset
-from fairseq.data.wrappers import PrependTokenDataset, RightPadDataset, SortDataset
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, DataError, UnsupportedError
-from fairseq.file_io import require_file
+from fairseq.files.io import require_file
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask
 
@@ -226,9 +228,7 @@ class SentencePredictionTask(FairseqTask):
     def _inputs(self, kind: str, split: str, combine: bool) -> Any:
         """Return the sentences of ``input0`` or ``input1``, None if there are none."""
         path = os.path.join(str(self.cfg.data), kind, split)
-        found = data_utils.load_indexed_dataset(
-            path, self.dictionary, self.cfg.dataset_impl, combine
-        )
+        found = collate.load_indexed_dataset(path, self.dictionary, self.cfg.dataset_impl, combine)
         if found is None:
             return None
         flat = getattr(found, "flat", np.empty(0, np.int64))
@@ -247,7 +247,7 @@ class SentencePredictionTask(FairseqTask):
             name = f"{path}.label"
             return RawLabelDataset(self._numbers(name)) if os.path.exists(name) else None
         dictionary = self.label_dictionary
-        labels = data_utils.load_indexed_dataset(path, dictionary, self.cfg.dataset_impl, combine)
+        labels = collate.load_indexed_dataset(path, dictionary, self.cfg.dataset_impl, combine)
         if labels is None:
             return None
         sizes = np.asarray(labels.sizes)

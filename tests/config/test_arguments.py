@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from fairseq.config.arguments import Parser, explicitly_given, make_data_optional
-from fairseq.dataclass import II, ChoiceEnum, FairseqDataclass
-from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.config.flags import Parser, explicitly_given, make_data_optional
+from fairseq.config.plugin_names import gen_parser_from_dataclass
+from fairseq.config.schema import II, ChoiceEnum, FairseqDataclass
 
 
 @dataclass

@@ -5,15 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fairseq.checkpoint.tensor_names import upgrade_roberta_state
 from fairseq.config.build import plain
-from fairseq.config.upgrade import (
-    FORK_ONLY,
-    OLD_NAMES,
-    ROWS,
-    downgrade,
-    upgrade_args,
-    upgrade_roberta_state,
-)
+from fairseq.config.upgrade import FORK_ONLY, OLD_NAMES, ROWS, downgrade, upgrade_args
 from fairseq.errors import ConfigError
 from fairseq.models.roberta import RobertaConfig
 

@@ -9,11 +9,11 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from fairseq import options
-from fairseq.components import as_config, make_config
-from fairseq.config.yaml_reader import read_yaml
+from fairseq.config import options
+from fairseq.config.components import as_config, make_config
+from fairseq.config.yaml import read_yaml
 from fairseq.errors import ConfigError, MissingFileError, RegistryError
-from fairseq.run_folder import config_as_yaml
+from fairseq.training.run_folder import config_as_yaml
 from fairseq_cli import hydra_train, train
 
 # the structure of the fork's recipes: sections, `_name`, interpolations, a header for old Hydra

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairseq.data.dictionary import Dictionary
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.models.base import BaseFairseqModel
 
 DICTIONARY = Dictionary()

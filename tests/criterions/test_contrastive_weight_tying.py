@@ -17,7 +17,7 @@ from fairseq.criterions.contrastive_weight_tying import (
     ContrastiveWeightTyingConfig,
     ContrastiveWeightTyingCriterion,
 )
-from fairseq.data.dictionary import Dictionary
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.distributed import utils as distributed_utils
 from fairseq.errors import CheckpointError, ConfigError
 from fairseq.logging import metrics

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq.data import ConcatDataset, FairseqDataset, ListDataset, data_utils
-from fairseq.data.data_utils_fast import batch_by_size_fn, batch_by_size_vec
-from fairseq.data.indexed_dataset import make_builder
+from fairseq.data import ConcatDataset, FairseqDataset, ListDataset, collate
+from fairseq.data.batches.cut import batch_by_size_fn, batch_by_size_vec
+from fairseq.data.storage.indexed_dataset import make_builder
 from fairseq.errors import ConfigError, DataError, UnsupportedError
 
 GOLDEN_LENGTHS = [3, 3, 4, 4, 4, 5, 5, 6, 6, 7, 9, 9]
@@ -35,7 +35,7 @@ def test_batches_equal_the_original(shared, version, drop):
         indices = golden[f"idx_{order}"]
         max_tokens, max_sentences, multiple = map(limit, limits)
         for vec in (None, sizes[indices]):
-            batches = data_utils.batch_by_size(
+            batches = collate.batch_by_size(
                 indices, sizes.__getitem__, vec, max_tokens, max_sentences, multiple, None, drop
             )
             assert [len(batch) for batch in batches] == golden[f"{case}_len"].tolist(), case
@@ -53,7 +53,7 @@ def test_batches_equal_the_original(shared, version, drop):
     ],
 )
 def test_batch_lengths_of_the_main_branch(max_tokens, max_sentences, multiple, expected):
-    batches = data_utils.batch_by_size(
+    batches = collate.batch_by_size(
         np.arange(12),
         GOLDEN_LENGTHS.__getitem__,
         None,
@@ -113,11 +113,11 @@ def test_empty_samples_fit_into_any_batch():
 
 def test_batching_refuses_what_cannot_be():
     with pytest.raises(DataError, match=r"max_tokens=8: sample 10 has 9 tokens \(2 such"):
-        data_utils.batch_by_size(np.arange(12), GOLDEN_LENGTHS.__getitem__, max_tokens=8)
+        collate.batch_by_size(np.arange(12), GOLDEN_LENGTHS.__getitem__, max_tokens=8)
     with pytest.raises(UnsupportedError, match="TPU"):
-        data_utils.batch_by_size([0], len, fixed_shapes=[(1, 2)])
-    assert data_utils.batch_by_size([], len, drop_trailing=True) == []
-    assert [b.tolist() for b in data_utils.batch_by_size(iter([2, 0]), lambda i: 1)] == [[2, 0]]
+        collate.batch_by_size([0], len, fixed_shapes=[(1, 2)])
+    assert collate.batch_by_size([], len, drop_trailing=True) == []
+    assert [b.tolist() for b in collate.batch_by_size(iter([2, 0]), lambda i: 1)] == [[2, 0]]
 
 
 class Sized(FairseqDataset):
@@ -159,15 +159,15 @@ def test_filter_one_length(arrays, caplog):
         found, ignored = dataset.filter_indices_by_size(order, limits)
         assert (found.tolist(), ignored) == ([2, 0], [3, 1])
     with caplog.at_level(logging.WARNING):
-        assert data_utils.filter_by_size(order, dataset, 5).tolist() == [2, 0]
+        assert collate.filter_by_size(order, dataset, 5).tolist() == [2, 0]
     assert "2 samples are too long" in caplog.text and "[3, 1]" in caplog.text
     with pytest.raises(DataError, match="--skip-invalid-size-inputs-valid-test"):
-        data_utils.filter_by_size(order, dataset, 5, raise_exception=True)
+        collate.filter_by_size(order, dataset, 5, raise_exception=True)
 
 
 def test_filter_pairs():
     source, target, order = np.array([1, 2, 5]), np.array([3, 9, 2]), np.arange(3)
-    function = data_utils.filter_paired_dataset_indices_by_size
+    function = collate.filter_paired_dataset_indices_by_size
     assert function(source, target, order, (4, 8))[0].tolist() == [0]
     assert function(source, target, order, 5)[0].tolist() == [0, 2]
     assert function(source, None, order, (4, 8))[1] == [2]
@@ -200,7 +200,7 @@ def test_collate_equals_the_original(shared, version):
     items = np.load(folder / f"{version}_mask_tokens.npz")
     values = torch.from_numpy(items["flat"]).split(items["lens"].tolist())
     for name, options in COLLATE_CASES.items():
-        found = data_utils.collate_tokens(values, 1, **options)
+        found = collate.collate_tokens(values, 1, **options)
         assert np.array_equal(found, golden[f"collate_{name}"]), name
 
 
@@ -215,7 +215,7 @@ def test_collate_equals_the_original(shared, version):
     rows_wanted=st.sampled_from([None, 1, 7]),
 )
 def test_collate_equals_the_rules(rows, eos, left, move, length, multiple, rows_wanted):
-    found = data_utils.collate_tokens(
+    found = collate.collate_tokens(
         [torch.tensor(row, dtype=torch.int64) for row in rows],
         1,
         eos,
@@ -242,9 +242,9 @@ def test_collate_equals_the_rules(rows, eos, left, move, length, multiple, rows_
 def test_numpy_seed_equals_the_original(shared, version):
     golden = np.load(shared / f"compat/train_log/{version}_misc.npz")
     for name, seeds in {"1": (1,), "1_1": (1, 1), "1_2_3": (1, 2, 3)}.items():
-        with data_utils.numpy_seed(*seeds):
+        with collate.numpy_seed(*seeds):
             assert np.array_equal(np.random.rand(5), golden[f"numpy_seed_{name}"])
-    with data_utils.numpy_seed(1):
+    with collate.numpy_seed(1):
         assert np.array_equal(np.random.permutation(20), golden["numpy_seed_1_perm20"])
 
 
@@ -253,11 +253,11 @@ def test_numpy_seed_restores_the_state():
     expected = np.random.rand(4)
     np.random.seed(5)
     first = np.random.rand()
-    with pytest.raises(KeyError), data_utils.numpy_seed(1, 2):
+    with pytest.raises(KeyError), collate.numpy_seed(1, 2):
         np.random.rand()
         raise KeyError
     second = np.random.rand()
-    with data_utils.numpy_seed(None):
+    with collate.numpy_seed(None):
         third = np.random.rand()
     assert [first, second, third, np.random.rand()] == expected.tolist()
 
@@ -271,16 +271,16 @@ def write(path, items):
 
 def test_load_indexed_dataset(tmp_path, caplog):
     path = str(tmp_path / "valid")
-    assert data_utils.load_indexed_dataset(path) is None
+    assert collate.load_indexed_dataset(path) is None
     write(path, [[4, 5], [6]])
-    assert data_utils.load_indexed_dataset(path, combine=True)[1].tolist() == [6]
+    assert collate.load_indexed_dataset(path, combine=True)[1].tolist() == [6]
     write(path + "1", [[7, 8]])
     write(path + "3", [[9]])  # valid2 is missing, so that this one is not reached
     with caplog.at_level(logging.INFO):
-        alone = data_utils.load_indexed_dataset(path)
+        alone = collate.load_indexed_dataset(path)
     assert len(alone) == 2
     assert f"loaded 2 examples from: {path}" in caplog.text
-    both = data_utils.load_indexed_dataset(path, combine=True)
+    both = collate.load_indexed_dataset(path, combine=True)
     assert isinstance(both, ConcatDataset)
     assert [item.tolist() for item in both] == [[4, 5], [6], [7, 8]]
     assert both.sizes.tolist() == [2, 1, 2]
@@ -305,7 +305,7 @@ def test_unused_validation_sets_are_refused(tmp_path):
         for name in names:
             (folder / f"{name}.bin").touch()
             (folder / f"{name}.idx").touch()
-    check = data_utils.raise_if_valid_subsets_unintentionally_ignored
+    check = collate.raise_if_valid_subsets_unintentionally_ignored
     check(config(str(first)))
     both = f"{first}:{second}"
     with pytest.raises(ConfigError, match=r"\['valid1', 'valid12'\].*--combine-val"):

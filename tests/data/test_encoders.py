@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq.bpe import train_byte_level
 from fairseq.data.encoders import (
     BPE_DATACLASS_REGISTRY,
     BPE_REGISTRY,
@@ -34,6 +33,7 @@ from fairseq.errors import (
     RegistryError,
     UnsupportedError,
 )
+from fairseq.preprocess.encode import train_byte_level
 
 TEXT = """The quick brown fox doesn't jump over 12 lazy dogs; they've jumped over the fox.
 Ein schöner Tag: größer, weiter, höher. 日本語のテキストも少し。 naïve café, emoji 🙂🙂.

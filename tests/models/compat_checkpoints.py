@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from fairseq.files.safe_load import safe_load
 from fairseq.models.roberta import RobertaHubInterface, RobertaModel
-from fairseq.safe_load import safe_load
 
 # those whose forward pass is deterministic; zero_clap_self_masking masks itself at random
 DETERMINISTIC = (

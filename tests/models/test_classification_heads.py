@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fairseq.components import make_config
+from fairseq.config.components import make_config
 from fairseq.config.resolve import required_settings
 from fairseq.errors import CheckpointError
 from fairseq.modules.heads import POOLINGS, ClassificationHead, pool

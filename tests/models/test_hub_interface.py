@@ -14,8 +14,8 @@ import pytest
 import torch
 from compat_checkpoints import DETERMINISTIC, load, load_classifier
 
-from fairseq.data.dictionary import Dictionary
-from fairseq.data.indexed_dataset import MMapIndexedDataset
+from fairseq.data.storage.dictionary import Dictionary
+from fairseq.data.storage.indexed_dataset import MMapIndexedDataset
 from fairseq.errors import ConfigError
 from fairseq.models.roberta import RobertaConfig, RobertaHubInterface, RobertaModel
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from fairseq import tasks
-from fairseq.checkpoint_state import original_cfg
-from fairseq.checkpoint_utils import load_model_ensemble_and_task
-from fairseq.components import make_config
-from fairseq.data.dictionary import Dictionary
-from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
+from fairseq.checkpoint.layout import original_cfg
+from fairseq.config.components import make_config
+from fairseq.data.storage.dictionary import Dictionary
+from fairseq.data.storage.indexed_dataset import MMapIndexedDatasetBuilder
 from fairseq.errors import ConfigError, UnsupportedError
+from fairseq.hub.load import load_model_ensemble_and_task
 
 Knobs = dict[str, Any]
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -162,21 +162,21 @@ def test_every_pair_trains_and_comes_back(knobs: Knobs, data: Path, tmp_path: Pa
 
 def export(data: Path, knobs: Knobs, folder: Path) -> None:
     """Export the checkpoint to Hugging Face, which compares logits, and to the original."""
-    from fairseq.export import plain
+    from fairseq.export import original_and_safetensors
 
     unknown = {"position": ("alibi", "alibi-asymmetric"), "head": ("clap",)}
     unknown |= {"mask_embedding": ("zero",), "segments": (2,)}
     if any(knobs[name] in values for name, values in unknown.items()):
         with pytest.raises(UnsupportedError, match="the original fairseq cannot load"):
-            plain.to_fairseq(folder / "model.pt", folder / "plain.pt")
+            original_and_safetensors.to_fairseq(folder / "model.pt", folder / "plain.pt")
     else:
-        plain.to_fairseq(folder / "model.pt", folder / "plain.pt")
+        original_and_safetensors.to_fairseq(folder / "model.pt", folder / "plain.pt")
     pytest.importorskip("transformers", reason="the extra [hf] is not installed")
-    from fairseq.export import huggingface
+    from fairseq.export import encoder_out
 
     words = Dictionary.load(data / "dict.txt").symbols[4:]
     sentences = [" ".join(words[i : i + 5]) for i in range(6)]
-    result = huggingface.to_huggingface(folder / "model.pt", folder / "hf", data, sentences)
+    result = encoder_out.to_huggingface(folder / "model.pt", folder / "hf", data, sentences)
     assert result["max_abs_difference"] <= 1e-5
 
 

@@ -16,10 +16,10 @@ from test_knobs import data as data
 from tiny_lm import POSITIONS
 
 from fairseq import tasks
-from fairseq.checkpoint_state import OURS, original_cfg, our_record
-from fairseq.checkpoint_utils import load_model_ensemble_and_task
-from fairseq.components import make_config
+from fairseq.checkpoint.layout import OURS, original_cfg, our_record
+from fairseq.config.components import make_config
 from fairseq.errors import ConfigError
+from fairseq.hub.load import load_model_ensemble_and_task
 
 Knobs = dict[str, Any]
 HEADS: dict[str, Knobs] = {

@@ -19,8 +19,9 @@ from tiny_roberta import DICTIONARY, PAD, TINY, TOKENS, V, a_task, tiny
 from torch import Tensor
 
 from fairseq.catalog import ARCHITECTURES
+from fairseq.config.registries import ARCH_CONFIG_REGISTRY
 from fairseq.errors import ConfigError, DataError
-from fairseq.models import ARCH_CONFIG_REGISTRY, build_model
+from fairseq.models import build_model
 from fairseq.models.base import count_parameters
 from fairseq.models.roberta import RobertaConfig, RobertaModel
 

@@ -17,10 +17,14 @@ import torch.nn.functional as F
 from tiny_lm import EOS, PAD, POSITIONS, TINY, V, a_task, tiny_lm
 
 from fairseq.catalog import ARCHITECTURES
-from fairseq.checkpoint_utils import load_model_ensemble_and_task
+from fairseq.config.registries import ARCH_CONFIG_REGISTRY
 from fairseq.errors import ConfigError
-from fairseq.models import ARCH_CONFIG_REGISTRY, transformer_lm
-from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
+from fairseq.hub.load import load_model_ensemble_and_task
+from fairseq.models import transformer_lm
+from fairseq.models.transformer_lm import (
+    TransformerLanguageModel,
+    TransformerLanguageModelConfig,
+)
 
 TOKENS = torch.tensor([[EOS, 5, 6, 7, 8, 4], [EOS, 9, 4, 11, 12, 5]])
 

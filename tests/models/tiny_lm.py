@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 
-from fairseq.data.dictionary import Dictionary
-from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
+from fairseq.data.storage.dictionary import Dictionary
+from fairseq.models.transformer_lm import (
+    TransformerLanguageModel,
+    TransformerLanguageModelConfig,
+)
 
 DICTIONARY = Dictionary()
 for _word in range(9):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fairseq.data.dictionary import Dictionary
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.models.roberta import RobertaConfig, RobertaModel
 
 DICTIONARY = Dictionary()

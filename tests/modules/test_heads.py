@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fairseq.errors import ConfigError
-from fairseq.modules.activations import ACTIVATIONS, get_activation_fn
 from fairseq.modules.heads import ClapHead, ClassificationHead, RobertaLMHead, VocabularyHead
-from fairseq.modules.layer_norm import LayerNorm
+from fairseq.modules.pointwise import ACTIVATIONS, LayerNorm, get_activation_fn
 
 B, T, C, V = 2, 5, 6, 11
 

@@ -17,9 +17,8 @@ from torch import Tensor
 from fairseq.errors import ConfigError
 from fairseq.modules.adaptive_input import AdaptiveInput, bands_of
 from fairseq.modules.adaptive_softmax import AdaptiveSoftmax
-from fairseq.modules.positions import alibi_slopes
-from fairseq.modules.rotary import RotaryPositions, rotate
-from fairseq.modules.transformer_decoder import (
+from fairseq.modules.positions import RotaryPositions, alibi_slopes, rotate
+from fairseq.modules.transformer_layer import (
     CausalAlibi,
     DecoderLayerShape,
     Surroundings,

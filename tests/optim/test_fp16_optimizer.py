@@ -13,12 +13,12 @@ import torch
 from fairseq.errors import CheckpointError, ConfigError, UnsupportedError
 from fairseq.optim import OPTIMIZER_DATACLASS_REGISTRY
 from fairseq.optim.amp_optimizer import AMPOptimizer, amp_dtype
-from fairseq.optim.dynamic_loss_scaler import DynamicLossScaler
 from fairseq.optim.fp16_optimizer import (
     FP16Optimizer,
     MemoryEfficientFP16Optimizer,
     build_scaler,
 )
+from fairseq.optim.loss_scaler import DynamicLossScaler
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 KINDS = [

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairseq.catalog import LR_SCHEDULERS
+from fairseq.config.registry import REGISTRIES
 from fairseq.config.schema import coerce, field_types
 from fairseq.errors import ConfigError, RegistryError
 from fairseq.optim import build_optimizer, lr_formulas
@@ -23,7 +24,6 @@ from fairseq.optim.lr_scheduler import (
     build_lr_scheduler,
 )
 from fairseq.optim.optimizers import SGDConfig
-from fairseq.registry import REGISTRIES
 
 COLUMNS = [
     "polynomial_decay",

@@ -16,7 +16,7 @@ from fairseq import optim
 from fairseq.catalog import OPTIMIZERS
 from fairseq.errors import CheckpointError, ConfigError, RegistryError, UnsupportedError
 from fairseq.optim import OPTIMIZER_DATACLASS_REGISTRY, OPTIMIZER_REGISTRY, build_optimizer
-from fairseq.optim.fairseq_optimizer import FairseqOptimizer, LegacyFairseqOptimizer
+from fairseq.optim.base import FairseqOptimizer, LegacyFairseqOptimizer
 
 CLASS_NAMES = {
     "adadelta": "Adadelta",

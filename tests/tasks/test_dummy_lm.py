@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from fairseq import options, train_loop
-from fairseq.safe_load import safe_load
+from fairseq.config import options
+from fairseq.files.safe_load import safe_load
 from fairseq.tasks import setup_task
 from fairseq.tasks.dummy_lm import DummyLMConfig, DummyMaskedLMConfig
+from fairseq.training import loop
 
 SIZES: dict[str, Any] = {"dict_size": 30, "dataset_size": 12, "tokens_per_sample": 8}
 BOS, PAD, EOS = 0, 1, 2
@@ -78,5 +79,5 @@ def test_training_needs_no_data_folder(
     ]
     # fmt: on
     args = options.parse_args_and_arch(options.get_training_parser(argv=()), words)
-    train_loop.run_training(options.make_config(vars(args)))
+    loop.run_training(options.make_config(vars(args)))
     assert safe_load(str(tmp_path / "checkpoint_last.pt"))["extra_state"]["val_loss"] > 0

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from fairseq import options, train_loop
-from fairseq.data.dictionary import Dictionary
-from fairseq.data.indexed_dataset import make_builder
-from fairseq.data.monolingual_dataset import MonolingualDataset
+from fairseq.config import options
+from fairseq.data.datasets.causal_lm import MonolingualDataset
+from fairseq.data.storage.dictionary import Dictionary
+from fairseq.data.storage.indexed_dataset import make_builder
 from fairseq.errors import ConfigError, DataError
-from fairseq.safe_load import safe_load
+from fairseq.files.safe_load import safe_load
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+from fairseq.training import loop
 from tests import tiny_run
 
 LINES = [[4, 5, 6, 2], [7, 2], [8, 9, 10, 11, 2]]
@@ -160,7 +161,7 @@ def test_a_run_saves_what_the_original_reads(tmp_path: Path, shared: Path) -> No
     flat |= settings
     cfg = options.make_config({**flat, "data": str(corpus), "save_dir": str(tmp_path / "run")})
     torch.set_num_threads(1)
-    train_loop.run_training(cfg)
+    loop.run_training(cfg)
     ours = safe_load(str(tmp_path / "run" / "checkpoint_last.pt"))
     path = shared / "compat" / "checkpoints" / "fb_lm" / "model.pt"
     theirs = safe_load(str(path))

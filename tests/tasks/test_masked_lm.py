@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from fairseq.data.dictionary import Dictionary
-from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
-from fairseq.data.manifest import DatasetEntry, write_manifest
+from fairseq.data.storage.dictionary import Dictionary
+from fairseq.data.storage.indexed_dataset import MMapIndexedDatasetBuilder
+from fairseq.data.storage.manifest import DatasetEntry, write_manifest
 from fairseq.errors import ConfigError, DataError, MissingFileError, UnsupportedError
 from fairseq.tasks import setup_task
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from fairseq import evaluation
-from fairseq.data import data_utils
-from fairseq.data.dictionary import Dictionary
+from fairseq.data import collate
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.distributed.utils import free_port
 from fairseq.errors import CheckpointError, ConfigError, DataError, MissingFileError
 from fairseq.models.roberta.model import RobertaModel
@@ -72,7 +72,7 @@ def test_the_original_checkpoint_predicts_equally(shared: Path) -> None:
         gpt2_vocab_bpe=str(gpt2 / "vocab.bpe"),
     ).eval()
     golden = np.load(folder / "golden.npz")["predict_logprobs_first50_valid"]
-    lines = data_utils.load_indexed_dataset(str(data / "input0/valid"))
+    lines = collate.load_indexed_dataset(str(data / "input0/valid"))
     found = [hub.predict("cls2", torch.cat([torch.tensor([0]), lines[i]]))[0] for i in range(50)]
     np.testing.assert_allclose(torch.stack(found).detach().numpy(), golden, atol=1e-5)
 

@@ -7,12 +7,10 @@ its name is looked up, and the library behind it when an encoder is built.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any, Protocol
+from typing import Protocol
 
-from fairseq.catalog import BPES, TOKENIZERS
-from fairseq.errors import ConfigError
-from fairseq.registry import setup_registry
+from fairseq.config.registries import BPE_REGISTRY, TOKENIZER_REGISTRY
+from fairseq.config.registry import setup_registry
 
 
 class TextEncoder(Protocol):
@@ -25,29 +23,10 @@ class TextEncoder(Protocol):
         """Return the text whose pieces are ``x``."""
 
 
-build_bpe, register_bpe, BPE_REGISTRY, BPE_DATACLASS_REGISTRY = setup_registry("--bpe", rows=BPES)
-build_tokenizer, register_tokenizer, TOKENIZER_REGISTRY, TOKENIZER_DATACLASS_REGISTRY = (
-    setup_registry("--tokenizer", rows=TOKENIZERS)
+build_bpe, register_bpe, _, BPE_DATACLASS_REGISTRY = setup_registry("--bpe", registry=BPE_REGISTRY)
+build_tokenizer, register_tokenizer, _, TOKENIZER_DATACLASS_REGISTRY = setup_registry(
+    "--tokenizer", registry=TOKENIZER_REGISTRY
 )
-
-
-def require_library(name: str, purpose: str) -> Any:
-    """Import and return the third-party module ``name``.
-
-    Args:
-        name: the module, which is also the name of its package.
-        purpose: what needs it, for the message ("--bpe gpt2").
-
-    Raises:
-        ConfigError: if it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(
-            f"{purpose} needs the package '{name}', which cannot be imported ({error}). "
-            f"Install it: pip install {name}"
-        ) from error
 
 
 __all__ = [
@@ -60,5 +39,4 @@ __all__ = [
     "build_tokenizer",
     "register_bpe",
     "register_tokenizer",
-    "require_library",
 ]

@@ -17,7 +17,7 @@ from fairseq.config.schema import FairseqDataclass, option
 from fairseq.data.encoders import register_bpe
 from fairseq.data.encoders.byte_pair import BytePairEncoder, read_json
 from fairseq.errors import ConfigError, DataError, UnsupportedError
-from fairseq.file_io import require_file
+from fairseq.files.io import require_file
 
 # What a tokenizer.json may say about the parts that would change the pieces.
 PLAIN_MODEL = {

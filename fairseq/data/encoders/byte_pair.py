@@ -13,9 +13,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fairseq.data.encoders import require_library
 from fairseq.errors import DataError
-from fairseq.file_io import PathLike
+from fairseq.files.io import PathLike
+from fairseq.lazy import require_library
 
 # GPT-2's cut into words. Contractions, then runs of letters, digits or other signs with at most one
 # space before them; the last space of a run of white space belongs to the word that follows.

@@ -15,7 +15,7 @@ from fairseq.config.schema import FairseqDataclass, option
 from fairseq.data.encoders import register_bpe
 from fairseq.data.encoders.byte_pair import BytePairEncoder, read_json
 from fairseq.errors import DataError, MissingFileError
-from fairseq.file_io import require_file
+from fairseq.files.io import require_file
 
 DEFAULT_ENCODER_JSON = "https://dl.fbaipublicfiles.com/fairseq/gpt2_bpe/encoder.json"
 DEFAULT_VOCAB_BPE = "https://dl.fbaipublicfiles.com/fairseq/gpt2_bpe/vocab.bpe"

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairseq.config.schema import FairseqDataclass, option
-from fairseq.data.encoders import register_bpe, require_library
+from fairseq.data.encoders import register_bpe
 from fairseq.errors import ConfigError
-from fairseq.file_io import require_file
+from fairseq.files.io import require_file
+from fairseq.lazy import require_library
 
 
 @dataclass

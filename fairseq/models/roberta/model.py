@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq.config.upgrade import upgrade_roberta_state
+from fairseq.checkpoint.tensor_names import upgrade_roberta_state
 from fairseq.errors import ConfigError
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.base import FairseqEncoder, FairseqEncoderModel
@@ -381,19 +381,21 @@ class RobertaModel(FairseqEncoderModel):
         Returns:
             a :class:`~fairseq.models.roberta.hub_interface.RobertaHubInterface`.
         """
-        from fairseq import hub_utils  # the one place where a model reaches up
-        from fairseq.models.roberta.hub_interface import RobertaHubInterface
-
-        loaded = hub_utils.from_pretrained(
+        return super().from_pretrained(
             model_name_or_path,
             checkpoint_file,
             data_name_or_path,
-            archive_map=cls.hub_models(),
             bpe=bpe,
             load_checkpoint_heads=True,
             **kwargs,
         )
-        return RobertaHubInterface(loaded["args"], loaded["task"], loaded["models"][0])
+
+    @classmethod
+    def hub_interface(cls, args: Any, task: Any, models: list[Any]) -> Any:
+        """Return the interface that fills masks."""
+        from fairseq.models.roberta.hub_interface import RobertaHubInterface
+
+        return RobertaHubInterface(args, task, models[0])
 
 
 def preset(**defaults: Any) -> Callable[[Any], None]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fairseq.catalog import LR_SCHEDULERS
+from fairseq.config.registries import LR_SCHEDULER_REGISTRY
+from fairseq.config.registry import setup_registry
 from fairseq.errors import ConfigError
-from fairseq.optim.fairseq_optimizer import FairseqOptimizer
-from fairseq.registry import setup_registry
+from fairseq.optim.base import FairseqOptimizer
 
 __all__ = [
     "LR_SCHEDULER_DATACLASS_REGISTRY",
@@ -74,11 +74,9 @@ class LegacyFairseqLRScheduler(FairseqLRScheduler):
         self.args = args
 
 
-(
-    build_lr_scheduler,
-    register_lr_scheduler,
-    LR_SCHEDULER_REGISTRY,
-    LR_SCHEDULER_DATACLASS_REGISTRY,
-) = setup_registry(
-    "--lr-scheduler", base_class=FairseqLRScheduler, default="fixed", rows=LR_SCHEDULERS
+build_lr_scheduler, register_lr_scheduler, _, LR_SCHEDULER_DATACLASS_REGISTRY = setup_registry(
+    "--lr-scheduler",
+    base_class=FairseqLRScheduler,
+    default="fixed",
+    registry=LR_SCHEDULER_REGISTRY,
 )

@@ -1,0 +1,221 @@
+"""Old import paths: modules that moved, and names that left their module.
+
+A meta-path finder, first in line, gives an old path the very module that moved: classes are
+identical by either path, pickles written under the old path load, and what is patched through one
+path is patched for both. :mod:`fairseq` installs it, so it is there in data workers and spawned
+ranks, too. The few files that lie under an old path (``fairseq/trainer.py`` and others) are never
+executed: they are there for editors and type checkers, which do not see this table.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import CodeType, ModuleType
+
+# old path -> new path
+MODULES = {
+    "fairseq.glue": "fairseq.evaluation.glue",
+    "fairseq.archives": "fairseq.files.archives",
+    "fairseq.averaging": "fairseq.checkpoint.average",
+    "fairseq.binarizer": "fairseq.preprocess.binarize",
+    "fairseq.bpe": "fairseq.preprocess.encode",
+    "fairseq.causal_lm_scores": "fairseq.evaluation.perplexity",
+    "fairseq.checkpoint_files": "fairseq.checkpoint.files",
+    "fairseq.checkpoint_parts": "fairseq.plugin_names.checkpoints",
+    "fairseq.checkpoint_state": "fairseq.checkpoint.layout",
+    "fairseq.checkpoint_utils": "fairseq.checkpoint",
+    "fairseq.components": "fairseq.config.components",
+    "fairseq.config.arguments": "fairseq.config.flags",
+    "fairseq.config.preprocessing": "fairseq.config.sections",
+    "fairseq.config.yaml_reader": "fairseq.config.yaml",
+    "fairseq.criterions.fairseq_criterion": "fairseq.criterions.base",
+    "fairseq.data.base_wrapper_dataset": "fairseq.data.datasets.wrappers",
+    "fairseq.data.batch_loader": "fairseq.data.batches.read",
+    "fairseq.data.batching": "fairseq.data.batches.cut",
+    "fairseq.data.binary_dataset": "fairseq.data.storage.binary_dataset",
+    "fairseq.data.block_slices": "fairseq.data.datasets.block_boundaries",
+    "fairseq.data.concat_dataset": "fairseq.data.datasets.concat",
+    "fairseq.data.corpus": "fairseq.data.storage.load",
+    "fairseq.data.counting_iterators": "fairseq.data.batches.counting",
+    "fairseq.data.data_utils": "fairseq.data.collate",
+    "fairseq.data.data_utils_fast": "fairseq.data.batches.cut",
+    "fairseq.data.dictionary": "fairseq.data.storage.dictionary",
+    "fairseq.data.edit_wrappers": "fairseq.plugin_names.datasets",
+    "fairseq.data.epoch_batch_iterating": "fairseq.data.batches.protocol",
+    "fairseq.data.epoch_order": "fairseq.data.batches.order",
+    "fairseq.data.fairseq_dataset": "fairseq.data.datasets.base",
+    "fairseq.data.indexed_dataset": "fairseq.data.storage.indexed_dataset",
+    "fairseq.data.iterators": "fairseq.data.batches.epochs",
+    "fairseq.data.leaf_datasets": "fairseq.data.datasets.wrappers",
+    "fairseq.data.legacy_indexed_dataset": "fairseq.data.storage.old_formats",
+    "fairseq.data.lm_context_window_dataset": "fairseq.data.datasets.context_window",
+    "fairseq.data.manifest": "fairseq.data.storage.manifest",
+    "fairseq.data.mask_replay": "fairseq.data.masking.original_masks",
+    "fairseq.data.mask_tokens_dataset": "fairseq.data.masking.item_by_item",
+    "fairseq.data.masked_lm_dataset": "fairseq.data.masking.dataset",
+    "fairseq.data.monolingual_dataset": "fairseq.data.datasets.causal_lm",
+    "fairseq.data.nested_dictionary_dataset": "fairseq.data.datasets.nested_dictionary",
+    "fairseq.data.resampling_dataset": "fairseq.plugin_names.datasets",
+    "fairseq.data.sample_wrappers": "fairseq.plugin_names.datasets",
+    "fairseq.data.shorten_dataset": "fairseq.data.datasets.shorten",
+    "fairseq.data.streaming_iterator": "fairseq.plugin_names.streaming_iterator",
+    "fairseq.data.text_lines": "fairseq.files.line_reader",
+    "fairseq.data.token_block_dataset": "fairseq.data.datasets.token_blocks",
+    "fairseq.data.wrappers": "fairseq.data.datasets.wrappers",
+    "fairseq.dataclass.configs": "fairseq.config.sections",
+    "fairseq.dataclass.constants": "fairseq.config.plugin_names",
+    "fairseq.dataclass.initialize": "fairseq.config.plugin_names",
+    "fairseq.dataclass.utils": "fairseq.config.plugin_names",
+    "fairseq.device": "fairseq.distributed.device",
+    "fairseq.distributed_utils": "fairseq.distributed.utils",
+    "fairseq.documents": "fairseq.files.documents",
+    "fairseq.export.causal_names": "fairseq.export.decoder_names",
+    "fairseq.export.causal_tokenizer": "fairseq.export.decoder_tokenizer",
+    "fairseq.export.from_causal": "fairseq.export.decoder_in",
+    "fairseq.export.from_huggingface": "fairseq.export.encoder_in",
+    "fairseq.export.huggingface": "fairseq.export.encoder_out",
+    "fairseq.export.plain": "fairseq.export.original_and_safetensors",
+    "fairseq.export.to_causal": "fairseq.export.decoder_out",
+    "fairseq.export.tokenizer_files": "fairseq.export.encoder_tokenizer",
+    "fairseq.export.weight_names": "fairseq.export.encoder_names",
+    "fairseq.file_chunker_utils": "fairseq.files.text_blocks",
+    "fairseq.file_io": "fairseq.files.io",
+    "fairseq.file_utils": "fairseq.hub.load",
+    "fairseq.generation": "fairseq.hub.continue_text",
+    "fairseq.generator_hub_interface": "fairseq.hub.language_model",
+    "fairseq.glue.prepare": "fairseq.evaluation.glue.prepare",
+    "fairseq.glue.results": "fairseq.evaluation.glue.results",
+    "fairseq.glue.runs": "fairseq.evaluation.glue.runs",
+    "fairseq.glue.scoring": "fairseq.evaluation.glue.scoring",
+    "fairseq.glue.tasks": "fairseq.evaluation.glue.tasks",
+    "fairseq.hub_utils": "fairseq.hub.load",
+    "fairseq.incremental_reader": "fairseq.decoding.reader",
+    "fairseq.last_word": "fairseq.evaluation.continuations",
+    "fairseq.lm_eval_adapter": "fairseq.evaluation.lm_eval",
+    "fairseq.masked_lm_scores": "fairseq.evaluation.pseudo_perplexity",
+    "fairseq.meters": "fairseq.logging.meters",
+    "fairseq.metrics": "fairseq.logging.metrics",
+    "fairseq.models.fairseq_decoder": "fairseq.models.base",
+    "fairseq.models.fairseq_encoder": "fairseq.models.base",
+    "fairseq.models.fairseq_incremental_decoder": "fairseq.models.base",
+    "fairseq.models.fairseq_model": "fairseq.models.base",
+    "fairseq.models.transformer_lm_config": "fairseq.models.transformer_lm.config",
+    "fairseq.models.transformer_lm_presets": "fairseq.models.transformer_lm.presets",
+    "fairseq.modules.activations": "fairseq.modules.pointwise",
+    "fairseq.modules.checkpoint_activations": "fairseq.plugin_names.modules",
+    "fairseq.modules.layer_norm": "fairseq.modules.pointwise",
+    "fairseq.modules.multihead_attention": "fairseq.modules.transformer_layer",
+    "fairseq.modules.quant_noise": "fairseq.plugin_names.modules",
+    "fairseq.modules.rotary": "fairseq.modules.positions",
+    "fairseq.modules.transformer_decoder": "fairseq.modules.transformer_layer",
+    "fairseq.modules.transformer_sentence_encoder": "fairseq.modules.transformer_encoder",
+    "fairseq.nan_detector": "fairseq.training.nan_detector",
+    "fairseq.ops.mean_cosine": "fairseq.ops.anisotropy",
+    "fairseq.optim.dynamic_loss_scaler": "fairseq.optim.loss_scaler",
+    "fairseq.optim.fairseq_optimizer": "fairseq.optim.base",
+    "fairseq.optim.lr_external": "fairseq.optim.lr_driven",
+    "fairseq.optim.lr_scheduler.fairseq_lr_scheduler": "fairseq.optim.lr_scheduler",
+    "fairseq.optim.per_tensor": "fairseq.optim.fp32_rule",
+    "fairseq.optim.settings": "fairseq.optim.read_settings",
+    "fairseq.options": "fairseq.config.options",
+    "fairseq.progress_bar": "fairseq.logging.progress_bar",
+    "fairseq.registry": "fairseq.config.registry",
+    "fairseq.run_folder": "fairseq.training.run_folder",
+    "fairseq.safe_load": "fairseq.files.safe_load",
+    "fairseq.search": "fairseq.decoding.search",
+    "fairseq.sequence_generator": "fairseq.decoding.beams",
+    "fairseq.sequence_scorer": "fairseq.decoding.scorer",
+    "fairseq.signals": "fairseq.distributed.signals",
+    "fairseq.tasks.fairseq_task": "fairseq.tasks.base",
+    "fairseq.tokenizer": "fairseq.files.text_blocks",
+    "fairseq.train_loop": "fairseq.training.loop",
+    "fairseq.trainer": "fairseq.training.trainer",
+    "fairseq.trainer_state": "fairseq.training.state",
+    "fairseq.user_dir": "fairseq.config.plugins",
+    "fairseq.word_numbers": "fairseq.files.word_table",
+}
+
+# module -> {name that was there: module that has it now}; looked up when somebody asks for it.
+# This table and the row in catalog.HOOKS are the only places that reach up.
+_CHECKPOINT_PARTS = (
+    "get_maybe_sharded_checkpoint_filename",
+    "load_ema_from_checkpoint",
+    "load_pretrained_component_from_model",
+    "save_ema_as_checkpoint",
+    "torch_persistent_save",
+)
+_READERS = ("csv_str_list", "eval_bool", "eval_str_dict", "eval_str_list")
+_UTILS = (
+    "buffered_arange",
+    "convert_padding_direction",
+    "deprecation_warning",
+    "fill_with_neg_inf",
+    "get_incremental_state",
+    "move_to_cpu",
+    "move_to_cuda",
+    "new_arange",
+    "reset_logging",
+    "safe_getattr",
+    "safe_hasattr",
+    "set_incremental_state",
+)
+NAMES = {
+    "fairseq.checkpoint": {
+        **dict.fromkeys(_CHECKPOINT_PARTS, "fairseq.plugin_names.checkpoints"),
+        "load_model_ensemble": "fairseq.hub.load",
+        "load_model_ensemble_and_task": "fairseq.hub.load",
+        "prune_state_dict": "fairseq.models.base",
+    },
+    "fairseq.config.options": dict.fromkeys(_READERS, "fairseq.plugin_names.utils"),
+    "fairseq.data.batches.epochs": {
+        "StreamingEpochBatchIterator": "fairseq.plugin_names.streaming_iterator"
+    },
+    "fairseq.data.collate": {
+        "filter_by_size": "fairseq.plugin_names.datasets",
+        "filter_paired_dataset_indices_by_size": "fairseq.plugin_names.datasets",
+        "load_indexed_dataset": "fairseq.data.storage.load",
+        "raise_if_valid_subsets_unintentionally_ignored": "fairseq.data.storage.load",
+    },
+    "fairseq.utils": {
+        **dict.fromkeys((*_READERS, *_UTILS), "fairseq.plugin_names.utils"),
+        "get_activation_fn": "fairseq.modules.pointwise",
+        "get_available_activation_fns": "fairseq.modules.pointwise",
+    },
+}
+
+
+class _OldPaths(MetaPathFinder, Loader):
+    """Finds and loads the modules of :data:`MODULES`."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in MODULES else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Return the module that moved, whose own spec is kept aside: it is overwritten next."""
+        module = importlib.import_module(MODULES[spec.name])
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Give the module its own spec back instead of running it twice."""
+        if module.__spec__ is not None and module.__spec__.loader_state is not None:
+            module.__spec__ = module.__spec__.loader_state
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        """Return the code that ``python -m OLD.PATH`` runs."""
+        from importlib.util import find_spec
+
+        spec = find_spec(MODULES[fullname])
+        return None if spec is None else spec.loader.get_code(spec.name)  # type: ignore[union-attr]
+
+
+def install() -> None:
+    """Put the finder first in line, once."""
+    if not any(isinstance(finder, _OldPaths) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _OldPaths())

@@ -1,0 +1,318 @@
+"""Checkpoints, as the trainer and the hub see them: when to save what, what to start from.
+
+The files themselves are :mod:`fairseq.checkpoint.files`' business, their content
+:mod:`fairseq.checkpoint.layout`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from fairseq.aliases import NAMES
+from fairseq.checkpoint import files
+from fairseq.checkpoint.files import checkpoint_paths, load_or_newest_good
+from fairseq.checkpoint.layout import config_of, upgrade_state
+from fairseq.config.schema import parse_literal
+from fairseq.errors import CheckpointError, ConfigError, MissingFileError
+from fairseq.files.io import PathManager
+from fairseq.files.safe_load import safe_load
+from fairseq.lazy import lazy_names
+from fairseq.logging.deferred import to_python
+from fairseq.rng import derive_seed
+
+logger = logging.getLogger("fairseq.checkpoint_utils")
+
+__all__ = ["checkpoint_paths", "load_checkpoint", "save_checkpoint"]
+
+__getattr__, __dir__, _ = lazy_names(__name__, NAMES[__name__])
+
+LAST = "checkpoint_last.pt"
+
+
+def verify_checkpoint_directory(save_dir: str) -> None:
+    """Create the run folder and make sure it can be written to.
+
+    Raises:
+        CheckpointError: if it cannot.
+    """
+    probe = os.path.join(save_dir, f".dummy-{os.getpid()}")
+    try:
+        os.makedirs(save_dir, exist_ok=True)
+        with open(probe, "w", encoding="utf-8"):
+            pass
+        os.unlink(probe)
+    except OSError as error:
+        raise CheckpointError(f"cannot write to --save-dir {save_dir}: {error}") from error
+
+
+# -- saving ----------------------------------------------------------------------------------------
+
+
+def is_better(value: float, best: float | None, maximize: bool) -> bool:
+    """Tell whether ``value`` is at least as good as ``best``; what is not finite never is."""
+    if not math.isfinite(value):
+        return False
+    return best is None or (value >= best if maximize else value <= best)
+
+
+def _suffix(cfg: Any) -> str:
+    """Return what is inserted before ``.pt``; configurations of old programs may lack it."""
+    return getattr(cfg, "checkpoint_suffix", None) or ""
+
+
+def _names(
+    cfg: Any, epoch: int, updates: int, end_of_epoch: bool, val_loss: float | None, best: bool
+) -> list[str]:
+    """Return the names this moment's checkpoint gets, the one to be written first."""
+    suffix = _suffix(cfg)
+    names = []
+    if end_of_epoch and not cfg.no_epoch_checkpoints and epoch % max(1, cfg.save_interval) == 0:
+        names.append(f"checkpoint{epoch}{suffix}.pt")
+    interval = cfg.save_interval_updates
+    if not end_of_epoch and interval > 0 and updates % interval == 0:
+        names.append(f"checkpoint_{epoch}_{updates}{suffix}.pt")
+    if best:
+        names.append(f"checkpoint_best{suffix}.pt")
+    kept = cfg.keep_best_checkpoints
+    if val_loss is not None and kept > 0 and _among_best(cfg, val_loss):
+        digit = derive_seed(0, "best-checkpoint", epoch, updates) % kept
+        metric = cfg.best_checkpoint_metric
+        names.append(f"checkpoint.best_{metric}_{val_loss:.3f}{digit}{suffix}.pt")
+    if not cfg.no_last_checkpoints:
+        names.append(f"checkpoint_last{suffix}.pt")
+    return names
+
+
+def _best_paths(cfg: Any) -> list[str]:
+    """Return the kept best checkpoints, best first."""
+    metric = re.escape(cfg.best_checkpoint_metric)
+    pattern = rf"checkpoint\.best_{metric}_(-?\d+\.?\d*){re.escape(_suffix(cfg))}\.pt"
+    paths = checkpoint_paths(cfg.save_dir, pattern)
+    return paths if cfg.maximize_best_checkpoint_metric else paths[::-1]
+
+
+def _among_best(cfg: Any, val_loss: float) -> bool:
+    """Tell whether a checkpoint of this value belongs to the best ones that are kept."""
+    kept = _best_paths(cfg)
+    if not math.isfinite(val_loss) or len(kept) < cfg.keep_best_checkpoints:
+        return math.isfinite(val_loss)
+    worst = re.search(r"_(-?\d+\.\d{3})", os.path.basename(kept[cfg.keep_best_checkpoints - 1]))
+    return worst is None or is_better(
+        val_loss, float(worst[1]), cfg.maximize_best_checkpoint_metric
+    )
+
+
+def save_checkpoint(
+    cfg: Any, trainer: Any, epoch_itr: Any, val_loss: float | None, always: bool = False
+) -> str | None:
+    """Save the run under every name it deserves now, then delete what need not be kept.
+
+    In between, ``task.post_save(file, updates)`` is called, if the task has it.
+
+    Args:
+        cfg: the checkpoint section.
+        trainer: whose state is saved; only the first process writes.
+        epoch_itr: the training iterator.
+        val_loss: the metric of the validation that just ended, None if there was none.
+        always: write a file even if the settings give this moment no name: the run ends.
+
+    Returns:
+        the file that was written, None if nothing was.
+
+    Raises:
+        CheckpointError: if the file could not be written.
+    """
+    val_loss = to_python(val_loss)
+    best = val_loss is not None and is_better(
+        val_loss, trainer.best, cfg.maximize_best_checkpoint_metric
+    )
+    if best:
+        trainer.best = val_loss
+    if cfg.no_save or not trainer.should_save_checkpoint_on_current_rank:
+        return None
+    epoch, updates = epoch_itr.epoch, trainer.get_num_updates()
+    end_of_epoch = epoch_itr.end_of_epoch()
+    names = _names(cfg, epoch, updates, end_of_epoch, val_loss, best)
+    if not names and always:
+        names = [f"checkpoint_{epoch}_{updates}{_suffix(cfg)}.pt"]
+    if not names:
+        return None
+    started = time.perf_counter()
+    extra_state = {"train_iterator": epoch_itr.state_dict(), "val_loss": val_loss}
+    if trainer.best is not None:
+        extra_state["best"] = trainer.best
+    if hasattr(trainer.task, "get_checkpoint_dict"):
+        extra_state.update(trainer.task.get_checkpoint_dict())
+    first, *others = (os.path.join(cfg.save_dir, name) for name in names)
+    facts = {"epoch": epoch, "num_updates": updates, "val_loss": val_loss}
+    trainer.save_checkpoint(first, extra_state, facts)
+    for path in others:
+        files.link_checkpoint(first, path)
+    logger.info(
+        "Saved checkpoint %s (epoch %s @ %s updates, score %s) (writing took %.2f seconds)",
+        first,
+        epoch,
+        updates,
+        val_loss,
+        time.perf_counter() - started,
+    )
+    if hasattr(trainer.task, "post_save"):
+        trainer.task.post_save(first, updates)
+    _delete_old(cfg, end_of_epoch)
+    return first
+
+
+def _delete_old(cfg: Any, end_of_epoch: bool) -> None:
+    suffix = re.escape(_suffix(cfg))
+    surplus: list[str] = []
+    if not end_of_epoch and cfg.keep_interval_updates > 0:
+        found = checkpoint_paths(cfg.save_dir, rf"checkpoint_\d+_(\d+){suffix}\.pt", True)
+        pattern = cfg.keep_interval_updates_pattern
+        if pattern > 0:
+            found = [(path, step) for path, step in found if int(step) % pattern != 0]
+        surplus += [path for path, _ in found[cfg.keep_interval_updates :]]
+    if cfg.keep_last_epochs > 0:
+        surplus += checkpoint_paths(cfg.save_dir, rf"checkpoint(\d+){suffix}\.pt")[
+            cfg.keep_last_epochs :
+        ]
+    if cfg.keep_best_checkpoints > 0:
+        surplus += _best_paths(cfg)[cfg.keep_best_checkpoints :]
+    for path in surplus:
+        files.delete_checkpoint(path)
+
+
+# -- restoring -------------------------------------------------------------------------------------
+
+
+def with_suffix(path: str, suffix: str) -> str:
+    """Return ``path`` with ``suffix`` inserted before ``.pt``."""
+    return f"{path.removesuffix('.pt')}{suffix}.pt" if suffix else path
+
+
+def checkpoint_to_start_from(cfg: Any) -> tuple[str, dict[str, bool]]:
+    """Return the file a run starts from and what of it is not taken over.
+
+    Args:
+        cfg: the checkpoint section.
+
+    Raises:
+        MissingFileError: if a file that the user named does not exist.
+    """
+    resets = {
+        name: getattr(cfg, name)
+        for name in ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
+    }
+    suffix = _suffix(cfg)
+    if cfg.restore_file != LAST:
+        path = with_suffix(cfg.restore_file, suffix)
+        if not PathManager.exists(path):
+            raise MissingFileError(
+                f"--restore-file not found: {path} (it is not looked up inside --save-dir)"
+            )
+        return path, resets
+    path = os.path.join(cfg.save_dir, f"checkpoint_last{suffix}.pt")
+    if PathManager.exists(path):
+        return path, resets
+    for flag in ("continue_once", "finetune_from_model"):
+        named = getattr(cfg, flag, None)
+        if named is None:
+            continue
+        if not PathManager.exists(named):
+            raise MissingFileError(f"--{flag.replace('_', '-')} not found: {named}")
+        if flag == "finetune_from_model":
+            logger.info("loading the weights of %s; everything else starts afresh", named)
+            resets = dict.fromkeys(resets, True)
+        return named, resets
+    return path, resets
+
+
+def load_checkpoint(cfg: Any, trainer: Any, **passthrough_args: Any) -> tuple[Any, Any]:
+    """Restore a run, or begin one.
+
+    Args:
+        cfg: the checkpoint section.
+        trainer: what is restored.
+        **passthrough_args: for ``trainer.get_train_iterator``.
+
+    Returns:
+        ``(extra_state or None, training iterator)``.
+    """
+    if cfg.finetune_from_model is not None and any(
+        (cfg.reset_optimizer, cfg.reset_lr_scheduler, cfg.reset_meters, cfg.reset_dataloader)
+    ):
+        raise ConfigError(
+            "--finetune-from-model can not be set together with either --reset-optimizer or "
+            "reset_lr_scheduler or reset_meters or reset_dataloader; it resets them all: drop the "
+            "others"
+        )
+    path, resets = checkpoint_to_start_from(cfg)
+    extra_state = trainer.load_checkpoint(
+        path,
+        resets["reset_optimizer"],
+        resets["reset_lr_scheduler"],
+        parse_literal(cfg.optimizer_overrides),
+        reset_meters=resets["reset_meters"],
+    )
+    fresh = resets["reset_optimizer"] or resets["reset_meters"]
+    if extra_state is not None and "best" in extra_state and not fresh:
+        trainer.best = extra_state["best"]
+    kind = type(trainer.task).__name__
+    if (
+        extra_state is not None
+        and kind in extra_state
+        and hasattr(trainer.task, "set_checkpoint_dict")
+    ):
+        trainer.task.set_checkpoint_dict(extra_state[kind])
+    position = None if extra_state is None else extra_state.get("train_iterator")
+    if extra_state is not None and position is None and not resets["reset_dataloader"]:
+        logger.warning("%s holds no position in the data: beginning with epoch 1", path)
+    if position is None or resets["reset_dataloader"]:
+        trainer.progress.pop("validation_due", None)
+        epoch_itr = trainer.get_train_iterator(epoch=1, load_dataset=True, **passthrough_args)
+        trainer.lr_step(epoch_itr.epoch)
+        return extra_state, epoch_itr
+    epoch = position["epoch"]
+    epoch_itr = trainer.get_train_iterator(epoch=epoch, load_dataset=True, **passthrough_args)
+    epoch_itr.load_state_dict(position)
+    after_epoch = epoch > 1 and position.get("iterations_in_epoch", 0) == 0
+    if resets["reset_optimizer"] or resets["reset_lr_scheduler"]:
+        trainer.lr_step(epoch)
+    elif after_epoch and "validation_due" not in trainer.progress:
+        # checkpoints are written before the schedule takes its step at the end of the epoch
+        trainer.lr_step(epoch - 1, extra_state.get("val_loss"))
+    return extra_state, epoch_itr
+
+
+def load_checkpoint_to_cpu(
+    path: str, arg_overrides: Mapping[str, Any] | None = None, load_on_all_ranks: bool = False
+) -> dict[str, Any]:
+    """Load a checkpoint of any age; ``"cfg"`` is replaced by the upgraded configuration.
+
+    Args:
+        path: the file.
+        arg_overrides: values that replace the checkpoint's.
+        load_on_all_ranks: accepted for old callers.
+    """
+    return _upgrade_state_dict(safe_load(path), arg_overrides)
+
+
+def _upgrade_state_dict(
+    state: dict[str, Any], arg_overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the content of a checkpoint of any age as the function above does, in place."""
+    state = upgrade_state(state)
+    state["cfg"] = config_of(state, arg_overrides)
+    state["args"] = None
+    return state
+
+
+def load_newest(path: str) -> tuple[str, dict[str, Any]]:
+    """Load a checkpoint or, if it is damaged, the newest good one beside it; upgraded."""
+    found, state = load_or_newest_good(path)
+    return found, upgrade_state(state)

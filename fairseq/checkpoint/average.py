@@ -1,0 +1,89 @@
+"""The mean of several checkpoints' weights: what fairseq-average does."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fairseq.checkpoint.files import write_checkpoint
+from fairseq.errors import CheckpointError, ConfigError
+from fairseq.files.safe_load import safe_load
+
+
+def average_checkpoints(inputs: Sequence[str]) -> dict[str, Any]:
+    """Return the first checkpoint with the mean of all weights.
+
+    Sums are formed in fp32 (fp64 for fp64 weights); integer tensors are divided without remainder.
+
+    Args:
+        inputs: checkpoint files of one model.
+
+    Raises:
+        CheckpointError: if their tensors have different names or shapes.
+    """
+    if not inputs:
+        raise ConfigError("no checkpoint to average")
+    result: dict[str, Any] | None = None
+    totals: dict[str, torch.Tensor] = {}
+    for path in inputs:
+        state = safe_load(path)
+        tensors = state["model"]
+        if result is None:
+            result = state
+            types = {name: tensor.dtype for name, tensor in tensors.items()}
+        elif set(tensors) != set(totals):
+            odd = sorted(set(tensors) ^ set(totals))
+            raise CheckpointError(f"{path} has other parameters than {inputs[0]}: {odd[:5]}")
+        for name, tensor in tensors.items():
+            wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+            if name not in totals:
+                totals[name] = wide.clone()
+            elif totals[name].shape != wide.shape:
+                raise CheckpointError(f"{path}: {name} has another shape than in {inputs[0]}")
+            else:
+                totals[name] += wide
+    assert result is not None
+    for name, total in totals.items():
+        exact = total.is_floating_point()
+        mean = total / len(inputs) if exact else total // len(inputs)
+        result["model"][name] = mean.to(types[name])
+    return result
+
+
+def last_n_checkpoints(
+    folders: Sequence[str], n: int, update_based: bool, upper_bound: int | None = None
+) -> list[str]:
+    """Return the newest ``n`` checkpoints of a run, newest first.
+
+    Args:
+        folders: exactly one run folder.
+        n: how many.
+        update_based: count by updates (``checkpoint_E_U.pt``) instead of epochs.
+        upper_bound: ignore checkpoints after this epoch or update.
+
+    Raises:
+        CheckpointError: if there are fewer.
+    """
+    if len(folders) != 1:
+        raise ConfigError("give exactly one run folder")
+    folder = folders[0]
+    pattern = r"checkpoint_\d+_(\d+)\.pt" if update_based else r"checkpoint(\d+)\.pt"
+    found = []
+    for name in os.listdir(folder):
+        match = re.fullmatch(pattern, name)
+        if match and (upper_bound is None or int(match[1]) <= upper_bound):
+            found.append((int(match[1]), name))
+    if len(found) < n:
+        raise CheckpointError(f"{folder} has {len(found)} matching checkpoints, {n} are needed")
+    return [os.path.join(folder, name) for _, name in sorted(found, reverse=True)[:n]]
+
+
+def write_average(inputs: Sequence[str], output: str) -> None:
+    """Average ``inputs`` and write the result, without optimizer state, to ``output``."""
+    state = average_checkpoints(inputs)
+    state.pop("last_optimizer_state", None)
+    write_checkpoint(state, output, {"averaged": [os.path.basename(path) for path in inputs]})

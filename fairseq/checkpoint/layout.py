@@ -1,0 +1,256 @@
+"""What is inside a checkpoint: the original's layout, written and read.
+
+``cfg`` holds only keys the original knows, so that it can load what is written here. The complete
+configuration of this project travels in ``extra_state["fairseq_lm"]``, which the original ignores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fairseq.checkpoint.tensor_names import upgrade_roberta_state
+from fairseq.config import options
+from fairseq.config.build import plain
+from fairseq.config.refused import REFUSED
+from fairseq.config.schema import FairseqDataclass, public_fields
+from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
+from fairseq.config.upgrade import FORK_ONLY, downgrade
+from fairseq.errors import CheckpointError
+from fairseq.version import __version__
+
+logger = logging.getLogger("fairseq.checkpoint_state")
+
+OURS = "fairseq_lm"
+# Values the original repeats in other sections: (section, key, where it comes from).
+_REPEATED = (
+    ("distributed_training", "fp16", ("common", "fp16")),
+    ("distributed_training", "memory_efficient_fp16", ("common", "memory_efficient_fp16")),
+    ("optimizer", "lr", ("optimization", "lr")),
+    ("lr_scheduler", "lr", ("optimization", "lr")),
+    ("bmuf", "distributed_world_size", ("distributed_training", "distributed_world_size")),
+)
+_TPU_SECTIONS = ("distributed_training", "optimizer")
+
+
+def original_cfg(config: FairseqConfig) -> dict[str, Any]:
+    """Return ``config`` as the nested dict the original writes, without any key it does not know.
+
+    Knobs that the original lacks are written under the fork's names where they have one, and only
+    if they differ from the default.
+    """
+    cfg: dict[str, Any] = {"_name": None}
+    for name in [*SECTIONS, *COMPONENTS]:
+        section = getattr(config, name)
+        cfg[name] = None if section is None else _original_section(name, section)
+    for field, row in REFUSED.items():
+        section_dict = cfg.setdefault(row.section, {"_name": None})
+        if section_dict is not None and row.section not in COMPONENTS:
+            section_dict.setdefault(field, row.default)
+    cfg["checkpoint"]["model_parallel_size"] = 1
+    for section, key, (source, value) in _REPEATED:
+        if cfg.get(section) is not None:
+            cfg[section].setdefault(key, plain(getattr(getattr(config, source), value)))
+    for section in _TPU_SECTIONS:
+        if cfg.get(section) is not None:
+            cfg[section]["tpu"] = False
+    if cfg.get("criterion") is not None and cfg["criterion"].get("_name") == "masked_lm":
+        cfg["criterion"]["tpu"] = False
+    cfg["scoring"], cfg["simul_type"] = None, None
+    return cfg
+
+
+def _original_section(name: str, section: Any) -> dict[str, Any]:
+    if not isinstance(section, FairseqDataclass):
+        return plain(section)
+    values = plain(section)
+    kept = {"_name": values["_name"]}
+    for field, _ in public_fields(type(section)):
+        fork_default = field.name in FORK_ONLY and values[field.name] == field.default
+        if not field.metadata.get("new") and not fork_default:
+            kept[field.name] = values[field.name]
+    if name == "model" and "head" in values:
+        kept.update(downgrade(values, "model"))
+        new = {f.name: f.default for f, _ in public_fields(type(section)) if f.metadata.get("new")}
+        spelled = _WRITTEN_UNDER_OLD_NAMES
+        kept.update({k: values[k] for k, d in new.items() if values[k] != d and k not in spelled})
+    return kept
+
+
+# New knobs of RoBERTa that the fork's names express; the rest is written when it is not default.
+_WRITTEN_UNDER_OLD_NAMES = {
+    "head",
+    "clap_initial_beta",
+    "clap_normalize",
+    "position",
+    "mask_embedding",
+    "scale_embedding",
+    "attention_backend",
+    "layer_norm",
+    "checkpoint_activations",
+}
+
+
+def our_record(config: FairseqConfig, progress: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``extra_state`` keeps beyond the original.
+
+    Args:
+        config: the full configuration.
+        progress: what the training loop wants to find again after a resume.
+    """
+    return {"version": __version__, "config": plain(config), "progress": plain(progress)}
+
+
+def record_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what :func:`our_record` put into a checkpoint, empty for files of others."""
+    extra = state.get("extra_state")
+    record = extra.get(OURS) if isinstance(extra, Mapping) else None
+    return dict(record) if isinstance(record, Mapping) else {}
+
+
+def config_of(
+    state: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, settle: bool = True
+) -> FairseqConfig:
+    """Return the configuration of a checkpoint, upgraded.
+
+    ``user_dir`` is never taken from a file: it would run code.
+
+    Args:
+        state: a loaded checkpoint, of this project, of the original or of the fork.
+        overrides: values by field name that replace the checkpoint's wherever they occur; the
+            name of a component (``bpe="gpt2"``) replaces the component.
+        settle: see :func:`fairseq.config.options.make_config`.
+
+    Raises:
+        CheckpointError: if the checkpoint holds no configuration.
+    """
+    given = dict(overrides or {})
+    cfg = record_of(state).get("config") or state.get("cfg")
+    if isinstance(cfg, (Mapping, argparse.Namespace, FairseqDataclass)):
+        nested = plain(cfg)
+        for section in ("common", "dataset"):
+            nested[section] = dict(nested.get(section) or {})
+        nested["common"]["user_dir"] = None
+        if nested["dataset"].get("data_rng", "auto") == "auto":
+            nested["dataset"]["data_rng"] = data_rng_of(state)
+        _name_the_model(nested)
+        return _make(given, nested, settle)
+    if isinstance(state.get("args"), argparse.Namespace):
+        flat = {**_old_args(vars(state["args"])), **given}
+        flat.setdefault("data_rng", "fairseq-0.12")
+        return options.make_config(flat, settle=settle)
+    raise CheckpointError("this file holds no configuration; is it a fairseq checkpoint?")
+
+
+def _make(given: dict[str, Any], nested: dict[str, Any], settle: bool) -> FairseqConfig:
+    """Build the configuration; components that are unknown here and not essential are dropped."""
+    sections = {key: value for key, value in nested.items() if value is not None}
+    for section, flag in COMPONENTS.items():
+        values = sections.get(section)
+        name = given.get(flag) or (values.get("_name") if isinstance(values, Mapping) else values)
+        essential = section in ("model", "task")  # building it will say what is unknown
+        if name is not None and not essential and name not in options.known_names(flag):
+            logger.warning("the checkpoint's %s '%s' is not known here", flag, name)
+            del sections[section]
+    return options.make_config(given, sections, strict=False, settle=settle)
+
+
+def _name_the_model(nested: dict[str, Any]) -> None:
+    model = nested.get("model")
+    if isinstance(model, dict) and not model.get("_name"):
+        model["_name"] = model.get("arch")
+
+
+def _old_args(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flat settings of a checkpoint from before structured configurations."""
+    flat = {key: value for key, value in values.items() if value is not None}
+    flat.setdefault("task", "masked_lm")
+    if flat.pop("raw_text", False):
+        flat.setdefault("dataset_impl", "raw")
+    if flat.pop("lazy_load", False):
+        flat.setdefault("dataset_impl", "lazy")
+    if isinstance(flat.get("data"), list):
+        flat["data"] = flat["data"][0] if flat["data"] else None
+    for name in ("lr", "update_freq"):
+        if name in flat and not isinstance(flat[name], list):
+            flat[name] = [flat[name]]
+    if "min_lr" in flat:  # its name when it ended the training
+        flat.setdefault("stop_min_lr", flat.pop("min_lr"))
+    flat.pop("user_dir", None)
+    return {key: value for key, value in flat.items() if key not in REFUSED}
+
+
+def data_rng_of(state: Mapping[str, Any]) -> str:
+    """Return the source of masks and batches that a run used.
+
+    The original's main branch and its release 0.12 (and the fork, which descends from it) draw
+    differently; settings that only the main branch has tell them apart.
+    """
+    ours = record_of(state).get("config")
+    if isinstance(ours, Mapping):
+        return str((ours.get("dataset") or {}).get("data_rng") or "philox")
+    cfg = plain(state.get("cfg")) or {}
+    main = "simul_type" in cfg or "debug_param_names" in (cfg.get("optimization") or {})
+    return "fairseq-main" if main else "fairseq-0.12"
+
+
+def settle_data_rng(config: FairseqConfig, mode: str) -> None:
+    """Replace ``--data-rng auto`` by ``mode`` wherever it was copied to, in place."""
+    for section in (config.dataset, config.task):
+        if getattr(section, "data_rng", None) == "auto":
+            section.data_rng = mode
+
+
+def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint of any age in today's layout (top level only), in place.
+
+    Raises:
+        CheckpointError: if it is no checkpoint of a model.
+    """
+    if not isinstance(state, dict) or not isinstance(state.get("model"), Mapping):
+        raise CheckpointError("this file holds no model; is it a fairseq checkpoint?")
+    extra = state.get("extra_state") or {}
+    for name in ("epoch", "batch_offset", "val_loss"):  # at the top level once
+        if name in state:
+            extra.setdefault(name, state.pop(name))
+    if "train_iterator" not in extra and "epoch" in extra:
+        position = {
+            "epoch": max(1, extra["epoch"]),
+            "iterations_in_epoch": extra.get("batch_offset", 0),
+        }
+        extra["train_iterator"] = position
+    state["extra_state"] = extra
+    if not state.get("optimizer_history"):
+        state["optimizer_history"] = [{"criterion_name": "CrossEntropyCriterion"}]
+        state.setdefault("last_optimizer_state", state.pop("optimizer", None))
+    history = state["optimizer_history"][-1]
+    if "optimizer" in history:
+        state["last_optimizer_state"] = history["optimizer"]
+    for entry in state["optimizer_history"]:
+        entry.pop("optimizer", None)
+    best = history.pop("best_loss", state.pop("best_loss", None))
+    history.setdefault("optimizer_name", "FairseqNAG")
+    history.setdefault("lr_scheduler_state", {"best": best})
+    history.setdefault("num_updates", 0)
+    state["task_state"] = state.get("task_state") or {}
+    return state
+
+
+def vocabulary_of(state: Mapping[str, Any]) -> int | None:
+    """Return the number of rows of a checkpoint's embedding table, None if there is none."""
+    tensors = dict(state["model"])
+    upgrade_roberta_state(tensors)
+    for name in ("encoder.sentence_encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
+        if name in tensors:
+            return int(tensors[name].shape[0])
+    return None
+
+
+def explain(error: Exception, path: str) -> CheckpointError:
+    """Return an error of the model with the name of the file and what to do about it."""
+    return CheckpointError(
+        f"Cannot load model parameters from checkpoint {path}; please ensure that the "
+        f"architectures match.\n{error}"
+    )

@@ -1,0 +1,103 @@
+"""Components: which exist, what their settings are, and how settings become a configuration.
+
+Names come from the catalogue and from plug-ins; asking for names imports nothing, asking for a
+class imports its package.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from fairseq.config import plugins
+from fairseq.config.build import Component, build_config, plain
+from fairseq.config.flags import gen_parser_from_dataclass
+from fairseq.config.registries import ARCH_CONFIG_REGISTRY, CHOICES, model_class
+from fairseq.config.registry import config_class
+from fairseq.config.resolve import resolve
+from fairseq.config.sections import COMPONENTS, FairseqConfig
+
+
+def known_names(flag: str) -> list[str]:
+    """Return the names that ``flag`` accepts: the catalogue's, and those of plug-ins."""
+    return sorted(CHOICES[flag])
+
+
+def class_of(flag: str, name: str) -> Any:
+    """Return the class of a component; for ``arch`` the model's."""
+    if flag == "arch":
+        return model_class(name)
+    return CHOICES[flag][name]
+
+
+def describe_component(section: str, name: str) -> Component:
+    """Return what :func:`fairseq.config.build.build_config` must know of a component."""
+    cls = class_of(COMPONENTS[section], name)
+    preset = None
+    if section == "model":
+        preset = ARCH_CONFIG_REGISTRY.get(name)
+    dataclass = config_class(cls)
+    legacy = _legacy_defaults(cls, section == "model") if dataclass is None else {}
+    return Component(dataclass, legacy, preset)
+
+
+def add_legacy_flags(parser: Any, cls: Any, is_model: bool) -> None:
+    """Add the flags of a plug-in without dataclass: its own, then those of what it extends.
+
+    Args:
+        parser: an argparse parser or argument group.
+        cls: the class of the component.
+        is_model: flags that are not given leave the choice to the preset.
+    """
+    if hasattr(cls, "add_args"):
+        cls.add_args(parser)
+    parent = next((dc for base in cls.__mro__ if (dc := vars(base).get("__dataclass"))), None)
+    if parent is not None:
+        gen_parser_from_dataclass(parser, parent(), delete_default=is_model)
+
+
+def _legacy_defaults(cls: Any, is_model: bool) -> dict[str, Any]:
+    """Return what the flags of a plug-in without dataclass are if nobody gives them."""
+    parser = argparse.ArgumentParser(
+        add_help=False, argument_default=argparse.SUPPRESS if is_model else None
+    )
+    add_legacy_flags(parser, cls, is_model)
+    for action in parser._actions:
+        action.required = False
+    return vars(parser.parse_args([]))
+
+
+def make_config(
+    given: Mapping[str, Any],
+    sections: Mapping[str, Any] | None = None,
+    strict: bool = True,
+    settle: bool = True,
+) -> FairseqConfig:
+    """Put a configuration together and settle it; see :func:`fairseq.config.build.build_config`.
+
+    Args:
+        given: flat values, such as flags.
+        sections: nested values, such as YAML.
+        strict: unknown keys in ``sections`` are errors.
+        settle: run :func:`fairseq.config.resolve.resolve`.
+    """
+    config = build_config(given, sections, describe=describe_component, strict=strict)
+    return resolve(config) if settle else config
+
+
+def as_config(cfg: Any, strict: bool = False) -> FairseqConfig:
+    """Return any kind of configuration (Namespace, DictConfig, dict, ours) as ours, settled.
+
+    Args:
+        cfg: the configuration; the ``user_dir`` it names is imported.
+        strict: see :func:`make_config`; for nested configurations.
+    """
+    if isinstance(cfg, (FairseqConfig, argparse.Namespace)):
+        plugins.import_user_module(cfg.common if isinstance(cfg, FairseqConfig) else cfg)
+        if isinstance(cfg, FairseqConfig):
+            return resolve(cfg)
+        return make_config({key: value for key, value in vars(cfg).items() if value is not None})
+    nested = plain(cfg)
+    plugins.import_user_module(argparse.Namespace(**(nested.get("common") or {})))
+    return make_config({}, nested, strict=strict)

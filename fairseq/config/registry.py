@@ -1,0 +1,210 @@
+"""Registries: names of components, known without importing the code behind them.
+
+A :class:`Registry` is a mapping from name to class. Its rows come from the static catalogue
+(``name -> "module:attribute"``, imported on first access), from the decorators of plug-ins, and
+from the entry-point group ``fairseq.plugins`` of installed packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+from fairseq.config.schema import FairseqDataclass
+from fairseq.errors import RegistryError, did_you_mean
+
+
+def load_attribute(target: str) -> Any:
+    """Import ``"package.module:attribute"`` and return the attribute."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+class Registry(MutableMapping[str, Any]):
+    """A lazy mapping of names to objects.
+
+    Args:
+        kind: what the names stand for ("model", "task"), for messages.
+        rows: static rows, ``name -> "module:attribute"``.
+    """
+
+    def __init__(self, kind: str, rows: Mapping[str, str] | None = None) -> None:
+        self.kind = kind
+        self._rows: dict[str, Any] = dict(rows or {})
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._rows:
+            hint = did_you_mean(str(name), self._rows)
+            raise RegistryError(
+                f"unknown {self.kind} '{name}'{hint}. Known: {', '.join(sorted(self._rows))}. "
+                "Is a --user-dir missing?"
+            )
+        value = self._rows[name]
+        if isinstance(value, str):
+            value = self._rows[name] = load_attribute(value)
+        return value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._rows[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._rows[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows
+
+    def is_row_of(self, name: str, value: Any) -> bool:
+        """Tell whether ``value`` is what the catalogue's row ``name`` points to."""
+        return self._rows.get(name) == f"{value.__module__}:{value.__qualname__}"
+
+
+class DataclassView(Mapping[str, Any]):
+    """The configuration classes of a registry: ``name -> dataclass`` for those that have one."""
+
+    def __init__(self, registry: Mapping[str, Any]) -> None:
+        self._registry = registry
+
+    def __getitem__(self, name: str) -> Any:
+        found = config_class(self._registry[name])
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._registry if config_class(self._registry[name]) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._registry and config_class(self._registry[str(name)]) is not None
+
+
+def config_class(component: Any) -> Any:
+    """Return the dataclass stored on a registered class by its decorator, or None."""
+    return getattr(component, "__dataclass", None)
+
+
+def register_class(
+    registry: Registry,
+    name: str,
+    dataclass: type | None = None,
+    base_class: type | None = None,
+    keep_first: bool = False,
+) -> Callable[[type], type]:
+    """Return the class decorator behind every ``register_*``.
+
+    Args:
+        registry: where the row goes.
+        name: the word that users write.
+        dataclass: configuration class; it is stored on the class as ``__dataclass``.
+        base_class: class the component must derive from.
+        keep_first: a second registration returns the first class instead of raising.
+
+    Raises:
+        RegistryError: on a name registered twice, or a class or dataclass of the wrong kind.
+    """
+
+    def decorate(cls: type) -> type:
+        if base_class is not None and not issubclass(cls, base_class):
+            raise RegistryError(
+                f"{registry.kind} '{name}': {cls.__name__} must extend {base_class.__name__}"
+            )
+        if dataclass is not None and not issubclass(dataclass, FairseqDataclass):
+            raise RegistryError(
+                f"{registry.kind} '{name}': {dataclass.__name__} must extend FairseqDataclass"
+            )
+        # a row of the catalogue whose module is being imported registers itself
+        if name in registry and not registry.is_row_of(name, cls):
+            if keep_first:
+                return registry[name]
+            raise RegistryError(f"Cannot register duplicate {registry.kind} ({name})")
+        setattr(cls, "__dataclass", dataclass)
+        registry[name] = cls
+        return cls
+
+    return decorate
+
+
+# What setup_registry was called for: {"criterion": {"registry": ..., "default": ...}, ...}
+REGISTRIES: dict[str, dict[str, Any]] = {}
+
+
+def setup_registry(
+    registry_name: str,
+    base_class: type | None = None,
+    default: str | None = None,
+    required: bool = False,
+    registry: Registry | None = None,
+) -> tuple[Callable[..., Any], Callable[..., Any], Registry, DataclassView]:
+    """Create a registry with its builder and decorator.
+
+    Args:
+        registry_name: flag name such as ``"--lr-scheduler"``.
+        base_class: class that every component must extend.
+        default: name used when none is given.
+        required: whether building without a name is an error.
+        registry: one that exists already; a new, empty one if None.
+
+    Returns:
+        ``(build_x, register_x, REGISTRY, DATACLASS_REGISTRY)``.
+
+    Raises:
+        RegistryError: if there is a registry of that name.
+    """
+    key = registry_name.lstrip("-").replace("-", "_")
+    if key in REGISTRIES:
+        raise RegistryError(f"there is a registry '{key}' already")
+    registry = Registry(key) if registry is None else registry
+    view = DataclassView(registry)
+
+    def build_x(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        """Build the component that ``cfg`` names; None if it names none."""
+        name, config = _choose(cfg, key, registry)
+        if name is None:
+            if required:
+                raise RegistryError(f"{key} is required! Choose one of {', '.join(registry)}")
+            return None
+        cls = registry[name]
+        factory = getattr(cls, f"build_{key}", cls)
+        return factory(config, *args, **kwargs)
+
+    def register_x(name: str, dataclass: type | None = None) -> Callable[[type], type]:
+        """Register a class under ``name``."""
+        return register_class(registry, name, dataclass, base_class)
+
+    REGISTRIES[key] = {"registry": registry, "default": default, "dataclass_registry": view}
+    return build_x, register_x, registry, view
+
+
+def _choose(cfg: Any, key: str, registry: Registry) -> tuple[str | None, Any]:
+    """Return the component's name and configuration from a config, a name or a Namespace."""
+    if cfg is None:
+        return None, None
+    if isinstance(cfg, str):
+        cfg = {"_name": cfg}
+    get = cfg.get if isinstance(cfg, Mapping) else lambda name: getattr(cfg, name, None)
+    name = get("_name") or get(key)
+    return name, cfg if name is None else typed_config(registry[name], cfg)
+
+
+def typed_config(component: Any, cfg: Any) -> Any:
+    """Return ``cfg`` as the configuration class of ``component``.
+
+    Args:
+        component: a registered class; one without configuration class gets ``cfg`` as it is.
+        cfg: a configuration, mapping or Namespace; settings the component lacks are dropped.
+    """
+    dataclass = config_class(component)
+    if dataclass is None or isinstance(cfg, FairseqDataclass):
+        return cfg
+    values = dict(cfg) if isinstance(cfg, Mapping) else vars(cfg)
+    return dataclass.from_namespace(argparse.Namespace(**values))

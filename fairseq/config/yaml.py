@@ -1,0 +1,98 @@
+"""The YAML reader: recipes in the sections of the original's configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fairseq.errors import ConfigError
+from fairseq.files.io import require_file
+
+PACKAGE = re.compile(r"\s*#\s*@package\s+(\S+)")
+
+
+def read_yaml(*paths: str) -> dict[str, Any]:
+    """Read recipes: mappings of sections (``common``, ``task``, ``model``, ...) to values.
+
+    Of several recipes, later ones win. A recipe may begin with a ``defaults`` list, which means
+    what it means to Hydra: ``name`` is a recipe beside it, ``group: name`` one in the folder
+    ``group``, ``_self_`` its own content (last, if not named); later ones win here, too. What comes
+    out of a folder stands in the section of that name, unless it begins with ``# @package
+    _global_``. A section ``hydra`` is ignored.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        ConfigError: if it is no YAML mapping (the message names the line), or asks of Hydra what
+            only Hydra does.
+    """
+    result: dict[str, Any] = {}
+    for path in paths:
+        file = require_file(path, "configuration file", "Check --config.")
+        result = _merged(result, _composed(file, ())[0])
+    return result
+
+
+def _composed(file: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], bool]:
+    """Return what a recipe amounts to, and whether it keeps to the section of its folder.
+
+    Args:
+        file: the recipe.
+        above: the recipes that led to this one.
+
+    Raises:
+        ConfigError: as above, or if recipes include each other in a circle.
+    """
+    if file in above:
+        raise ConfigError(f"{file} includes itself: {' > '.join(path.name for path in above)}")
+    own, is_global = _content(file)
+    entries = own.pop("defaults", None) or []
+    if not isinstance(entries, list):
+        raise ConfigError(f"{file}: defaults must be a list of recipes")
+    if "_self_" not in entries:
+        entries = [*entries, "_self_"]
+    result: dict[str, Any] = {}
+    for entry in entries:
+        if entry == "_self_":
+            result = _merged(result, own)
+            continue
+        group, name = next(iter(entry.items())) if isinstance(entry, dict) else ("", entry)
+        if not name:
+            continue
+        part = file.parent / str(group) / f"{name}.yaml"
+        if not part.is_file():
+            raise ConfigError(
+                f"{file} composes {entry}, but there is no {part}. Packages of Hydra's and its "
+                "search path need fairseq-hydra-train --config-dir FOLDER --config-name NAME"
+            )
+        content, in_section = _composed(part, (*above, file))
+        result = _merged(result, {str(group): content} if group and in_section else content)
+    return result, not is_global
+
+
+def _content(file: Path) -> tuple[dict[str, Any], bool]:
+    """Return a recipe's own text as a mapping, and whether it is global."""
+    import yaml
+
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} must hold sections such as 'task:' and 'model:'")
+    content.pop("hydra", None)
+    package = PACKAGE.match(text)
+    is_global = package is not None and package[1] == "_global_"
+    return {str(key): value for key, value in content.items()}, is_global
+
+
+def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two nested mappings as one; where both have a value, ``high`` wins."""
+    result = dict(low)
+    for key, value in high.items():
+        below = result.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        result[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
+    return result

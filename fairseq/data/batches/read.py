@@ -1,0 +1,128 @@
+"""Read batches in this process or in workers, with the right epoch and with clear errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.data
+
+from fairseq.distributed.signals import outlive_stop_signals
+from fairseq.errors import FairseqError
+
+Request = tuple[int | None, Sequence[int] | np.ndarray]
+
+
+def set_epoch(dataset: Any, epoch: int) -> None:
+    """Tell a dataset the epoch, if it cares."""
+    if hasattr(dataset, "set_epoch"):
+        dataset.set_epoch(epoch)
+
+
+class BatchLoader:
+    """Reads batches of a map-style dataset; one loader serves all epochs.
+
+    The epoch travels with every request, so that the copy of the dataset in a worker never has an
+    old one, however long the worker has lived and however it was started.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        collate_fn: Callable[[list[Any]], Any],
+        num_workers: int,
+        timeout: int,
+        persistent_workers: bool,
+    ) -> None:
+        """Read from ``dataset``.
+
+        Args:
+            dataset: any dataset with an index.
+            collate_fn: merges a list of items.
+            num_workers: processes that read data, each with one thread; 0 for this process.
+            timeout: seconds after which a worker counts as stuck; 0 for never.
+            persistent_workers: keep workers from one call of :meth:`read` to the next.
+        """
+        self._requests = _Requests()
+        self._loader = torch.utils.data.DataLoader(
+            _BatchReader(dataset, collate_fn),
+            batch_size=None,
+            sampler=self._requests,
+            collate_fn=_as_is,
+            num_workers=num_workers,
+            worker_init_fn=outlive_stop_signals,
+            timeout=timeout if num_workers > 0 else 0,  # torch refuses it without workers
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=persistent_workers and num_workers > 0,
+        )
+
+    def read(self, requests: Sequence[Request]) -> Iterator[Any]:
+        """Yield one batch per request.
+
+        Args:
+            requests: pairs of an epoch, None to leave the dataset's alone, and sample numbers.
+
+        Raises:
+            FairseqError: if a worker dies or is stuck.
+        """
+        self._requests.items = requests
+        return watched(iter(self._loader))
+
+
+def watched(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield from the iterator of a torch loader; explain the death or silence of a worker.
+
+    Raises:
+        FairseqError: if a worker dies or is stuck.
+    """
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker (pid" in str(error):
+            raise FairseqError(
+                f"a process that reads data died: {error}. It may have been killed for want of "
+                "memory; use fewer --num-workers, or --num-workers 0 to see its error"
+            ) from error
+        if "DataLoader timed out" in str(error):
+            raise FairseqError(
+                f"the processes that read data are stuck or too slow: {error}. Check the disk, or "
+                "use --num-workers 0"
+            ) from error
+        raise
+
+
+class _BatchReader(torch.utils.data.Dataset):
+    """A dataset whose keys are requests and whose items are batches."""
+
+    def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any]) -> None:
+        super().__init__()
+        self.dataset = dataset
+        self.collate_fn = collate_fn
+        self._epoch: int | None = None
+
+    def __getitem__(self, request: Request) -> Any:
+        epoch, indices = request
+        if epoch is not None and epoch != self._epoch:
+            set_epoch(self.dataset, epoch)
+            self._epoch = epoch
+        return self.collate_fn([self.dataset[int(index)] for index in indices])
+
+
+class _Requests(torch.utils.data.Sampler):
+    """The requests of the epoch that is being read."""
+
+    def __init__(self) -> None:
+        self.items: Sequence[Request] = []
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def _as_is(batch: Any) -> Any:
+    """Return the batch, which has been collated already."""
+    return batch

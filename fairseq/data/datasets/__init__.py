@@ -1,0 +1,1 @@
+"""Datasets: items of tokens, and the wrappers that change them."""

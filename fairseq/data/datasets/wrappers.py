@@ -1,0 +1,334 @@
+"""Datasets that wrap one other dataset: the base, and those that extend, pad, order or cache.
+
+Items are int tensors (T,) unless said otherwise, and are never changed in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data.dataloader import default_collate
+
+from fairseq.data.collate import collate_tokens
+from fairseq.data.datasets.base import FairseqDataset
+from fairseq.errors import DataError
+
+
+class BaseWrapperDataset(FairseqDataset):
+    """Hands every question to the wrapped dataset; subclasses answer some themselves.
+
+    What the wrapped one cannot answer, being a mere sequence, is answered as any FairseqDataset
+    does.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        super().__init__()
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def collater(self, samples: list[Any]) -> Any:
+        """Merge items as the wrapped dataset does, or as torch does if it has no way."""
+        return getattr(self.dataset, "collater", default_collate)(samples)
+
+    @property
+    def sizes(self) -> Any:
+        """Lengths of all items."""
+        return self.dataset.sizes
+
+    def num_tokens(self, index: int) -> int:
+        """Return the length of an item, for batching by tokens."""
+        return self.dataset.num_tokens(index)
+
+    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
+        """Return the lengths of many items."""
+        return getattr(self.dataset, "num_tokens_vec", super().num_tokens_vec)(indices)
+
+    def size(self, index: int) -> int | tuple[int, ...]:
+        """Return the length or lengths of an item, for filtering."""
+        return self.dataset.size(index)
+
+    def ordered_indices(self) -> np.ndarray:
+        """Return all indices in the order in which batches are to be cut."""
+        return getattr(self.dataset, "ordered_indices", super().ordered_indices)()
+
+    @property
+    def supports_prefetch(self) -> bool:
+        """Tell whether items can be loaded ahead of time."""
+        return getattr(self.dataset, "supports_prefetch", False)
+
+    def attr(self, attr: str, index: int) -> Any:
+        """Return an attribute that may differ from item to item."""
+        return getattr(self.dataset, "attr", super().attr)(attr, index)
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Load items ahead of time."""
+        self.dataset.prefetch(indices)
+
+    def get_batch_shapes(self) -> Sequence[tuple[int, int]] | None:
+        """Return the wrapped dataset's fixed shapes."""
+        return getattr(self.dataset, "get_batch_shapes", super().get_batch_shapes)()
+
+    def batch_by_size(self, indices: np.ndarray, *args: Any, **kwargs: Any) -> list[np.ndarray]:
+        """Cut ``indices`` into batches as the wrapped dataset does."""
+        return getattr(self.dataset, "batch_by_size", super().batch_by_size)(
+            indices, *args, **kwargs
+        )
+
+    def filter_indices_by_size(
+        self, indices: np.ndarray, max_sizes: Any
+    ) -> tuple[np.ndarray, list[int]]:
+        """Split ``indices`` by size as the wrapped dataset does."""
+        return getattr(self.dataset, "filter_indices_by_size", super().filter_indices_by_size)(
+            indices, max_sizes
+        )
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        """Tell whether the wrapped dataset keeps its sizes and order in every epoch."""
+        return getattr(self.dataset, "can_reuse_epoch_itr_across_epochs", True)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the wrapped dataset the epoch."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+
+class OwnSizes:
+    """Mixin of wrappers whose items have other lengths than the wrapped ones.
+
+    The user sets ``_sizes``, an int64 array of all lengths; everything about sizes follows.
+    """
+
+    _sizes: np.ndarray
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Lengths of all items, int64 (len(self),)."""
+        return self._sizes
+
+    def num_tokens(self, index: int) -> int:
+        """Return the length of an item, for batching by tokens."""
+        return int(self._sizes[index])
+
+    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
+        """Return the lengths of many items."""
+        return self._sizes[indices]
+
+    def size(self, index: int) -> int:
+        """Return the length of an item, for filtering."""
+        return int(self._sizes[index])
+
+    # Not the wrapped dataset's, which would see the wrapped lengths.
+    batch_by_size = FairseqDataset.batch_by_size
+    filter_indices_by_size = FairseqDataset.filter_indices_by_size
+
+
+def sizes_of(dataset: Any) -> np.ndarray:
+    """Return ``dataset.sizes`` as an int64 array."""
+    return np.asarray(dataset.sizes, dtype=np.int64)
+
+
+class PrependTokenDataset(OwnSizes, BaseWrapperDataset):
+    """Puts one token in front of every item (none if ``token`` is None)."""
+
+    def __init__(self, dataset: Any, token: int | None = None) -> None:
+        super().__init__(dataset)
+        self.token = token
+        self._sizes = sizes_of(dataset) + (token is not None)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        item_T = self.dataset[index]
+        if self.token is None:
+            return item_T
+        return torch.cat([item_T.new_tensor([self.token]), item_T])
+
+
+class AppendTokenDataset(OwnSizes, BaseWrapperDataset):
+    """Puts one token behind every item (none if ``token`` is None)."""
+
+    def __init__(self, dataset: Any, token: int | None = None) -> None:
+        super().__init__(dataset)
+        self.token = token
+        self._sizes = sizes_of(dataset) + (token is not None)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        item_T = self.dataset[index]
+        if self.token is None:
+            return item_T
+        return torch.cat([item_T, item_T.new_tensor([self.token])])
+
+
+class PadDataset(BaseWrapperDataset):
+    """Collates items into one padded tensor (B, T)."""
+
+    def __init__(
+        self, dataset: Any, pad_idx: int, left_pad: bool, pad_length: int | None = None
+    ) -> None:
+        super().__init__(dataset)
+        self.pad_idx = pad_idx
+        self.left_pad = left_pad
+        self.pad_length = pad_length
+
+    def collater(self, samples: list[torch.Tensor]) -> torch.Tensor:
+        """Pad items to the longest, or to ``pad_length`` if that is more."""
+        return collate_tokens(
+            samples, self.pad_idx, left_pad=self.left_pad, pad_to_length=self.pad_length
+        )
+
+
+class RightPadDataset(BaseWrapperDataset):
+    """Collates items into one tensor (B, T), padded at the end."""
+
+    def __init__(self, dataset: Any, pad_idx: int, pad_length: int | None = None) -> None:
+        super().__init__(PadDataset(dataset, pad_idx, left_pad=False, pad_length=pad_length))
+
+
+class SortDataset(BaseWrapperDataset):
+    """Orders the items by one or more keys."""
+
+    def __init__(self, dataset: Any, sort_order: np.ndarray | Sequence[np.ndarray]) -> None:
+        """Wrap ``dataset``.
+
+        Args:
+            dataset: the items.
+            sort_order: one array (len(dataset),) or several; the LAST is the primary key.
+
+        Raises:
+            DataError: if an array is not as long as the dataset.
+        """
+        super().__init__(dataset)
+        self.sort_order = list(sort_order) if isinstance(sort_order, list | tuple) else [sort_order]
+        lengths = [len(keys) for keys in self.sort_order]
+        if any(length != len(dataset) for length in lengths):
+            raise DataError(f"SortDataset: keys of {lengths} items for {len(dataset)} items")
+
+    def ordered_indices(self) -> np.ndarray:
+        """Return all indices sorted by the keys."""
+        return np.lexsort(self.sort_order)
+
+
+class NumelDataset(BaseWrapperDataset):
+    """The number of elements of every item of another dataset."""
+
+    def __init__(self, dataset: Any, reduce: bool = False) -> None:
+        """Wrap ``dataset``; with ``reduce``, a batch is the sum of its items' counts."""
+        super().__init__(dataset)
+        self.reduce = reduce
+
+    def __getitem__(self, index: int) -> int:
+        item = self.dataset[index]
+        return item.numel() if torch.is_tensor(item) else int(np.size(item))
+
+    def collater(self, samples: list[int]) -> int | torch.Tensor:
+        """Return the sum of the counts, or an int64 tensor (B,) of them."""
+        return sum(samples) if self.reduce else torch.tensor(samples)
+
+
+class NumSamplesDataset(FairseqDataset):
+    """One for every item, so that a batch is its number of samples; has no length of its own."""
+
+    def __getitem__(self, index: int) -> int:
+        return 1
+
+    def __len__(self) -> int:
+        return 0
+
+    def collater(self, samples: list[int]) -> int:
+        """Return the number of samples."""
+        return sum(samples)
+
+
+class IdDataset(FairseqDataset):
+    """The index of every item; has no length of its own."""
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def __len__(self) -> int:
+        return 0
+
+    def collater(self, samples: list[int]) -> torch.Tensor:
+        """Return an int64 tensor (B,) of indices."""
+        return torch.tensor(samples)
+
+
+class RawLabelDataset(FairseqDataset):
+    """Labels held in memory: numbers, or equally long rows of numbers."""
+
+    def __init__(self, labels: Sequence[Any]) -> None:
+        super().__init__()
+        self.labels = labels
+
+    def __getitem__(self, index: int) -> Any:
+        return self.labels[index]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def collater(self, samples: list[Any]) -> torch.Tensor:
+        """Return a tensor of the labels, one row per sample."""
+        return torch.tensor(samples)
+
+
+class ListDataset(BaseWrapperDataset):
+    """Any sequence as a dataset; a batch is the list of its items."""
+
+    def __init__(self, dataset: Sequence[Any], sizes: Sequence[int] | np.ndarray | None = None):
+        """Wrap a sequence; ``sizes`` are the lengths of its items, if they matter."""
+        super().__init__(dataset)
+        self._sizes = sizes
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.dataset
+
+    def collater(self, samples: list[Any]) -> list[Any]:
+        """Return the list of items."""
+        return samples
+
+    @property
+    def sizes(self) -> Any:
+        """Lengths of all items, as given."""
+        return self._sizes
+
+    def num_tokens(self, index: int) -> int:
+        """Return the length of an item, for batching by tokens."""
+        return self.sizes[index]
+
+    def size(self, index: int) -> int:
+        """Return the length of an item, for filtering."""
+        return self.sizes[index]
+
+
+class StripTokenDataset(BaseWrapperDataset):
+    """Removes a token from both ends of every item, as often as it stands there.
+
+    The sizes stay those of the wrapped dataset, an upper bound.
+    """
+
+    def __init__(self, dataset: Any, id_to_strip: int) -> None:
+        super().__init__(dataset)
+        self.id_to_strip = id_to_strip
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        item_T = self.dataset[index]
+        kept = (item_T != self.id_to_strip).nonzero().flatten().tolist()
+        return item_T[kept[0] : kept[-1] + 1] if kept else item_T[:0]
+
+
+class RollDataset(BaseWrapperDataset):
+    """Rotates every item by ``shifts`` places to the right."""
+
+    def __init__(self, dataset: Any, shifts: int) -> None:
+        super().__init__(dataset)
+        self.shifts = shifts
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.roll(self.dataset[index], self.shifts)

@@ -1,0 +1,1 @@
+"""Files of data: dictionaries, binary files and their manifest."""

@@ -1,0 +1,124 @@
+"""Evaluating a checkpoint on data: what fairseq-validate does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fairseq import checkpoint, utils
+from fairseq.checkpoint.layout import explain
+from fairseq.distributed.device import choose_device
+from fairseq.errors import CheckpointError, DataError
+from fairseq.hub.load import load_by_settings
+from fairseq.logging import metrics
+from fairseq.logging.progress_bar import progress_bar
+
+logger = logging.getLogger("fairseq.evaluation")
+
+
+def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Evaluate a checkpoint with its own settings, except for those that are given.
+
+    Args:
+        given: flat settings: ``path`` (several checkpoints are joined with ``:``; the first is
+            evaluated), ``data``, ``valid_subset`` and whatever else should differ from the
+            checkpoint, such as ``tokens_per_sample``.
+
+    Returns:
+        the statistics of every subset, as they are printed.
+
+    Raises:
+        CheckpointError: if the criterion has parameters that the checkpoint does not hold.
+        ConfigError: if no path is given.
+        DataError: if there is nothing to evaluate.
+    """
+    models, config, task = load_by_settings(given)
+    device = choose_device(config)
+    model = models[0].to(device).eval()
+    criterion = task.build_criterion(config.criterion)
+    _load_criterion(criterion, utils.split_paths(given["path"])[0])
+    criterion = criterion.to(device).eval()
+    results = {}
+    for subset in subsets_of(config):
+        task.load_dataset(subset, combine=False, epoch=1)
+        results[subset] = _validate_subset(
+            config, task, model, criterion, subset, device, given.get("max_valid_steps")
+        )
+    return results
+
+
+def _load_criterion(criterion: Any, path: str) -> None:
+    """Give a criterion with parameters those of the checkpoint."""
+    if not utils.has_parameters(criterion):
+        return
+    state = checkpoint.load_checkpoint_to_cpu(path).get("criterion")
+    if not state:
+        raise CheckpointError(
+            f"{path} holds no parameters of {type(criterion).__name__}, which has some: evaluate "
+            "it with the criterion it was trained with"
+        )
+    try:
+        criterion.load_state_dict(state)
+    except RuntimeError as error:
+        raise explain(error, path) from error
+
+
+def subsets_of(config: Any) -> list[str]:
+    """Return the names of the subsets to evaluate."""
+    return str(config.dataset.valid_subset).replace(" ", "").split(",")
+
+
+def _validate_subset(
+    config: Any,
+    task: Any,
+    model: Any,
+    criterion: Any,
+    subset: str,
+    device: torch.device,
+    most: int | None,
+) -> dict[str, Any]:
+    """Return the statistics of a subset, or of its first batches: a limit of the training's own
+    validations does not count here.
+    """
+    data, common = config.dataset, config.common
+    batches = task.get_batch_iterator(
+        dataset=task.dataset(subset),
+        max_tokens=data.max_tokens_valid,
+        max_sentences=data.batch_size_valid,
+        max_positions=utils.resolve_max_positions(task.max_positions(), model.max_positions()),
+        ignore_invalid_inputs=data.skip_invalid_size_inputs_valid_test,
+        required_batch_size_multiple=data.required_batch_size_multiple,
+        seed=common.seed,
+        num_workers=data.num_workers,
+        data_buffer_size=data.data_buffer_size,
+    ).next_epoch_itr(shuffle=False)
+    bar = progress_bar(
+        batches,
+        log_format=common.log_format,
+        log_interval=common.log_interval,
+        prefix=f"valid on '{subset}' subset",
+        default_log_format="simple" if common.no_progress_bar else "rich",
+    )
+    logs = []
+    with bar as progress:
+        for number, sample in enumerate(progress):
+            if most is not None and number >= most:
+                break
+            if len(sample) == 0:
+                continue
+            sample = utils.move_to_device(sample, device)
+            logs.append(task.valid_step(sample, model, criterion)[2])
+        if not logs:
+            raise DataError(
+                f"there is no batch to evaluate in '{subset}'; the original's rule (--data-rng "
+                f"{data.data_rng}) drops batches that are no multiple of "
+                f"--required-batch-size-multiple {data.required_batch_size_multiple}"
+            )
+        with metrics.aggregate(new_root=True) as aggregated:
+            task.reduce_metrics(logs, criterion)
+        stats = aggregated.get_smoothed_values()
+        progress.print(stats, tag=subset, step=len(logs))
+    return dict(stats)

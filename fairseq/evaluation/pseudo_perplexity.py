@@ -1,0 +1,154 @@
+"""What a masked LM is worth beyond its loss: pseudo-perplexity, and its loss on longer blocks.
+
+Shapes: T tokens of a block, M masked copies of it, N masked positions of a batch of copies.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq import evaluation
+from fairseq.distributed.device import choose_device
+from fairseq.errors import ConfigError, DataError, MissingFileError
+from fairseq.hub.load import load_by_settings
+from fairseq.logging.progress_bar import progress_bar
+from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+
+logger = logging.getLogger("fairseq.masked_lm_scores")
+
+TOKENS_AT_ONCE = 8192
+
+
+def pseudo_perplexity(given: Mapping[str, Any], most: int | None = None) -> dict[str, Any]:
+    """Score the blocks of a subset token by token, each masked in turn.
+
+    Source: Salazar et al. 2020 (Masked Language Model Scoring), equations 1 and 3.
+
+    Args:
+        given: settings as for :func:`fairseq.evaluation.validate`; ``sample_break_mode="eos"``
+            scores sentence by sentence.
+        most: so many blocks of each subset, from its start; None for all.
+
+    Returns:
+        by subset: ``pseudo_ppl`` (per token, special ones not counted), ``bits`` per token,
+        ``tokens``, ``blocks``. With a ``--bpe`` also ``pseudo_ppl_word`` (per word between
+        spaces), ``bits_byte`` (per byte of UTF-8), ``words``, ``bytes``: the same likelihood
+        shared out among units that models with other vocabularies have, too.
+
+    Raises:
+        ConfigError: if the checkpoint is no masked LM.
+    """
+    models, config, task = load_by_settings(given)
+    if not hasattr(task, "unmasked_blocks"):
+        raise ConfigError("--pseudo-ppl needs a model trained with --task masked_lm")
+    device = choose_device(config)
+    model = models[0].to(device).eval()
+    encoder = _encoder(task, config)
+    results = {}
+    for subset in evaluation.subsets_of(config):
+        blocks = task.unmasked_blocks(subset)
+        count = len(blocks) if most is None else min(most, len(blocks))
+        bar = progress_bar(
+            [blocks[i] for i in range(count)],
+            log_format=config.common.log_format,
+            log_interval=config.common.log_interval,
+            prefix=f"pseudo-perplexity of '{subset}'",
+            default_log_format="simple" if config.common.no_progress_bar else "rich",
+        )
+        total, tokens, words, size = 0.0, 0, 0, 0
+        with bar as progress:
+            for tokens_T in progress:
+                loss, scored = pseudo_log_likelihood(model, task, tokens_T.to(device))
+                total, tokens = total - loss, tokens + scored
+                if encoder is not None:
+                    text = encoder.decode(task.source_dictionary.string(tokens_T))
+                    words, size = words + len(text.split()), size + len(text.encode())
+        if not tokens:
+            raise DataError(f"'{subset}' holds no token to score")
+        nats = total / tokens
+        results[subset] = {
+            "pseudo_ppl": math.exp(nats),
+            "bits": nats / math.log(2),
+            "tokens": tokens,
+            "blocks": count,
+        }
+        if words:
+            results[subset] |= {
+                "pseudo_ppl_word": math.exp(total / words),
+                "bits_byte": total / math.log(2) / size,
+                "words": words,
+                "bytes": size,
+            }
+    return results
+
+
+def _encoder(task: Any, config: Any) -> Any:
+    """Return the subword encoder, None if there is none or its files are gone."""
+    try:
+        return task.build_bpe(config.bpe)
+    except MissingFileError as error:
+        logger.warning("nothing is told per word and byte: %s", error)
+        return None
+
+
+@torch.inference_mode()
+def pseudo_log_likelihood(model: Any, task: Any, tokens_T: Tensor) -> tuple[float, int]:
+    """Return the sum of ``log p(token | all others)`` in nats, and how many tokens were scored.
+
+    Args:
+        model: a masked LM.
+        task: its task.
+        tokens_T: int64 (T,); pads and the marks of begin and end are not scored.
+    """
+    dictionary = task.source_dictionary
+    special = torch.tensor(
+        [dictionary.bos(), dictionary.eos(), dictionary.pad()], device=tokens_T.device
+    )
+    places = torch.isin(tokens_T, special, invert=True).nonzero()[:, 0]
+    total = 0.0
+    for part_M in _parts(places, max(1, TOKENS_AT_ONCE // len(tokens_T))):
+        copies_MT = tokens_T.repeat(len(part_M), 1)
+        rows_M = torch.arange(len(part_M), device=tokens_T.device)
+        copies_MT[rows_M, part_M] = task.mask_idx
+        operands, _ = model(copies_MT, predicted_positions=rows_M * len(tokens_T) + part_M)
+        hidden_NC, weight_VC, bias_V = operands
+        loss_N = linear_cross_entropy(hidden_NC, weight_VC, tokens_T[part_M], bias_V=bias_V).loss_N
+        total -= float(loss_N.double().sum())
+    return total, len(places)
+
+
+def _parts(places: Tensor, size: int) -> Iterator[Tensor]:
+    for first in range(0, len(places), size):
+        yield places[first : first + size]
+
+
+def at_lengths(given: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Evaluate the same text in blocks of several lengths, about as many tokens a batch each.
+
+    Args:
+        given: settings as for :func:`fairseq.evaluation.validate`.
+        lengths: tokens a block.
+
+    Returns:
+        by length: the statistics of each subset, or ``{"refused": reason}`` where positions end.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    tokens = max(lengths) * 8
+    for length in lengths:
+        settings = {**given, "tokens_per_sample": length}
+        if not given.get("batch_size") and not given.get("max_tokens"):
+            settings["batch_size"] = max(1, tokens // length)
+        try:
+            found: dict[str, Any] = evaluation.validate(settings)
+        except (ConfigError, DataError) as refusal:
+            if "positions" not in str(refusal):
+                raise
+            found = {"refused": str(refusal)}
+        results[str(length)] = found
+    return results

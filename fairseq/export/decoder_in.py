@@ -1,0 +1,224 @@
+"""GPT-2 and GPT-NeoX of Hugging Face as ``transformer_lm`` checkpoints, compared when written.
+
+A dictionary needs symbols for padding and for the unknown, which these models do not have. Where
+the embedding table has no rows to spare, two are added after the last one, each the mean of all
+rows: their logit is then the mean of the logits, which is never above the greatest one and at
+least log V below their log-sum-exp, so that neither gets more than 1/V of the probability. The
+logits of all other ids are theirs.
+
+Shapes: V rows of the embedding table, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq.errors import CheckpointError, UnsupportedError
+from fairseq.export import decoder_out, decoder_tokenizer, encoder_out
+from fairseq.export.decoder_names import CAUSAL, OUTPUT, TABLE, CausalFamily, State, to_ours
+from fairseq.export.model_files import write_ours
+
+_OUR_ACTS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_accurate",
+    "gelu_fast": "gelu_accurate",
+    "gelu_pytorch_tanh": "gelu_accurate",
+    "relu": "relu",
+    "silu": "swish",
+    "swish": "swish",
+    "tanh": "tanh",
+    "linear": "linear",
+}
+# Settings of theirs with which they compute something else: name -> the values we know.
+_KNOWN: dict[str, tuple[Any, ...]] = {
+    "scale_attn_weights": (True, None),
+    "scale_attn_by_inverse_layer_idx": (False, None),
+    "add_cross_attention": (False, None),
+}
+
+
+def convert(
+    transformers: Any,
+    source: Path,
+    folder: Path,
+    out: Path,
+    sentences: Sequence[str],
+    found: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """Write ``model.pt``, ``dict.txt`` and the encoder's file into a folder, and compare.
+
+    Args:
+        transformers: the package.
+        source: their folder.
+        folder: an empty folder.
+        out: what it will be called.
+        sentences: on which both models are compared, beside random tokens.
+        found: their weights.
+
+    Returns:
+        ``{"model_type", "head", "tokenizer", "added_rows", "sentences", "greatest_logit",
+        "max_abs_difference"}``.
+
+    Raises:
+        CheckpointError: if weights are missing, or the imported model differs.
+        UnsupportedError: for settings that ``transformer_lm`` does not have.
+    """
+    described = transformers.AutoConfig.from_pretrained(str(source)).to_dict()
+    family = CAUSAL[described["model_type"]]
+    settings = our_settings(described)
+    heads = settings["decoder_attention_heads"]
+    state = to_ours(found, family, heads, described.get("attention_bias", True))
+    settings.update(_settle_head(state, described, family))
+    tokenizer = decoder_tokenizer.find_tokenizer(source)
+    rows = len(state[TABLE])
+    dictionary = decoder_tokenizer.make_dictionary(tokenizer, described, rows)
+    _add_rows(state, len(dictionary) - rows)
+    dictionary.save(folder / "dict.txt")
+    encoder = decoder_tokenizer.save_encoder(folder, out, tokenizer, dictionary)
+    split = encoder.pop("tokenizer")
+    state = {"decoder.version": torch.tensor([3.0]), **state}
+    write_ours(folder, out, state, {**settings, **encoder})
+    hub = encoder_out.load_ours(folder / "model.pt", folder)
+    theirs = getattr(transformers, family.classes[settings["head"] == "none"])
+    theirs = theirs.from_pretrained(str(source)).float().eval()
+    tokens = []
+    if not split.startswith("none"):
+        tokens = decoder_out.our_tokens(hub, sentences)
+        _check_tokens(transformers, source, sentences, tokens, decoder_out.first_symbol(hub))
+    limit = min(int(hub.model.max_positions()), settings["max_target_positions"])
+    tokens += decoder_out.random_tokens(dictionary, limit)
+    difference, greatest = decoder_out.compare(hub, theirs, tokens, tokens)
+    return {
+        "model_type": family.model_type,
+        "head": settings["head"],
+        "tokenizer": split,
+        "added_rows": len(dictionary) - rows,
+        "sentences": len(tokens) - len(decoder_out.RANDOM_LENGTHS),
+        "greatest_logit": greatest,
+        "max_abs_difference": difference,
+    }
+
+
+def _check_tokens(
+    transformers: Any,
+    source: Path,
+    sentences: Sequence[str],
+    tokens: Sequence[Tensor],
+    first: str | None,
+) -> None:
+    """Raise unless their tokenizer splits sentences as ours does."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(source))
+    skipped = 0 if first is None else 1
+    for text, row in zip(sentences, tokens, strict=True):
+        theirs = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ours = row.tolist()[skipped:]
+        if theirs[: len(ours)] != ours:
+            raise CheckpointError(
+                f"the imported tokenizer splits {text!r} into {ours}, the folder's into {theirs}; "
+                "nothing was written"
+            )
+
+
+# -- settings ------------------------------------------------------------------------------------
+
+
+def our_settings(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return our settings of one of their models, but for its head.
+
+    Raises:
+        UnsupportedError: if ``transformer_lm`` cannot compute the same.
+    """
+    for name, known in _KNOWN.items():
+        if described.get(name) not in known:
+            raise UnsupportedError(f"{name} {described[name]!r} is not supported")
+    neox = described["model_type"] == "gpt_neox"
+    names = {
+        "width": "hidden_size" if neox else "n_embd",
+        "inner": "intermediate_size" if neox else "n_inner",
+        "layers": "num_hidden_layers" if neox else "n_layer",
+        "heads": "num_attention_heads" if neox else "n_head",
+        "act": "hidden_act" if neox else "activation_function",
+        "length": "max_position_embeddings" if neox else "n_positions",
+        "dropout": "hidden_dropout" if neox else "resid_pdrop",
+        "attention": "attention_dropout" if neox else "attn_pdrop",
+        "eps": "layer_norm_eps" if neox else "layer_norm_epsilon",
+    }
+    value = {ours: described[theirs] for ours, theirs in names.items()}
+    if value["act"] not in _OUR_ACTS:
+        raise UnsupportedError(f"the activation {value['act']!r} is not supported")
+    return {
+        "arch": "transformer_lm",
+        "task": "language_modeling",
+        "tokens_per_sample": value["length"],
+        "max_target_positions": value["length"],
+        "decoder_layers": value["layers"],
+        "decoder_embed_dim": value["width"],
+        "decoder_input_dim": value["width"],
+        "decoder_output_dim": value["width"],
+        "decoder_ffn_embed_dim": value["inner"] or 4 * value["width"],
+        "decoder_attention_heads": value["heads"],
+        "decoder_normalize_before": True,
+        "no_scale_embedding": True,
+        "activation_fn": _OUR_ACTS[value["act"]],
+        "dropout": value["dropout"],
+        "attention_dropout": value["attention"],
+        "layer_norm_eps": value["eps"],
+        **(_rotary(described) if neox else {"position": "learned", "position_offset": 0}),
+    }
+
+
+def _rotary(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of rotary positions and of the residual."""
+    rope = described.get("rope_parameters") or described.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    base = rope.get("rope_theta", described.get("rotary_emb_base", 10000))
+    if kind != "default" or base != 10000:
+        raise UnsupportedError(
+            f"rotary positions of type {kind!r} and base {base}: only type 'default' and base "
+            "10000 are supported"
+        )
+    fraction = rope.get("partial_rotary_factor", described.get("rotary_pct", 0.25))
+    return {
+        "position": "rotary",
+        "rotary_fraction": fraction,
+        "parallel_residual": described["use_parallel_residual"],
+    }
+
+
+def _settle_head(state: State, described: Mapping[str, Any], family: CausalFamily) -> Any:
+    """Return the settings of the head; drop a copy of a tied table, or add one.
+
+    An untied model whose file lacks the head is a headless one, as headless-lm publishes them.
+
+    Raises:
+        UnsupportedError: if the model is of another class.
+    """
+    named = described.get("architectures") or [family.classes[OUTPUT not in state]]
+    if named[0] not in family.classes:
+        raise UnsupportedError(
+            f"{named[0]} cannot be imported, only {' and '.join(family.classes)}"
+        )
+    tied = bool(described.get("tie_word_embeddings"))
+    if named[0] == family.classes[1] or not (tied or OUTPUT in state):
+        state.pop(OUTPUT, None)
+        return {"head": "none", "criterion": "contrastive_weight_tying"}
+    if tied:
+        state[OUTPUT] = state[TABLE]
+    return {
+        "head": "vocabulary",
+        "criterion": "cross_entropy",
+        "share_decoder_input_output_embed": tied,
+    }
+
+
+def _add_rows(state: State, added: int) -> None:
+    """Add rows to the tables, in place: the mean of those they have."""
+    for name in (TABLE, OUTPUT):
+        if name in state:
+            mean_C = state[name].mean(0)
+            state[name] = torch.cat([state[name], mean_C.expand(added, -1)])

@@ -1,0 +1,221 @@
+"""Tokenizers and dictionaries of causal language models, to Hugging Face and from it.
+
+GPT-2 and GPT-NeoX have no symbols for padding and for the unknown, which a dictionary needs. They
+get ids that the table has but the tokenizer does not use or, where there are none, ids after the
+last one; so every other id is the same on both sides.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fairseq.data.encoders.byte_level import PLAIN_MODEL, PLAIN_WORDS
+from fairseq.data.storage.dictionary import Dictionary
+from fairseq.errors import CheckpointError, FairseqError
+from fairseq.export.encoder_tokenizer import ROLES, plain_content, plain_tokenizer, read_pieces
+
+# Symbols that an import adds after the vocabulary; an export leaves them out.
+_ADDED = re.compile(r"<fairseq:(?:bos|pad|eos|unk)>")
+_NATIVE = ["<s>", "<pad>", "</s>", "<unk>"]
+
+
+class FoundTokenizer(NamedTuple):
+    """What a folder says of text.
+
+    Attributes:
+        kind: ``byte_level``, ``words``, or why there is no encoder for it here.
+        vocabulary: token -> id.
+        merges: pairs of tokens.
+        unknown: the token that stands for unknown ones.
+        departures: what of it is left out here.
+    """
+
+    kind: str
+    vocabulary: dict[str, int]
+    merges: list[list[str]]
+    unknown: str | None = None
+    departures: tuple[str, ...] = ()
+
+    def remark(self) -> str:
+        """Return how text is split after an import."""
+        return ", without its ".join([self.kind, *self.departures])
+
+
+def rows_kept(dictionary: Dictionary) -> int:
+    """Return how many of the symbols an export keeps: all but those that an import added."""
+    rows = len(dictionary)
+    while rows and _ADDED.fullmatch(dictionary.symbols[rows - 1]):
+        rows -= 1
+    return rows
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+def find_tokenizer(folder: Path) -> FoundTokenizer:
+    """Read the tokenizer of a folder; one that cannot be had here is named, not refused."""
+    pair = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+    if not (folder / "tokenizer.json").is_file():
+        if not pair:
+            return FoundTokenizer("none: the folder has no tokenizer.json", {}, [])
+        return FoundTokenizer("byte_level", *read_pieces(folder), unknown=_unknown(folder))
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    model, words = content["model"], content.get("pre_tokenizer") or {}
+    vocabulary, merges = read_pieces(folder)
+    unknown = model.get("unk_token") or _unknown(folder)
+    if model.get("type") == "WordLevel" and words.get("type") == "WhitespaceSplit":
+        return FoundTokenizer("words", vocabulary, merges, unknown)
+    plain = all(model.get(key) in values for key, values in PLAIN_MODEL.items())
+    if not plain or not all(words.get(key) in values for key, values in PLAIN_WORDS.items()):
+        reason = f"none: {model.get('type')} with {words.get('type')} is not known here"
+        return FoundTokenizer(reason, vocabulary, merges, unknown)
+    departures = []
+    if content.get("normalizer") is not None:
+        departures.append(f"normalizer {content['normalizer'].get('type')}")
+    if added := [t for t in content.get("added_tokens", ()) if not t.get("special")]:
+        departures.append(f"{len(added)} added tokens such as {added[0]['content']!r}")
+    return FoundTokenizer("byte_level", vocabulary, merges, unknown, tuple(departures))
+
+
+def _unknown(folder: Path) -> str | None:
+    """Return the unknown token that the settings of a tokenizer name."""
+    path = folder / "tokenizer_config.json"
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    token = told.get("unk_token")
+    return token.get("content") if isinstance(token, Mapping) else token
+
+
+def make_dictionary(found: FoundTokenizer, described: Mapping[str, Any], rows: int) -> Dictionary:
+    """Return the dictionary of a model of theirs; its first ids are theirs.
+
+    Args:
+        found: its tokenizer.
+        described: its ``config.json``.
+        rows: rows of its embedding table; the dictionary may have more.
+
+    Raises:
+        CheckpointError: if the tokenizer has ids that the table has not.
+    """
+    names = {index: token for token, index in found.vocabulary.items()}
+    if names and max(names) >= rows:
+        raise CheckpointError(f"the tokenizer has the id {max(names)}, the table {rows} rows")
+    ids = _roles(found, described, rows)
+    symbols = [
+        names.get(index, f"madeupword{index:04d}") if found.kind == "words" else str(index)
+        for index in range(rows)
+    ]
+    new = {index: role for role, index in ids.items() if index >= rows}
+    symbols += [f"<fairseq:{new[index]}>" for index in sorted(new)]
+    for role, index in ids.items():
+        if index < rows:
+            free = f"<{role}>" if f"<{role}>" not in found.vocabulary else f"<{role}:{index}>"
+            symbols[index] = names.get(index, free)
+    words = {role: symbols[index] for role, index in ids.items()}
+    if symbols[:4] == _NATIVE and [words[role] for role in ROLES] == _NATIVE:
+        dictionary = Dictionary()
+        for symbol in symbols[4:]:
+            dictionary.add_symbol(symbol, n=0)
+    else:
+        dictionary = Dictionary.foreign(symbols, **words)
+    if len(dictionary) != len(symbols):
+        raise CheckpointError("the tokenizer names two ids alike, which a dictionary cannot")
+    return dictionary
+
+
+def _roles(found: FoundTokenizer, described: Mapping[str, Any], rows: int) -> dict[str, int]:
+    """Return the ids of the special symbols: named by a folder, spare or new."""
+    ids: dict[str, int] = {}
+    for role in ("bos", "eos", "pad"):
+        told = described.get(f"{role}_token_id")
+        index = told[0] if isinstance(told, list) and told else told
+        if isinstance(index, int) and 0 <= index < rows:
+            ids[role] = index
+    ends = {ids.get("bos"), ids.get("eos")}
+    if ids.get("pad") in ends:  # what ends a text cannot stand for nothing as well
+        ids.pop("pad", None)
+    if found.unknown in found.vocabulary:
+        unknown = found.vocabulary[found.unknown]
+        if unknown not in {*ends, ids.get("pad")}:
+            ids["unk"] = unknown
+    free = max(found.vocabulary.values(), default=rows) + 1
+    spare = [index for index in range(free, rows) if index not in ids.values()]
+    ids.setdefault("eos", ids.get("bos", rows))
+    ids.setdefault("bos", ids["eos"])
+    new = max(rows, ids["eos"] + 1)
+    for role in ("pad", "unk"):
+        if role not in ids:
+            ids[role] = spare.pop() if spare else new
+            new += ids[role] == new
+    return ids
+
+
+def save_encoder(
+    folder: Path, out: Path, found: FoundTokenizer, dictionary: Dictionary
+) -> dict[str, Any]:
+    """Write the file of our encoder; return its settings and, as ``tokenizer``, how text is split.
+
+    A tokenizer that our encoder cannot be made of is left out, and the reason returned.
+
+    Args:
+        folder: where.
+        out: what the folder will be called; the settings name the file there.
+        found: the tokenizer.
+        dictionary: the ids.
+    """
+    if found.kind != "byte_level":
+        return {"tokenizer": found.remark()}
+    from fairseq.data.encoders.byte_level import ByteLevelBPE, ByteLevelBPEConfig
+
+    roles = {getattr(dictionary, f"{role}_word") for role in ROLES}
+    kept = {token: index for token, index in found.vocabulary.items() if token not in roles}
+    path = folder / "tokenizer.json"
+    text = json.dumps(plain_content(kept, found.merges), ensure_ascii=False)
+    path.write_text(text, encoding="utf-8")
+    try:
+        ByteLevelBPE(ByteLevelBPEConfig(byte_level_tokenizer=str(path)))
+    except FairseqError as error:
+        path.unlink()
+        return {"tokenizer": f"none: {error}"}
+    settings = {"bpe": "byte_level", "byte_level_tokenizer": str(out / path.name)}
+    return {**settings, "tokenizer": found.remark()}
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+
+def save_tokenizer(
+    folder: Path, bpe: Any, dictionary: Dictionary, first: str | None, longest: int
+) -> None:
+    """Write the tokenizer of a causal language model into a folder.
+
+    Args:
+        folder: where.
+        bpe: the encoder; None if words are separated by blanks.
+        dictionary: the ids.
+        first: symbol that texts begin with, None for none.
+        longest: longest input.
+    """
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    kept = rows_kept(dictionary)
+    symbols = {symbol: index for index, symbol in enumerate(dictionary.symbols[:kept])}
+    tokenizer = plain_tokenizer(bpe, symbols, dictionary, kept)
+    front = f"{first} " if first else ""
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{front}$A",
+        pair=f"{front}$A $B",
+        special_tokens=[(first, dictionary.index(first))] if first else [],
+    )
+    names = {
+        theirs: word
+        for role, theirs in ROLES.items()
+        if (word := getattr(dictionary, f"{role}_word")) in symbols
+    }
+    tokenizer.add_special_tokens(sorted(set(names.values()), key=symbols.__getitem__))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=longest, **names)
+    fast.save_pretrained(str(folder))

@@ -1,0 +1,90 @@
+"""Weights alone, and checkpoints that the original fairseq loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fairseq.checkpoint.files import write_checkpoint
+from fairseq.checkpoint.layout import config_of, original_cfg, upgrade_state
+from fairseq.errors import DataError, UnsupportedError
+from fairseq.files.io import require_file, temporary_name
+from fairseq.files.safe_load import safe_load
+
+# Knobs without which the original computes something else: name -> the only value it knows.
+ORIGINAL = {
+    "head": ("roberta", "vocabulary"),
+    "head_bias": False,
+    "position": ("learned", "sinusoidal", "none", None),
+    "parallel_residual": False,
+    "mask_embedding": "learned",
+    "segments": 0,
+    "layer_norm_eps": 1e-5,
+    "position_offset": None,
+    "clap_normalize_hidden": False,
+}
+
+
+def _load(source: Path, out: Path, force: bool) -> dict[str, Any]:
+    require_file(source, "checkpoint", "Give the .pt file.")
+    if out.exists() and not force:
+        raise DataError(f"{out} exists; choose another --out, or give --force to replace it")
+    return upgrade_state(safe_load(source))
+
+
+def to_safetensors(source: Path, out: Path, force: bool = False) -> dict[str, Any]:
+    """Write the weights of a checkpoint under their own names; tied tensors are written twice."""
+    from safetensors.torch import save_file
+
+    weights = _load(source, out, force)["model"]
+    temporary = Path(temporary_name(out))
+    try:
+        save_file({key: value.clone().contiguous() for key, value in weights.items()}, temporary)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return {"tensors": len(weights), "parameters": sum(v.numel() for v in weights.values())}
+
+
+def to_fairseq(source: Path, out: Path, force: bool = False) -> dict[str, Any]:
+    """Write a checkpoint with only what the original fairseq knows.
+
+    Our own record, poolings, frozen encoders and the fork's keys are dropped.
+
+    Raises:
+        UnsupportedError: if the model computes what the original cannot.
+    """
+    state = _load(source, out, force)
+    config = config_of(state)
+    for name, known in ORIGINAL.items():
+        value = getattr(config.model, name, None)
+        accepted = known if isinstance(known, tuple) else (known,)
+        if hasattr(config.model, name) and value not in accepted:
+            raise UnsupportedError(
+                f"the original fairseq cannot load this model: it has no {name} {value!r}"
+            )
+    if getattr(config.model, "pooling", "cls") != "cls" and any(
+        key.startswith("classification_heads.") for key in state["model"]
+    ):
+        raise UnsupportedError("the original's classification heads pool the first token only")
+    dropped = sorted(state.get("extra_state", {}).keys() & {"fairseq_lm"})
+    cfg = original_cfg(config)
+    for section, names in STRICT.items():
+        for name in names:
+            if (cfg.get(section) or {}).pop(name, None) is not None:
+                dropped.append(f"cfg.{section}.{name}")
+    extra = {k: v for k, v in state.get("extra_state", {}).items() if k != "fairseq_lm"}
+    write_checkpoint(
+        {**state, "args": None, "cfg": cfg, "extra_state": extra}, str(out), {"plain": True}
+    )
+    return {"dropped": ", ".join(dropped) or "nothing"}
+
+
+# Keys of the fork that the original's loader refuses.
+STRICT = {
+    "task": ("omit_mask", "omit_mask_and_pad", "omit_unk"),
+    "model": (
+        "freeze_encoder", "pooling", "contrastive_pretraining", "initial_beta", "zero_masking",
+        "l2norm_embedding", "encoder_alibi", "encoder_alibi_asymmetrical",
+    ),
+}  # fmt: skip

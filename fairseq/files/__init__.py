@@ -1,0 +1,1 @@
+"""The disk: atomic writing, safe reading, texts in blocks of lines."""

@@ -1,0 +1,319 @@
+"""Corpora as documents: JSON lines, plain or gzipped, and saved Hugging Face ``datasets`` folders.
+
+A record is a document, its text stands under a key. A reader cuts a corpus into blocks, few of
+which are in memory at a time, and turns a block into texts; the second part may happen in another
+process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from fairseq.errors import ConfigError, DataError, MissingFileError, did_you_mean
+from fairseq.files import line_reader
+from fairseq.files.io import require_file
+from fairseq.files.line_reader import Block, LineReader
+from fairseq.lazy import require_library
+
+SUFFIXES = (".jsonl", ".jsonl.gz")
+ROWS_AT_ONCE = 64
+SKIP = "leave such records out with --skip-bad-records"
+# files that ``save_to_disk`` leaves in the folder of one dataset, and in that of several splits
+DATASET_MARKS = ("state.json", "dataset_dict.json")
+SPLIT = re.compile(r"([^():]*)(?:\(([^():]*):([^():]*)\))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentOptions:
+    """How documents are found.
+
+    Attributes:
+        text_key: the field or column of the text; ``a.b`` is the field b of a.
+        skip_bad: leave records without text out instead of raising.
+        split: of a datasets folder, ``name`` or ``name(lo:hi)``; ``train``, or all of a folder
+            without splits, if None.
+        remedy: what a message says is to be done with records without text.
+    """
+
+    text_key: str = "text"
+    skip_bad: bool = False
+    split: str | None = None
+    remedy: str = SKIP
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """The documents of a block, how many records were skipped, and its size in bytes."""
+
+    texts: list[str]
+    skipped: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of a dataset, and the number of the first one, from 0."""
+
+    records: list[dict[str, Any]]
+    first: int
+
+
+def lines_of(text: str) -> list[str]:
+    """Return the lines of a document, stripped, without empty ones: those part documents."""
+    return [stripped for line in text.split("\n") if (stripped := line.strip())]
+
+
+def choose_options(
+    inputs: Sequence[str],
+    text_key: str | None = None,
+    skip_bad: bool = False,
+    split: str | None = None,
+    jsonl_field: str | None = None,
+) -> DocumentOptions | None:
+    """Return how inputs are read as documents, None if a ``LineReader`` reads them.
+
+    Args:
+        inputs: paths or ``"-"``. Folders and names in ``.jsonl`` or ``.jsonl.gz`` hold documents.
+        text_key: key of the text; if given, all inputs hold documents.
+        skip_bad: leave records without text out.
+        split: split of a datasets folder.
+        jsonl_field: the field of ``--jsonlines``, which makes each record a single line.
+
+    Raises:
+        ConfigError: if flags and inputs do not fit together.
+    """
+    folders = [name for name in inputs if os.path.isdir(name)]
+    if jsonl_field is not None:
+        if text_key is not None or skip_bad or split is not None or folders:
+            raise ConfigError(
+                "--jsonlines makes each record one line; for documents drop it, and name the field "
+                "with --text-key"
+            )
+        return None
+    if split is not None and len(folders) < len(inputs):
+        raise ConfigError("--split belongs to folders saved by datasets' save_to_disk")
+    text = [name for name in inputs if name not in folders and not name.endswith(SUFFIXES)]
+    if text_key is None and len(text) == len(inputs):
+        if skip_bad:
+            raise ConfigError("--skip-bad-records belongs to JSON lines: add --text-key text")
+        return None
+    if text_key is None and text:
+        raise ConfigError(
+            f"{text[0]} is read as plain text, other inputs as JSON lines: encode them in calls of "
+            "their own, or say --text-key if all are JSON lines"
+        )
+    return DocumentOptions(text_key or "text", skip_bad, split)
+
+
+def text_of(record: Any, key: str, where: str, remedy: str = SKIP) -> str:
+    """Return the text under ``key``, a field of that very name or a path ``a.b``.
+
+    Args:
+        record: an object of JSON, a row.
+        key: the key.
+        where: its place, for messages.
+        remedy: what to do with such records, for messages.
+
+    Raises:
+        DataError: if there is no text.
+        ConfigError: if there are token ids.
+    """
+    fields, value = record if isinstance(record, Mapping) else {}, record
+    for part in [key] if key in fields else key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(number, int) for number in value):
+        raise ConfigError(
+            f"{where}: '{key}' holds token ids, not text. Which tokenizer they belong to is not "
+            "written there, and packed rows have lost the borders of documents. Encode the column "
+            f"of the text instead (fields: {', '.join(fields)}), or the corpus it was made from"
+        )
+    raise DataError(
+        f"{where}: no text under '{key}' (fields: {', '.join(map(str, fields)) or 'none'}). Name "
+        f"the key with --text-key, or {remedy}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonLines:
+    """A file of JSON lines, gzipped if its name ends in ``.gz``; empty lines are passed over."""
+
+    name: str
+    options: DocumentOptions
+
+    @property
+    def names(self) -> list[str]:
+        """Return the file's name, as a list."""
+        return [self.name]
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield blocks of whole lines.
+
+        Raises:
+            MissingFileError: if the file does not exist.
+            DataError: if it is no sound gzip file.
+        """
+        if not self.name.endswith(".gz"):
+            yield from LineReader([self.name]).blocks()
+            return
+        path = require_file(self.name, "input", "Check --inputs.")
+        offset, line = 0, 1
+        with gzip.open(path, "rb") as handle:
+            while True:
+                try:
+                    lines = handle.readlines(line_reader.BLOCK_BYTES)
+                except (OSError, EOFError, zlib.error) as error:
+                    raise DataError(
+                        f"{self.name}: damaged gzip file, in or after line {line} ({error})"
+                    ) from error
+                if not lines:
+                    return
+                yield Block([b"".join(lines)], [offset], line)
+                offset, line = offset + sum(map(len, lines)), line + len(lines)
+
+    def texts(self, block: Block) -> Texts:
+        """Return the texts of a block.
+
+        Raises:
+            DataError: on a line that is no JSON object with a text, unless such lines are skipped.
+            ConfigError: if the key holds token ids.
+        """
+        texts, skipped = [], 0
+        data = block.columns[0]
+        for number, line in enumerate(data.split(b"\n"), start=block.first_line):
+            if not line.strip():
+                continue
+            try:
+                texts.append(self._text(line, f"{self.name}, line {number}"))
+            except DataError:
+                if not self.options.skip_bad:
+                    raise
+                skipped += 1
+        return Texts(texts, skipped, len(data))
+
+    def _text(self, line: bytes, where: str) -> str:
+        try:
+            record = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{where}: not JSON in UTF-8 ({error}). Mend the line, or {self.options.remedy}"
+            ) from error
+        text = text_of(record, self.options.text_key, where, self.options.remedy)
+        if b"\\u" in line:  # an escape may be half a pair, which no file of text can hold
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text
+
+
+def parse_split(split: str) -> tuple[str, Fraction, Fraction]:
+    """Read ``name``, ``name(lo:hi)``, ``name(:hi)`` or ``name(lo:)``, fractions of the rows.
+
+    Raises:
+        ConfigError: unless 0 <= lo < hi <= 1.
+    """
+    found = SPLIT.fullmatch(split.strip())
+    try:
+        low, high = [Fraction(found[place] or place - 2) for place in (2, 3)] if found else (0, 0)
+    except (ValueError, ZeroDivisionError):
+        low = high = Fraction(0)
+    if not found or not 0 <= low < high <= 1:
+        raise ConfigError(
+            f"--split {split}: expected a name, or a name and fractions of its rows with "
+            "0 <= lo < hi <= 1, such as 'train(0:0.9999)' or 'train(0.9999:)'"
+        )
+    return found[1].strip(), Fraction(low), Fraction(high)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetFolder:
+    """A folder that ``save_to_disk`` of the package ``datasets`` wrote."""
+
+    name: str
+    options: DocumentOptions
+
+    @property
+    def names(self) -> list[str]:
+        """Return the folder's name, as a list."""
+        return [self.name]
+
+    def blocks(self) -> Iterator[Rows]:
+        """Yield the rows of the split; of n rows those from floor(lo n) to before floor(hi n).
+
+        Raises:
+            MissingFileError: if the folder holds no dataset.
+            ConfigError: if the package is missing, or there is no such split.
+            DataError: if the files are damaged, or there is no such column.
+        """
+        rows = self._rows()
+        split, low, high = parse_split(self.options.split or "")
+        first, end = int(low * len(rows)), int(high * len(rows))
+        key = self.options.text_key
+        column = key if key in rows.column_names else key.split(".")[0]
+        if column not in rows.column_names:
+            raise DataError(
+                f"{self.name}: there is no column '{key}', only {', '.join(rows.column_names)}. "
+                "Name it with --text-key"
+            )
+        rows = rows.select_columns([column]).with_format(None)
+        records: list[dict[str, Any]] = []
+        size, start = 0, first
+        for place in range(first, end, ROWS_AT_ONCE):
+            values = rows[place : min(place + ROWS_AT_ONCE, end)][column]
+            records += [{column: value} for value in values]
+            size += sum(len(value) for value in values if isinstance(value, str))
+            if size >= line_reader.BLOCK_BYTES or len(records) >= 1000:
+                yield Rows(records, start)
+                start, records, size = start + len(records), [], 0
+        if records:
+            yield Rows(records, start)
+
+    def _rows(self) -> Any:
+        """Return the dataset of the split that was asked for."""
+        if not any(os.path.isfile(os.path.join(self.name, mark)) for mark in DATASET_MARKS):
+            raise MissingFileError(
+                f"{self.name} is a folder, but not one that save_to_disk of the package datasets "
+                "wrote. Name files, or the folder of the dataset"
+            )
+        library = require_library("datasets", f"reading the datasets folder {self.name}")
+        try:
+            found = library.load_from_disk(self.name)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self.name}: the dataset cannot be read ({error})") from error
+        wanted = parse_split(self.options.split or "")[0]
+        if not isinstance(found, Mapping):
+            own = str(found.split) if found.split is not None else ""
+            if wanted and own and wanted != own:
+                raise ConfigError(f"{self.name} holds the split '{own}', not '{wanted}'")
+            return found
+        wanted = wanted or "train"
+        if wanted not in found:
+            raise ConfigError(
+                f"{self.name} has no split '{wanted}'{did_you_mean(wanted, found)}, only "
+                f"{', '.join(found)}: choose with --split"
+            )
+        return found[wanted]
+
+    def texts(self, block: Rows) -> Texts:
+        """Return the texts of a block; errors as in :meth:`JsonLines.texts`."""
+        texts, skipped, key, remedy = [], 0, self.options.text_key, self.options.remedy
+        for number, record in enumerate(block.records, start=block.first):
+            try:
+                texts.append(text_of(record, key, f"{self.name}, row {number}", remedy))
+            except DataError:
+                if not self.options.skip_bad:
+                    raise
+                skipped += 1
+        return Texts(texts, skipped, sum(len(text.encode(errors="replace")) for text in texts))
+
+
+def reader_of(name: str, options: DocumentOptions) -> JsonLines | DatasetFolder:
+    """Return the reader of a file, of standard input (``"-"``) or of a datasets folder."""
+    return DatasetFolder(name, options) if os.path.isdir(name) else JsonLines(name, options)

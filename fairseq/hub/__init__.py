@@ -1,0 +1,1 @@
+"""Models for use: loading them, and the objects that people call."""

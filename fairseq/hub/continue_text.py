@@ -1,0 +1,356 @@
+"""Text from checkpoints: what fairseq-generate and fairseq-interactive do.
+
+Shapes: B sentences, T tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from torch import Tensor
+
+from fairseq import utils
+from fairseq.config.build import plain
+from fairseq.config.components import class_of
+from fairseq.config.registry import config_class
+from fairseq.config.schema import public_fields
+from fairseq.data import encoders
+from fairseq.distributed.device import choose_device
+from fairseq.errors import ConfigError, DataError
+from fairseq.files.io import require_file
+from fairseq.hub.load import companions, load_causal_models, stated_settings
+from fairseq.logging.progress_bar import progress_bar
+
+logger = logging.getLogger("fairseq.generation")
+
+DEFAULT_MAX_TOKENS = 12000
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One output.
+
+    Attributes:
+        pieces: symbols of the dictionary, joined by spaces.
+        text: the same as text.
+        score: mean log-probability of the tokens (see the length penalty), in bits.
+        positional_scores: log-probability of every token, in bits.
+    """
+
+    pieces: str
+    text: str
+    score: float
+    positional_scores: list[float]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What became of one sentence.
+
+    Attributes:
+        number: its number.
+        source: pieces of the source.
+        target: pieces of the target, None if there is none.
+        hypotheses: best first.
+        seconds: how long its batch took.
+    """
+
+    number: int
+    source: str
+    target: str | None
+    hypotheses: Sequence[Hypothesis]
+    seconds: float
+
+    def lines(self, with_time: bool = False) -> Iterator[str]:
+        """Yield the lines of the original: S source, W seconds, T target, H, D and P."""
+        yield f"S-{self.number}\t{self.source}"
+        if with_time:
+            yield f"W-{self.number}\t{self.seconds:.3f}\tseconds"
+        if self.target is not None:
+            yield f"T-{self.number}\t{self.target}"
+        for hypothesis in self.hypotheses:
+            yield f"H-{self.number}\t{hypothesis.score}\t{hypothesis.pieces}"
+            yield f"D-{self.number}\t{hypothesis.score}\t{hypothesis.text}"
+            scores = " ".join(f"{x:.4f}" for x in hypothesis.positional_scores)
+            yield f"P-{self.number}\t{scores}"
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield one plain dict for each hypothesis."""
+        for rank, hypothesis in enumerate(self.hypotheses):
+            yield {
+                "id": self.number,
+                "rank": rank,
+                "source": self.source,
+                "target": self.target,
+                "hypothesis": hypothesis.pieces,
+                "text": hypothesis.text,
+                "score": hypothesis.score,
+                "positional_scores": hypothesis.positional_scores,
+            }
+
+
+@dataclass
+class Tally:
+    """How much was generated."""
+
+    sentences: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def __str__(self) -> str:
+        speed = self.tokens / max(self.seconds, 1e-9)
+        return (
+            f"generated {self.sentences:,} sentences ({self.tokens:,} tokens, prompts included) in "
+            f"{self.seconds:.1f}s ({speed:,.1f} tokens/s)"
+        )
+
+
+def stated(cfg: Any) -> dict[str, Any]:
+    """Return the settings that a configuration states, those of its text encoders included.
+
+    Args:
+        cfg: see :func:`fairseq.hub.load.stated_settings`.
+    """
+    given = stated_settings(cfg, "language_modeling")
+    values = plain(cfg)
+    for flag in ("bpe", "tokenizer"):
+        section = values.get(flag)
+        if isinstance(section, dict):
+            given |= {flag: section.get("_name"), **section}
+        elif section is not None:
+            names = [one.name for one, _ in public_fields(config_class(class_of(flag, section)))]
+            given |= {flag: section, **{name: values[name] for name in names if name in values}}
+    return {name: value for name, value in given.items() if value is not None and name != "_name"}
+
+
+class TextGenerator:
+    """Loaded models that continue text.
+
+    Files of the encoder (``tokenizer.json``, ``encoder.json`` ...) are found beside the dictionary
+    or the checkpoint, whatever the checkpoint names, unless a flag names others.
+
+    Args:
+        given: flat settings: ``path``, ``data``, and whatever else should differ from the
+            checkpoint, such as ``beam``.
+
+    Raises:
+        ConfigError: if no path is given, or the model is no causal LM.
+    """
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        models, self.config, self.task = load_causal_models({**_beside(given), **given})
+        self.given = given
+        self.device = choose_device(self.config)
+        self.models = [self._ready(model) for model in models]
+        settings = {**plain(self.config.generation), "seed": self.config.common.seed}
+        self.generator = self.task.build_generator(self.models, argparse.Namespace(**settings))
+        self.tokenizer = encoders.build_tokenizer(self.config.tokenizer)
+        self.bpe = encoders.build_bpe(self.config.bpe)
+        self.tally = Tally()
+
+    def _ready(self, model: Any) -> Any:
+        model.prepare_for_inference_(self.config)
+        if self.given.get("fp16") and self.device.type != "cpu":
+            model = model.half()
+        if self.given.get("bf16"):
+            model = model.bfloat16()
+        return model.to(self.device)
+
+    # -- sources ---------------------------------------------------------------------------------
+
+    def continue_subset(self) -> Iterator[Continuation]:
+        """Continue the lines of ``--gen-subset``, or the first ``--prefix-size`` tokens of each."""
+        config, size = self.config, self.config.generation.prefix_size
+        if size < 0:
+            raise ConfigError(f"--prefix-size must not be negative, not {size}")
+        subset = config.dataset.gen_subset
+        self.task.load_dataset(subset)
+        batches = progress_bar(
+            self._batches(self.task.dataset(subset), limited=size == 0),
+            log_format=config.common.log_format,
+            log_interval=config.common.log_interval,
+            prefix=f"generate from '{subset}' subset",
+            default_log_format="simple" if config.common.no_progress_bar else "rich",
+        )
+        with batches as progress:
+            for sample in progress:
+                if sample:
+                    yield from self._continue(sample, self._prefix(sample, size), targets=True)
+                    progress.log({"wps": round(self.tally.tokens / self.tally.seconds)})
+
+    def continue_lines(self, lines: Iterable[str]) -> Iterator[Continuation]:
+        """Continue texts, ``--buffer-size`` of them at a time."""
+        buffer: list[str] = []
+        number = 0
+        for line in lines:
+            buffer.append(line.strip())
+            if len(buffer) >= max(1, self.config.interactive.buffer_size):
+                yield from self._continue_buffer(buffer, number)
+                number, buffer = number + len(buffer), []
+        yield from self._continue_buffer(buffer, number)
+
+    def _continue_buffer(self, buffer: list[str], first: int) -> list[Continuation]:
+        if not buffer:
+            return []
+        dictionary = self.task.source_dictionary
+        tokens = [
+            dictionary.encode_line(self._encode(line), add_if_not_exist=False).long()
+            for line in buffer
+        ]
+        lengths = [len(sentence) for sentence in tokens]
+        found: list[Continuation] = []
+        for sample in self._batches(self.task.build_dataset_for_inference(tokens, lengths)):
+            sample["id"] = sample["id"] + first
+            found += self._continue(sample, None, targets=False)
+        return sorted(found, key=lambda one: one.number)
+
+    def _batches(self, dataset: Any, limited: bool = True) -> Any:
+        data, given = self.config.dataset, self.given
+        max_tokens, batch_size = given.get("max_tokens"), given.get("batch_size")
+        limits = [model.max_positions() for model in self.models] if limited else []
+        return self.task.get_batch_iterator(
+            dataset=dataset,
+            max_tokens=max_tokens or (None if batch_size else DEFAULT_MAX_TOKENS),
+            max_sentences=batch_size,
+            max_positions=utils.resolve_max_positions(self.task.max_positions(), *limits),
+            ignore_invalid_inputs=data.skip_invalid_size_inputs_valid_test,
+            num_shards=max(1, data.num_shards),
+            shard_id=data.shard_id,
+            num_workers=0,
+            disable_iterator_cache=True,
+        ).next_epoch_itr(shuffle=False)
+
+    def _prefix(self, sample: dict[str, Any], size: int) -> Tensor | None:
+        """Return the first ``size`` tokens of the targets, (B, size), None for all the sources."""
+        if size == 0:
+            return None
+        first = 1 if getattr(self.task.cfg, "add_bos_token", False) else 0
+        return sample["target"][:, first : first + size].to(self.device)
+
+    # -- one batch -------------------------------------------------------------------------------
+
+    def _continue(
+        self, sample: dict[str, Any], prefix: Tensor | None, targets: bool
+    ) -> list[Continuation]:
+        started = time.perf_counter()
+        sample = utils.move_to_device(sample, self.device)
+        found = self.task.inference_step(self.generator, self.models, sample, prefix_tokens=prefix)
+        seconds = time.perf_counter() - started
+        self.tally.seconds += seconds
+        self.tally.sentences += len(found)
+        results = []
+        for row, hypotheses in enumerate(found):
+            self.tally.tokens += len(hypotheses[0]["tokens"])
+            source_T = sample["net_input"]["src_tokens"][row]
+            results.append(
+                Continuation(
+                    int(sample["id"][row]),
+                    self._pieces(self.task.source_dictionary, source_T),
+                    self._pieces(self.task.target_dictionary, sample["target"][row])
+                    if targets
+                    else None,
+                    [self._hypothesis(one) for one in hypotheses[: self.config.generation.nbest]],
+                    seconds,
+                )
+            )
+        return results
+
+    def _hypothesis(self, found: Mapping[str, Any]) -> Hypothesis:
+        pieces = self._pieces(self.task.target_dictionary, found["tokens"])
+        bits = (found["positional_scores"].double() / math.log(2)).tolist()
+        return Hypothesis(pieces, self._decode(pieces), float(found["score"]) / math.log(2), bits)
+
+    def _pieces(self, dictionary: Any, tokens_T: Tensor) -> str:
+        ignored = {dictionary.pad(), *self.generator.symbols_to_strip_from_output}
+        return dictionary.string(
+            tokens_T, self.config.common_eval.post_process, extra_symbols_to_ignore=ignored
+        )
+
+    def _encode(self, text: str) -> str:
+        for encoder in (self.tokenizer, self.bpe):
+            text = text if encoder is None else encoder.encode(text)
+        return text
+
+    def _decode(self, pieces: str) -> str:
+        for encoder in (self.bpe, self.tokenizer):
+            pieces = pieces if encoder is None else encoder.decode(pieces)
+        return pieces
+
+
+def _beside(given: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings of encoders whose files lie beside the dictionary or the checkpoint."""
+    paths = [path for name in ("data", "path") if (path := given.get(name))]
+    first = [os.path.abspath(utils.split_paths(path)[0]) for path in paths]
+    return companions(*(p if os.path.isdir(p) else os.path.dirname(p) for p in first))
+
+
+def generate(given: Mapping[str, Any]) -> tuple[Iterator[Continuation], Tally]:
+    """Continue a subset of binarized data; lines are prompts unless ``sample_break_mode`` is given.
+
+    Args:
+        given: see :class:`TextGenerator`; ``gen_subset`` is ``test`` if not given.
+
+    Returns:
+        the continuations, as they are made, and the tally, which is complete after the last.
+    """
+    writer = TextGenerator({"sample_break_mode": "eos", **given})
+    return writer.continue_subset(), writer.tally
+
+
+def interact(
+    given: Mapping[str, Any], stream: TextIO | None = None
+) -> tuple[Iterator[Continuation], Tally]:
+    """Continue the lines of a stream; see :func:`generate`.
+
+    Args:
+        given: see :class:`TextGenerator`; ``input`` names a file, ``-`` the standard input.
+        stream: text to read instead.
+    """
+    writer = TextGenerator(given)
+    name = writer.config.interactive.input
+
+    def continuations() -> Iterator[Continuation]:
+        with _opened(name, stream) as lines:
+            yield from writer.continue_lines(lines)
+
+    return continuations(), writer.tally
+
+
+@contextmanager
+def _opened(name: str, stream: TextIO | None) -> Iterator[Iterable[str]]:
+    """Give the lines of the text to read."""
+    if stream is not None:
+        yield stream
+    elif name == "-":
+        binary = getattr(sys.stdin, "buffer", None)  # a stand-in may hold text alone
+        yield sys.stdin if binary is None else _decoded(binary, "standard input")
+    else:
+        require_file(name, "input", "Name a file of text, or - for standard input (--input).")
+        with open(name, "rb") as handle:
+            yield _decoded(handle, name)
+
+
+def _decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """Yield lines of UTF-8, each as soon as it is there.
+
+    Raises:
+        DataError: on bytes that are not UTF-8.
+    """
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{name}, line {number}: not UTF-8 (byte 0x{line[error.start]:02x}). Convert the "
+                "text, for example with iconv"
+            ) from error

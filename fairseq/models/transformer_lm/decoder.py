@@ -1,0 +1,278 @@
+"""The decoder stack of causal language models: embeddings, causal layers, output layer.
+
+Shapes: B batch, T tokens (in incremental decoding the new ones), S all tokens so far, C channels,
+H heads, D channels of a head, V vocabulary, N predicted positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fairseq.errors import ConfigError
+from fairseq.models.base import FairseqIncrementalDecoder
+from fairseq.models.transformer_lm.config import (
+    DEFAULT_MAX_TARGET_POSITIONS,
+    TransformerLanguageModelConfig,
+    cutoffs,
+    layer_shape,
+)
+from fairseq.modules.adaptive_softmax import AdaptiveSoftmax
+from fairseq.modules.heads import ClapHead, LinearHead, VocabularyHead
+from fairseq.modules.pointwise import LayerNorm
+from fairseq.modules.positions import (
+    LearnedPositionalEmbedding,
+    RotaryPositions,
+    SinusoidalPositionalEmbedding,
+)
+from fairseq.modules.transformer_layer import (
+    CausalAlibi,
+    Surroundings,
+    TransformerDecoderLayer,
+)
+from fairseq.ops.dropout import dropout
+
+UNLIMITED = 1_000_000
+
+
+# layer number -> keys and values of the tokens so far, (B, H, S, D) each
+IncrementalState = dict[int, dict[str, Tensor]]
+
+
+class TransformerDecoder(FairseqIncrementalDecoder):
+    """Embeddings, causal layers and output layer, under the names of the original's checkpoints.
+
+    Args:
+        config: its settings, settled.
+        dictionary: of the targets.
+        embed_tokens: the embedding table, or adaptive input.
+    """
+
+    def __init__(
+        self, config: TransformerLanguageModelConfig, dictionary: Any, embed_tokens: Any
+    ) -> None:
+        super().__init__(dictionary)
+        self.config = config
+        self.shape = layer_shape(config)
+        dim, kind = config.decoder_embed_dim, config.position_kind()
+        self.padding_idx = embed_tokens.padding_idx
+        self.pad = dictionary.pad()
+        self.register_buffer("version", torch.tensor([3.0]))
+        self.embed_tokens = embed_tokens
+        self.embed_scale = 1.0 if config.no_scale_embedding else dim**0.5
+        self.project_in_dim = _projection(embed_tokens.embedding_dim, dim)
+        self.embed_positions = self._positions(kind)
+        self.layernorm_embedding = self._layer_norm() if config.layernorm_embedding else None
+        self.layers = nn.ModuleList(
+            TransformerDecoderLayer(self.shape) for _ in range(config.layers())
+        )
+        final_norm = config.decoder_normalize_before and not config.no_decoder_final_norm
+        self.layer_norm = self._layer_norm() if final_norm else None
+        self.project_out_dim = _projection(dim, config.decoder_output_dim)
+        self.output_projection: VocabularyHead | None = None
+        if config.adaptive_softmax_cutoff is not None:
+            self.adaptive_softmax = self._adaptive_softmax()
+        else:
+            self.output_projection = self._vocabulary_head()
+        heads = config.decoder_attention_heads
+        self.alibi = CausalAlibi(heads) if kind == "alibi" else None
+        self.rotary = (
+            RotaryPositions(dim // heads, config.rotary_fraction) if kind == "rotary" else None
+        )
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def _layer_norm(self) -> nn.Module:
+        return LayerNorm(self.shape.embed_dim, self.shape.eps, implementation=self.shape.norm)
+
+    def _positions(self, kind: str) -> nn.Module | None:
+        dim, offset = self.shape.embed_dim, self.config.position_offset
+        length = self.config.max_target_positions or DEFAULT_MAX_TARGET_POSITIONS
+        if kind == "learned":
+            first = self.pad + 1 if offset is None else offset
+            table = LearnedPositionalEmbedding(length + first, dim, self.pad, offset)
+            nn.init.normal_(table.weight, std=dim**-0.5)
+            if table.padding_idx is not None:
+                nn.init.zeros_(table.weight[table.padding_idx])
+            return table
+        if kind == "sinusoidal":
+            return SinusoidalPositionalEmbedding(dim, self.pad, length + self.pad + 1, offset)
+        return None
+
+    def _adaptive_softmax(self) -> AdaptiveSoftmax:
+        config = self.config
+        return AdaptiveSoftmax(
+            len(self.dictionary),
+            config.decoder_output_dim,
+            cutoffs(str(config.adaptive_softmax_cutoff), "--adaptive-softmax-cutoff"),
+            dropout=config.adaptive_softmax_dropout,
+            factor=config.adaptive_softmax_factor,
+            adaptive_inputs=self.embed_tokens if config.tie_adaptive_weights else None,
+            tie_proj=config.tie_adaptive_proj,
+        )
+
+    def _vocabulary_head(self) -> VocabularyHead | None:
+        config = self.config
+        if config.head == "none":
+            return None
+        if config.head == "clap":
+            return ClapHead(
+                self.embed_tokens.weight,
+                config.clap_initial_beta,
+                config.clap_normalize,
+                config.clap_normalize_hidden,
+            )
+        tied = self.embed_tokens.weight if config.share_decoder_input_output_embed else None
+        size = len(self.dictionary)
+        return LinearHead(config.decoder_output_dim, size, tied, config.head_bias)
+
+    # -- forward ---------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: Any = None,
+        incremental_state: IncrementalState | None = None,
+        features_only: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Return ``(logits (B, T, V), extra)``; see :meth:`extract_features`.
+
+        With ``features_only``, and with the adaptive softmax, which has no logits, hidden states
+        (B, T, C) come instead.
+        """
+        features, extra = self.extract_features(
+            prev_output_tokens, encoder_out, incremental_state=incremental_state, **kwargs
+        )
+        return features if features_only else self.output_layer(features), extra
+
+    def extract_features(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: Any = None,
+        incremental_state: IncrementalState | None = None,
+        return_all_hiddens: bool = False,
+        **unused: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Return hidden states (B, T, C) and ``{"attn": [None], "inner_states": ...}``.
+
+        Args:
+            prev_output_tokens: int64 ids of all tokens so far, (B, S). In training, pads stand on
+                the right, where causality hides them; outside, pads on the left are hidden, too.
+            encoder_out: None; there is no encoder.
+            incremental_state: what earlier calls remembered, an empty dict in the first one. Only
+                tokens that it does not hold are run, T of them.
+            return_all_hiddens: also give the embedding output and the output of every layer, a
+                list of (T, B, C).
+            **unused: ignored, such as ``src_lengths``.
+        """
+        around, tokens = self._surroundings(prev_output_tokens, incremental_state)
+        x_BTC = self._embed(prev_output_tokens, tokens)
+        hiddens = [x_BTC]
+        layerdrop = self.config.decoder_layerdrop if self.training else 0.0
+        recompute = self.config.checkpoint_activations and self.training
+        for number, layer in enumerate(self.layers):
+            if layerdrop and torch.rand(()) < layerdrop:
+                continue
+            memory = None if incremental_state is None else incremental_state.setdefault(number, {})
+            if recompute:
+                x_BTC = checkpoint(layer, x_BTC, around, memory, use_reentrant=False)
+            else:
+                x_BTC = layer(x_BTC, around, memory)
+            hiddens.append(x_BTC)
+        if self.layer_norm is not None:
+            x_BTC = self.layer_norm(x_BTC)
+        if self.project_out_dim is not None:
+            x_BTC = self.project_out_dim(x_BTC)
+        inner = [x.transpose(0, 1) for x in hiddens] if return_all_hiddens else None
+        return x_BTC, {"attn": [None], "inner_states": inner}
+
+    def _surroundings(
+        self, tokens_BS: Tensor, state: IncrementalState | None
+    ) -> tuple[Surroundings, slice]:
+        """Return what layers are told, and which of the S tokens are new."""
+        length = tokens_BS.shape[1]
+        first = state[0]["key"].shape[2] if state else 0
+        new = slice(first, length)
+        if first >= length:
+            raise ConfigError(
+                f"incremental decoding was given {length} tokens, but remembers {first} of them; "
+                "give all tokens so far, the new ones included"
+            )
+        bias_1HTS = rotary_TR = None
+        if self.alibi is not None:
+            bias_1HTS = self.alibi(length, tokens_BS.device)[:, :, new]
+        if self.rotary is not None:
+            cos_SR, sin_SR = self.rotary(length, tokens_BS.device)
+            rotary_TR = cos_SR[new], sin_SR[new]
+        left_padded = not self.training and bool(tokens_BS[:, 0].eq(self.pad).any())
+        hidden_BS = tokens_BS.eq(self.pad) if left_padded else None
+        return Surroundings(bias_1HTS, hidden_BS, rotary_TR), new
+
+    def _embed(self, tokens_BS: Tensor, new: slice) -> Tensor:
+        """Return the input of the first layer at the new tokens, shape (B, T, C)."""
+        x_BTC = self.embed_tokens(tokens_BS[:, new])
+        if self.config.head == "clap" and self.config.clap_normalize:
+            x_BTC = nn.functional.normalize(x_BTC, dim=-1)
+        x_BTC = x_BTC * self.embed_scale
+        if self.project_in_dim is not None:
+            x_BTC = self.project_in_dim(x_BTC)
+        if self.embed_positions is not None:  # a token's position depends on all before it
+            x_BTC = x_BTC + self.embed_positions(tokens_BS)[:, new]
+        if self.layernorm_embedding is not None:
+            x_BTC = self.layernorm_embedding(x_BTC)
+        return dropout(x_BTC, self.shape.dropout, self.training)
+
+    def output_layer(self, features: Tensor, **unused: Any) -> Tensor:
+        """Return logits from hidden states; the hidden states themselves for adaptive softmax."""
+        if self.adaptive_softmax is not None:
+            return features
+        return self.vocabulary_head()(features)
+
+    def vocabulary_head(self) -> VocabularyHead:
+        """Return the output layer.
+
+        Raises:
+            ConfigError: if the model was built without one, or with an adaptive softmax.
+        """
+        if self.output_projection is None:
+            raise ConfigError(
+                "this model has no vocabulary head (--head none or adaptive softmax): it gives "
+                "features, but no logits"
+            )
+        return self.output_projection
+
+    def get_normalized_probs(
+        self, net_output: Any, log_probs: bool, sample: dict[str, Any] | None = None
+    ) -> Tensor:
+        """Return (log-)probabilities in fp32, shape (B, T, V)."""
+        if self.adaptive_softmax is None:
+            return super().get_normalized_probs(net_output, log_probs, sample)
+        log_p = self.adaptive_softmax.get_log_prob(net_output[0])
+        return log_p if log_probs else log_p.exp()
+
+    def reorder_incremental_state(
+        self, incremental_state: IncrementalState, new_order: Tensor
+    ) -> None:
+        """Keep the remembered rows that ``new_order`` (int64, B') names, in its order."""
+        for memory in incremental_state.values():
+            for name, remembered in memory.items():
+                memory[name] = remembered.index_select(0, new_order)
+
+    def max_positions(self) -> int:
+        """Return the longest input; ALiBi and rotary positions set no limit."""
+        if self.alibi is not None or self.rotary is not None:
+            return UNLIMITED
+        return self.config.max_target_positions or DEFAULT_MAX_TARGET_POSITIONS
+
+
+def _projection(inputs: int, outputs: int) -> nn.Linear | None:
+    """Return a linear map without bias, Xavier-uniform; None if nothing changes its width."""
+    if inputs == outputs:
+        return None
+    linear = nn.Linear(inputs, outputs, bias=False)
+    nn.init.xavier_uniform_(linear.weight)
+    return linear

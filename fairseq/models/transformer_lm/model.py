@@ -1,0 +1,199 @@
+"""Causal language models: a Transformer decoder that predicts the next token.
+
+``--position`` says how tokens know where they stand, ``--head`` what the hidden states are
+projected on; GPT, GPT-2, GPT-3, GPT-NeoX, NormFormer and Baevski and Auli's models are
+combinations of settings.
+
+Shapes: B batch, T tokens (in incremental decoding the new ones), S all tokens so far, C channels,
+V vocabulary, N predicted positions.
+
+Source: Radford et al. 2018 (GPT); Baevski and Auli 2019 (adaptive input and softmax).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairseq.errors import ConfigError
+from fairseq.models import register_model
+from fairseq.models.base import FairseqLanguageModel
+from fairseq.models.transformer_lm.config import (
+    DEFAULT_MAX_TARGET_POSITIONS,
+    TransformerLanguageModelConfig,
+    cutoffs,
+)
+from fairseq.models.transformer_lm.decoder import TransformerDecoder
+from fairseq.modules.adaptive_input import AdaptiveInput
+from fairseq.modules.adaptive_softmax import AdaptiveProjection
+from fairseq.modules.heads import Projection
+
+__all__ = ["TransformerLanguageModel"]
+logger = logging.getLogger("fairseq.models.transformer_lm")
+
+PUBLISHED = "https://dl.fbaipublicfiles.com/fairseq/models/lm"
+
+
+@register_model("transformer_lm", dataclass=TransformerLanguageModelConfig)
+class TransformerLanguageModel(FairseqLanguageModel):
+    """A Transformer decoder as a language model."""
+
+    decoder: TransformerDecoder
+
+    def __init__(self, decoder: TransformerDecoder) -> None:
+        super().__init__(decoder)
+        self.config = self.args = decoder.config
+        if decoder.config.freeze_decoder:
+            decoder.requires_grad_(False)
+            decoder.vocabulary_head().requires_grad_(True)
+
+    def train(self, mode: bool = True) -> TransformerLanguageModel:
+        """Switch dropout on or off; a frozen decoder stays without."""
+        super().train(mode)
+        if self.config.freeze_decoder:
+            self.decoder.eval()
+        return self
+
+    @classmethod
+    def build_model(cls, args: Any, task: Any) -> TransformerLanguageModel:
+        """Build the model; ``max_target_positions`` falls back to the task's sample length.
+
+        The length is put into the configuration that was given, so that checkpoints keep it.
+        """
+        config = TransformerLanguageModelConfig.from_namespace(args)
+        config.settle()
+        if config.max_target_positions is None:
+            length = config.tokens_per_sample or getattr(task.cfg, "tokens_per_sample", None)
+            config.max_target_positions = length or DEFAULT_MAX_TARGET_POSITIONS
+        dictionary = task.source_dictionary
+        embed_tokens = cls.build_embedding(config, dictionary)
+        target_dictionary = getattr(task, "target_dictionary", None) or dictionary
+        return cls(TransformerDecoder(config, target_dictionary, embed_tokens))
+
+    @classmethod
+    def build_embedding(cls, config: TransformerLanguageModelConfig, dictionary: Any) -> Any:
+        """Return the embedding table, N(0, C^-0.5) with a zero row for pads, or adaptive input."""
+        size, dim, pad = len(dictionary), config.decoder_input_dim, dictionary.pad()
+        if config.adaptive_input:
+            bands = cutoffs(str(config.adaptive_input_cutoff), "--adaptive-input-cutoff")
+            factor = config.adaptive_input_factor
+            return AdaptiveInput(size, pad, dim, factor, config.decoder_embed_dim, bands)
+        # a pad row of zero cannot be normalised
+        table = nn.Embedding(size, dim, None if config.head == "clap" else pad)
+        nn.init.normal_(table.weight, std=dim**-0.5)
+        if table.padding_idx is not None:
+            nn.init.zeros_(table.weight[pad])
+        return table
+
+    def forward(
+        self, src_tokens: Tensor, predicted_positions: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return ``(logits, extra)`` for tokens (B, T).
+
+        Args:
+            src_tokens: int64 ids; see :meth:`TransformerDecoder.extract_features`.
+            predicted_positions: flat indices, int64 of shape (N,): return the operands of their
+                projection instead of logits.
+            **kwargs: ``incremental_state``, ``features_only``, ``return_all_hiddens``.
+        """
+        if predicted_positions is None:
+            return self.decoder(src_tokens, **kwargs)
+        hidden_BTC, extra = self.decoder.extract_features(src_tokens, **kwargs)
+        hidden_NC = hidden_BTC.flatten(0, 1).index_select(0, predicted_positions)
+        operands = self.projection(hidden_NC)
+        if isinstance(operands, Projection):
+            # as views: DDP misses parameters that leave the forward pass as they are
+            operands = operands._replace(weight_VC=operands.weight_VC.view_as(operands.weight_VC))
+        return operands, extra
+
+    def projection(self, hidden_NC: Tensor) -> Projection | AdaptiveProjection:
+        """Return the operands of the vocabulary projection for hidden states at N positions."""
+        if self.decoder.adaptive_softmax is not None:
+            return self.decoder.adaptive_softmax.projection(hidden_NC)
+        return self.decoder.vocabulary_head().projection(hidden_NC)
+
+    def embedding_table(self) -> Tensor:
+        """Return the input embeddings, (V, C), of unit length if they enter the model so.
+
+        Raises:
+            ConfigError: if there is no such table, or it is not as wide as the hidden states.
+        """
+        config = self.decoder.config
+        if config.adaptive_input or config.decoder_input_dim != config.decoder_output_dim:
+            raise ConfigError(
+                "this model has no table of embeddings as wide as its hidden states: it needs "
+                "--decoder-input-dim equal to --decoder-output-dim, and no --adaptive-input"
+            )
+        weight_VC = self.decoder.embed_tokens.weight
+        clap = config.head == "clap" and config.clap_normalize
+        return nn.functional.normalize(weight_VC, dim=-1) if clap else weight_VC
+
+    def output_layer(self, features: Tensor, **kwargs: Any) -> Tensor:
+        """Return logits from hidden states."""
+        return self.decoder.output_layer(features, **kwargs)
+
+    def max_decoder_positions(self) -> int:
+        """Return the longest input of the decoder."""
+        return self.decoder.max_positions()
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
+        """Rename old keys and fill tied tensors, in place."""
+        _rename(state_dict)
+        table = state_dict.get("decoder.embed_tokens.weight")
+        output = "decoder.output_projection.weight"
+        own = self.decoder.output_projection
+        if own is None:
+            for key in [key for key in state_dict if key.startswith("decoder.output_projection.")]:
+                del state_dict[key]
+        elif table is not None and output not in state_dict and table.shape == own.weight.shape:
+            logger.warning("the file has no vocabulary head: it begins as its embeddings")
+            state_dict[output] = table
+        elif table is not None and own.weight is self.decoder.embed_tokens.weight:
+            kept = state_dict.setdefault(output, table)
+            if kept.shape == table.shape and not torch.equal(kept, table):
+                logger.warning(
+                    "the file's output weights differ from its embeddings, but this model ties "
+                    "them: the embeddings are used"
+                )
+            state_dict[output] = table
+        version = float(state_dict.setdefault("decoder.version", torch.tensor([1.0]))[0])
+        if version <= 2 and not any(key.startswith("decoder.layer_norm.") for key in state_dict):
+            self.decoder.layer_norm = None  # models of that time had none
+
+    @classmethod
+    def hub_models(cls) -> dict[str, Any]:
+        """Return the published language models, their addresses and text encoders."""
+        words: dict[str, Any] = {
+            "gbw.adaptive_huge": f"{PUBLISHED}/adaptive_lm_gbw_huge.tar.bz2",
+            "wiki103.adaptive": f"{PUBLISHED}/adaptive_lm_wiki103.v2.tar.bz2",
+        }
+        for language in ("en", "de", "ru"):
+            path = f"{PUBLISHED}/wmt19.{language}.tar.bz2"
+            words[f"wmt19.{language}"] = {"path": path, "tokenizer": "moses", "bpe": "fastbpe"}
+        for language in ("en", "ta", "iu.news", "iu.nh"):
+            path = f"{PUBLISHED}/wmt20.{language}.tar.gz"
+            encoders = {"tokenizer": "space", "bpe": "sentencepiece"}
+            words[f"wmt20.{language}"] = {"path": path, **encoders}
+        return {f"transformer_lm.{name}": entry for name, entry in words.items()}
+
+
+def _rename(state: dict[str, Any]) -> None:
+    """Rename, split and drop the keys of an old state dict, in place."""
+    norms = {"0": "self_attn_layer_norm", "1": "final_layer_norm", "2": "final_layer_norm"}
+    for key in list(state):
+        value = state.pop(key)
+        if re.fullmatch(r"decoder\.embed_positions\.(_float_tensor|weights)", key):
+            continue
+        if key == "decoder.embed_out":
+            key = "decoder.output_projection.weight"
+        key = re.sub(r"\.layer_norms\.([012])\.", lambda found: f".{norms[found[1]]}.", key)
+        joint = re.fullmatch(r"(.*\.)in_proj_(weight|bias)", key)
+        if joint is None:
+            state[key] = value
+            continue
+        for name, part in zip("qkv", value.chunk(3), strict=True):
+            state[f"{joint[1]}{name}_proj.{joint[2]}"] = part

@@ -1,0 +1,1 @@
+"""Names of the original that only plug-ins import; nothing in the house may."""

@@ -1,0 +1,298 @@
+"""``fairseq-preprocess``: build dictionaries from text and binarize it.
+
+Each text is split into words once. The dictionary and every dataset appear under their names only
+when they are complete, and ``manifest.json`` describes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fairseq.data.storage.dictionary import Dictionary
+from fairseq.data.storage.indexed_dataset import (
+    check_dataset_impl,
+    data_file_path,
+    index_file_path,
+    make_builder,
+)
+from fairseq.data.storage.manifest import MANIFEST_NAME, DatasetEntry, read_manifest, write_manifest
+from fairseq.errors import ConfigError, DataError, FairseqError, UnsupportedError
+from fairseq.files.io import atomic_write, require_file, sha256_of
+from fairseq.preprocess.binarize import (
+    FileBinarizer,
+    NumberedText,
+    VocabularyDatasetBinarizer,
+    ids_of,
+)
+
+logger = logging.getLogger("fairseq_cli.preprocess")
+
+
+class OutputExistsError(FairseqError, FileExistsError):
+    """A file that would be overwritten and may belong to other data."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text file and the dataset it becomes.
+
+    Attributes:
+        path: the text.
+        lang: its language, None with ``--only-source`` and no ``--source-lang``.
+        output: prefix of the dataset inside ``--destdir``.
+        dictionary: name of the dictionary file inside ``--destdir``.
+        is_train: whether the dictionary is built from it.
+    """
+
+    path: str
+    lang: str | None
+    output: str
+    dictionary: str
+    is_train: bool
+
+
+def preprocess(config: Any) -> None:
+    """Write dictionaries, datasets, ``preprocess.log`` and ``manifest.json`` into ``destdir``.
+
+    Args:
+        config: has the attributes ``source_lang, target_lang, trainpref, validpref, testpref,
+            align_suffix, destdir, thresholdsrc, thresholdtgt, srcdict, tgtdict, nwordssrc,
+            nwordstgt, alignfile, dataset_impl, joined_dictionary, only_source, padding_factor,
+            workers, dict_only``.
+
+    Raises:
+        ConfigError: if flags are missing or contradict each other.
+        DataError: if a text is empty or not UTF-8, or a dictionary file is damaged.
+        MissingFileError: if a text or dictionary is absent.
+        OutputExistsError: if ``destdir`` holds a dictionary that would be overwritten.
+    """
+    _check_flags(config)
+    _check_destination(config)
+    texts = [text for text in _texts(config) if text.is_train or not config.dict_only]
+    for text in texts:
+        _require_text(text.path)
+    os.makedirs(config.destdir, exist_ok=True)
+    with _log_file(config.destdir), contextlib.ExitStack() as stack:
+        logger.info(config)
+        numbered = _read_train_texts(config, texts, stack)
+        dictionaries = _dictionaries(config, texts, numbered)
+        entries: dict[str, DatasetEntry] = {}
+        if not config.dict_only:
+            for text in texts:
+                make = _copy_raw if config.dataset_impl == "raw" else _make_dataset
+                entries[text.output] = make(
+                    config, text, dictionaries[text.dictionary], numbered.pop(text.path, None)
+                )
+        # Last, so that an interrupted run can be started again: it left no dictionary in the way.
+        for name, dictionary in dictionaries.items():
+            dictionary.save(os.path.join(config.destdir, name))
+        _write_manifest(config, dictionaries, entries)
+        logger.info(f"Wrote preprocessed data to {config.destdir}")
+
+
+def _check_flags(config: Any) -> None:
+    """Raise unless the flags ask for something that can be done."""
+    check_dataset_impl(config.dataset_impl)
+    if config.align_suffix or config.alignfile:
+        raise UnsupportedError(
+            "word alignments (--align-suffix, --alignfile) belong to translation, which is not "
+            "supported; drop the flag"
+        )
+    if not config.only_source and (not config.source_lang or not config.target_lang):
+        raise ConfigError(
+            "give --only-source for plain text, or both --source-lang and --target-lang for pairs"
+        )
+    if not config.only_source and config.source_lang == config.target_lang:
+        raise ConfigError(f"--source-lang and --target-lang are both {config.source_lang}")
+    if config.joined_dictionary and config.srcdict and config.tgtdict:
+        raise ConfigError("give --joined-dictionary only one of --srcdict and --tgtdict")
+    if not (config.trainpref or config.validpref or config.testpref):
+        raise ConfigError("no text: give --trainpref, --validpref or --testpref")
+    if not config.trainpref and _is_dictionary_built(config):
+        raise ConfigError("--trainpref is needed to build a dictionary; or give one by --srcdict")
+    if config.workers < 1:
+        raise ConfigError(f"--workers is {config.workers}; it must be at least 1")
+
+
+def _is_dictionary_built(config: Any) -> bool:
+    """Tell whether any dictionary is to be built from the training text."""
+    if config.joined_dictionary:
+        return not (config.srcdict or config.tgtdict)
+    return not config.srcdict or not (config.only_source or config.tgtdict)
+
+
+def _languages(config: Any) -> list[str | None]:
+    return [config.source_lang] if config.only_source else [config.source_lang, config.target_lang]
+
+
+def _dictionary_name(lang: str | None) -> str:
+    return f"dict.{lang}.txt" if lang else "dict.txt"
+
+
+def _given_dictionaries(config: Any) -> list[str | None]:
+    """Return the dictionary file that the user gave for each language, or None."""
+    if config.joined_dictionary:
+        given = config.srcdict or config.tgtdict
+        return [given, given]
+    return [config.srcdict, config.tgtdict]
+
+
+def _check_destination(config: Any) -> None:
+    """Raise if a dictionary would be overwritten, or the manifest could not be extended."""
+    if os.path.exists(config.destdir) and not os.path.isdir(config.destdir):
+        raise OutputExistsError(f"--destdir {config.destdir} is a file; choose another name")
+    for lang, given in zip(_languages(config), _given_dictionaries(config), strict=False):
+        path = os.path.join(config.destdir, _dictionary_name(lang))
+        if not given and os.path.exists(path):
+            raise OutputExistsError(
+                f"{path} exists. To encode more text with it, give it by --srcdict (or --tgtdict); "
+                "to start afresh, delete it or choose another --destdir."
+            )
+    if os.path.exists(os.path.join(config.destdir, MANIFEST_NAME)):
+        read_manifest(config.destdir)
+
+
+def _require_text(path: str) -> None:
+    """Raise unless ``path`` is a readable file with something in it."""
+    found = require_file(path, "text file", "The --*pref flags name files without the language.")
+    if found.stat().st_size == 0:
+        raise DataError(f"{path} is empty; leave out its flag, or give a text with some lines")
+
+
+def _texts(config: Any) -> list[Text]:
+    """List the text files and their datasets, language by language, training text first."""
+    texts = []
+    for lang in _languages(config):
+        inputs = [("train", config.trainpref)] if config.trainpref else []
+        for split, flag in (("valid", config.validpref), ("test", config.testpref)):
+            for number, prefix in enumerate(flag.split(",") if flag else ()):
+                inputs.append((f"{split}{number}" if number else split, prefix))
+        for split, prefix in inputs:
+            path = f"{prefix}.{lang}" if lang else prefix
+            output = split + _output_suffix(config, lang)
+            texts.append(Text(path, lang, output, _dictionary_name(lang), split == "train"))
+    return texts
+
+
+def _output_suffix(config: Any, lang: str | None) -> str:
+    """Return what follows the name of the split in the name of a dataset."""
+    pair = f".{config.source_lang}-{config.target_lang}"
+    if lang:
+        return f"{pair}.{lang}"
+    return pair if config.dataset_impl == "raw" else ""
+
+
+def _read_train_texts(
+    config: Any, texts: list[Text], stack: contextlib.ExitStack
+) -> dict[str, NumberedText]:
+    """Read the training texts whose dictionary is to be built, by path."""
+    given = dict(zip(_languages(config), _given_dictionaries(config), strict=False))
+    only_counts = config.dict_only or config.dataset_impl == "raw"
+    folder = None if only_counts else config.destdir
+    numbered = {}
+    for text in texts:
+        if text.is_train and not given[text.lang]:
+            numbered[text.path] = NumberedText(text.path, folder, config.workers)
+            stack.callback(numbered[text.path].close)
+    return numbered
+
+
+def _dictionaries(
+    config: Any, texts: list[Text], numbered: dict[str, NumberedText]
+) -> dict[str, Dictionary]:
+    """Load or build the dictionary of each language, by the name of its file."""
+    train_path = {text.lang: text.path for text in texts if text.is_train}
+    limits = [
+        (config.thresholdsrc, config.nwordssrc),
+        (config.thresholdtgt, config.nwordstgt),
+    ]
+    dictionaries = {}
+    joined: Dictionary | None = None
+    given = _given_dictionaries(config)
+    for lang, path, (threshold, nwords) in zip(_languages(config), given, limits, strict=False):
+        if joined is not None:
+            dictionary = joined
+        elif path:
+            dictionary = Dictionary.load(path)
+        else:
+            sources = list(numbered) if config.joined_dictionary else [train_path[lang]]
+            dictionary = Dictionary()
+            for source in sources:
+                dictionary.add_counted(numbered[source].words)
+            if len(dictionary) == dictionary.nspecial:
+                raise DataError(f"{', '.join(sources)}: no words, only blank lines")
+            dictionary.finalize(threshold, nwords, config.padding_factor)
+        if config.joined_dictionary:
+            joined = dictionary
+        dictionaries[_dictionary_name(lang)] = dictionary
+    return dictionaries
+
+
+def _make_dataset(
+    config: Any, text: Text, dictionary: Dictionary, numbered: NumberedText | None
+) -> DatasetEntry:
+    """Write the dataset of one text and tell what it holds."""
+    logger.info(f"[{text.lang}] Dictionary: {len(dictionary)} types")
+    prefix = os.path.join(config.destdir, text.output)
+    with make_builder(data_file_path(prefix), config.dataset_impl, len(dictionary)) as builder:
+        if numbered is not None:
+            summary = numbered.write(dictionary, builder)
+            numbered.close()
+        else:
+            binarizer = VocabularyDatasetBinarizer(dictionary)
+            summary = FileBinarizer.binarize(text.path, binarizer, builder, config.workers)
+        builder.finalize(index_file_path(prefix))
+    logger.info(f"[{text.lang}] {text.path}: {summary} (by {dictionary.unk_word})")
+    return DatasetEntry(
+        config.dataset_impl, summary.num_seq, summary.num_tok, builder.max_id, text.dictionary
+    )
+
+
+def _copy_raw(
+    config: Any, text: Text, dictionary: Dictionary, numbered: NumberedText | None
+) -> DatasetEntry:
+    """Copy a text as it is and tell what it would hold as a dataset."""
+    words = (numbered or NumberedText(text.path, None, config.workers)).words
+    with (
+        open(text.path, "rb") as source,
+        atomic_write(os.path.join(config.destdir, text.output)) as copy,
+    ):
+        shutil.copyfileobj(source, copy, 1 << 20)
+    max_id = max(dictionary.eos_index, int(ids_of(words.words[1:], dictionary).max(initial=-1)))
+    sentences, tokens = int(words.counts_W[0]), int(words.counts_W.sum())
+    return DatasetEntry("raw", sentences, tokens, max_id, text.dictionary)
+
+
+def _write_manifest(
+    config: Any, dictionaries: dict[str, Dictionary], entries: dict[str, DatasetEntry]
+) -> None:
+    """Add the files of this run to the manifest of ``--destdir``."""
+    digests = {name: sha256_of(os.path.join(config.destdir, name)) for name in dictionaries}
+    signed = {
+        name: replace(entry, dictionary_sha256=digests[entry.dictionary])
+        for name, entry in entries.items()
+    }
+    files = [file for name, entry in entries.items() for file in entry.file_names(name)]
+    write_manifest(config.destdir, [*dictionaries, *files], signed, config.workers)
+
+
+@contextlib.contextmanager
+def _log_file(destdir: str) -> Iterator[None]:
+    """Append what is logged meanwhile to ``preprocess.log``."""
+    handler = logging.FileHandler(os.path.join(destdir, "preprocess.log"), encoding="utf-8")
+    level = logger.level
+    logger.addHandler(handler)
+    if not logger.isEnabledFor(logging.INFO):
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        handler.close()

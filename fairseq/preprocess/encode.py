@@ -1,0 +1,379 @@
+"""The corpus side of encoding: train a tokenizer, encode and decode whole files.
+
+Files are read in blocks of lines or documents and written in order, so memory does not grow with
+the corpus; blocks are spread over worker processes. Outputs appear under their names when they are
+complete.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import IO, Any, ClassVar
+
+from fairseq.data.encoders import TextEncoder
+from fairseq.errors import ConfigError, DataError, FairseqError, MissingFileError
+from fairseq.files.documents import DatasetFolder, DocumentOptions, JsonLines, lines_of, reader_of
+from fairseq.files.io import PathLike, atomic_write
+from fairseq.files.line_reader import STANDARD, Block, LineReader, open_output
+from fairseq.lazy import require_library
+
+REDRAW_SECONDS = 0.2
+
+
+@dataclasses.dataclass
+class Summary:
+    """What a pass over files did; ``bytes_read`` is the size of the inputs, unpacked.
+
+    ``documents`` were written and ``skipped`` records were left out, where records are read.
+    """
+
+    lines: int = 0
+    written: int = 0
+    dropped: int = 0
+    documents: int = 0
+    skipped: int = 0
+    tokens: int = 0
+    bytes_read: int = 0
+    seconds: float = 0.0
+
+    def add(self, other: Summary) -> None:
+        """Add the counts of ``other``."""
+        for field in dataclasses.fields(self):
+            total = getattr(self, field.name) + getattr(other, field.name)
+            setattr(self, field.name, total)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is done to every block of lines; sent once to each worker process."""
+
+    reader: LineReader
+    bpe: TextEncoder
+    decode: bool = False
+    keep_empty: bool = False
+    separator: ClassVar[bytes] = b""
+
+    def __call__(self, block: Block) -> tuple[list[bytes], Summary]:
+        """Return the outputs' bytes for a block, one per file, and its counts."""
+        columns = [self.reader.lines(block, place) for place in range(len(block.columns))]
+        count = len(columns[0])
+        if not self.keep_empty:
+            full = [group for group in zip(*columns, strict=True) if all(group)]
+            columns = [[group[place] for group in full] for place in range(len(columns))]
+        convert = self.bpe.decode if self.decode else self.bpe.encode
+        results = [[convert(line) for line in column] for column in columns]
+        summary = Summary(
+            lines=count,
+            written=len(results[0]),
+            dropped=count - len(results[0]),
+            tokens=sum(map(_count_pieces, columns if self.decode else results)),
+            bytes_read=sum(map(len, block.columns)),
+        )
+        texts = ["".join([line + "\n" for line in column]) for column in results]
+        return [text.encode("utf-8", errors="replace") for text in texts], summary
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentJob:
+    """What is done to every block of documents; an empty line parts two of them."""
+
+    reader: JsonLines | DatasetFolder
+    bpe: TextEncoder
+    separator: ClassVar[bytes] = b"\n"
+
+    def __call__(self, block: Any) -> tuple[list[bytes], Summary]:
+        """Return the bytes of a block's documents, and its counts."""
+        found = self.reader.texts(block)
+        encode = self.bpe.encode
+        # a line may come to nothing, of control characters alone: it must not part the document
+        coded = [list(filter(None, map(encode, lines_of(text)))) for text in found.texts]
+        documents = [lines for lines in coded if lines]
+        lines = sum([text.count("\n") + 1 for text in found.texts])
+        written = sum(map(len, documents))
+        summary = Summary(
+            lines=lines,
+            written=written,
+            dropped=lines - written,
+            documents=len(documents),
+            skipped=found.skipped,
+            tokens=sum(map(_count_pieces, documents)),
+            bytes_read=found.size,
+        )
+        text = "\n".join(["".join([line + "\n" for line in lines]) for lines in documents])
+        return [text.encode("utf-8", errors="replace")], summary
+
+
+AnyJob = Job | DocumentJob
+
+
+def _count_pieces(lines: list[str]) -> int:
+    return sum([line.count(" ") + 1 for line in lines if line])
+
+
+_worker_job: AnyJob | None = None
+
+
+def _start_worker(job: AnyJob) -> None:
+    global _worker_job
+    _worker_job = job
+    # the parent stops the workers; without this each of them prints a traceback on Ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _work(block: Any) -> tuple[list[bytes], Summary]:
+    assert _worker_job is not None
+    return _worker_job(block)
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _start_method() -> str:
+    """Return "fork", which starts at once, where it is safe: with no other thread to lose."""
+    threads = "/proc/self/task"
+    return "fork" if os.path.isdir(threads) and len(os.listdir(threads)) == 1 else "spawn"
+
+
+def _map_blocks(job: AnyJob, workers: int) -> Generator[tuple[list[bytes], Summary], None, None]:
+    """Yield ``job(block)`` in the order of the blocks, few of which are in memory at a time."""
+    blocks: Iterator[Any] = job.reader.blocks()
+    head = list(itertools.islice(blocks, 2))
+    if workers == 1 or len(head) < 2:
+        yield from map(job, itertools.chain(head, blocks))
+        return
+    context = multiprocessing.get_context(_start_method())
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(job,))
+    pending: collections.deque[Future[tuple[list[bytes], Summary]]] = collections.deque()
+    try:
+        for block in itertools.chain(head, blocks):
+            pending.append(pool.submit(_work, block))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise FairseqError(
+            "a worker process died, perhaps for lack of memory; try again with --workers 1"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class ProgressLine:
+    """One line on a terminal: bytes done, share, speed, time left; silent elsewhere.
+
+    Args:
+        total: bytes to come, None if unknown.
+        stream: where to draw, standard error by default.
+    """
+
+    def __init__(self, total: int | None, stream: IO[str] | None = None) -> None:
+        self._total, self._stream = total, stream or sys.stderr
+        self._done, self._start, self._drawn = 0, time.monotonic(), 0.0
+
+    def advance(self, size: int) -> None:
+        """Count ``size`` more bytes and redraw the line, five times a second at most."""
+        self._done += size
+        now = time.monotonic()
+        if not self._stream.isatty() or now - self._drawn < REDRAW_SECONDS:
+            return
+        self._drawn = now
+        rate = self._done / max(now - self._start, 1e-9)
+        line = f"{self._done / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s"
+        if self._total:
+            left = int(max(self._total - self._done, 0) / rate)
+            share = f"{min(self._done / self._total, 1):.0%} of {self._total / 1e6:.1f} MB"
+            line = f"{share}, {rate / 1e6:.1f} MB/s, {left // 60}:{left % 60:02d} left"
+        self._stream.write(f"\r{line:<60}")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Wipe the line."""
+        if self._drawn:
+            self._stream.write("\r" + " " * 60 + "\r")
+            self._stream.flush()
+
+
+def _total_size(names: Sequence[str]) -> int | None:
+    if not all(os.path.isfile(name) and not name.endswith(".gz") for name in names):
+        return None
+    return sum(os.path.getsize(name) for name in names)
+
+
+def _check_names(inputs: Sequence[str], outputs: Sequence[str], workers: int) -> None:
+    if workers < 1:
+        raise ConfigError(f"--workers must be at least 1, found {workers}")
+    if not inputs or len(inputs) != len(outputs):
+        raise ConfigError(
+            f"--inputs names {len(inputs)} files and --outputs {len(outputs)}; each input needs "
+            "its output"
+        )
+    if list(inputs).count(STANDARD) > 1:
+        raise ConfigError("standard input ('-') can be read once only: check --inputs")
+    if len({os.path.abspath(name) for name in outputs}) < len(outputs):
+        raise ConfigError("two outputs have the same name: check --outputs")
+
+
+def _convert(jobs: Sequence[AnyJob], outputs: Sequence[str], workers: int) -> Summary:
+    """Run ``jobs`` one after the other; together they read as many files as are written."""
+    start, total = time.monotonic(), Summary()
+    names = [name for job in jobs for name in job.reader.names]
+    _check_names(names, outputs, workers)
+    progress = ProgressLine(_total_size(names))
+    with contextlib.ExitStack() as stack:
+        stack.callback(progress.close)
+        targets = iter([open_output(name, stack) for name in outputs])
+        for job in jobs:
+            files = list(itertools.islice(targets, len(job.reader.names)))
+            results = stack.enter_context(contextlib.closing(_map_blocks(job, workers)))
+            own, separator = Summary(), b""
+            for texts, count in results:
+                for file, text in zip(files, texts, strict=True):
+                    file.write(separator + text if text else b"")
+                    separator = job.separator if text else separator
+                own.add(count)
+                progress.advance(count.bytes_read)
+            if own.skipped and not own.documents:
+                raise DataError(
+                    f"{job.reader.names[0]}: none of its {own.skipped:,} records has a text under "
+                    "the key; check --text-key, or see the first one's fault without "
+                    "--skip-bad-records"
+                )
+            total.add(own)
+    total.seconds = time.monotonic() - start
+    return total
+
+
+def encode_files(
+    bpe: TextEncoder,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    keep_empty: bool = False,
+    workers: int = 1,
+    jsonl_field: str | None = None,
+    documents: DocumentOptions | None = None,
+) -> Summary:
+    """Encode text files line by line, or documents, with an empty line between two of them.
+
+    Args:
+        bpe: the encoder; with several workers it is pickled.
+        inputs: paths or ``"-"``; with ``documents`` also folders of datasets.
+        outputs: one path or ``"-"`` for each input.
+        keep_empty: an empty line stays an empty line, and each input is a file of its own. Without
+            it the inputs are parallel files, and a group of lines is dropped if any is empty.
+        workers: processes that encode; the result does not depend on it.
+        jsonl_field: each line is a JSON object and its text stands in this field.
+        documents: inputs are records, one document each, and every input is a file of its own.
+
+    Raises:
+        ConfigError: if names and flags do not fit together.
+        MissingFileError: if an input does not exist.
+        DataError: on text that is not UTF-8 or not JSON, or parallel files of different lengths.
+    """
+    if documents is not None:
+        if keep_empty:
+            raise ConfigError(
+                "--keep-empty is for plain text, drop it here: an empty line always parts two "
+                "documents, and empty lines inside a document are left out"
+            )
+        readers = [reader_of(name, documents) for name in inputs]
+        return _convert([DocumentJob(reader, bpe) for reader in readers], outputs, workers)
+    job = functools.partial(Job, bpe=bpe, keep_empty=keep_empty)
+    groups = [[name] for name in inputs] if keep_empty else [list(inputs)]
+    return _convert([job(LineReader(group, jsonl_field)) for group in groups], outputs, workers)
+
+
+def decode_files(
+    bpe: TextEncoder, inputs: Sequence[str], outputs: Sequence[str], workers: int = 1
+) -> Summary:
+    """Turn encoded files back into text; arguments and errors as in :func:`encode_files`."""
+    job = functools.partial(Job, bpe=bpe, decode=True, keep_empty=True)
+    return _convert([job(LineReader([name])) for name in inputs], outputs, workers)
+
+
+def _lines(
+    inputs: Sequence[str], jsonl_field: str | None, documents: DocumentOptions | None
+) -> Iterator[tuple[list[str], int]]:
+    """Yield the lines of inputs, and the bytes they take, in parts."""
+    for name in inputs:
+        if documents is None:
+            reader = LineReader([name], jsonl_field)
+            for block in reader.blocks():
+                yield reader.lines(block, 0), len(block.columns[0])
+            continue
+        records = reader_of(name, documents)
+        for rows in records.blocks():
+            found = records.texts(rows)  # type: ignore[arg-type]
+            yield [line for text in found.texts for line in lines_of(text)], found.size
+
+
+def train_byte_level(
+    inputs: Sequence[str],
+    vocab_size: int,
+    output: PathLike,
+    min_frequency: int = 2,
+    jsonl_field: str | None = None,
+    documents: DocumentOptions | None = None,
+) -> int:
+    """Learn a byte-level BPE from text files and write it as a ``tokenizer.json``.
+
+    Args:
+        inputs: paths or ``"-"``.
+        vocab_size: number of pieces wished, the 256 bytes included.
+        output: the file to write.
+        min_frequency: a pair seen less often is not merged.
+        jsonl_field: each line is a JSON object and its text stands in this field.
+        documents: inputs are records, one document each.
+
+    Returns:
+        The number of pieces; fewer than wished if the text is too small to offer more.
+
+    Raises:
+        ConfigError: if ``vocab_size`` is below 256 or the package ``tokenizers`` is missing.
+        MissingFileError: if an input does not exist.
+        DataError: on text that is not UTF-8 or not JSON.
+    """
+    if vocab_size < 256:
+        raise ConfigError(f"--vocab-size {vocab_size}: the 256 bytes alone need 256 pieces")
+    folder = os.path.dirname(os.path.abspath(output))
+    if not os.path.isdir(folder):
+        raise MissingFileError(f"--output {output}: there is no folder {folder}; make it first")
+    library = require_library("tokenizers", "training a tokenizer")
+    progress = ProgressLine(_total_size(inputs))
+
+    def lines() -> Iterator[list[str]]:
+        for part, size in _lines(inputs, jsonl_field, documents):
+            yield part
+            progress.advance(size)
+        progress.close()
+
+    tokenizer = library.Tokenizer(library.models.BPE())
+    byte_level: Callable[..., Any] = library.pre_tokenizers.ByteLevel
+    tokenizer.pre_tokenizer = byte_level(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(lines(), trainer)
+    with atomic_write(output, "w") as handle:
+        handle.write(tokenizer.to_str(pretty=True) + "\n")
+    return int(tokenizer.get_vocab_size())

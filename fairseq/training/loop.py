@@ -1,0 +1,479 @@
+"""The loop around the trainer: epochs, validations, checkpoints, and when to stop.
+
+:func:`run_training` is one process of a run from start to end; the commands call it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+
+from fairseq import checkpoint as checkpoint_utils
+from fairseq import tasks, utils
+from fairseq.checkpoint.layout import data_rng_of, settle_data_rng
+from fairseq.config.resolve import required_settings, resolve
+from fairseq.config.sections import FairseqConfig
+from fairseq.data.batches import epochs
+from fairseq.data.storage.load import raise_if_valid_subsets_unintentionally_ignored
+from fairseq.distributed import utils as distributed_utils
+from fairseq.distributed.device import choose_device
+from fairseq.distributed.signals import StopSignal
+from fairseq.errors import ConfigError, DataError
+from fairseq.logging import metrics
+from fairseq.logging.meters import StopwatchMeter
+from fairseq.logging.progress_bar import BaseProgressBar, progress_bar
+from fairseq.logging.sinks import close_sinks
+from fairseq.models.base import count_parameters
+from fairseq.training.run_folder import RunFolder
+from fairseq.training.trainer import Trainer
+
+logger = logging.getLogger("fairseq_cli.train")
+
+
+def run_training(cfg: FairseqConfig) -> float | None:
+    """Train a model as ``cfg`` says, in this process.
+
+    Args:
+        cfg: the configuration; it is settled, and frozen once everything is built.
+
+    Returns:
+        the best validation metric, None if nothing was validated.
+
+    Raises:
+        ConfigError: for settings that are missing or contradict each other.
+        SystemExit: with status 128 + n if signal n ended the run.
+    """
+    missing = required_settings(resolve(cfg))
+    if missing:
+        raise ConfigError("training needs " + "; ".join(missing))
+    metrics.reset()
+    checkpoint = cfg.checkpoint
+    if not checkpoint.no_save:
+        checkpoint_utils.verify_checkpoint_directory(checkpoint.save_dir)
+    if cfg.distributed_training.distributed_world_size > 1:
+        distributed_utils.init_process_group(cfg.distributed_training, choose_device(cfg))
+    try:
+        with RunFolder(checkpoint.save_dir, enabled=_writes(cfg)) as folder, StopSignal() as stop:
+            trainer, epoch_itr = _set_up(cfg, folder)
+            TrainLoop(cfg, trainer, epoch_itr, stop, folder).run()
+    finally:
+        close_sinks()
+    return trainer.best
+
+
+def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any]:
+    """Build everything, restore what there is to restore; return trainer and data iterator."""
+    utils.set_torch_seed(cfg.common.seed)
+    loaded = _read_checkpoint(cfg)
+    task = tasks.setup_task(cfg.task)
+    if cfg.bpe is not None and hasattr(task, "bpe"):
+        task.bpe = task.build_bpe(cfg.bpe)
+    model = task.build_model(cfg.model)
+    criterion = task.build_criterion(cfg.criterion)
+    cfg.freeze()
+    folder.describe(cfg, parameters=count_parameters(model))
+    raise_if_valid_subsets_unintentionally_ignored(cfg)
+    if not cfg.dataset.disable_validation:
+        for subset in _valid_subsets(cfg):
+            task.load_dataset(subset, combine=bool(cfg.dataset.combine_valid_subsets), epoch=1)
+    if cfg.checkpoint.write_checkpoints_asynchronously:
+        logger.warning("--save-async: checkpoints are written in the foreground all the same")
+    trainer = Trainer(cfg, task, model, criterion)
+    trainer.use_loaded(loaded)
+    _, epoch_itr = checkpoint_utils.load_checkpoint(
+        cfg.checkpoint, trainer, disable_iterator_cache=task.has_sharded_data("train")
+    )
+    path = None if loaded is None else loaded[0]
+    folder.note("start", update=trainer.get_num_updates(), epoch=epoch_itr.epoch, checkpoint=path)
+    return trainer, epoch_itr
+
+
+def _read_checkpoint(cfg: FairseqConfig) -> tuple[str, dict[str, Any]] | None:
+    """Read what the run starts from, if anything, and settle the source of its randomness.
+
+    A run that goes on stays with the masks and the batch order it began with.
+    """
+    path, resets = checkpoint_utils.checkpoint_to_start_from(cfg.checkpoint)
+    loaded = checkpoint_utils.load_newest(path) if os.path.exists(path) else None
+    if loaded is None and not cfg.checkpoint.no_save:
+        others = checkpoint_utils.checkpoint_paths(cfg.checkpoint.save_dir, r"checkpoint.*\.pt")
+        if others:
+            logger.warning(
+                "there is no %s, so this run begins from scratch, although %s holds %s; to go on "
+                "from one of them, name it with --restore-file",
+                path,
+                cfg.checkpoint.save_dir,
+                ", ".join(os.path.basename(other) for other in others[:5]),
+            )
+    goes_on = loaded is not None and not resets["reset_dataloader"]
+    mode = data_rng_of(loaded[1]) if loaded is not None and goes_on else "philox"
+    if mode != "philox" and cfg.dataset.data_rng == "auto":
+        logger.info("continuing with --data-rng %s, as the checkpoint began", mode)
+    settle_data_rng(cfg, mode)
+    return loaded
+
+
+def _writes(cfg: FairseqConfig) -> bool:
+    return not cfg.checkpoint.no_save and distributed_utils.is_master()
+
+
+def _valid_subsets(cfg: FairseqConfig) -> list[str]:
+    return cfg.dataset.valid_subset.replace(" ", "").split(",")
+
+
+class _FinishedEpoch:
+    """An epoch iterator as it was at the end of the epoch before the one where it stands."""
+
+    def __init__(self, epoch_itr: Any) -> None:
+        self.epoch = epoch_itr.epoch - 1
+        self.state_dict = epoch_itr.state_dict
+
+    def end_of_epoch(self) -> bool:
+        """Return True."""
+        return True
+
+
+class TrainLoop:
+    """Runs epochs until something says stop.
+
+    Args:
+        cfg: the configuration.
+        trainer: takes the updates.
+        epoch_itr: where the run stands in the data.
+        stop: tells whether the process was asked to end.
+        folder: keeps what happened.
+    """
+
+    def __init__(
+        self,
+        cfg: FairseqConfig,
+        trainer: Trainer,
+        epoch_itr: Any,
+        stop: StopSignal,
+        folder: RunFolder,
+    ) -> None:
+        self.cfg, self.trainer, self.task = cfg, trainer, trainer.task
+        self.epoch_itr, self.stop, self.folder = epoch_itr, stop, folder
+        # what validations and checkpoints are about; not epoch_itr if an epoch end is caught up on
+        self.position = epoch_itr
+        self.saved_at = trainer.get_num_updates()
+
+    def run(self) -> None:
+        """Train until the last epoch, the last update, the time limit or a signal."""
+        if self._catch_up():
+            return
+        max_epoch = self.cfg.optimization.max_epoch or math.inf
+        complete = self._reached_limit() or self._out_of_patience()
+        if complete is None and self.epoch_itr.next_epoch_idx > max_epoch:
+            complete = f"max_epoch: {max_epoch}"
+        if complete is not None:
+            logger.info("nothing to do: the run is complete (%s)", complete)
+        if complete is not None or self.stop.received():
+            return
+        while self.epoch_itr.next_epoch_idx <= max_epoch:
+            warmed_up = self.trainer.get_num_updates() > 0  # before, the rate may be 0
+            if warmed_up and self.trainer.get_lr() <= self.cfg.optimization.stop_min_lr:
+                self._stop_at_lowest_rate()
+                return
+            valid_losses, should_stop = self.train_epoch()
+            if should_stop:
+                return
+            self.trainer.lr_step(self.epoch_itr.epoch, valid_losses[0])
+            sharded = self.task.has_sharded_data("train")
+            self.epoch_itr = self.position = self.trainer.get_train_iterator(
+                self.epoch_itr.next_epoch_idx,
+                load_dataset=sharded,
+                disable_iterator_cache=sharded,
+            )
+
+    def _catch_up(self) -> bool:
+        """Do the validation that a signal prevented before the restart; tell if the run ends."""
+        due = self.trainer.progress.pop("validation_due", None)
+        if due is None:
+            return False
+        after_epoch = due == "epoch"
+        if after_epoch:
+            self.position = _FinishedEpoch(self.epoch_itr)
+        valid_losses, should_stop = self.validate_and_save(after_epoch)
+        if after_epoch and not should_stop:
+            self.trainer.lr_step(self.position.epoch, valid_losses[0])
+        self.position = self.epoch_itr
+        return should_stop
+
+    def _stop_at_lowest_rate(self) -> None:
+        logger.info(
+            "stopping training because current learning rate (%s) is smaller than or equal to "
+            "minimum learning rate (--stop-min-lr=%s)",
+            self.trainer.get_lr(),
+            self.cfg.optimization.stop_min_lr,
+        )
+        if self.saved_at != self.trainer.get_num_updates():
+            self._save(None, always=True)
+
+    def _reached_limit(self) -> str | None:
+        """Return why training must end now, None if it need not."""
+        optimization, updates = self.cfg.optimization, self.trainer.get_num_updates()
+        if optimization.max_update and updates >= optimization.max_update:
+            return f"num_updates: {updates} >= max_update: {optimization.max_update}"
+        if optimization.stop_time_hours > 0:
+            hours = self._hours()
+            if hours > optimization.stop_time_hours:
+                return (
+                    f"cumulative_training_time: {hours} > stop_time_hours: "
+                    f"{optimization.stop_time_hours} hour(s)"
+                )
+        return None
+
+    def _hours(self) -> float:
+        """Return the hours of training so far, the same on all processes."""
+        hours = self.trainer.cumulative_training_time() / 3600
+        if self.trainer.world == 1:
+            return hours
+        total = torch.tensor(hours, dtype=torch.float64, device=self.trainer.device)
+        return float(distributed_utils.all_reduce(total, op="max"))
+
+    # -- an epoch --------------------------------------------------------------------------------
+
+    @metrics.aggregate("train")
+    def train_epoch(self) -> tuple[list[float | None], bool]:
+        """Train for one epoch, or what is left of it.
+
+        Returns:
+            ``(validation losses, whether the run ends)``.
+        """
+        trainer, groups = self.trainer, self._update_groups()
+        trainer.begin_epoch(self.epoch_itr.epoch)
+        valid_losses: list[float | None] = [None]
+        should_stop = False
+        with self._progress(groups, self.epoch_itr.epoch) as progress:
+            for samples in progress:
+                with metrics.aggregate("train_inner"):
+                    updated = trainer.train_step(samples) is not None
+                if updated:
+                    self._log_inner(progress)
+                else:
+                    self.folder.note(
+                        "skipped", update=trainer.get_num_updates(), reason=trainer.skipped
+                    )
+                end_of_epoch = not groups.has_next()
+                if self.stop.received() or updated or end_of_epoch:
+                    valid_losses, should_stop = self.validate_and_save(end_of_epoch, updated)
+                if should_stop:
+                    break
+            stats = self._training_stats("train")
+            progress.print(stats, tag="train", step=trainer.get_num_updates())
+        metrics.reset_meters("train")
+        return valid_losses, should_stop
+
+    def _update_groups(self) -> epochs.GroupedIterator:
+        """Return the rest of the epoch, in lists of the batches of one update each.
+
+        Raises:
+            ConfigError: if a whole epoch has not enough batches for one update.
+        """
+        cfg, epoch_itr = self.cfg, self.epoch_itr
+        batches = epoch_itr.next_epoch_itr(
+            fix_batches_to_gpus=cfg.distributed_training.fix_batches_to_gpus,
+            shuffle=epoch_itr.next_epoch_idx > cfg.dataset.curriculum,
+        )
+        frequencies = cfg.optimization.update_freq
+        update_freq = frequencies[min(epoch_itr.epoch, len(frequencies)) - 1]
+        begins = batches.n == 0
+        groups = epochs.GroupedIterator(
+            batches, update_freq, skip_remainder_batch=cfg.optimization.skip_remainder_batch
+        )
+        if begins and len(groups) == 0:
+            raise ConfigError(
+                f"an epoch has fewer batches than --update-freq {update_freq}, and "
+                "--skip-remainder-batch leaves out the rest: nothing would ever be learned"
+            )
+        return groups
+
+    def _progress(self, iterator: Iterator[Any], epoch: int, prefix: str | None = None) -> Any:
+        cfg, common, master = self.cfg, self.cfg.common, distributed_utils.is_master()
+        save_dir = cfg.checkpoint.save_dir
+        bar: BaseProgressBar = progress_bar(
+            iterator,
+            log_format=common.log_format if master else "none",
+            log_interval=common.log_interval,
+            log_file=common.log_file if master else None,
+            epoch=epoch,
+            prefix=prefix,
+            tensorboard_logdir=common.tensorboard_logdir if master else None,
+            default_log_format="simple" if common.no_progress_bar else "rich",
+            wandb_project=common.wandb_project if master else None,
+            wandb_run_name=os.environ.get("WANDB_NAME", os.path.basename(save_dir)),
+            jsonl_path=os.path.join(save_dir, "metrics.jsonl") if _writes(cfg) else None,
+            num_updates=self.trainer.get_num_updates(),
+            total_updates=cfg.optimization.max_update or None,
+        )
+        return bar
+
+    def _log_inner(self, progress: BaseProgressBar) -> None:
+        updates = self.trainer.get_num_updates()
+        if updates % self.cfg.common.log_interval == 0:
+            progress.log(self._training_stats("train_inner"), tag="train_inner", step=updates)
+            metrics.reset_meters("train_inner")
+
+    @staticmethod
+    def _training_stats(name: str) -> dict[str, Any]:
+        stats = metrics.get_smoothed_values(name)
+        stats["wall"] = round(
+            cast(StopwatchMeter, metrics.get_meter("default", "wall")).elapsed_time, 0
+        )
+        return stats
+
+    # -- validation and checkpoints --------------------------------------------------------------
+
+    def validate_and_save(
+        self, end_of_epoch: bool, updated: bool = True
+    ) -> tuple[list[float | None], bool]:
+        """Validate and save if it is time to.
+
+        A signal goes first: the state is saved, and a validation that was due follows after the
+        restart.
+
+        Args:
+            end_of_epoch: whether this was the last update of the epoch.
+            updated: whether it changed anything; if not, counts of updates were looked at before.
+
+        Returns:
+            ``(validation losses, whether the run ends)``.
+        """
+        reason = self._reached_limit()
+        do_save, do_validate = self._is_time(end_of_epoch, updated, reason is not None)
+        valid_losses: list[float | None] = [None]
+        if do_validate:
+            valid_losses = self._validate_all() or [None]
+        signalled = self.stop.number is not None
+        if do_validate and valid_losses[0] is None:
+            self.trainer.progress["validation_due"] = "epoch" if end_of_epoch else "update"
+        if valid_losses[0] is not None:
+            self._note_progress(valid_losses[0])
+            reason = reason or self._out_of_patience()
+        should_stop = reason is not None or signalled
+        if do_save or should_stop:
+            self._save(valid_losses[0], always=should_stop)
+        if reason is not None:
+            logger.info("Stopping training due to %s", reason)
+        if signalled:
+            logger.warning("stopped by %s", self.stop.name)
+        if should_stop:
+            updates = self.trainer.get_num_updates()
+            self.folder.note("stop", update=updates, reason=reason or self.stop.name)
+            distributed_utils.barrier()  # whoever ends first would take the one that writes along
+        return valid_losses, should_stop
+
+    def _is_time(self, end_of_epoch: bool, updated: bool, at_limit: bool) -> tuple[bool, bool]:
+        """Tell whether to save and whether to validate now."""
+        cfg, updates, epoch = self.cfg, self.trainer.get_num_updates(), self.position.epoch
+        data, checkpoint, max_epoch = cfg.dataset, cfg.checkpoint, cfg.optimization.max_epoch
+        is_last = at_limit or (end_of_epoch and 0 < max_epoch <= epoch)
+        late_enough = updates >= data.validate_after_updates
+
+        def interval(length: int) -> bool:
+            return updated and length > 0 and updates > 0 and updates % length == 0
+
+        do_save = (
+            is_last
+            or (end_of_epoch and epoch % checkpoint.save_interval == 0)
+            or (interval(checkpoint.save_interval_updates) and late_enough)
+        )
+        do_validate = (
+            is_last
+            or (not end_of_epoch and do_save)
+            or (end_of_epoch and epoch % data.validate_interval == 0)
+            or interval(data.validate_interval_updates)
+        )
+        return do_save, do_validate and late_enough and not data.disable_validation
+
+    def _save(self, val_loss: float | None, always: bool) -> None:
+        checkpoint_utils.save_checkpoint(
+            self.cfg.checkpoint, self.trainer, self.position, val_loss, always
+        )
+        self.saved_at = self.trainer.get_num_updates()
+
+    def _note_progress(self, value: float) -> None:
+        """Count validations without progress, across restarts."""
+        progress = self.trainer.progress
+        best = progress.get("best_for_patience")
+        sign = 1 if self.cfg.checkpoint.maximize_best_checkpoint_metric else -1
+        if math.isfinite(value) and (best is None or sign * value > sign * best):
+            progress.update(best_for_patience=value, validations_without_progress=0)
+        else:
+            count = progress.get("validations_without_progress", 0)
+            progress["validations_without_progress"] = count + 1
+
+    def _out_of_patience(self) -> str | None:
+        """Return why training must end now, None if it need not."""
+        patience = self.cfg.checkpoint.patience
+        if not 0 < patience <= self.trainer.progress.get("validations_without_progress", 0):
+            return None
+        return f"patience: no better validation among the last {patience}"
+
+    def _validate_all(self) -> list[float | None] | None:
+        """Evaluate all subsets; None if a signal came before the end."""
+        losses: list[float | None] = []
+        for subset in _valid_subsets(self.cfg):
+            loss = None if self.stop.received() else self.validate(subset)
+            if loss is None:
+                return None
+            losses.append(loss)
+        return losses
+
+    def validate(self, subset: str) -> float | None:
+        """Evaluate one subset, log it, and return the metric that decides what is best.
+
+        Returns:
+            that metric, None if a signal came before the end.
+
+        Raises:
+            ConfigError: if that metric is not among what the criterion reports.
+            DataError: if there is nothing to evaluate.
+        """
+        cfg, trainer = self.cfg, self.trainer
+        if cfg.dataset.fixed_validation_seed is not None:
+            utils.set_torch_seed(cfg.dataset.fixed_validation_seed)
+        epoch = self.position.epoch
+        trainer.begin_valid_epoch(epoch)
+        batches = trainer.get_valid_iterator(subset).next_epoch_itr(
+            shuffle=False, set_dataset_epoch=False
+        )
+        prefix = f"valid on '{subset}' subset"
+        with (
+            self._progress(batches, epoch, prefix) as progress,
+            metrics.aggregate(new_root=True) as aggregated,
+        ):
+            for number, sample in enumerate(progress):
+                limit = cfg.dataset.max_valid_steps
+                if limit is not None and number >= limit:
+                    break
+                trainer.valid_step(sample)
+                if self.stop.received():
+                    return None
+            stats = aggregated.get_smoothed_values()
+            if not stats:
+                raise DataError(
+                    f"there is no batch to validate on in '{subset}'; the original's rule "
+                    f"(--data-rng {cfg.dataset.data_rng}) drops batches that are no multiple of "
+                    f"--required-batch-size-multiple {cfg.dataset.required_batch_size_multiple}"
+                )
+            if hasattr(self.task, "post_validate"):
+                self.task.post_validate(trainer.get_model(), stats, aggregated)
+            stats["num_updates"] = trainer.get_num_updates()
+            metric = cfg.checkpoint.best_checkpoint_metric
+            if metric not in stats:
+                raise ConfigError(
+                    f"--best-checkpoint-metric {metric} is not reported in validation; choose one "
+                    f"of {', '.join(stats)}"
+                )
+            if trainer.best is not None:
+                pick = max if cfg.checkpoint.maximize_best_checkpoint_metric else min
+                stats[f"best_{metric}"] = pick(trainer.best, stats[metric])
+            progress.print(stats, tag=subset, step=trainer.get_num_updates())
+        return stats[metric]

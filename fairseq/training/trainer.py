@@ -1,0 +1,360 @@
+"""The trainer: batches in, one update at a time, and the figures that come out.
+
+The gradient of an update is the sum over all micro-batches of all processes divided by their total
+``sample_size``; it does not matter how the samples were split. Every random draw of an update
+follows from (seed, update, rank, micro-batch), so nothing but counters needs to be saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairseq import utils
+from fairseq.config.sections import FairseqConfig
+from fairseq.distributed import utils as distributed_utils
+from fairseq.errors import FairseqError
+from fairseq.logging import metrics
+from fairseq.rng import derive_seed
+from fairseq.training.state import TrainingState
+
+logger = logging.getLogger("fairseq.trainer")
+
+# Updates in a row whose gradient is not finite before a run stops.
+MAX_BAD_UPDATES = 10
+ROWS_OF = "_rows_of_"  # marks, among added numbers, tensors that are joined instead
+
+
+class NotFiniteError(FairseqError, FloatingPointError):
+    """Gradients are not finite, again and again."""
+
+
+class Trainer(TrainingState):
+    """Trains a model on a task; the arguments are those of :class:`TrainingState`.
+
+    Attributes:
+        skipped: why the latest update changed nothing, None if it did.
+    """
+
+    def __init__(self, cfg: FairseqConfig, task: Any, model: Any, criterion: Any) -> None:
+        super().__init__(cfg, task, model, criterion)
+        self.skipped: str | None = None
+        self._grad_norm: Tensor = torch.tensor(0.0)
+        self._bad_updates = 0
+        self._dummy_batch: Any = None
+        if self.world > 1 and not task.logging_outputs_can_be_summed(criterion):
+            logger.warning(
+                "%s does not say that its logging outputs can be added up; over several processes "
+                "they are",
+                type(criterion).__name__,
+            )
+
+    # -- data ------------------------------------------------------------------------------------
+
+    def _max_positions(self) -> Any:
+        return utils.resolve_max_positions(self.task.max_positions(), self._model.max_positions())
+
+    def get_train_iterator(
+        self,
+        epoch: int,
+        combine: bool = True,
+        load_dataset: bool = True,
+        data_selector: Any = None,
+        shard_batch_itr: bool = True,
+        disable_iterator_cache: bool = False,
+    ) -> Any:
+        """Return the iterator over the training split for ``epoch`` (from 1).
+
+        Args:
+            epoch: selects the folder of sharded data.
+            combine: also read ``train1``, ``train2``, ...
+            load_dataset: read the files; otherwise they were read before.
+            data_selector: unused.
+            shard_batch_itr: give every process its own batches.
+            disable_iterator_cache: cut the batches anew.
+        """
+        data = self.cfg.dataset
+        if load_dataset:
+            self.task.load_dataset(data.train_subset, epoch=epoch, combine=combine)
+        seed = self.cfg.common.seed
+        if data.update_ordered_indices_seed:
+            seed += epoch
+        limits = (self._max_positions(), data.max_tokens)
+        iterator = self.task.get_batch_iterator(
+            dataset=self.task.dataset(data.train_subset),
+            max_tokens=data.max_tokens,
+            max_sentences=data.batch_size,
+            max_positions=utils.resolve_max_positions(*limits),
+            ignore_invalid_inputs=True,
+            required_batch_size_multiple=data.required_batch_size_multiple,
+            seed=seed,
+            num_shards=self.world if shard_batch_itr else 1,
+            shard_id=self.rank if shard_batch_itr else 0,
+            num_workers=data.num_workers,
+            epoch=epoch,
+            data_buffer_size=data.data_buffer_size,
+            disable_iterator_cache=disable_iterator_cache or data.update_ordered_indices_seed,
+            skip_remainder_batch=self.cfg.optimization.skip_remainder_batch,
+            grouped_shuffling=data.grouped_shuffling,
+            update_epoch_batch_itr=bool(data.update_epoch_batch_itr),
+        )
+        self._dummy_batch = self._dummy_batch or iterator.first_batch
+        return iterator
+
+    def get_valid_iterator(self, subset: str, disable_iterator_cache: bool = False) -> Any:
+        """Return the iterator over a validation split, sharded, never shuffled."""
+        data = self.cfg.dataset
+        iterator = self.task.get_batch_iterator(
+            dataset=self.task.dataset(subset),
+            max_tokens=data.max_tokens_valid,
+            max_sentences=data.batch_size_valid,
+            max_positions=utils.resolve_max_positions(self._max_positions(), data.max_tokens_valid),
+            ignore_invalid_inputs=data.skip_invalid_size_inputs_valid_test,
+            required_batch_size_multiple=data.required_batch_size_multiple,
+            seed=self.cfg.common.seed,
+            num_shards=self.world,
+            shard_id=self.rank,
+            num_workers=data.num_workers,
+            epoch=1,
+            data_buffer_size=data.data_buffer_size,
+            disable_iterator_cache=disable_iterator_cache,
+        )
+        self._dummy_batch = self._dummy_batch or iterator.first_batch
+        return iterator
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell schedule and task that an epoch begins."""
+        self.lr_step_begin_epoch(epoch)
+        self.task.begin_epoch(epoch, self.get_model())
+
+    def begin_valid_epoch(self, epoch: int) -> None:
+        """Tell the task that a validation begins."""
+        self.task.begin_valid_epoch(epoch, self.get_model())
+
+    def _prepare_sample(self, sample: Any) -> tuple[Any, bool]:
+        """Move a batch to the device; an empty one is replaced by the first batch of the run.
+
+        Returns:
+            ``(batch, whether it is such a filler)``.
+        """
+        is_filler = sample is None or len(sample) == 0
+        if is_filler:
+            assert self._dummy_batch not in (None, "DUMMY"), "no batch was seen yet"
+            sample = self._dummy_batch
+        sample = utils.move_to_device(sample, self.device)
+        dtype = self.weights_dtype
+        if dtype is not None:
+            sample = utils.apply_to_sample(
+                lambda t: t.to(dtype) if t.dtype == torch.float32 else t, sample
+            )
+        return sample, is_filler
+
+    # -- one update ------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Run the forward pass in mixed precision if ``--amp`` asks for it."""
+        if not self.cfg.common.amp:
+            yield
+            return
+        from fairseq.optim.amp_optimizer import amp_dtype
+
+        with torch.autocast(self.device.type, dtype=amp_dtype(self.cfg, self.device)):
+            yield
+
+    def _seed(self, micro: int) -> None:
+        """Seed all generators for a micro-batch; the original's modes repeat its one seed.
+
+        Nothing here draws from Python's or numpy's global generator, but plug-ins may.
+        """
+        seed = self.cfg.common.seed
+        if self.cfg.dataset.data_rng == "philox":
+            value = derive_seed(seed, "update", self._num_updates, self.rank, micro)
+            torch.manual_seed(value)
+            random.seed(value)
+            np.random.seed(value % 2**32)
+        elif micro == 0:
+            torch.manual_seed(seed + self._num_updates)
+
+    @metrics.aggregate("train")
+    def train_step(self, samples: Sequence[Any], raise_oom: bool = False) -> dict[str, Any] | None:
+        """Take one optimizer step on the given micro-batches.
+
+        Args:
+            samples: this process's share of the update.
+            raise_oom: unused; running out of memory always raises.
+
+        Returns:
+            the logging output, or None if nothing was changed (overflow, gradient not finite); see
+            :attr:`skipped`.
+
+        Raises:
+            NotFiniteError: if that happens again and again.
+        """
+        metrics.log_start_time("train_wall", priority=800, round=0)
+        self._model.train()
+        self._criterion.train()
+        self.optimizer.zero_grad()
+        prepared = [self._prepare_sample(sample) for sample in samples]
+        self._criterion.prepare_update([sample for sample, filler in prepared if not filler])
+        logs: list[dict[str, Any]] = []
+        sample_size: Any = 0
+        for micro, (sample, is_filler) in enumerate(prepared):
+            self._seed(micro)
+            with self._no_sync_unless(micro == len(prepared) - 1), self._precision():
+                _, size, log = self.task.train_step(
+                    sample,
+                    self.model,
+                    self._criterion,
+                    self.optimizer,
+                    self._num_updates,
+                    is_filler,
+                    **self._ema_model(),
+                )
+            if not is_filler:
+                logs.append(log)
+                sample_size = sample_size + size
+        logs, sample_size = self._share(logs, sample_size)
+        self.skipped = self._step(sample_size)
+        if self.skipped is not None:
+            logger.warning(self.skipped)
+        output = self._log_update(logs) if self.skipped is None else None
+        metrics.log_stop_time("train_wall")
+        return output
+
+    def _ema_model(self) -> dict[str, Any]:
+        """Return the averaged model for tasks that ask for it by their attribute ``uses_ema``."""
+        uses_ema = self.ema is not None and getattr(self.task, "uses_ema", False)
+        return {"ema_model": self.ema.get_model()} if self.ema is not None and uses_ema else {}
+
+    @contextlib.contextmanager
+    def _no_sync_unless(self, is_last: bool) -> Iterator[None]:
+        """Let DDP average gradients in the last micro-batch only."""
+        inner: Any = getattr(self.model, "module", None)
+        if self.world > 1 and not is_last and hasattr(inner, "no_sync"):
+            with inner.no_sync():
+                yield
+        else:
+            yield
+
+    def _share(self, logs: list[dict[str, Any]], sample_size: Any) -> tuple[list[Any], Any]:
+        """Add up logging outputs and sample sizes over micro-batches and processes.
+
+        Numbers are added; tensors of two dimensions are joined along the first.
+        """
+        if self.world == 1 and not self.task.logging_outputs_can_be_summed(self._criterion):
+            return logs, sample_size
+        total: dict[str, Any] = {}
+        rows: dict[str, Any] = {}
+        for key in logs[0] if logs else ():
+            if torch.is_tensor(logs[0][key]) and logs[0][key].dim() == 2:
+                rows[key] = torch.cat([log[key] for log in logs])
+            else:
+                total[key] = sum(log[key] for log in logs)
+        if self.world > 1:
+            marks = {f"{ROWS_OF}{key}": 1 for key in rows}
+            total = distributed_utils.sum_over_processes(
+                {**total, **marks, "_sample_size": sample_size}, self.device
+            )
+            sample_size = total.pop("_sample_size", 0)
+            for mark in [key for key in total if key.startswith(ROWS_OF)]:
+                del total[mark]
+                key = mark.removeprefix(ROWS_OF)
+                rows[key] = distributed_utils.concat_over_processes(rows.get(key), self.device)
+        return [{**total, **rows}], sample_size
+
+    def _step(self, sample_size: Any) -> str | None:
+        """Normalise, clip and apply the gradients; return why not, if they were not."""
+        denominator = utils.item(sample_size) or 1.0
+        optimizer = self.optimizer
+        try:
+            if self.world > 1 and not hasattr(self.model, "module"):
+                optimizer.all_reduce_grads(self.model)
+            if self.world > 1:
+                distributed_utils.average_gradients(self._criterion)
+            optimizer.multiply_grads(self.world / denominator)
+            self._grad_norm = optimizer.clip_grad_norm(self.cfg.optimization.clip_norm)
+            if not bool(torch.isfinite(torch.as_tensor(self._grad_norm))):
+                return self._skip_bad_update()
+            self.task.optimizer_step(optimizer, self._model, self._num_updates)
+        except OverflowError as overflow:
+            optimizer.zero_grad()
+            return f"NOTE: gradient overflow detected, ignoring gradient, {overflow}"
+        except FloatingPointError as error:
+            raise NotFiniteError(str(error)) from error
+        self._bad_updates = 0
+        self.set_num_updates(self._num_updates + 1)
+        if self.ema is not None:
+            self.ema.step(self._model, self._num_updates)
+        every = self.cfg.common.empty_cache_freq
+        if every > 0 and self._num_updates % every == 0 and self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _skip_bad_update(self) -> str:
+        """Drop an update whose gradient is not finite; many in a row end the run."""
+        norm = utils.item(self._grad_norm)
+        self.optimizer.zero_grad()
+        if self.cfg.common.amp and self.optimizer.scaler.is_enabled():
+            self.optimizer.step()  # lowers the loss scale, which ends the run when it gets too low
+        else:
+            self._bad_updates += 1
+        if self._bad_updates >= MAX_BAD_UPDATES:
+            raise FloatingPointError(
+                f"the gradient was not finite in {MAX_BAD_UPDATES} updates in a row (update "
+                f"{self._num_updates}); lower --lr, set --clip-norm, or use --bf16, not --fp16"
+            )
+        return (
+            f"update {self._num_updates}: the gradient norm is {norm}; the weights stay as they are"
+        )
+
+    @torch.no_grad()
+    def valid_step(self, sample: Any, raise_oom: bool = False) -> dict[str, Any] | None:
+        """Evaluate one batch; returns its logging output."""
+        self._model.eval()
+        self._criterion.eval()
+        sample, is_filler = self._prepare_sample(sample)
+        with self._precision():
+            _, sample_size, log = self.task.valid_step(
+                sample, self.model, self._criterion, **self._ema_model()
+            )
+        logs = [] if is_filler else [log]
+        logs, _ = self._share(logs, 0 if is_filler else sample_size)
+        return self._reduce_logs(logs)
+
+    # -- statistics ------------------------------------------------------------------------------
+
+    def _reduce_logs(self, logs: list[Any]) -> dict[str, Any]:
+        if not any(logs):
+            return {}
+        with metrics.aggregate() as aggregated:
+            self.task.reduce_metrics(logs, self._criterion)
+        return dict(aggregated.get_smoothed_values())
+
+    def _log_update(self, logs: list[Any]) -> dict[str, Any]:
+        metrics.log_speed("ups", 1.0, priority=100, round=2)
+        metrics.log_scalar("gnorm", self._grad_norm, priority=400, round=3)
+        clip = self.cfg.optimization.clip_norm
+        if clip > 0:
+            clipped = (torch.as_tensor(self._grad_norm) > clip) * 100.0
+            metrics.log_scalar("clip", clipped, priority=500, round=1)
+        with metrics.aggregate() as aggregated:
+            if logs:
+                self.task.reduce_metrics(logs, self._criterion)
+        scaler = getattr(self.optimizer, "scaler", None)
+        if scaler is not None:
+            scale = scaler.loss_scale if hasattr(scaler, "loss_scale") else scaler.get_scale()
+            metrics.log_scalar("loss_scale", scale, priority=700, round=4, weight=0)
+        if self.ema is not None:
+            metrics.log_scalar("ema_decay", self.ema.get_decay(), priority=10000, weight=0)
+        if self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0] / 1024**3
+            metrics.log_scalar("gb_free", free, priority=1500, round=1, weight=0)
+        return dict(aggregated)

@@ -1,0 +1,73 @@
+"""Averaged checkpoints against plain means."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fairseq.checkpoint.average import average_checkpoints, last_n_checkpoints
+from fairseq.errors import CheckpointError
+from fairseq_cli.average import main
+
+
+def save(path: Path, value: float, dtype: torch.dtype = torch.float32, **more: object) -> str:
+    state = {
+        "model": {"w": torch.full((2, 2), value, dtype=dtype), "n": torch.tensor([int(value)])}
+    }
+    torch.save({**state, "last_optimizer_state": {"state": {}}, **more}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_mean_and_types(tmp_path: Path, dtype: torch.dtype) -> None:
+    paths = [save(tmp_path / f"{v}.pt", v, dtype) for v in (1.0, 2.0, 6.0)]
+    model = average_checkpoints(paths)["model"]
+    assert model["w"].dtype == dtype and torch.equal(model["w"], torch.full((2, 2), 3.0).to(dtype))
+    assert model["n"].tolist() == [3]
+
+
+def test_half_precision_is_summed_in_fp32(tmp_path: Path) -> None:
+    paths = [save(tmp_path / f"{i}.pt", 40000.0, torch.float16) for i in range(3)]
+    assert torch.isfinite(average_checkpoints(paths)["model"]["w"]).all()
+
+
+def test_different_parameters_are_refused(tmp_path: Path) -> None:
+    first = save(tmp_path / "a.pt", 1.0)
+    torch.save({"model": {"v": torch.zeros(1)}}, tmp_path / "b.pt")
+    with pytest.raises(CheckpointError, match="other parameters"):
+        average_checkpoints([first, str(tmp_path / "b.pt")])
+
+
+def test_newest_checkpoints_of_a_folder(tmp_path: Path) -> None:
+    for name in ("checkpoint1", "checkpoint2", "checkpoint10", "checkpoint_1_5", "checkpoint_2_50"):
+        save(tmp_path / f"{name}.pt", 1.0)
+    names = [Path(p).stem for p in last_n_checkpoints([str(tmp_path)], 2, False)]
+    assert names == ["checkpoint10", "checkpoint2"]
+    assert Path(last_n_checkpoints([str(tmp_path)], 1, True)[0]).stem == "checkpoint_2_50"
+    assert Path(last_n_checkpoints([str(tmp_path)], 1, True, 10)[0]).stem == "checkpoint_1_5"
+    with pytest.raises(CheckpointError, match="3 matching"):
+        last_n_checkpoints([str(tmp_path)], 4, False)
+
+
+def test_command(tmp_path: Path) -> None:
+    for epoch in (1, 2, 3):
+        save(tmp_path / f"checkpoint{epoch}.pt", float(epoch))
+    out = tmp_path / "mean.pt"
+    words = ["--inputs", str(tmp_path), "--num-epoch-checkpoints", "2", "--output", str(out)]
+    assert main(words) == 0
+    state = torch.load(out, weights_only=True)
+    assert torch.equal(state["model"]["w"], torch.full((2, 2), 2.5))
+    assert "last_optimizer_state" not in state
+
+
+def test_the_original_s_script(tmp_path: Path) -> None:
+    paths = [save(tmp_path / f"{v}.pt", v) for v in (1.0, 3.0)]
+    script = Path(__file__).resolve().parents[2] / "scripts" / "average_checkpoints.py"
+    words = [sys.executable, str(script), "--inputs", *paths, "--output", str(tmp_path / "mean.pt")]
+    subprocess.run(words, check=True, capture_output=True)
+    mean = torch.load(tmp_path / "mean.pt", weights_only=True)["model"]["w"]
+    assert torch.equal(mean, torch.full((2, 2), 2.0))

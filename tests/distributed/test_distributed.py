@@ -1,0 +1,204 @@
+"""Several processes compute what one computes; they end together, and resume as fewer or more."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fairseq.data.masking.dataset import MaskedLMDataset
+from fairseq.distributed import utils
+from tests import tiny_run
+
+NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "disable_validation": True}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten batches of four and one of two: two processes cannot share an epoch evenly."""
+    return tiny_run.make_corpus(tmp_path_factory.mktemp("corpus") / "bin", train_lines=79)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(
+    data: Path, folder: Path, world: int, note: Path | None = None, **flags: Any
+) -> list[int]:
+    """Fork the processes of one run, as torchrun would start them; return their ids."""
+    port = str(free_port())
+
+    def work(rank: int) -> None:
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)}
+        os.environ.update(env, RANK=str(rank), LOCAL_RANK=str(rank))
+        if note is not None:
+            record_samples(note)
+        cfg = tiny_run.config(data, folder, **{**NO_DROPOUT, **flags})
+        utils.call_main(cfg, tiny_run.train)
+
+    return [tiny_run.fork(lambda rank=rank: work(rank)) for rank in range(world)]
+
+
+def record_samples(note: Path) -> None:
+    """Append every training sample that is collated, with its masked tokens, to a file."""
+    original = MaskedLMDataset.collater
+
+    def collater(self: Any, samples: list[Any]) -> Any:
+        batch = original(self, samples)
+        if samples and len(self) > 20:
+            for row, sample in enumerate(samples):
+                tokens = batch["net_input"]["src_tokens"][row].tolist()
+                line = json.dumps([self.epoch, int(sample["id"]), [t for t in tokens if t != 1]])
+                with open(note, "a", encoding="utf-8") as handle:
+                    handle.write(line + "\n")
+        return batch
+
+    MaskedLMDataset.collater = collater  # type: ignore[method-assign]
+
+
+def finish(pids: list[int], seconds: float = 60.0) -> list[int]:
+    return [tiny_run.wait(pid, seconds) for pid in pids]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return tiny_run.content(folder / "checkpoint_last.pt")["model"]
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row["loss"] for row in map(json.loads, lines) if row["tag"] == "train_inner"]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert list(first) == list(second)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=0, msg=name)
+    assert losses(one) == pytest.approx(losses(other), abs=1e-3)
+
+
+@pytest.mark.parametrize("frequency", [1, 2])
+def test_two_processes_equal_one(data: Path, tmp_path: Path, frequency: int) -> None:
+    """An epoch has an odd number of batches: at its end one process has nothing to do.
+
+    The same batches reach an update, so that the update is the same, filler and accumulation
+    included.
+    """
+    flags = {"max_update": 14, "required_batch_size_multiple": 1}
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    assert finish(start(data, alone, 1, update_freq=[2 * frequency], **flags)) == [0]
+    assert finish(start(data, pair, 2, update_freq=[frequency], **flags)) == [0, 0]
+    assert len(losses(alone)) == 14
+    assert_same(alone, pair)
+
+
+def test_a_criterion_with_weights_and_global_negatives(data: Path, tmp_path: Path) -> None:
+    """Negatives come from both processes, and the criterion's own weights move as one."""
+    flags = {
+        "criterion": "contrastive_weight_tying",
+        "negatives": "global",
+        "contrastive_projection": True,
+        "max_update": 8,
+        "required_batch_size_multiple": 1,
+    }
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    assert finish(start(data, alone, 1, update_freq=[2], **flags)) == [0]
+    assert finish(start(data, pair, 2, **flags)) == [0, 0]
+    assert_same(alone, pair)
+    maps = [
+        tiny_run.content(folder / "checkpoint_last.pt")["criterion"]["projection.weight"]
+        for folder in (alone, pair)
+    ]
+    torch.testing.assert_close(maps[0], maps[1], atol=1e-6, rtol=0)
+    assert not torch.equal(maps[0], torch.eye(32))
+
+
+def test_saved_by_two_resumed_by_one(data: Path, tmp_path: Path) -> None:
+    flags = {"required_batch_size_multiple": 1, "total_num_update": 8}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert finish(start(data, whole, 1, update_freq=[2], max_update=8, **flags)) == [0]
+    assert finish(start(data, cut, 2, max_update=3, **flags)) == [0, 0]
+    assert finish(start(data, cut, 1, update_freq=[2], max_update=8, **flags)) == [0]
+    assert_same(whole, cut)
+
+
+def test_same_samples_whatever_the_processes_and_workers(data: Path, tmp_path: Path) -> None:
+    seen = set()
+    for world in (1, 2):
+        for workers in (0, 1, 2):
+            note = tmp_path / f"{world}-{workers}"
+            flags = {"max_update": 20, "max_epoch": 2, "num_workers": workers}
+            flags |= {"update_freq": [2 // world], "no_save": True, "data_buffer_size": 0}
+            folder = tmp_path / f"run-{world}-{workers}"
+            statuses = finish(start(data, folder, world, note, **flags))
+            assert statuses == [0] * world
+            lines = sorted(set(note.read_text(encoding="utf-8").splitlines()))
+            assert len(lines) == 84  # 42 blocks, two epochs
+            seen.add("\n".join(lines))
+    assert len(seen) == 1
+
+
+def test_a_dead_process_ends_the_others(data: Path, tmp_path: Path) -> None:
+    pids = start(data, tmp_path / "run", 2, max_update=100_000, lr=[1e-6], total_num_update=100_000)
+    deadline = time.monotonic() + 40
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(pids[1], signal.SIGKILL)
+    survivor, dead = finish(pids, seconds=30)
+    assert dead == -signal.SIGKILL and survivor > 0
+
+
+def test_a_signal_to_one_stops_all_and_saves(data: Path, tmp_path: Path) -> None:
+    pids = start(data, tmp_path / "run", 2, max_update=100_000, lr=[1e-6], total_num_update=100_000)
+    deadline = time.monotonic() + 40
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(pids[1], signal.SIGTERM)
+    assert finish(pids, seconds=30) == [143, 143]
+    assert tiny_run.content(tmp_path / "run" / "checkpoint_last.pt")["model"]
+
+
+def test_sums_cope_with_missing_names(tmp_path: Path) -> None:
+    """Names change between calls, and a process with nothing to add has none."""
+    shares: list[tuple[dict[str, float], dict[str, float]]] = [
+        ({}, {"loss": 2.0, "n": 3.0}),
+        ({"loss": 1.0, "n": 1.0}, {"loss": 2.0, "n": 3.0}),
+        ({"loss": 1.0, "n": 1.0}, {}),
+        ({"accuracy": 5.0}, {"accuracy": 6.0}),
+        ({}, {}),
+        ({}, {"accuracy": 7.0}),
+        ({"loss": 1.0, "n": 2.0}, {}),
+    ]
+    port = str(free_port())
+
+    def work(rank: int) -> None:
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank
+        )
+        sums = [utils.sum_over_processes(pair[rank], torch.device("cpu")) for pair in shares]
+        plain = [{name: float(value) for name, value in one.items()} for one in sums]
+        (tmp_path / str(rank)).write_text(json.dumps(plain), encoding="utf-8")
+
+    pids = [tiny_run.fork(lambda rank=rank: work(rank)) for rank in range(2)]
+    assert finish(pids) == [0, 0]
+    found = [json.loads((tmp_path / str(rank)).read_text("utf-8")) for rank in range(2)]
+    assert found[0] == found[1]
+    for (one, other), total in zip(shares, found[0], strict=True):
+        expected = {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
+        assert {name: value for name, value in total.items() if value} == expected
+
+
+def test_alone_a_sum_is_what_it_was() -> None:
+    assert utils.sum_over_processes({"loss": 2.0}, torch.device("cpu")) == {"loss": 2.0}

@@ -1,0 +1,77 @@
+"""The module that breaks a step is named; nothing is said of models that work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fairseq.training.nan_detector import NanDetector
+from tests.models.tiny_lm import POSITIONS, tiny_lm
+from tests.models.tiny_roberta import TOKENS, tiny
+
+FC1 = "encoder.sentence_encoder.layers.1.fc1"
+
+
+class TooSteep(torch.autograd.Function):
+    """The identity, with an infinite gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * torch.inf
+
+
+class Bad(nn.Module):
+    """A layer behind the identity."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(TooSteep.apply(x))
+
+
+def watch(model: nn.Module, **directions: bool) -> NanDetector:
+    with NanDetector(model, **directions) as detector:
+        model(TOKENS)[0].float().pow(2).sum().backward()
+    assert not any(m._forward_hooks or m._backward_hooks for m in model.modules())
+    return detector
+
+
+@pytest.mark.parametrize("knobs", [{}, {"position": "alibi"}, {"checkpoint_activations": True}])
+def test_a_good_encoder(knobs: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    assert watch(tiny(**knobs).train()).found == {} and not caplog.messages
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.filterwarnings("error")
+def test_a_good_decoder_whose_masks_are_infinite(position: str) -> None:
+    assert watch(tiny_lm(**POSITIONS[position]).train()).found == {}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_forward_pass(value: float, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny()
+    weight = model.get_submodule(FC1).weight
+    assert isinstance(weight, nn.Parameter)
+    nn.init.constant_(weight, value)
+    assert watch(model, backward=False).found == {"forward": FC1}
+    assert caplog.messages == [f"not finite in the forward pass: {FC1} (from finite values)"]
+    assert watch(model, forward=False).found.keys() == {"backward"}
+
+
+def test_the_backward_pass(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny()
+    layer = model.encoder.sentence_encoder.layers[1]
+    layer.fc1 = Bad(layer.fc1)
+    assert watch(model).found == {"backward": FC1}
+    first, second = caplog.messages
+    assert first == f"not finite in the backward pass: {FC1} (from finite values)"
+    assert second.startswith("gradients are not finite: encoder.") and " and " in second
