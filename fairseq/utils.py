@@ -61,7 +61,11 @@ def strip_pad(tensor: Tensor, pad: int) -> Tensor:
 
 
 def make_positions(
-    tensor: Tensor, padding_idx: int, onnx_trace: bool = False, offset: int | None = None
+    tensor: Tensor,
+    padding_idx: int,
+    onnx_trace: bool = False,
+    offset: int | None = None,
+    documents: Tensor | None = None,
 ) -> Tensor:
     """Number the non-pad tokens of each row; pads keep ``padding_idx``.
 
@@ -70,6 +74,8 @@ def make_positions(
         padding_idx: id of the pad symbol.
         onnx_trace: accepted for old callers.
         offset: number of the first token; ``padding_idx + 1`` if None.
+        documents: number of the document of each token (B, T); counting starts anew where it
+            changes.
 
     Returns:
         int64 positions of shape (B, T).
@@ -77,6 +83,11 @@ def make_positions(
     real_BT = tensor.ne(padding_idx)
     first = padding_idx + 1 if offset is None else offset
     counted_BT = real_BT.cumsum(1) - 1 + first
+    if documents is not None:
+        begins_BT = torch.ones_like(real_BT)
+        begins_BT[:, 1:] = documents[:, 1:] != documents[:, :-1]
+        before_BT = real_BT.cumsum(1) - real_BT.long()  # tokens before this place
+        counted_BT = counted_BT - before_BT.where(begins_BT, 0).cummax(1).values
     return counted_BT.where(real_BT, padding_idx)
 
 

@@ -6,6 +6,7 @@ Shapes: B batch, T time, C channels, H heads.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,18 +35,23 @@ class LearnedPositionalEmbedding(nn.Embedding):
         first = padding_idx + 1 if offset is None else offset
         self.max_positions = num_embeddings - first
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Return the position vectors, shape (B, T, C); what pads get has no meaning.
+
+        Counting starts anew with every document.
 
         Raises:
             DataError: if a row has more tokens than the table has positions.
         """
-        positions_BT = make_positions(tokens_BT, self.pad, offset=self.offset)
+        positions_BT = make_positions(
+            tokens_BT, self.pad, offset=self.offset, documents=documents_BT
+        )
         if self.offset is not None:
             positions_BT = positions_BT.where(tokens_BT.ne(self.pad), 0)
         # pads need no position: only where they alone make a row too long is there doubt
         if tokens_BT.shape[1] > self.max_positions:
-            longest = int(tokens_BT.ne(self.pad).sum(1).max())
+            first = self.pad + 1 if self.offset is None else self.offset
+            longest = int((positions_BT.where(tokens_BT.ne(self.pad), 0) - first).max()) + 1
             if longest > self.max_positions:
                 raise DataError(
                     f"a sequence of {longest} tokens exceeds the {self.max_positions} learned "
@@ -104,12 +110,15 @@ class SinusoidalPositionalEmbedding(nn.Module):
         zero_row = self.padding_idx if self.offset is None else None
         return sinusoidal_table(rows, self.embedding_dim, zero_row)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Return the position vectors, shape (B, T, C)."""
+    def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """Return the position vectors, shape (B, T, C); counting starts anew with a document."""
         needed = max(self.padding_idx + 1, self.offset or 0) + tokens_BT.shape[1]
         if needed > self.table.shape[0]:
             self.table = self._table(needed).to(self.table)
-        return self.table[make_positions(tokens_BT, self.padding_idx, offset=self.offset)]
+        positions_BT = make_positions(
+            tokens_BT, self.padding_idx, offset=self.offset, documents=documents_BT
+        )
+        return self.table[positions_BT]
 
 
 def PositionalEmbedding(
@@ -125,55 +134,20 @@ def PositionalEmbedding(
     )
 
 
-def alibi_slopes(heads: int) -> Tensor:
-    """Return the slope of each head, fp32 of shape (H,).
+def alibi_slopes(heads: int, chosen: Sequence[float] | None = None) -> Tensor:
+    """Return the slope of each head, fp32 of shape (H,): those chosen, or the formula's.
 
     For a power of two, ``2^(-8 i / H)`` with i = 1..H; otherwise the slopes of the next lower
     power of two, then every other slope of the next higher one.
 
     Source: Press et al. 2022 (ALiBi), section 3 and its published code.
     """
+    if chosen is not None:
+        return torch.tensor(chosen, dtype=torch.float32)
     lower = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * (i + 1) / lower) for i in range(lower)]
     upper = [2 ** (-8 * (i + 1) / (2 * lower)) for i in range(0, 2 * (heads - lower), 2)]
     return torch.tensor(slopes + upper, dtype=torch.float32)
-
-
-class AlibiBias(nn.Module):
-    """ALiBi's linear bias for encoders and decoders, at any length.
-
-    ``bias = -slope_h * (|i - j| - 0.5 [asymmetric and j > i])`` for query i and key j. Nothing of
-    it is in the state dict. The bias is computed in fp32 and the largest one is kept.
-
-    Source: Press et al. 2022, section 3; the encoder variants are those of the authors' issue 5.
-    """
-
-    def __init__(self, heads: int, asymmetric: bool = False) -> None:
-        super().__init__()
-        self.heads, self.asymmetric = heads, asymmetric
-        # a plain attribute: model.half() must not touch it, or neighbouring keys become equal
-        self._kept: Tensor | None = None
-
-    def forward(self, length: int, device: torch.device | str = "cpu") -> Tensor:
-        """Return the bias, fp32 of shape (1, H, T, T), for sequences of ``length`` tokens."""
-        kept = self._kept
-        if kept is None or kept.shape[-1] < length or kept.device != torch.device(device):
-            self._kept = kept = self._bias(length, device)
-        return kept[:, :, :length, :length]
-
-    @torch.inference_mode(False)  # what is kept must serve training, too
-    def _bias(self, length: int, device: torch.device | str) -> Tensor:
-        place_T = torch.arange(length, device=device, dtype=torch.float32)
-        offset_TT = place_T[None, :] - place_T[:, None]  # key minus query
-        distance_TT = offset_TT.abs()
-        if self.asymmetric:
-            distance_TT = distance_TT - 0.5 * (offset_TT > 0)
-        slopes_H = alibi_slopes(self.heads).to(device)
-        return (-slopes_H[:, None, None] * distance_TT)[None]
-
-    def __getstate__(self) -> dict[str, object]:
-        """Leave the kept bias out of copies and pickles; it is cheap to compute."""
-        return {**self.__dict__, "_kept": None}
 
 
 BASE = 10000.0

@@ -5,6 +5,7 @@ Shapes: B batch, T time, C channels, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from fairseq.modules.pointwise import LayerNorm
 from fairseq.modules.positions import (
-    AlibiBias,
     LearnedPositionalEmbedding,
     SinusoidalPositionalEmbedding,
+    alibi_slopes,
 )
-from fairseq.modules.transformer_layer import LayerShape, TransformerEncoderLayer
+from fairseq.modules.transformer_layer import LayerShape, QueryKeyValue, TransformerLayer
+from fairseq.ops.attention_context import Alibi, AttentionContext
 from fairseq.ops.dropout import dropout
 
 
@@ -38,6 +40,8 @@ class EncoderShape:
         zero_masking: ids outside the table are embedded as zero.
         trainable_pad: the pad row is an ordinary row (a zero row cannot be normalised).
         scale_embedding: multiply token embeddings by sqrt(C).
+        embedding_multiplier: multiply them by this instead; None for 1 or sqrt(C).
+        alibi_slopes: of every head; None for the formula's.
         layernorm_embedding: normalise the sum of the embeddings.
         layerdrop: probability of skipping a layer in training.
         segments: number of segment (token type) embeddings; 0 for none.
@@ -55,6 +59,8 @@ class EncoderShape:
     zero_masking: bool = False
     trainable_pad: bool = False
     scale_embedding: bool = False
+    embedding_multiplier: float | None = None
+    alibi_slopes: tuple[float, ...] | None = None
     layernorm_embedding: bool = True
     layerdrop: float = 0.0
     segments: int = 0
@@ -89,13 +95,12 @@ class TransformerEncoder(nn.Module):
         self.embed_positions = self._positions()
         self.embed_segments = nn.Embedding(shape.segments, dim) if shape.segments else None
         self.layernorm_embedding = self._layer_norm() if shape.layernorm_embedding else None
-        self.layers = nn.ModuleList(
-            TransformerEncoderLayer(shape.layer) for _ in range(shape.layers)
-        )
+        self.layers = nn.ModuleList(TransformerLayer(shape.layer) for _ in range(shape.layers))
         self.layer_norm = self._layer_norm() if shape.layer.pre_norm else None
-        alibi = shape.position.startswith("alibi")
-        asymmetric = shape.position == "alibi-asymmetric"
-        self.alibi = AlibiBias(shape.layer.heads, asymmetric) if alibi else None
+        self.alibi: Alibi | None = None
+        if shape.position.startswith("alibi"):
+            slopes_H = alibi_slopes(shape.layer.heads, shape.alibi_slopes)
+            self.alibi = Alibi(slopes_H, asymmetric=shape.position == "alibi-asymmetric")
 
     def _layer_norm(self) -> nn.Module:
         layer = self.shape.layer
@@ -122,6 +127,7 @@ class TransformerEncoder(nn.Module):
         tokens_BT: Tensor,
         segments_BT: Tensor | None = None,
         rows_BTC: Tensor | None = None,
+        documents_BT: Tensor | None = None,
     ) -> Tensor:
         """Return the input of the first layer, shape (B, T, C), before pads are zeroed.
 
@@ -129,6 +135,7 @@ class TransformerEncoder(nn.Module):
             tokens_BT: token ids.
             segments_BT: segment ids, zero if None.
             rows_BTC: used instead of the tokens' rows of the table, with noise added for example.
+            documents_BT: number of each token's document, where a row holds several.
         """
         shape = self.shape
         if rows_BTC is None:
@@ -140,10 +147,12 @@ class TransformerEncoder(nn.Module):
             x_BTC = F.normalize(x_BTC, dim=-1)
         if shape.zero_masking:
             x_BTC = x_BTC * (tokens_BT < shape.vocabulary)[..., None]
-        if shape.scale_embedding:
+        if shape.embedding_multiplier is not None:
+            x_BTC = x_BTC * shape.embedding_multiplier
+        elif shape.scale_embedding:
             x_BTC = x_BTC * shape.layer.embed_dim**0.5
         if self.embed_positions is not None:
-            x_BTC = x_BTC + self.embed_positions(tokens_BT)
+            x_BTC = x_BTC + self.embed_positions(tokens_BT, documents_BT)
         if self.embed_segments is not None:
             segments_BT = torch.zeros_like(tokens_BT) if segments_BT is None else segments_BT
             x_BTC = x_BTC + self.embed_segments(segments_BT)
@@ -157,6 +166,9 @@ class TransformerEncoder(nn.Module):
         segments_BT: Tensor | None = None,
         return_all_hiddens: bool = False,
         rows_BTC: Tensor | None = None,
+        qkv_layers: Collection[int] = (),
+        qkv: dict[int, QueryKeyValue] | None = None,
+        documents_BT: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Encode token ids.
 
@@ -165,29 +177,34 @@ class TransformerEncoder(nn.Module):
             segments_BT: segment ids, zero if None (only where the model has segments).
             return_all_hiddens: also return the embedding output and every layer's output.
             rows_BTC: see :meth:`embed`.
+            qkv_layers: layers whose queries, keys and values are put into ``qkv``.
+            qkv: where they are put, by number of the layer.
+            documents_BT: number of each token's document, where a row holds several that do not
+                see each other.
 
         Returns:
             hidden states (B, T, C), and a list of layers + 1 tensors of that shape (empty unless
             asked for).
         """
         pad_BT: Tensor | None = tokens_BT.eq(self.shape.padding_idx)
-        x_BTC = self.embed(tokens_BT, segments_BT, rows_BTC)
+        x_BTC = self.embed(tokens_BT, segments_BT, rows_BTC, documents_BT)
         # asking a GPU whether there are pads would wait for it; there the mask is always used
         if tokens_BT.device.type == "cpu" and pad_BT is not None and not pad_BT.any():
             pad_BT = None
         if pad_BT is not None:
             x_BTC = x_BTC * ~pad_BT[..., None]
-        bias_1HTT = None
-        if self.alibi is not None:
-            bias_1HTT = self.alibi(tokens_BT.shape[1], tokens_BT.device)
+        context = AttentionContext(self.alibi, pad_BT, documents_BS=documents_BT)
         hiddens = [x_BTC] if return_all_hiddens else []
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             if self.training and self.shape.layerdrop and torch.rand(()) < self.shape.layerdrop:
                 continue
+            record: list[QueryKeyValue] | None = [] if number in qkv_layers else None
             if self.shape.checkpoint_activations and self.training:
-                x_BTC = checkpoint(layer, x_BTC, bias_1HTT, pad_BT, use_reentrant=False)
+                x_BTC = checkpoint(layer, x_BTC, context, None, record, use_reentrant=False)
             else:
-                x_BTC = layer(x_BTC, bias_1HTT, pad_BT)
+                x_BTC = layer(x_BTC, context, None, record)
+            if record and qkv is not None:
+                qkv[number] = record[0]  # the backward pass may append it once more
             if return_all_hiddens:
                 hiddens.append(x_BTC)
         if self.layer_norm is not None:

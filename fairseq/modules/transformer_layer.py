@@ -1,6 +1,7 @@
-"""One Transformer layer: self-attention and a feed-forward network, each with a residual.
+"""The Transformer layer of encoders and decoders: self-attention and a feed-forward network.
 
-Shapes: B batch, T time, C channels, H heads, D channels of a head, F inner channels.
+Shapes: B batch, T tokens (in incremental decoding the new ones), S all tokens so far, C channels,
+H heads, D channels of a head, F inner channels.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fairseq.modules.pointwise import LayerNorm, get_activation_fn
-from fairseq.modules.positions import AlibiBias, rotate
+from fairseq.modules.positions import rotate
 from fairseq.ops.attention import attention, check_backend
+from fairseq.ops.attention_context import NOTHING, AttentionContext
 from fairseq.ops.dropout import dropout
 
 
@@ -33,6 +35,14 @@ class LayerShape:
         eps: of the layer norms.
         norm: implementation of the layer norms, ``torch`` or ``apex``.
         backend: attention backend.
+        xavier_attention: draw the attention's weights as the original's decoders do; see
+            :class:`MultiheadAttention`.
+        parallel_residual: attention and feed-forward network read the same input and are added
+            together, instead of one after the other (needs ``pre_norm``).
+        scale_attn: layer norm on the output of the attention.
+        scale_fc: layer norm inside the feed-forward network.
+        scale_heads: a learned factor for every head.
+        scale_resids: a learned factor for every channel of the second residual.
     """
 
     embed_dim: int
@@ -46,6 +56,20 @@ class LayerShape:
     eps: float = 1e-5
     norm: str = "torch"
     backend: str = "auto"
+    xavier_attention: bool = False
+    parallel_residual: bool = False
+    scale_attn: bool = False
+    scale_fc: bool = False
+    scale_heads: bool = False
+    scale_resids: bool = False
+
+
+class QueryKeyValue(NamedTuple):
+    """Queries, keys and values of a layer, (B, H, T, D) each, before rotary positions."""
+
+    query_BHTD: Tensor
+    key_BHTD: Tensor
+    value_BHTD: Tensor
 
 
 class MultiheadAttention(nn.Module):
@@ -56,10 +80,17 @@ class MultiheadAttention(nn.Module):
         num_heads: H.
         dropout: on attention weights, in training.
         backend: see :func:`fairseq.ops.attention.attention`.
+        xavier: queries, keys and values Xavier-uniform with gain 1/sqrt(2), the output
+            Xavier-uniform with a zero bias; torch's own initialisation otherwise.
     """
 
     def __init__(
-        self, embed_dim: int, num_heads: int, dropout: float = 0.0, backend: str = "auto"
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        xavier: bool = False,
     ) -> None:
         super().__init__()
         assert embed_dim % num_heads == 0, (embed_dim, num_heads)
@@ -71,166 +102,37 @@ class MultiheadAttention(nn.Module):
         self.v_proj = nn.Linear(embed_dim, embed_dim)
         self.q_proj = nn.Linear(embed_dim, embed_dim)
         self.out_proj = nn.Linear(embed_dim, embed_dim)
+        if xavier:
+            # 1/sqrt(2) as if the three were one (3C, C) matrix, which is how they began
+            for projection in (self.k_proj, self.v_proj, self.q_proj):
+                nn.init.xavier_uniform_(projection.weight, gain=2**-0.5)
+            nn.init.xavier_uniform_(self.out_proj.weight)
+            nn.init.zeros_(self.out_proj.bias)
 
     def forward(
         self,
         x_BTC: Tensor,
-        bias_1HTT: Tensor | None = None,
-        key_padding_mask_BT: Tensor | None = None,
-        causal: bool = False,
-    ) -> Tensor:
-        """Return the attended values, shape (B, T, C).
-
-        Args:
-            x_BTC: input.
-            bias_1HTT: added to the scores.
-            key_padding_mask_BT: True at pads.
-            causal: hide the future.
-        """
-        batch, length, channels = x_BTC.shape
-        query, key, value = (
-            projection(x_BTC).view(batch, length, self.num_heads, -1).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )  # each (B, H, T, D)
-        attended_BHTD = attention(
-            query,
-            key,
-            value,
-            bias_1HTS=bias_1HTT,
-            key_padding_mask_BS=key_padding_mask_BT,
-            causal=causal,
-            dropout=self.dropout if self.training else 0.0,
-            backend=self.backend,
-        )
-        return self.out_proj(attended_BHTD.transpose(1, 2).reshape(batch, length, channels))
-
-
-class TransformerEncoderLayer(nn.Module):
-    """Self-attention, then a feed-forward network.
-
-    Post-norm: ``x = LN(x + f(x))``; pre-norm: ``x = x + f(LN(x))``.
-
-    Source: Vaswani et al. 2017, section 3.1; pre-norm: Xiong et al. 2020, figure 1b.
-    """
-
-    def __init__(self, shape: LayerShape) -> None:
-        super().__init__()
-        self.shape = shape
-        dim = shape.embed_dim
-        self.self_attn = MultiheadAttention(
-            dim, shape.heads, shape.attention_dropout, shape.backend
-        )
-        self.self_attn_layer_norm = LayerNorm(dim, shape.eps, implementation=shape.norm)
-        self.fc1 = nn.Linear(dim, shape.ffn_dim)
-        self.fc2 = nn.Linear(shape.ffn_dim, dim)
-        self.final_layer_norm = LayerNorm(dim, shape.eps, implementation=shape.norm)
-        self.activation_fn = get_activation_fn(shape.activation)
-
-    def forward(
-        self,
-        x_BTC: Tensor,
-        bias_1HTT: Tensor | None = None,
-        key_padding_mask_BT: Tensor | None = None,
-        causal: bool = False,
-    ) -> Tensor:
-        """Return the layer's output, shape (B, T, C); arguments as in the attention."""
-        pre = self.shape.pre_norm
-        attended_BTC = self.self_attn(
-            self.self_attn_layer_norm(x_BTC) if pre else x_BTC,
-            bias_1HTT,
-            key_padding_mask_BT,
-            causal,
-        )
-        x_BTC = x_BTC + self._drop(attended_BTC)
-        if not pre:
-            x_BTC = self.self_attn_layer_norm(x_BTC)
-        inner_BTF = self.activation_fn(self.fc1(self.final_layer_norm(x_BTC) if pre else x_BTC))
-        inner_BTF = dropout(inner_BTF, self.shape.activation_dropout, self.training)
-        x_BTC = x_BTC + self._drop(self.fc2(inner_BTF))
-        return x_BTC if pre else self.final_layer_norm(x_BTC)
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return dropout(x, self.shape.dropout, self.training)
-
-
-@dataclass(frozen=True)
-class DecoderLayerShape(LayerShape):
-    """Everything that decides what a layer of a decoder computes.
-
-    Attributes:
-        parallel_residual: attention and feed-forward network read the same input and are added
-            together, instead of one after the other (needs ``pre_norm``).
-        scale_attn: layer norm on the output of the attention.
-        scale_fc: layer norm inside the feed-forward network.
-        scale_heads: a learned factor for every head.
-        scale_resids: a learned factor for every channel of the second residual.
-    """
-
-    parallel_residual: bool = False
-    scale_attn: bool = False
-    scale_fc: bool = False
-    scale_heads: bool = False
-    scale_resids: bool = False
-
-
-class Surroundings(NamedTuple):
-    """What all layers of a decoder are told about the tokens.
-
-    Attributes:
-        bias_1HTS: added to the scores, -inf for keys in the future; None where causality is all.
-        hidden_BS: True at keys that must not be seen (padding on the left).
-        rotary_TR: cosines and sines for the new tokens.
-    """
-
-    bias_1HTS: Tensor | None = None
-    hidden_BS: Tensor | None = None
-    rotary_TR: tuple[Tensor, Tensor] | None = None
-
-
-class CausalAlibi(AlibiBias):
-    """ALiBi's bias with the future hidden: -inf where the key lies after the query."""
-
-    def _bias(self, length: int, device: torch.device | str) -> Tensor:
-        bias_1HTT = super()._bias(length, device)
-        future_TT = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
-        return bias_1HTT.masked_fill_(future_TT, -torch.inf)
-
-
-class CausalAttention(MultiheadAttention):
-    """Self-attention that sees the past only, and can remember it.
-
-    Initialised as the original does: queries, keys and values Xavier-uniform with gain 1/sqrt(2),
-    the output Xavier-uniform with a zero bias.
-    """
-
-    def __init__(
-        self, embed_dim: int, num_heads: int, dropout: float = 0.0, backend: str = "auto"
-    ) -> None:
-        super().__init__(embed_dim, num_heads, dropout, backend)
-        for projection in (self.k_proj, self.v_proj, self.q_proj):
-            nn.init.xavier_uniform_(projection.weight, gain=2**-0.5)
-        nn.init.xavier_uniform_(self.out_proj.weight)
-        nn.init.zeros_(self.out_proj.bias)
-
-    def forward(  # type: ignore[override]
-        self, x_BTC: Tensor, around: Surroundings, memory: dict[str, Tensor] | None = None
+        context: AttentionContext = NOTHING,
+        memory: dict[str, Tensor] | None = None,
+        record: list[QueryKeyValue] | None = None,
     ) -> Tensor:
         """Return the attended values, shape (B, T, C).
 
         Args:
             x_BTC: input at the new tokens.
-            around: what there is to know about the tokens.
+            context: what there is to know about the tokens.
             memory: keys and values of earlier tokens, (B, H, S - T, D) each; the new ones are
                 added to it. None if there are no earlier tokens and nothing is to be remembered.
+            record: queries, keys and values of the new tokens are appended to it.
         """
         batch, length, channels = x_BTC.shape
-        query, key, value = (
-            projection(x_BTC).view(batch, length, self.num_heads, -1).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )  # each (B, H, T, D)
-        if around.rotary_TR is not None:
-            query, key = rotate(query, *around.rotary_TR), rotate(key, *around.rotary_TR)
+        query, key, value = self.query_key_value(x_BTC)
+        if record is not None:
+            record.append(QueryKeyValue(query, key, value))
+        if context.rotary_TR is not None:
+            query, key = rotate(query, *context.rotary_TR), rotate(key, *context.rotary_TR)
         if memory is not None:
+            # remembered keys are turned already: an angle depends on the place alone
             if memory:
                 key = torch.cat([memory["key"], key], dim=2)
                 value = torch.cat([memory["value"], value], dim=2)
@@ -239,17 +141,25 @@ class CausalAttention(MultiheadAttention):
             query,
             key,
             value,
-            bias_1HTS=around.bias_1HTS,
-            key_padding_mask_BS=around.hidden_BS,
-            causal=around.bias_1HTS is None,
+            context,
             dropout=self.dropout if self.training else 0.0,
             backend=self.backend,
         )
         return self.out_proj(attended_BHTD.transpose(1, 2).reshape(batch, length, channels))
 
+    def query_key_value(self, x_BTC: Tensor) -> QueryKeyValue:
+        """Return queries, keys and values of an input."""
+        batch, length, _ = x_BTC.shape
+        return QueryKeyValue(
+            *(
+                projection(x_BTC).view(batch, length, self.num_heads, -1).transpose(1, 2)
+                for projection in (self.q_proj, self.k_proj, self.v_proj)
+            )
+        )
 
-class TransformerDecoderLayer(nn.Module):
-    """Causal self-attention and a feed-forward network, each with a residual.
+
+class TransformerLayer(nn.Module):
+    """Self-attention and a feed-forward network, each with a residual; causal if told so.
 
     Post-norm: ``x = LN(x + f(x))``; pre-norm: ``x = x + f(LN(x))``; parallel:
     ``x = x + attention(LN(x)) + ffn(LN'(x))``.
@@ -260,7 +170,10 @@ class TransformerDecoderLayer(nn.Module):
     (GPT-NeoX), section 2.1.
     """
 
-    def __init__(self, shape: DecoderLayerShape) -> None:
+    self_attn_layer_norm: nn.Module
+    final_layer_norm: nn.Module
+
+    def __init__(self, shape: LayerShape) -> None:
         super().__init__()
         self.shape = shape
         dim = shape.embed_dim
@@ -269,24 +182,29 @@ class TransformerDecoderLayer(nn.Module):
             return LayerNorm(channels, shape.eps, implementation=shape.norm) if wanted else None
 
         # names and order are those of the original's checkpoints
-        self.self_attn = CausalAttention(dim, shape.heads, shape.attention_dropout, shape.backend)
+        self.self_attn = MultiheadAttention(
+            dim, shape.heads, shape.attention_dropout, shape.backend, shape.xavier_attention
+        )
         self.attn_ln = norm(dim, shape.scale_attn)
         self.c_attn = nn.Parameter(torch.ones(shape.heads)) if shape.scale_heads else None
         self.activation_fn = get_activation_fn(shape.activation)
-        self.self_attn_layer_norm = norm(dim)
+        self.self_attn_layer_norm = LayerNorm(dim, shape.eps, implementation=shape.norm)
         self.ffn_layernorm = norm(shape.ffn_dim, shape.scale_fc)
         self.w_resid = nn.Parameter(torch.ones(dim)) if shape.scale_resids else None
         self.fc1 = nn.Linear(dim, shape.ffn_dim)
         self.fc2 = nn.Linear(shape.ffn_dim, dim)
-        self.final_layer_norm = norm(dim)
+        self.final_layer_norm = LayerNorm(dim, shape.eps, implementation=shape.norm)
 
     def forward(
-        self, x_BTC: Tensor, around: Surroundings, memory: dict[str, Tensor] | None = None
+        self,
+        x_BTC: Tensor,
+        context: AttentionContext = NOTHING,
+        memory: dict[str, Tensor] | None = None,
+        record: list[QueryKeyValue] | None = None,
     ) -> Tensor:
         """Return the layer's output, shape (B, T, C); arguments as in the attention."""
         pre, first, second = self.shape.pre_norm, self.self_attn_layer_norm, self.final_layer_norm
-        assert first is not None and second is not None
-        attended_BTC = self._attend(first(x_BTC) if pre else x_BTC, around, memory)
+        attended_BTC = self._attend(first(x_BTC) if pre else x_BTC, context, memory, record)
         if self.shape.parallel_residual:
             return self._residual(x_BTC) + attended_BTC + self._feed_forward(second(x_BTC))
         x_BTC = x_BTC + attended_BTC
@@ -297,9 +215,13 @@ class TransformerDecoderLayer(nn.Module):
         return x_BTC if pre else second(x_BTC)
 
     def _attend(
-        self, x_BTC: Tensor, around: Surroundings, memory: dict[str, Tensor] | None
+        self,
+        x_BTC: Tensor,
+        context: AttentionContext,
+        memory: dict[str, Tensor] | None,
+        record: list[QueryKeyValue] | None,
     ) -> Tensor:
-        x_BTC = self.self_attn(x_BTC, around, memory)
+        x_BTC = self.self_attn(x_BTC, context, memory, record)
         if self.c_attn is not None:
             x_BTHD = x_BTC.unflatten(-1, (self.shape.heads, -1))
             x_BTC = (x_BTHD * self.c_attn[:, None]).flatten(-2)
@@ -316,3 +238,7 @@ class TransformerDecoderLayer(nn.Module):
 
     def _residual(self, x_BTC: Tensor) -> Tensor:
         return x_BTC if self.w_resid is None else self.w_resid * x_BTC
+
+
+# the original's names: one layer serves both directions here
+TransformerEncoderLayer = TransformerDecoderLayer = TransformerLayer

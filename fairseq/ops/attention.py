@@ -5,6 +5,7 @@ Shapes: B batch, H heads, T queries, S keys, D channels of a head.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq.errors import ConfigError, did_you_mean
+from fairseq.ops.attention_context import NOTHING, AttentionContext
 from fairseq.ops.dropout import dropout as drop
 
 BACKENDS = ("sdpa", "explicit", "reference")
@@ -35,27 +37,21 @@ def attention(
     query_BHTD: Tensor,
     key_BHSD: Tensor,
     value_BHSD: Tensor,
+    context: AttentionContext = NOTHING,
     *,
-    bias_1HTS: Tensor | None = None,
-    key_padding_mask_BS: Tensor | None = None,
-    causal: bool = False,
     dropout: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
     """Return ``softmax(q k^T / sqrt(D) + bias) v``, shape (B, H, T, D), in the type of the query.
 
-    The bias is added to the scores in fp32 whatever the type of the query is, under autocast too:
-    in bf16 an ALiBi bias could not tell keys apart that are more than 256 tokens away.
+    ALiBi's bias is added to the scores in fp32 whatever the type of the query is, under autocast
+    too: in bf16 it could not tell keys apart that are more than 256 tokens away.
 
     Args:
         query_BHTD: queries.
         key_BHSD: keys.
         value_BHSD: values.
-        bias_1HTS: fp32, added to the scaled scores of every batch row (ALiBi); -inf hides a key,
-            and every query must see one.
-        key_padding_mask_BS: True at keys that must not be seen. A query that sees no key at all
-            gets something finite.
-        causal: a query sees only keys up to its own position; the queries are the last T.
+        context: biases and masks. Its rotary angles were applied before.
         dropout: probability of dropping an attention weight (0 outside training).
         backend: ``sdpa`` (PyTorch's fused attention), ``explicit`` (scores in memory, products in
             the type of the input), ``reference`` (the same, all in fp32), or ``auto``: explicit on
@@ -63,15 +59,12 @@ def attention(
 
     Source: Vaswani et al. 2017, equation 1; ALiBi: Press et al. 2022, section 3.
     """
-    causal = causal and query_BHTD.shape[2] > 1  # one query, the last, sees everything anyway
     on_cpu = query_BHTD.device.type == "cpu"
     name = "explicit" if backend == "auto" and on_cpu and dropout > 0 else check_backend(backend)
     function = {"sdpa": _sdpa, "explicit": _explicit, "reference": _reference}[name]
     # autocast would round the bias to half precision
     with torch.autocast(query_BHTD.device.type, enabled=False):
-        attended_BHTD = function(
-            query_BHTD, key_BHSD, value_BHSD, bias_1HTS, key_padding_mask_BS, causal, dropout
-        )
+        attended_BHTD = function(query_BHTD, key_BHSD, value_BHSD, context, dropout)
     return attended_BHTD.to(query_BHTD.dtype)
 
 
@@ -79,18 +72,16 @@ def _sdpa(
     query_BHTD: Tensor,
     key_BHSD: Tensor,
     value_BHSD: Tensor,
-    bias_1HTS: Tensor | None,
-    hidden_BS: Tensor | None,
-    causal: bool,
+    context: AttentionContext,
     dropout: float,
 ) -> Tensor:
-    channels = query_BHTD.shape[-1]
-    # the kernels' own causality starts counting at the first query, not at the last key
-    kernel_is_causal = causal and query_BHTD.shape[2] == key_BHSD.shape[2]
-    mask: Tensor | None = None
-    if bias_1HTS is not None:
+    channels, (queries, keys) = query_BHTD.shape[-1], (query_BHTD.shape[2], key_BHSD.shape[2])
+    hidden_BS, others_B1TS = context.key_padding_mask_BS, context.other_documents(queries)
+    mask: Tensor | None = context.bias(queries, keys, query_BHTD.device)
+    causal = context.causal and queries > 1 and mask is None  # the bias hides the future itself
+    if mask is not None:
         dtype = torch.promote_types(query_BHTD.dtype, torch.float32)
-        mask = bias_1HTS.to(dtype)
+        mask = mask.to(dtype)
         if query_BHTD.device.type != "cpu":  # only the CPU's kernel takes a mask of another type
             query_BHTD, key_BHSD, value_BHSD = (
                 tensor.to(dtype) for tensor in (query_BHTD, key_BHSD, value_BHSD)
@@ -99,24 +90,18 @@ def _sdpa(
             query_BHTD, key_BHSD, value_BHSD = _hide_by_channel(
                 query_BHTD, key_BHSD, value_BHSD, hidden_BS
             )
-    elif hidden_BS is not None:
-        mask = ~hidden_BS[:, None, None, :]
-    if causal and (mask is not None or not kernel_is_causal):
-        future_TS = _future(query_BHTD, key_BHSD)
-        if mask is None:
-            mask = ~future_TS
-        elif mask.dtype == torch.bool:
-            mask = mask & ~future_TS
-        else:
-            mask = mask.masked_fill(future_TS, -math.inf)
+        if others_B1TS is not None:
+            mask = mask.masked_fill(others_B1TS, -math.inf)
+    else:
+        # the kernels' own causality starts counting at the first query, not at the last key
+        kernel_is_causal = causal and queries == keys and hidden_BS is None and others_B1TS is None
+        masks = [] if hidden_BS is None else [hidden_BS[:, None, None, :]]
+        masks += [] if others_B1TS is None else [others_B1TS]
+        masks += [_future(query_BHTD, key_BHSD)] if causal and not kernel_is_causal else []
+        mask = ~functools.reduce(torch.logical_or, masks) if masks else None
+        causal = kernel_is_causal
     attended_BHTD = F.scaled_dot_product_attention(
-        query_BHTD,
-        key_BHSD,
-        value_BHSD,
-        mask,
-        dropout,
-        is_causal=causal and mask is None,
-        scale=channels**-0.5,
+        query_BHTD, key_BHSD, value_BHSD, mask, dropout, is_causal=causal, scale=channels**-0.5
     )
     return attended_BHTD[..., :channels]
 
@@ -150,34 +135,35 @@ def _reference(
     query_BHTD: Tensor,
     key_BHSD: Tensor,
     value_BHSD: Tensor,
-    bias_1HTS: Tensor | None,
-    hidden_BS: Tensor | None,
-    causal: bool,
+    context: AttentionContext,
     dropout: float,
 ) -> Tensor:
     wide = torch.promote_types(query_BHTD.dtype, torch.float32)
     query_BHTD, key_BHSD, value_BHSD = (t.to(wide) for t in (query_BHTD, key_BHSD, value_BHSD))
-    return _explicit(query_BHTD, key_BHSD, value_BHSD, bias_1HTS, hidden_BS, causal, dropout)
+    return _explicit(query_BHTD, key_BHSD, value_BHSD, context, dropout)
 
 
 def _explicit(
     query_BHTD: Tensor,
     key_BHSD: Tensor,
     value_BHSD: Tensor,
-    bias_1HTS: Tensor | None,
-    hidden_BS: Tensor | None,
-    causal: bool,
+    context: AttentionContext,
     dropout: float,
 ) -> Tensor:
     wide = torch.promote_types(query_BHTD.dtype, torch.float32)
+    queries, keys = query_BHTD.shape[2], key_BHSD.shape[2]
     scale = query_BHTD.shape[-1] ** -0.5
     scores_BHTS = ((query_BHTD * scale) @ key_BHSD.transpose(-1, -2)).to(wide)
+    bias_1HTS = context.bias(queries, keys, query_BHTD.device)
     if bias_1HTS is not None:
         scores_BHTS = scores_BHTS + bias_1HTS
     lowest = torch.finfo(wide).min  # not -inf: rows without any visible key must stay finite
-    if hidden_BS is not None:
-        scores_BHTS = scores_BHTS.masked_fill(hidden_BS[:, None, None, :], lowest)
-    if causal:
+    if context.key_padding_mask_BS is not None:
+        scores_BHTS = scores_BHTS.masked_fill(context.key_padding_mask_BS[:, None, None, :], lowest)
+    others_B1TS = context.other_documents(queries)
+    if others_B1TS is not None:
+        scores_BHTS = scores_BHTS.masked_fill(others_B1TS, lowest)
+    if context.causal and queries > 1 and bias_1HTS is None:  # else the bias hides the future
         scores_BHTS = scores_BHTS.masked_fill(_future(query_BHTD, key_BHSD), lowest)
     weights_BHTS = drop(scores_BHTS.softmax(-1), dropout)
     return weights_BHTS.to(value_BHSD.dtype) @ value_BHSD

@@ -307,7 +307,7 @@ def test_settings_that_are_unknown() -> None:
 TRAIN = (
     "--task language_modeling --criterion cross_entropy --arch transformer_lm --decoder-layers 1 "
     "--decoder-embed-dim 32 --decoder-ffn-embed-dim 64 --decoder-attention-heads 2 "
-    "--optimizer adam --lr 0.01 --batch-size 8 --max-update 60 --cpu --num-workers 0 "
+    "--optimizer adam --lr 0.01 --batch-size 8 --max-update 150 --cpu --num-workers 0 "
     "--log-format none --no-epoch-checkpoints --tokens-per-sample 16 --sample-break-mode eos "
     "--disable-validation"
 ).split()

@@ -230,7 +230,7 @@ def test_old_settings_of_any_kind_are_understood(kind: str) -> None:
 def test_the_ways_to_ask_for_logits_agree(head: str) -> None:
     model = tiny(head=head)
     logits_BTV, extra = model(TOKENS, src_lengths=torch.tensor([6, 4]), src_id=torch.arange(2))
-    assert extra == {"inner_states": None}
+    assert extra["inner_states"] is None and extra["features"].shape[:2] == TOKENS.shape
     features_BTC, _ = model(TOKENS, features_only=True)
     torch.testing.assert_close(model.encoder.output_layer(features_BTC), logits_BTV)
     masked_BT = torch.zeros_like(TOKENS, dtype=torch.bool)

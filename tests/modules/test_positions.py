@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 
 from fairseq.errors import DataError
 from fairseq.modules.positions import (
-    AlibiBias,
     LearnedPositionalEmbedding,
     PositionalEmbedding,
     SinusoidalPositionalEmbedding,
@@ -52,42 +50,6 @@ def test_slopes_of_any_number_of_heads_are_different_powers_of_two(heads: int) -
     # the rest are the odd multiples of half the step, which lie between the others
     odd = [4 * (2 * i + 1) / lower for i in range(heads - lower)]
     assert exponents[lower:] == pytest.approx(odd)
-
-
-def test_the_two_matrices_of_four_tokens() -> None:
-    symmetric, asymmetric = (AlibiBias(8, kind)(4)[0] for kind in (False, True))
-    slopes_H11 = alibi_slopes(8)[:, None, None]
-    past_and_future = [[0, 1, 2, 3], [1, 0, 1, 2], [2, 1, 0, 1], [3, 2, 1, 0]]
-    assert symmetric.equal(-slopes_H11 * torch.tensor(past_and_future))
-    nearer_future = [[0, 0.5, 1.5, 2.5], [1, 0, 0.5, 1.5], [2, 1, 0, 0.5], [3, 2, 1, 0]]
-    assert asymmetric.equal(-slopes_H11 * torch.tensor(nearer_future))
-
-
-@pytest.mark.parametrize("asymmetric", [False, True])
-def test_any_length_in_any_order(asymmetric: bool) -> None:
-    bias = AlibiBias(3, asymmetric)
-    for length in (5, 1, 300, 17, 301):
-        result = bias(length)
-        assert result.shape == (1, 3, length, length)
-        assert result.equal(AlibiBias(3, asymmetric)(length))
-
-
-def test_alibi_has_no_state_and_stays_in_single_precision() -> None:
-    bias = AlibiBias(4)
-    before = bias(2048)
-    assert not list(bias.parameters()) and not bias.state_dict()
-    for changed in (bias.half(), bias.bfloat16(), copy.deepcopy(bias)):
-        after = changed(2048)
-        assert after.dtype == torch.float32 and after.equal(before)
-    # neighbours differ by the slope of the head, also where bf16 could not tell them apart
-    step_HT = after[0, :, 0, :-1] - after[0, :, 0, 1:]
-    torch.testing.assert_close(step_HT, alibi_slopes(4)[:, None].expand_as(step_HT))
-
-
-def test_a_copy_leaves_the_kept_bias_behind() -> None:
-    bias = AlibiBias(4)
-    bias(64)
-    assert copy.deepcopy(bias)._kept is None and bias._kept is not None
 
 
 TOKENS = torch.tensor([[5, 6, 7, PAD, PAD], [PAD, 5, PAD, 6, 7], [5, 6, 7, 8, 9]])

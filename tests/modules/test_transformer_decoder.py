@@ -17,13 +17,12 @@ from torch import Tensor
 from fairseq.errors import ConfigError
 from fairseq.modules.adaptive_input import AdaptiveInput, bands_of
 from fairseq.modules.adaptive_softmax import AdaptiveSoftmax
-from fairseq.modules.positions import RotaryPositions, alibi_slopes, rotate
+from fairseq.modules.positions import RotaryPositions, rotate
 from fairseq.modules.transformer_layer import (
-    CausalAlibi,
-    DecoderLayerShape,
-    Surroundings,
-    TransformerDecoderLayer,
+    LayerShape,
+    TransformerLayer,
 )
+from fairseq.ops.attention_context import AttentionContext
 
 B, T, C, H = 2, 6, 12, 3
 D = C // H
@@ -72,20 +71,12 @@ def test_fractions_that_do_not_fit_are_refused(fraction: float) -> None:
 
 
 def test_kept_tables_grow_and_are_left_out_of_the_state() -> None:
-    rotary, alibi = RotaryPositions(8), CausalAlibi(4)
+    rotary = RotaryPositions(8)
     short = [table.clone() for table in rotary(5)]
     assert all(t.equal(long[:5]) for t, long in zip(short, rotary(9), strict=True))
-    assert alibi(5).equal(alibi(9)[:, :, :5, :5])
-    assert not rotary.state_dict() and not alibi.state_dict()
+    assert not rotary.state_dict()
     assert rotary.__getstate__()["_kept"] is None
     assert rotary.half()(7)[0].dtype == torch.float32
-
-
-def test_causal_alibi_hides_the_future() -> None:
-    bias_HTT = CausalAlibi(H)(T)[0]
-    for h, i, j in itertools.product(range(H), range(T), range(T)):
-        expected = -float(alibi_slopes(H)[h]) * (i - j) if j <= i else -math.inf
-        assert float(bias_HTT[h, i, j]) == pytest.approx(expected, abs=1e-7)
 
 
 # -- layers ----------------------------------------------------------------------------------------
@@ -140,7 +131,7 @@ SCALES = ("scale_attn", "scale_fc", "scale_heads", "scale_resids")
 @pytest.mark.parametrize("scales", [(), *((name,) for name in SCALES), SCALES], ids="+".join)
 @pytest.mark.parametrize("order", ["post", "pre", "parallel"])
 def test_a_layer_is_its_formula(order: str, scales: tuple[str, ...]) -> None:
-    shape = DecoderLayerShape(
+    shape = LayerShape(
         C,
         20,
         H,
@@ -149,17 +140,17 @@ def test_a_layer_is_its_formula(order: str, scales: tuple[str, ...]) -> None:
         parallel_residual=order == "parallel",
         **dict.fromkeys(scales, True),
     )
-    layer = randomised(TransformerDecoderLayer(shape))
+    layer = randomised(TransformerLayer(shape))
     x_BTC = torch.randn(B, T, C, dtype=torch.float64)
     expected = written_out(layer, x_BTC)
-    torch.testing.assert_close(layer(x_BTC, Surroundings()), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        layer(x_BTC, AttentionContext(causal=True)), expected, rtol=0, atol=1e-12
+    )
 
 
 def test_names_of_normformer_are_the_originals() -> None:
-    plain = set(TransformerDecoderLayer(DecoderLayerShape(C, 20, H)).state_dict())
-    scaled = TransformerDecoderLayer(
-        DecoderLayerShape(C, 20, H, **dict.fromkeys(SCALES, True))
-    ).state_dict()
+    plain = set(TransformerLayer(LayerShape(C, 20, H)).state_dict())
+    scaled = TransformerLayer(LayerShape(C, 20, H, **dict.fromkeys(SCALES, True))).state_dict()
     shapes = {name: tuple(scaled[name].shape) for name in set(scaled) - plain}
     assert shapes == {
         "attn_ln.weight": (C,),

@@ -5,7 +5,8 @@ Shapes: B batch, H heads, T queries, S keys, D channels of a head.
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -13,58 +14,57 @@ from largest_tensor import LargestTensor
 from torch import Tensor
 
 from fairseq.errors import ConfigError
-from fairseq.modules.positions import AlibiBias, alibi_slopes
+from fairseq.modules.positions import alibi_slopes
 from fairseq.ops.attention import ALIASES, BACKENDS, attention, check_backend
+from fairseq.ops.attention_context import Alibi, AttentionContext
 
 B, H, D = 3, 4, 6
-MASKS = ["nothing", "bias", "padding", "causal", "bias+padding", "bias+causal", "padding+causal"]
-MASKS += ["bias+padding+causal", "bias+future", "bias+padding+future"]
+KINDS = ["alibi", "asymmetric", "padding", "causal", "documents"]
+MASKS = ["+".join(kinds) for n in range(4) for kinds in itertools.combinations(KINDS, n)]
+MASKS += ["alibi+padding+causal+documents"]
 
 
-def problem(queries: int, keys: int, masks: str) -> dict[str, Any]:
+def problem(queries: int, keys: int, masks: str) -> tuple[list[Tensor], AttentionContext]:
     generator = torch.Generator().manual_seed(queries * 100 + keys)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     lengths_B1 = torch.tensor([[keys], [max(1, keys - 2)], [1]])
-    bias_1HTS = draw(1, H, queries, keys) if "bias" in masks else None
-    if bias_1HTS is not None and "future" in masks:  # causality inside the bias
-        future_TS = torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1)
-        bias_1HTS = bias_1HTS.masked_fill(future_TS, -torch.inf)
-    return {
-        "query_BHTD": draw(B, H, queries, D),
-        "key_BHSD": draw(B, H, keys, D),
-        "value_BHSD": draw(B, H, keys, D),
-        "bias_1HTS": bias_1HTS,
-        "key_padding_mask_BS": torch.arange(keys) >= lengths_B1 if "padding" in masks else None,
-        "causal": "causal" in masks,
-    }
+    alibi = None
+    if "alibi" in masks or "asymmetric" in masks:
+        alibi = Alibi(draw(H).float().abs(), asymmetric="asymmetric" in masks)
+    padding_BS = torch.arange(keys) >= lengths_B1 if "padding" in masks else None
+    documents_BS = torch.arange(keys).expand(B, keys) // torch.tensor([[2], [3], [9]])
+    context = AttentionContext(
+        alibi, padding_BS, "causal" in masks, documents_BS if "documents" in masks else None
+    )
+    tensors = [draw(B, H, queries, D), draw(B, H, keys, D), draw(B, H, keys, D)]
+    return tensors, context
 
 
-def formula(
-    query_BHTD: Tensor,
-    key_BHSD: Tensor,
-    value_BHSD: Tensor,
-    bias_1HTS: Tensor | None,
-    key_padding_mask_BS: Tensor | None,
-    causal: bool,
-) -> Tensor:
-    """Return the attended values, one query at a time over the keys it may see."""
+def formula(query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, told: AttentionContext):
+    """Return the attended values, one query at a time over the keys it may see, and who sees."""
     queries, keys = query_BHTD.shape[2], key_BHSD.shape[2]
-    out_BHTD = torch.zeros_like(query_BHTD)
+    out_BHTD, sees_BT = torch.zeros_like(query_BHTD), torch.zeros(B, queries, dtype=torch.bool)
     for b, h, t in torch.cartesian_prod(*map(torch.arange, (B, H, queries))).tolist():
+        place, place_S = keys - queries + t, torch.arange(keys)
         seen_S = torch.ones(keys, dtype=torch.bool)
-        if key_padding_mask_BS is not None:
-            seen_S &= ~key_padding_mask_BS[b]
-        if causal:
-            seen_S &= torch.arange(keys) <= keys - queries + t
+        if told.key_padding_mask_BS is not None:
+            seen_S &= ~told.key_padding_mask_BS[b]
+        if told.causal:
+            seen_S &= place_S <= place
+        if told.documents_BS is not None:
+            seen_S &= told.documents_BS[b] == told.documents_BS[b, place]
         scores_S = key_BHSD[b, h] @ query_BHTD[b, h, t] / D**0.5
-        if bias_1HTS is not None:
-            scores_S = scores_S + bias_1HTS[0, h, t]
-        weights = scores_S[seen_S].softmax(0)
-        out_BHTD[b, h, t] = (weights[:, None] * value_BHSD[b, h, seen_S]).sum(0)
-    return out_BHTD
+        if told.alibi is not None:
+            distance_S = (place_S - place).abs() - 0.5 * told.alibi.asymmetric * (place_S > place)
+            scores_S = scores_S - told.alibi.slopes_H[h].double() * distance_S
+        if seen_S.any():
+            sees_BT[b, t] = True
+            weights = scores_S[seen_S].softmax(0)
+            out_BHTD[b, h, t] = (weights[:, None] * value_BHSD[b, h, seen_S]).sum(0)
+    return out_BHTD, sees_BT
 
 
 @pytest.mark.parametrize("queries, keys", [(5, 5), (1, 7), (3, 8)])
@@ -74,21 +74,20 @@ def formula(
 def test_forward_and_backward_equal_the_formula(
     backend: str, dtype: torch.dtype, masks: str, queries: int, keys: int
 ) -> None:
-    arguments = problem(queries, keys, masks)
-    names = ("query_BHTD", "key_BHSD", "value_BHSD")
-    ours = {name: arguments[name].to(dtype).requires_grad_() for name in names}
-    bias = None if arguments["bias_1HTS"] is None else arguments["bias_1HTS"].float()
-    theirs = {name: arguments[name].requires_grad_() for name in names}
-    out = attention(**{**arguments, **ours, "bias_1HTS": bias}, backend=backend)
-    if bias is not None:
-        bias = bias.double()
-    expected = formula(**{**arguments, "bias_1HTS": bias})
-    close = {"rtol": 0, "atol": 1e-12 if dtype == torch.float64 else 2e-6}
-    assert out.dtype == dtype
-    torch.testing.assert_close(out.double(), expected, **close)
+    tensors, context = problem(queries, keys, masks)
+    ours = [tensor.to(dtype).requires_grad_() for tensor in tensors]
+    theirs = [tensor.requires_grad_() for tensor in tensors]
+    out = attention(*ours, context, backend=backend)
+    expected, sees_BT = formula(*theirs, context)
+    # fp32 biases: a product of a slope and a distance is rounded once
+    close = {"rtol": 0, "atol": 1e-6 if context.alibi else 1e-12}
+    close["atol"] = max(close["atol"], 2e-6 if dtype == torch.float32 else 0)
+    assert out.dtype == dtype and out.isfinite().all()
     weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)
-    gradients = torch.autograd.grad((out.double() * weight).sum(), list(ours.values()))
-    wanted = torch.autograd.grad((expected * weight).sum(), list(theirs.values()))
+    weight = weight * sees_BT[:, None, :, None]  # queries without any key may get anything finite
+    torch.testing.assert_close(out.double() * weight, expected * weight, **close)
+    gradients = torch.autograd.grad((out.double() * weight).sum(), ours)
+    wanted = torch.autograd.grad((expected * weight).sum(), theirs)
     for gradient, want in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(gradient.double(), want, **close)
 
@@ -101,7 +100,7 @@ def test_alibi_tells_far_neighbours_apart_in_half_precision(
 ) -> None:
     """Of two keys 1000 and 1001 tokens away the nearer one gets sigmoid(slope) of the weight."""
     length, nearer, heads = 1100, 1000, 8
-    bias = AlibiBias(heads)(length)
+    alibi = Alibi(alibi_slopes(heads))
     zeros = torch.zeros(1, heads, length, D, dtype=dtype)
     value = zeros.clone()
     value[:, :, nearer] = 1
@@ -112,8 +111,7 @@ def test_alibi_tells_far_neighbours_apart_in_half_precision(
             zeros,
             zeros,
             value,
-            bias_1HTS=bias,
-            key_padding_mask_BS=hidden_BS,
+            AttentionContext(alibi, hidden_BS),
             # so small that nothing is dropped, but PyTorch takes another path
             dropout=1e-12 if how == "dropout" else 0.0,
             backend=backend,
@@ -133,11 +131,11 @@ def test_half_precision_with_alibi_is_as_good_as_its_inputs(
     backend: str, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
-    bias = AlibiBias(H, asymmetric=True)(200)
+    told = AttentionContext(Alibi(alibi_slopes(H), asymmetric=True))
     inputs = [torch.randn(2, H, 200, 16).to(dtype).requires_grad_() for _ in range(3)]
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    out = attention(*inputs, bias_1HTS=bias, backend=backend)
-    expected = attention(*exact, bias_1HTS=bias, backend="reference")
+    out = attention(*inputs, told, backend=backend)
+    expected = attention(*exact, told, backend="reference")
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(out.double(), expected, rtol=eps, atol=2 * eps)
     ours = torch.autograd.grad(out.float().square().sum(), inputs)
@@ -146,17 +144,15 @@ def test_half_precision_with_alibi_is_as_good_as_its_inputs(
         assert (gradient.double() - want).norm() < 2 * eps * want.norm()
 
 
-@pytest.mark.parametrize("masks", ["padding", "bias+padding", "bias+padding+causal"])
+@pytest.mark.parametrize("masks", ["padding", "alibi+padding", "alibi+padding+causal"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_of_pads_only_stay_finite(backend: str, dtype: torch.dtype, masks: str) -> None:
-    arguments = problem(5, 5, masks)
-    arguments["key_padding_mask_BS"] = torch.ones(B, 5, dtype=torch.bool)
-    names = ("query_BHTD", "key_BHSD", "value_BHSD")
-    inputs = {name: arguments[name].to(dtype).requires_grad_() for name in names}
-    bias = None if arguments["bias_1HTS"] is None else arguments["bias_1HTS"].float()
-    out = attention(**{**arguments, **inputs, "bias_1HTS": bias}, backend=backend)
-    gradients = torch.autograd.grad(out.sum(), list(inputs.values()))
+    tensors, context = problem(5, 5, masks)
+    context = dataclasses.replace(context, key_padding_mask_BS=torch.ones(B, 5, dtype=torch.bool))
+    inputs = [tensor.to(dtype).requires_grad_() for tensor in tensors]
+    out = attention(*inputs, context, backend=backend)
+    gradients = torch.autograd.grad(out.sum(), inputs)
     assert out.isfinite().all() and all(g.isfinite().all() for g in gradients)
 
 
@@ -164,16 +160,16 @@ def test_padding_and_bias_never_make_a_mask_per_batch_row() -> None:
     batch, length = 16, 64
     query, key, value = (torch.randn(batch, H, length, 8, requires_grad=True) for _ in range(3))
     hidden_BS = torch.arange(length) >= torch.arange(length - batch, length)[:, None]
-    bias = AlibiBias(H)(length)
+    context = AttentionContext(Alibi(alibi_slopes(H)), hidden_BS)
     with LargestTensor() as seen:
-        attention(query, key, value, bias_1HTS=bias, key_padding_mask_BS=hidden_BS).sum().backward()
+        attention(query, key, value, context).sum().backward()
     assert seen.elements < batch * H * length * length
 
 
 def test_causality_alone_makes_no_mask() -> None:
     query, key, value = (torch.randn(1, H, 128, 8, requires_grad=True) for _ in range(3))
     with LargestTensor() as seen:
-        attention(query, key, value, causal=True).sum().backward()
+        attention(query, key, value, AttentionContext(causal=True)).sum().backward()
     assert seen.elements <= H * 128 * 8 < 128 * 128
 
 

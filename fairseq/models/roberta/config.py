@@ -58,6 +58,12 @@ class RobertaConfig(FairseqDataclass):
         "learned", "<mask> is a learned row, or the zero vector outside the table", new=True
     )
     scale_embedding: bool = option(False, "multiply token embeddings by sqrt(width)", new=True)
+    embedding_multiplier: float | None = option(
+        None, "multiply token embeddings by this (default: 1, or as --scale-embedding)", new=True
+    )
+    alibi_slopes: list[float] | None = option(
+        None, "ALiBi: the slope of every head (default: the formula's)", new=True
+    )
     segments: int = option(0, "segment embeddings, 2 for BERT", new=True)
     layer_norm_eps: float = option(1e-5, "added to variances, 1e-12 for BERT", new=True)
     position_offset: int | None = option(
@@ -120,6 +126,8 @@ def encoder_shape(config: RobertaConfig, dictionary: Any, max_positions: int) ->
         zero_masking=config.mask_embedding == "zero",
         trainable_pad=clap or config.mask_embedding == "zero",
         scale_embedding=config.scale_embedding,
+        embedding_multiplier=config.embedding_multiplier,
+        alibi_slopes=None if config.alibi_slopes is None else tuple(config.alibi_slopes),
         layernorm_embedding=config.layernorm_embedding,
         layerdrop=config.encoder_layerdrop,
         segments=config.segments,

@@ -12,7 +12,7 @@ Source: Liu et al. 2019 (RoBERTa).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from fairseq.modules.heads import (
     VocabularyHead,
 )
 from fairseq.modules.transformer_encoder import TransformerEncoder, init_bert_params
+from fairseq.modules.transformer_layer import QueryKeyValue
 
 logger = logging.getLogger(__name__)
 
@@ -86,11 +87,13 @@ class RobertaEncoder(FairseqEncoder):
         masked_tokens: Tensor | None = None,
         segments: Tensor | None = None,
         token_embeddings: Tensor | None = None,
+        qkv_layers: Collection[int] = (),
+        documents: Tensor | None = None,
         **unused: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Encode and, unless ``features_only``, project; see :meth:`RobertaModel.forward`."""
         x_BTC, extra = self.extract_features(
-            src_tokens, return_all_hiddens, segments, token_embeddings
+            src_tokens, return_all_hiddens, segments, token_embeddings, qkv_layers, documents
         )
         if features_only:
             return x_BTC, extra
@@ -102,14 +105,24 @@ class RobertaEncoder(FairseqEncoder):
         return_all_hiddens: bool = False,
         segments: Tensor | None = None,
         token_embeddings: Tensor | None = None,
+        qkv_layers: Collection[int] = (),
+        documents: Tensor | None = None,
         **unused: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Return hidden states (B, T, C) and ``{"inner_states": list of (T, B, C) or None}``."""
+        """Return hidden states (B, T, C) and ``{"inner_states": ..., "features": ...}``.
+
+        The inner states, on request, are a list of (T, B, C): the output of the embeddings and of
+        every layer, before the norm after the last one. The features are the hidden states after
+        it. ``qkv_layers`` names layers whose queries, keys and values are put into
+        ``extra["qkv"][layer]``.
+        """
+        qkv: dict[int, QueryKeyValue] = {}
         x_BTC, hiddens = self.sentence_encoder(
-            src_tokens, segments, return_all_hiddens, token_embeddings
+            src_tokens, segments, return_all_hiddens, token_embeddings, qkv_layers, qkv, documents
         )
         inner = [hidden_BTC.transpose(0, 1) for hidden_BTC in hiddens]
-        return x_BTC, {"inner_states": inner if return_all_hiddens else None}
+        extra = {"inner_states": inner if return_all_hiddens else None, "features": x_BTC}
+        return x_BTC, {**extra, "qkv": qkv} if qkv_layers else extra
 
     def output_layer(
         self, features: Tensor, masked_tokens: Tensor | None = None, **unused: Any
@@ -192,8 +205,11 @@ class RobertaModel(FairseqEncoderModel):
             **kwargs: ``masked_tokens`` (bool B, T) projects only these positions, to (N, V);
                 ``predicted_positions`` (int64 N, flat) returns the operands of their projection
                 (a :class:`~fairseq.modules.heads.Projection`) instead of logits;
-                ``segments`` (int64 B, T); ``token_embeddings`` (B, T, C) are used instead of the
-                tokens' rows of the table.
+                ``qkv_layers`` (numbers) asks for ``extra["qkv"]``, see
+                :meth:`RobertaEncoder.extract_features`;
+                ``documents`` (int64 B, T) numbers the documents of a packed row, which do not see
+                each other; ``segments`` (int64 B, T); ``token_embeddings`` (B, T, C) are used
+                instead of the tokens' rows of the table.
         """
         positions_N = kwargs.pop("predicted_positions", None)
         kwargs.pop("src_lengths", None)

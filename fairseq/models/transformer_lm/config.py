@@ -12,7 +12,7 @@ from fairseq.config.schema import II, FairseqDataclass, option
 from fairseq.config.upgrade import upgrade_args
 from fairseq.errors import ConfigError
 from fairseq.models.base import kept_layers
-from fairseq.modules.transformer_layer import DecoderLayerShape
+from fairseq.modules.transformer_layer import LayerShape
 
 Activation = Literal["relu", "gelu", "gelu_fast", "gelu_accurate", "tanh", "linear", "swish"]
 DEFAULT_MAX_TARGET_POSITIONS = 1024
@@ -79,6 +79,12 @@ class TransformerLanguageModelConfig(FairseqDataclass):
     rotary_fraction: float = option(1.0, "rotary: share of a head's channels", new=True)
     position_offset: int | None = option(
         None, "position of the first token: pad id + 1 if not given, 0 for GPT-2", new=True
+    )
+    embedding_multiplier: float | None = option(
+        None, "multiply token embeddings by this (default: as --scale-embedding says)", new=True
+    )
+    alibi_slopes: list[float] | None = option(
+        None, "ALiBi: the slope of every head (default: the formula's)", new=True
     )
     head: Literal["vocabulary", "clap", "none"] = option("vocabulary", "output layer", new=True)
     head_bias: bool = option(False, "vocabulary head: add a bias to the logits", new=True)
@@ -197,9 +203,9 @@ class TransformerLanguageModelConfig(FairseqDataclass):
             )
 
 
-def layer_shape(config: TransformerLanguageModelConfig) -> DecoderLayerShape:
+def layer_shape(config: TransformerLanguageModelConfig) -> LayerShape:
     """Return what a layer of this configuration computes."""
-    return DecoderLayerShape(
+    return LayerShape(
         embed_dim=config.decoder_embed_dim,
         ffn_dim=config.decoder_ffn_embed_dim,
         heads=config.decoder_attention_heads,
@@ -211,6 +217,7 @@ def layer_shape(config: TransformerLanguageModelConfig) -> DecoderLayerShape:
         eps=config.layer_norm_eps,
         norm=config.layer_norm,
         backend=config.attention_backend,
+        xavier_attention=True,
         parallel_residual=config.parallel_residual,
         scale_attn=config.scale_attn,
         scale_fc=config.scale_fc,

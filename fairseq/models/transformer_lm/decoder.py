@@ -6,6 +6,7 @@ H heads, D channels of a head, V vocabulary, N predicted positions.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -27,12 +28,10 @@ from fairseq.modules.positions import (
     LearnedPositionalEmbedding,
     RotaryPositions,
     SinusoidalPositionalEmbedding,
+    alibi_slopes,
 )
-from fairseq.modules.transformer_layer import (
-    CausalAlibi,
-    Surroundings,
-    TransformerDecoderLayer,
-)
+from fairseq.modules.transformer_layer import QueryKeyValue, TransformerLayer
+from fairseq.ops.attention_context import Alibi, AttentionContext
 from fairseq.ops.dropout import dropout
 
 UNLIMITED = 1_000_000
@@ -63,12 +62,12 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         self.register_buffer("version", torch.tensor([3.0]))
         self.embed_tokens = embed_tokens
         self.embed_scale = 1.0 if config.no_scale_embedding else dim**0.5
+        if config.embedding_multiplier is not None:
+            self.embed_scale = config.embedding_multiplier
         self.project_in_dim = _projection(embed_tokens.embedding_dim, dim)
         self.embed_positions = self._positions(kind)
         self.layernorm_embedding = self._layer_norm() if config.layernorm_embedding else None
-        self.layers = nn.ModuleList(
-            TransformerDecoderLayer(self.shape) for _ in range(config.layers())
-        )
+        self.layers = nn.ModuleList(TransformerLayer(self.shape) for _ in range(config.layers()))
         final_norm = config.decoder_normalize_before and not config.no_decoder_final_norm
         self.layer_norm = self._layer_norm() if final_norm else None
         self.project_out_dim = _projection(dim, config.decoder_output_dim)
@@ -78,7 +77,7 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         else:
             self.output_projection = self._vocabulary_head()
         heads = config.decoder_attention_heads
-        self.alibi = CausalAlibi(heads) if kind == "alibi" else None
+        self.alibi = Alibi(alibi_slopes(heads, config.alibi_slopes)) if kind == "alibi" else None
         self.rotary = (
             RotaryPositions(dim // heads, config.rotary_fraction) if kind == "rotary" else None
         )
@@ -155,9 +154,14 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         encoder_out: Any = None,
         incremental_state: IncrementalState | None = None,
         return_all_hiddens: bool = False,
+        qkv_layers: Collection[int] = (),
+        documents: Tensor | None = None,
         **unused: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return hidden states (B, T, C) and ``{"attn": [None], "inner_states": ...}``.
+
+        ``extra["features"]`` are the hidden states, after the norm behind the last layer;
+        ``extra["inner_states"]`` are from before it.
 
         Args:
             prev_output_tokens: int64 ids of all tokens so far, (B, S). In training, pads stand on
@@ -167,32 +171,43 @@ class TransformerDecoder(FairseqIncrementalDecoder):
                 tokens that it does not hold are run, T of them.
             return_all_hiddens: also give the embedding output and the output of every layer, a
                 list of (T, B, C).
+            qkv_layers: numbers of layers whose queries, keys and values of the new tokens, before
+                rotary positions, are put into ``extra["qkv"][layer]``.
+            documents: number of the document of each token, (B, S), where a row holds several that
+                do not see each other; positions start anew with each.
             **unused: ignored, such as ``src_lengths``.
         """
-        around, tokens = self._surroundings(prev_output_tokens, incremental_state)
-        x_BTC = self._embed(prev_output_tokens, tokens)
-        hiddens = [x_BTC]
+        context, tokens = self._context(prev_output_tokens, incremental_state, documents)
+        x_BTC = self._embed(prev_output_tokens, tokens, documents)
+        hiddens, qkv = [x_BTC], dict[int, QueryKeyValue]()
         layerdrop = self.config.decoder_layerdrop if self.training else 0.0
         recompute = self.config.checkpoint_activations and self.training
         for number, layer in enumerate(self.layers):
             if layerdrop and torch.rand(()) < layerdrop:
                 continue
             memory = None if incremental_state is None else incremental_state.setdefault(number, {})
+            record: list[QueryKeyValue] | None = [] if number in qkv_layers else None
             if recompute:
-                x_BTC = checkpoint(layer, x_BTC, around, memory, use_reentrant=False)
+                x_BTC = checkpoint(layer, x_BTC, context, memory, record, use_reentrant=False)
             else:
-                x_BTC = layer(x_BTC, around, memory)
+                x_BTC = layer(x_BTC, context, memory, record)
+            if record:
+                qkv[number] = record[0]  # the backward pass may append it once more
             hiddens.append(x_BTC)
         if self.layer_norm is not None:
             x_BTC = self.layer_norm(x_BTC)
         if self.project_out_dim is not None:
             x_BTC = self.project_out_dim(x_BTC)
         inner = [x.transpose(0, 1) for x in hiddens] if return_all_hiddens else None
-        return x_BTC, {"attn": [None], "inner_states": inner}
+        extra = {"attn": [None], "inner_states": inner, "features": x_BTC}
+        return x_BTC, {**extra, "qkv": qkv} if qkv_layers else extra
 
-    def _surroundings(
-        self, tokens_BS: Tensor, state: IncrementalState | None
-    ) -> tuple[Surroundings, slice]:
+    def _context(
+        self,
+        tokens_BS: Tensor,
+        state: IncrementalState | None,
+        documents_BS: Tensor | None = None,
+    ) -> tuple[AttentionContext, slice]:
         """Return what layers are told, and which of the S tokens are new."""
         length = tokens_BS.shape[1]
         first = state[0]["key"].shape[2] if state else 0
@@ -202,17 +217,15 @@ class TransformerDecoder(FairseqIncrementalDecoder):
                 f"incremental decoding was given {length} tokens, but remembers {first} of them; "
                 "give all tokens so far, the new ones included"
             )
-        bias_1HTS = rotary_TR = None
-        if self.alibi is not None:
-            bias_1HTS = self.alibi(length, tokens_BS.device)[:, :, new]
+        rotary_TR = None
         if self.rotary is not None:
             cos_SR, sin_SR = self.rotary(length, tokens_BS.device)
             rotary_TR = cos_SR[new], sin_SR[new]
         left_padded = not self.training and bool(tokens_BS[:, 0].eq(self.pad).any())
-        hidden_BS = tokens_BS.eq(self.pad) if left_padded else None
-        return Surroundings(bias_1HTS, hidden_BS, rotary_TR), new
+        pad_BS = tokens_BS.eq(self.pad) if left_padded else None
+        return AttentionContext(self.alibi, pad_BS, True, documents_BS, rotary_TR), new
 
-    def _embed(self, tokens_BS: Tensor, new: slice) -> Tensor:
+    def _embed(self, tokens_BS: Tensor, new: slice, documents_BS: Tensor | None = None) -> Tensor:
         """Return the input of the first layer at the new tokens, shape (B, T, C)."""
         x_BTC = self.embed_tokens(tokens_BS[:, new])
         if self.config.head == "clap" and self.config.clap_normalize:
@@ -221,7 +234,7 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         if self.project_in_dim is not None:
             x_BTC = self.project_in_dim(x_BTC)
         if self.embed_positions is not None:  # a token's position depends on all before it
-            x_BTC = x_BTC + self.embed_positions(tokens_BS)[:, new]
+            x_BTC = x_BTC + self.embed_positions(tokens_BS, documents_BS)[:, new]
         if self.layernorm_embedding is not None:
             x_BTC = self.layernorm_embedding(x_BTC)
         return dropout(x_BTC, self.shape.dropout, self.training)
