@@ -254,19 +254,23 @@ class FairseqTask:
             return self.dataset_to_epoch_iter[dataset]
         dataset.set_epoch(epoch)
 
-        indices = self._usable_indices(dataset, seed, max_positions, ignore_invalid_inputs)
+        as_main = self.data_rng == "fairseq-main"
 
         def cut(batching: Mapping[str, Any], without: np.ndarray) -> list[Any]:
             """Batch all samples but ``without``; resuming with another batch size needs it."""
-            kept = indices[~np.isin(indices, without)] if len(without) else indices
-            drop = self.data_rng == "fairseq-main"
-            return dataset.batch_by_size(kept, **batching, drop_trailing=drop)
+            limits = dict(batching)
+            order_seed = seed + limits.pop("order_epoch", 0)
+            kept = self._usable_indices(dataset, order_seed, max_positions, ignore_invalid_inputs)
+            kept = kept[~np.isin(kept, without)] if len(without) else kept
+            return dataset.batch_by_size(kept, **limits, drop_trailing=as_main)
 
         batching = {
             "max_tokens": max_tokens,
             "max_sentences": max_sentences,
             "required_batch_size_multiple": required_batch_size_multiple,
         }
+        if as_main:  # the original's main branch orders by seed + the epoch it cuts batches in
+            batching["order_epoch"] = epoch
         iterator = EpochBatchIterator(
             dataset=dataset,
             collate_fn=dataset.collater,
@@ -282,6 +286,7 @@ class FairseqTask:
             data_rng=self.data_rng,
             batching=batching,
             rebatch=cut,
+            keeps_batches=reuse,
         )
         if reuse:
             self.dataset_to_epoch_iter[dataset] = iterator

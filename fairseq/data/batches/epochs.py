@@ -1,8 +1,9 @@
 """``EpochBatchIterator``: the batches of each epoch, sharded, in order, resumable at any point.
 
 Position. ``state_dict`` has the original's keys ``version``, ``epoch``, ``iterations_in_epoch``
-(batches of one shard) and ``shuffle``, and within an epoch one of our own, which it ignores:
+(batches of one shard) and ``shuffle``, and two of our own, which it ignores:
 
+- ``order_epoch``: the epoch in which the batches were cut, where their order depends on it.
 - ``segments``: what was read of which sequence of batches, see
   :class:`~fairseq.data.batches.order.Segment`. There is one, until a resume re-maps the position.
 
@@ -119,6 +120,7 @@ class EpochBatchIterator(EpochBatchIterating):
         data_rng: str = "philox",
         batching: Mapping[str, Any] | None = None,
         rebatch: Callable[[Mapping[str, Any], np.ndarray], Batches] | None = None,
+        keeps_batches: bool = False,
     ) -> None:
         """Iterate over ``dataset``.
 
@@ -144,6 +146,8 @@ class EpochBatchIterator(EpochBatchIterating):
             batching: how ``batch_sampler`` was cut, as plain values such as limits.
             rebatch: function (such a description, int64 sample numbers) that returns the batches
                 cut in that way from the same data, the given samples left out.
+            keeps_batches: the same batches serve all epochs; if the epoch in which they were cut
+                matters (``batching["order_epoch"]``), the state keeps it.
 
         Raises:
             ConfigError: if there is no such shard or ``data_rng``.
@@ -166,6 +170,7 @@ class EpochBatchIterator(EpochBatchIterating):
         self.data_rng = data_rng
         self.batching = None if batching is None else dict(batching)
         self.rebatch = rebatch
+        self.keeps_batches = keeps_batches
         self.shuffle = not disable_shuffling
         self._frozen_batches = None if callable(batch_sampler) else list(batch_sampler)
         self._plan: _Plan | None = None
@@ -288,6 +293,8 @@ class EpochBatchIterator(EpochBatchIterating):
             "iterations_in_epoch": self.iterations_in_epoch,
             "shuffle": self.shuffle,
         }
+        if self.keeps_batches and self.batching and "order_epoch" in self.batching:
+            state["order_epoch"] = self.batching["order_epoch"]
         if self.end_of_epoch():
             return {**state, "epoch": self.epoch + 1, "iterations_in_epoch": 0}
         if self._plan is not None:
@@ -306,6 +313,7 @@ class EpochBatchIterator(EpochBatchIterating):
         """
         self._plan = self._cur_epoch_itr = None
         self._go_to_epoch(state_dict["epoch"])
+        self._cut_in_epoch(state_dict.get("order_epoch"))
         self.shuffle = state_dict.get("shuffle", True)
         segments = [Segment.from_state(part) for part in state_dict.get("segments", [])]
         steps = state_dict.get("iterations_in_epoch", 0)
@@ -325,6 +333,15 @@ class EpochBatchIterator(EpochBatchIterating):
                 f"the checkpoint stopped after {steps} batches of epoch {self.epoch}, but the data "
                 f"has {len(self)}: dataloader mismatch; {RESET}"
             )
+
+    def _cut_in_epoch(self, order_epoch: int | None) -> None:
+        """Cut the batches as the run did that wrote ``order_epoch``, if that matters today."""
+        batching = self.batching or {}
+        if order_epoch is None or order_epoch == batching.get("order_epoch", order_epoch):
+            return
+        self.batching = {**batching, "order_epoch": order_epoch}
+        assert self.rebatch is not None, "order_epoch without a way to cut batches"
+        self._frozen_batches = list(self.rebatch(self.batching, np.empty(0, np.int64)))
 
     def _resume(self, segments: list[Segment]) -> _Plan:
         """Return the plan of the rest of an epoch of which ``segments`` were read."""
