@@ -23,7 +23,13 @@ from typing import Any
 import torch
 
 from fairseq.errors import CheckpointError
-from fairseq.files.io import atomic_write, fsync_directory, sha256_of, temporary_name
+from fairseq.files.io import (
+    atomic_write,
+    fsync_directory,
+    open_temporary,
+    sha256_of,
+    temporary_name,
+)
 from fairseq.files.safe_load import safe_load, storable, verify_zip
 from fairseq.version import __version__
 
@@ -50,7 +56,7 @@ def write_checkpoint(state: Mapping[str, Any], path: str, facts: Mapping[str, An
     """
     temporary = temporary_name(path)
     try:
-        with open(temporary, "wb") as handle:
+        with open_temporary(path) as handle:
             torch.save(storable(dict(state)), handle)
             handle.flush()
             os.fsync(handle.fileno())

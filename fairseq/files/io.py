@@ -8,15 +8,23 @@ one, never half of either.
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
 from fairseq.errors import MissingFileError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 PathLike = str | os.PathLike[str]
 
@@ -39,6 +47,76 @@ def temporary_name(path: PathLike) -> str:
     return os.path.join(folder, f".{name}.tmp-{os.getpid()}")
 
 
+def try_lock(handle: IO[Any], per_process: bool = False) -> bool:
+    """Lock an open file until it is closed, or whoever holds it dies.
+
+    Args:
+        handle: open for writing.
+        per_process: children do not hold the lock, too, and outlive their parent with it; but it
+            is lost when this process closes the file after opening it a second time.
+
+    Returns:
+        False if somebody else holds it; a file system without locks always says True.
+    """
+    try:
+        if fcntl is not None:
+            lock = fcntl.lockf if per_process else fcntl.flock
+            lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
+
+def open_temporary(path: PathLike, mode: str = "wb", **open_kwargs: Any) -> IO[Any]:
+    """Open and lock the hidden sibling of ``path``; what killed writers of ``path`` left goes.
+
+    The lock tells a file that is being written from one that its writer left behind.
+    """
+    _remove_leftovers_of(path)
+    while True:
+        handle = open(temporary_name(path), mode, **open_kwargs)
+        try_lock(handle)
+        if os.path.exists(handle.name):  # nobody took it for a leftover before it was locked
+            return handle
+        handle.close()
+
+
+def _remove_leftovers_of(path: PathLike) -> None:
+    folder, name = os.path.split(os.path.abspath(path))
+    leftover = re.compile(re.escape(f".{name}.tmp-") + r"[0-9]+")
+    with contextlib.suppress(OSError):
+        for other in filter(leftover.fullmatch, os.listdir(folder)):
+            with open(os.path.join(folder, other), "rb+") as handle:
+                if fcntl is not None and try_lock(handle):
+                    os.unlink(handle.name)
+
+
+def put_in_place(handle: IO[Any], path: PathLike) -> None:
+    """Give a file of :func:`open_temporary` its final name, once its bytes are on the disk."""
+    handle.flush()
+    os.fsync(handle.fileno())
+    if os.name == "nt":  # which renames no open file; elsewhere the lock holds until the rename
+        handle.close()
+    described = _described.get()
+    if described is not None:
+        described[os.fspath(path)] = os.path.getsize(handle.name), sha256_of(handle.name)
+    os.replace(handle.name, path)
+
+
+_described: ContextVar[dict[str, tuple[int, str]] | None] = ContextVar("described", default=None)
+
+
+@contextlib.contextmanager
+def describe_writes() -> Iterator[dict[str, tuple[int, str]]]:
+    """Note size and SHA-256 of every file put in place meanwhile, from before others can see it."""
+    described: dict[str, tuple[int, str]] = {}
+    token = _described.set(described)
+    try:
+        yield described
+    finally:
+        _described.reset(token)
+
+
 @contextlib.contextmanager
 def atomic_write(path: PathLike, mode: str = "wb", **open_kwargs: Any) -> Iterator[IO[Any]]:
     """Open a temporary file that becomes ``path`` when the block ends without an exception.
@@ -54,16 +132,13 @@ def atomic_write(path: PathLike, mode: str = "wb", **open_kwargs: Any) -> Iterat
     assert mode in ("wb", "w"), mode
     if mode == "w":
         open_kwargs.setdefault("encoding", "utf-8")
-    temporary = temporary_name(path)
     try:
-        with open(temporary, mode, **open_kwargs) as handle:
+        with open_temporary(path, mode, **open_kwargs) as handle:
             yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+            put_in_place(handle, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            os.unlink(temporary_name(path))
         raise
     fsync_directory(os.path.dirname(os.path.abspath(path)))
 

@@ -23,7 +23,7 @@ from fairseq.data.storage.indexed_dataset import (
 )
 from fairseq.data.storage.manifest import MANIFEST_NAME, DatasetEntry, read_manifest, write_manifest
 from fairseq.errors import ConfigError, DataError, FairseqError, UnsupportedError
-from fairseq.files.io import atomic_write, require_file, sha256_of
+from fairseq.files.io import atomic_write, describe_writes, require_file, try_lock
 from fairseq.preprocess.binarize import (
     FileBinarizer,
     NumberedText,
@@ -70,7 +70,8 @@ def preprocess(config: Any) -> None:
         ConfigError: if flags are missing or contradict each other.
         DataError: if a text is empty or not UTF-8, or a dictionary file is damaged.
         MissingFileError: if a text or dictionary is absent.
-        OutputExistsError: if ``destdir`` holds a dictionary that would be overwritten.
+        OutputExistsError: if ``destdir`` holds a dictionary that would be overwritten, or another
+            ``preprocess`` is at work there.
     """
     _check_flags(config)
     _check_destination(config)
@@ -78,7 +79,12 @@ def preprocess(config: Any) -> None:
     for text in texts:
         _require_text(text.path)
     os.makedirs(config.destdir, exist_ok=True)
-    with _log_file(config.destdir), contextlib.ExitStack() as stack:
+    with (
+        _log_file(config.destdir),
+        describe_writes() as described,
+        contextlib.ExitStack() as stack,
+    ):
+        _check_destination(config)  # again, now that nobody else can be at work there
         logger.info(config)
         numbered = _read_train_texts(config, texts, stack)
         dictionaries = _dictionaries(config, texts, numbered)
@@ -92,7 +98,7 @@ def preprocess(config: Any) -> None:
         # Last, so that an interrupted run can be started again: it left no dictionary in the way.
         for name, dictionary in dictionaries.items():
             dictionary.save(os.path.join(config.destdir, name))
-        _write_manifest(config, dictionaries, entries)
+        _write_manifest(config, dictionaries, entries, described)
         logger.info(f"Wrote preprocessed data to {config.destdir}")
 
 
@@ -270,22 +276,36 @@ def _copy_raw(
 
 
 def _write_manifest(
-    config: Any, dictionaries: dict[str, Dictionary], entries: dict[str, DatasetEntry]
+    config: Any,
+    dictionaries: dict[str, Dictionary],
+    entries: dict[str, DatasetEntry],
+    described: dict[str, tuple[int, str]],
 ) -> None:
     """Add the files of this run to the manifest of ``--destdir``."""
-    digests = {name: sha256_of(os.path.join(config.destdir, name)) for name in dictionaries}
+    digests = {name: described[os.path.join(config.destdir, name)][1] for name in dictionaries}
     signed = {
         name: replace(entry, dictionary_sha256=digests[entry.dictionary])
         for name, entry in entries.items()
     }
     files = [file for name, entry in entries.items() for file in entry.file_names(name)]
-    write_manifest(config.destdir, [*dictionaries, *files], signed, config.workers)
+    write_manifest(config.destdir, [*dictionaries, *files], signed, config.workers, described)
 
 
 @contextlib.contextmanager
 def _log_file(destdir: str) -> Iterator[None]:
-    """Append what is logged meanwhile to ``preprocess.log``."""
+    """Append what is logged meanwhile to ``preprocess.log``, which is locked.
+
+    Raises:
+        OutputExistsError: if another process has it locked.
+    """
     handler = logging.FileHandler(os.path.join(destdir, "preprocess.log"), encoding="utf-8")
+    assert handler.stream is not None
+    if not try_lock(handler.stream, per_process=True):
+        handler.close()
+        raise OutputExistsError(
+            f"another fairseq-preprocess is at work in {destdir}; wait for it, or choose another "
+            "--destdir"
+        )
     level = logger.level
     logger.addHandler(handler)
     if not logger.isEnabledFor(logging.INFO):

@@ -26,8 +26,11 @@ from fairseq.data.storage.indexed_dataset import (
 )
 from fairseq.data.storage.manifest import read_manifest, verify_manifest
 from fairseq.errors import ConfigError, DataError, MissingFileError, UnsupportedError
-from fairseq.files import text_blocks
+from fairseq.files import io, text_blocks
 from fairseq.preprocess import preprocess
+
+ROOT = Path(text_blocks.__file__).resolve().parents[2]
+CHILD = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def config(destdir, **changes) -> SimpleNamespace:
@@ -384,9 +387,51 @@ def test_no_torch_is_needed(in_compat, tmp_path):
         "preprocess(SimpleNamespace(**json.loads(sys.argv[1])))\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
-    root = Path(text_blocks.__file__).resolve().parents[2]
     settings = json.dumps(vars(config(tmp_path, **TWO)))
     command = [sys.executable, "-c", code, settings]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    subprocess.run(command, check=True, env=environment)
+    subprocess.run(command, check=True, env=CHILD)
     assert np.fromfile(tmp_path / "train.bin", np.uint16).size
+
+
+def test_a_second_run_in_the_folder_is_refused(in_compat, tmp_path):
+    with open(tmp_path / "preprocess.log", "a") as log:
+        assert io.try_lock(log, per_process=True)
+        flags = ["--only-source", "--trainpref", THREE["trainpref"], "--destdir", str(tmp_path)]
+        command = [sys.executable, "-m", "fairseq_cli.preprocess", *flags]
+        second = subprocess.run(command, capture_output=True, text=True, env=CHILD)
+    assert second.returncode == 1 and "another fairseq-preprocess is at work" in second.stderr
+    assert os.listdir(tmp_path) == ["preprocess.log"]
+    preprocess(config(tmp_path, **THREE))  # the lock ended with its holder
+
+
+@pytest.mark.parametrize("impl", ["mmap", "raw"])
+def test_digests_are_of_what_was_written(tmp_path, monkeypatch, impl):
+    # a file exchanged at once after it got its name must not be described as if it were ours
+    text = tmp_path / "text"
+    text.write_text("a b\nc\n")
+    place = os.replace
+
+    def exchange(source, target):
+        place(source, target)
+        if os.path.basename(target).startswith("train"):
+            with open(target, "ab") as handle:
+                handle.write(b"x")
+
+    monkeypatch.setattr(os, "replace", exchange)
+    preprocess(config(tmp_path / "out", trainpref=str(text), dataset_impl=impl))
+    with pytest.raises(DataError, match="bytes instead of"):
+        verify_manifest(tmp_path / "out")
+
+
+def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path):
+    target = tmp_path / "out"
+    dead, living = tmp_path / ".out.tmp-1", tmp_path / ".out.tmp-2"
+    others = [tmp_path / ".other.tmp-1", tmp_path / ".out.tmp-x"]
+    for path in (dead, living, *others):
+        path.write_bytes(b"x")
+    with open(living, "rb+") as handle:
+        assert io.try_lock(handle)
+        with io.atomic_write(target) as new:
+            assert not dead.exists() and living.exists()
+            new.write(b"whole")
+    assert target.read_bytes() == b"whole" and all(path.exists() for path in others)

@@ -75,10 +75,13 @@ def watched(batches: Iterator[Any]) -> Iterator[Any]:
     """Yield from the iterator of a torch loader; explain the death or silence of a worker.
 
     Raises:
-        FairseqError: if a worker dies or is stuck.
+        FairseqError: if a worker dies or is stuck, or met one.
     """
     try:
-        yield from batches
+        for batch in batches:
+            if isinstance(batch, FairseqError):
+                raise batch
+            yield batch
     except RuntimeError as error:
         if "DataLoader worker (pid" in str(error):
             raise FairseqError(
@@ -107,7 +110,10 @@ class _BatchReader(torch.utils.data.Dataset):
         if epoch is not None and epoch != self._epoch:
             set_epoch(self.dataset, epoch)
             self._epoch = epoch
-        return self.collate_fn([self.dataset[int(index)] for index in indices])
+        try:
+            return self.collate_fn([self.dataset[int(index)] for index in indices])
+        except FairseqError as error:  # torch would put a worker's traceback into its message
+            return error
 
 
 class _Requests(torch.utils.data.Sampler):

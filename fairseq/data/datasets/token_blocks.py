@@ -112,7 +112,7 @@ class TokenBlockDataset(OwnSizes, FairseqDataset):
         """Return the block and the ``lookback`` tokens of its first sentence before it."""
         begin, end = self._slices[index].tolist()
         if self._is_flat:
-            return torch.from_numpy(self.dataset.flat[begin - lookback : end].astype(np.int64))
+            return torch.from_numpy(self.dataset.tokens(begin - lookback, end).astype(np.int64))
         assert self._places is not None
         first, offset, last = self._places[index].tolist()
         sentences = [self.dataset[i] for i in range(first, last + 1)]
@@ -146,6 +146,8 @@ def _is_flat(dataset: Any, total: int) -> bool:
     flat = getattr(dataset, "flat", None)
     # The old formats may store every token plus one, and correct that item by item.
     if not isinstance(flat, np.ndarray) or getattr(dataset, "fix_lua_indexing", False):
+        return False
+    if not hasattr(dataset, "tokens"):  # which looks whether the file is still whole
         return False
     if len(flat) != total:
         raise DataError(f"the sizes given add up to {total} tokens, the dataset has {len(flat)}")

@@ -6,6 +6,7 @@ Shapes: ``tokens_N`` is the concatenation of ``sizes_M``, M items of a corpus.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from fairseq.errors import DataError
-from fairseq.files.io import PathLike, atomic_write, require_file, temporary_name
+from fairseq.files.io import PathLike, atomic_write, open_temporary, put_in_place, require_file
 
 if TYPE_CHECKING:
     import torch
@@ -49,20 +50,46 @@ def data_file_path(prefix_path: PathLike) -> str:
     return os.fspath(prefix_path) + ".bin"
 
 
-def open_index(prefix_path: PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Map the ``.idx`` and ``.bin`` files of a dataset into memory as bytes.
+class MappedFile:
+    """A file mapped into memory as bytes.
+
+    Attributes:
+        bytes_N: uint8 (N,), its content.
+
+    Raises:
+        MissingFileError: if it is absent or unreadable.
+    """
+
+    def __init__(self, name: str) -> None:
+        path = require_file(name, "binarized data", "Run fairseq-preprocess to create it.")
+        self._name, self._map = name, None
+        self.bytes_N = np.empty(0, np.uint8)
+        with open(path, "rb") as handle:
+            if os.fstat(handle.fileno()).st_size:
+                self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+                self.bytes_N = np.frombuffer(self._map, np.uint8)
+
+    def require_whole(self) -> None:
+        """Raise if the file is now shorter than it was: reading its end would kill the process.
+
+        Raises:
+            DataError: saying so.
+        """
+        if self._map is not None and self._map.size() < len(self.bytes_N):
+            raise damaged(
+                self._name,
+                f"it had {len(self.bytes_N)} bytes when it was opened and was cut to "
+                f"{self._map.size()} while it was in use",
+            )
+
+
+def open_index(prefix_path: PathLike) -> tuple[MappedFile, MappedFile]:
+    """Map the ``.idx`` and ``.bin`` files of a dataset into memory.
 
     Raises:
         MissingFileError: if one of them is absent or unreadable.
     """
-    mapped = []
-    for name in (index_file_path(prefix_path), data_file_path(prefix_path)):
-        path = require_file(name, "binarized data", "Run fairseq-preprocess to create it.")
-        empty = path.stat().st_size == 0
-        mapped.append(
-            np.empty(0, np.uint8) if empty else np.memmap(path, np.uint8, "r").view(np.ndarray)
-        )
-    return mapped[0], mapped[1]
+    return MappedFile(index_file_path(prefix_path)), MappedFile(data_file_path(prefix_path))
 
 
 def integer_code(dtype: Any) -> int:
@@ -102,6 +129,8 @@ class BinaryDataset:
 
     sizes: np.ndarray
     flat: np.ndarray
+    _index: MappedFile
+    _data: MappedFile
     supports_prefetch = False
 
     def __init__(self, path: PathLike) -> None:
@@ -118,8 +147,18 @@ class BinaryDataset:
 
     def get_array(self, i: int) -> np.ndarray:
         """Return item ``i`` as a read-only view of the file, in the dtype it is stored in."""
+        self._index.require_whole()
         start = self._start(i)
-        return self.flat[start : start + int(self.sizes[i])]
+        return self.tokens(start, start + int(self.sizes[i]))
+
+    def tokens(self, start: int, end: int) -> np.ndarray:
+        """Return a part of ``flat``.
+
+        Raises:
+            DataError: if the file was cut since it was opened.
+        """
+        self._data.require_whole()
+        return self.flat[start:end]
 
     def __getitem__(self, i: int) -> torch.Tensor:
         """Return item ``i`` as an int64 tensor."""
@@ -134,11 +173,16 @@ class BinaryDataset:
         return (self[i] for i in range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if not isinstance(v, np.ndarray)}
+        kept = {k: v for k, v in vars(self).items() if not isinstance(v, (np.ndarray, MappedFile))}
+        return {**kept, "total": len(self.flat)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        total = state.pop("total")
         self.__dict__.update(state)
         self._open(check=False)
+        if len(self.flat) != total:
+            what = f"it held {total} tokens when it was opened first and now holds {len(self.flat)}"
+            raise damaged(data_file_path(self.path), what)
 
     def size(self, index: int) -> int:
         """Return the number of tokens of item ``index``."""
@@ -225,8 +269,8 @@ class BinaryDatasetBuilder:
         self.num_tokens = 0
         self.max_id = -1
         folder = os.path.dirname(os.path.abspath(self.path))
-        self._temporary = temporary_name(self.path)
-        self._data: IO[bytes] = open(self._temporary, "wb")
+        self._data: IO[bytes] = open_temporary(self.path)
+        self._temporary = self._data.name
         self._sizes: IO[bytes] = tempfile.TemporaryFile(dir=folder)
 
     def add_item(self, tensor: torch.Tensor | np.ndarray) -> None:
@@ -309,14 +353,12 @@ class BinaryDatasetBuilder:
 
         An old index goes first, so that a crash in between never leaves a pair that does not match.
         """
-        self._data.flush()
-        os.fsync(self._data.fileno())
-        self._data.close()
         with atomic_write(index_file) as index:
             self._write_index(index)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(index_file)
-            os.replace(self._temporary, self.path)
+            put_in_place(self._data, self.path)
+        self._data.close()
         self._sizes.close()
 
     def discard(self) -> None:

@@ -70,7 +70,8 @@ class MMapIndexedDataset(BinaryDataset):
 
     def _open(self, check: bool) -> None:
         name = index_file_path(self.path)
-        index, data = open_index(self.path)
+        self._index, self._data = open_index(self.path)
+        index, data = self._index.bytes_N, self._data.bytes_N
         if len(index) < _HEADER.size:
             raise damaged(name, f"it has only {len(index)} bytes")
         magic, version, code, count = _HEADER.unpack(index[: _HEADER.size].tobytes())

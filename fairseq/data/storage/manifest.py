@@ -74,6 +74,7 @@ def write_manifest(
     file_names: Iterable[str],
     datasets: Mapping[str, DatasetEntry],
     num_workers: int = 1,
+    described: Mapping[str, tuple[int, str]] | None = None,
 ) -> Manifest:
     """Describe files of a folder in its manifest, beside those that it describes already.
 
@@ -82,6 +83,8 @@ def write_manifest(
         file_names: names inside it, to be digested now.
         datasets: what the files hold, by prefix.
         num_workers: files that are digested at once.
+        described: size and digest of paths that need not be read again, as
+            :func:`fairseq.files.io.describe_writes` notes them.
 
     Returns:
         The manifest as written. Entries whose files are gone are dropped.
@@ -89,9 +92,11 @@ def write_manifest(
     path = os.path.join(folder, MANIFEST_NAME)
     old = read_manifest(folder) if os.path.exists(path) else Manifest()
     names = list(file_names)
+    paths = [os.path.join(folder, name) for name in names]
+    known = {path: FileEntry(*entry) for path, entry in (described or {}).items()}
     with ThreadPoolExecutor(num_workers) as pool:
-        described = pool.map(_describe, [os.path.join(folder, name) for name in names])
-        new = dict(zip(names, described, strict=True))
+        entries = pool.map(lambda path: known.get(path) or _describe(path), paths)
+        new = dict(zip(names, entries, strict=True))
     files = {
         name: entry
         for name, entry in sorted({**old.files, **new}.items())

@@ -31,6 +31,9 @@ class FlatDataset:
         self.flat = flat.astype(np.uint16)
         self.sizes = sizes
 
+    def tokens(self, start: int, end: int) -> np.ndarray:
+        return self.flat[start:end]
+
     def __len__(self) -> int:
         return len(self.sizes)
 

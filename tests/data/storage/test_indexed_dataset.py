@@ -11,9 +11,11 @@ import struct
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairseq.data.batches.read import BatchLoader
+from fairseq.data.datasets.token_blocks import TokenBlockDataset
 from fairseq.data.storage import indexed_dataset
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.data.storage.indexed_dataset import (
@@ -104,6 +106,7 @@ def test_legacy_tokens_are_shifted_unless_fixed(tmp_path):
 
 
 @pytest.mark.parametrize("impl", ["mmap", "lazy"])
+@settings(deadline=None)  # syncing files takes as long as the disk is busy
 @given(items=corpora, others=corpora)
 def test_round_trips_and_merges(tmp_path_factory, impl, items, others):
     folder = tmp_path_factory.mktemp("data")
@@ -343,3 +346,30 @@ def test_builder_memory_does_not_grow_with_items(tmp_path):
     assert len(IndexedDataset(tmp_path / "a")) == 1_050_000
     # One list of all sizes would hold 8.4 MB; what is held is a window of 2 MB, in a few copies.
     assert peak < 8.4e6
+
+
+@pytest.mark.parametrize("impl", ["mmap", "cached"])
+@pytest.mark.parametrize("file", ["bin", "idx"])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_file_cut_while_it_is_in_use_is_an_error_and_no_bus_error(
+    tmp_path, impl, file, num_workers
+):
+    dataset = open_fixed(write(tmp_path / "d", [[4] * 8192] * 8, impl), impl)
+    blocks = TokenBlockDataset(dataset, dataset.sizes, 8192, pad=1, eos=2)
+    loader = BatchLoader(blocks, list, num_workers, 0, False)
+    batches = loader.read([(None, [block]) for block in range(8)])
+    assert next(batches)[0].tolist() == [4] * 8192
+    os.truncate(tmp_path / f"d.{file}", 100)  # far below a page, which the system would miss
+    match = rf"d\.{file} is damaged: .* cut to 100 while it was in use"
+    if file == "bin":
+        with pytest.raises(DataError, match=match):
+            list(batches)
+    with pytest.raises(DataError, match=match if file == "idx" else "while it was in use"):
+        dataset[7]
+
+
+def test_a_copy_in_a_worker_is_of_the_same_file(tmp_path):
+    copy = pickle.dumps(MMapIndexedDataset(write(tmp_path / "d", ITEMS)))
+    os.truncate(tmp_path / "d.bin", 6)
+    with pytest.raises(DataError, match="held 5 tokens when it was opened first and now holds 3"):
+        pickle.loads(copy)
