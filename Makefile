@@ -66,8 +66,8 @@ data: $(INSTALLED)
 	$(if $(TOKENIZER),$(BIN)/fairseq-bpe encode --bpe byte_level --tokenizer-file $(TOKENIZER) \
 		--keep-empty --inputs $(TRAIN) $(VALID) --outputs $(TRAIN).bpe $(VALID).bpe)
 	$(BIN)/fairseq-preprocess --only-source --trainpref $(call PIECES,$(TRAIN)) \
-		--validpref $(call PIECES,$(VALID)) --destdir $(DATA) --workers 2
-	$(if $(TOKENIZER),cp $(TOKENIZER) $(DATA)/tokenizer.json)
+		--validpref $(call PIECES,$(VALID)) --destdir $(DATA) --workers 2 \
+		$(if $(TOKENIZER),--byte-level-tokenizer $(TOKENIZER))
 
 train: $(INSTALLED)
 	$(BIN)/fairseq-train $(DATA) --task masked_lm --criterion masked_lm --arch roberta_tiny \

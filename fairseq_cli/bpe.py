@@ -23,7 +23,8 @@ examples:
     fairseq-bpe train --inputs train.txt --vocab-size 8000 --output tokenizer.json
     fairseq-bpe encode --bpe byte_level --tokenizer-file tokenizer.json --keep-empty \\
         --inputs train.txt valid.txt --outputs train.bpe valid.bpe
-    fairseq-preprocess --only-source --trainpref train.bpe --validpref valid.bpe --destdir data-bin
+    fairseq-preprocess --only-source --trainpref train.bpe --validpref valid.bpe \\
+        --byte-level-tokenizer tokenizer.json --destdir data-bin
   what a tokenizer makes of a sentence, and back:
     echo "Hello world!" | fairseq-bpe encode --bpe byte_level --tokenizer-file tokenizer.json
     fairseq-bpe decode --bpe byte_level --tokenizer-file tokenizer.json --inputs train.bpe | head

@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         push.check_repository(args.push)
     lines = None
     if args.sentences is not None:
-        text = args.sentences.read_text(encoding="utf-8").splitlines()
+        text = args.sentences.read_text(encoding="utf-8-sig").splitlines()
         lines = [line for line in text if line.strip()][: encoder_out.SENTENCES]
     if args.add_head is not None:
         result = add_head.add_head(

@@ -354,6 +354,12 @@ class PreprocessConfig(FairseqDataclass):
     only_source: bool = option(False, "one language only: what language models need")
     padding_factor: int = option(8, "pad the dictionary to a multiple of this")
     workers: int = option(1, "processes")
+    byte_level_tokenizer: str | None = option(
+        None,
+        "tokenizer.json of fairseq-bpe train that made the texts: the dictionary gets all of its "
+        "pieces, so that no text has an unknown one, and the file is copied to --destdir",
+        new=True,
+    )
     dict_only: bool = option(False, "build the dictionary and stop")
 
 

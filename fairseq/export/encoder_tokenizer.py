@@ -204,7 +204,7 @@ def read_wordpiece(folder: Path) -> Dictionary:
     from fairseq.files.io import require_file
 
     if (folder / "vocab.txt").is_file():
-        symbols = (folder / "vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+        symbols = (folder / "vocab.txt").read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     else:
         path = require_file(folder / "tokenizer.json", "tokenizer", "BERT's has vocab.txt.")
         vocabulary = read_json(path, "tokenizer")["model"]["vocab"]

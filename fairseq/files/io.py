@@ -28,6 +28,9 @@ except ImportError:  # Windows has no such locks
 
 PathLike = str | os.PathLike[str]
 
+BYTE_ORDER_MARK = "\ufeff"
+"""What some editors put at the head of UTF-8 text; every reader of text drops it there."""
+
 
 def fsync_directory(path: PathLike) -> None:
     """Make renames inside the folder ``path`` durable (a no-op where folders cannot be opened)."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 from fairseq.errors import ConfigError, DataError, MissingFileError
-from fairseq.files.io import atomic_write
+from fairseq.files.io import BYTE_ORDER_MARK, atomic_write
 
 STANDARD = "-"
 BLOCK_BYTES = 1 << 18
@@ -80,13 +80,16 @@ class LineReader:
         """
         name, data = self.names[place], block.columns[place]
         try:
-            lines = data.decode("utf-8").split("\n")
+            text = data.decode("utf-8")
         except UnicodeDecodeError as error:
             line = block.first_line + data.count(b"\n", 0, error.start)
             raise DataError(
                 f"{name}: not UTF-8 at byte {block.offsets[place] + error.start} (line {line}, "
                 f"byte 0x{data[error.start]:02x}). Convert the file, for example with iconv"
             ) from error
+        if block.offsets[place] == 0:
+            text = text.removeprefix(BYTE_ORDER_MARK)
+        lines = text.split("\n")
         if data.endswith(b"\n"):
             lines.pop()
         if self.jsonl_field is None:

@@ -6,6 +6,7 @@ whatever is computed block by block is the same for every block size and number 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import itertools
@@ -86,6 +87,8 @@ def block_spans(path: PathLike, start: int = 0, end: int | None = None) -> Itera
 def read_block(path: PathLike, span: Span) -> bytes:
     """Return the lines of one block as valid UTF-8, each ended by ``\\n``, the last one too.
 
+    A byte-order mark at the head of the file is left out.
+
     Raises:
         DataError: naming file and byte, if the block is not UTF-8.
     """
@@ -102,6 +105,8 @@ def read_block(path: PathLike, span: Span) -> bytes:
                 f"{start + error.start} (0x{block[error.start]:02x}). Convert it, for instance "
                 "with `iconv -f LATIN1 -t UTF-8`, or drop the damaged line."
             ) from error
+    if start == 0:
+        block = block.removeprefix(codecs.BOM_UTF8)
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     return block if block.endswith(b"\n") else block + b"\n"

@@ -26,7 +26,7 @@ from fairseq.config.schema import public_fields
 from fairseq.data import encoders
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError
-from fairseq.files.io import require_file
+from fairseq.files.io import BYTE_ORDER_MARK, require_file
 from fairseq.hub.load import companions, load_causal_models, stated_settings
 from fairseq.logging.progress_bar import progress_bar
 
@@ -321,7 +321,7 @@ def interact(
 
     def continuations() -> Iterator[Continuation]:
         with _opened(name, stream) as lines:
-            yield from writer.continue_lines(lines)
+            yield from writer.continue_lines(_unmarked(lines))
 
     return continuations(), writer.tally
 
@@ -338,6 +338,12 @@ def _opened(name: str, stream: TextIO | None) -> Iterator[Iterable[str]]:
         require_file(name, "input", "Name a file of text, or - for standard input (--input).")
         with open(name, "rb") as handle:
             yield _decoded(handle, name)
+
+
+def _unmarked(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the lines, the first without a byte-order mark."""
+    for number, line in enumerate(lines):
+        yield line if number else line.removeprefix(BYTE_ORDER_MARK)
 
 
 def _decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:

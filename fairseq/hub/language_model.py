@@ -19,6 +19,7 @@ from fairseq.config.schema import public_fields
 from fairseq.config.sections import GenerationConfig
 from fairseq.data import encoders
 from fairseq.errors import ConfigError, DataError, did_you_mean
+from fairseq.files.io import BYTE_ORDER_MARK
 
 logger = logging.getLogger("fairseq.generator_hub_interface")
 
@@ -84,7 +85,8 @@ class GeneratorHubInterface(nn.Module):
 
     def encode(self, sentence: str) -> Tensor:
         """Return the ids of a text and of end-of-sentence, int64 (T,)."""
-        return self.binarize(self.apply_bpe(self.tokenize(sentence)))
+        text = sentence.removeprefix(BYTE_ORDER_MARK)
+        return self.binarize(self.apply_bpe(self.tokenize(text)))
 
     def decode(self, tokens: Tensor) -> str:
         """Return the text of ids (T,)."""

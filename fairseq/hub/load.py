@@ -160,7 +160,7 @@ def _encoder_name(asked: str | None, state: Mapping[str, Any], data: Path) -> st
     if not found:
         return "gpt2"
     path = found[0]
-    with open(path, encoding="utf-8") as handle:
+    with open(path, encoding="utf-8-sig") as handle:
         words = [line.split(" ")[0] for _, line in zip(range(200), handle, strict=False)]
     words = [word for word in words if word and not word.startswith("madeupword")]
     return "gpt2" if words and all(word.isdigit() for word in words) else None

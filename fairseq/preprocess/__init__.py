@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fairseq.data.encoders.byte_level import read_tokenizer
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.data.storage.indexed_dataset import (
     check_dataset_impl,
@@ -64,7 +65,7 @@ def preprocess(config: Any) -> None:
         config: has the attributes ``source_lang, target_lang, trainpref, validpref, testpref,
             align_suffix, destdir, thresholdsrc, thresholdtgt, srcdict, tgtdict, nwordssrc,
             nwordstgt, alignfile, dataset_impl, joined_dictionary, only_source, padding_factor,
-            workers, dict_only``.
+            workers, dict_only``, and may have ``byte_level_tokenizer``.
 
     Raises:
         ConfigError: if flags are missing or contradict each other.
@@ -98,6 +99,7 @@ def preprocess(config: Any) -> None:
         # Last, so that an interrupted run can be started again: it left no dictionary in the way.
         for name, dictionary in dictionaries.items():
             dictionary.save(os.path.join(config.destdir, name))
+        _copy_tokenizer(config)
         _write_manifest(config, dictionaries, entries, described)
         logger.info(f"Wrote preprocessed data to {config.destdir}")
 
@@ -122,6 +124,13 @@ def _check_flags(config: Any) -> None:
         raise ConfigError("no text: give --trainpref, --validpref or --testpref")
     if not config.trainpref and _is_dictionary_built(config):
         raise ConfigError("--trainpref is needed to build a dictionary; or give one by --srcdict")
+    if _tokenizer(config) and max(config.thresholdsrc, config.nwordssrc) > 0:
+        raise ConfigError(
+            "--byte-level-tokenizer keeps every piece, --thresholdsrc and --nwordssrc drop rare "
+            "ones: give one of them"
+        )
+    if _tokenizer(config) and not config.only_source:
+        raise ConfigError("--byte-level-tokenizer needs --only-source")
     if config.workers < 1:
         raise ConfigError(f"--workers is {config.workers}; it must be at least 1")
 
@@ -131,6 +140,21 @@ def _is_dictionary_built(config: Any) -> bool:
     if config.joined_dictionary:
         return not (config.srcdict or config.tgtdict)
     return not config.srcdict or not (config.only_source or config.tgtdict)
+
+
+def _tokenizer(config: Any) -> str | None:
+    """Return the file of the byte-level encoding that made the texts, if it was named."""
+    return getattr(config, "byte_level_tokenizer", None)
+
+
+def _pieces(config: Any) -> list[str]:
+    """Return every piece of that encoding, as texts have it."""
+    path = _tokenizer(config)
+    if path is None:
+        return []
+    remedy = "Check --byte-level-tokenizer."
+    vocabulary, _ = read_tokenizer(require_file(path, "tokenizer", remedy))
+    return [str(number) for number in sorted(vocabulary.values())]
 
 
 def _languages(config: Any) -> list[str | None]:
@@ -226,6 +250,13 @@ def _dictionaries(
             dictionary = joined
         elif path:
             dictionary = Dictionary.load(path)
+            missing = [piece for piece in _pieces(config) if piece not in dictionary]
+            if missing:
+                raise DataError(
+                    f"{path} lacks {len(missing)} pieces of {_tokenizer(config)}, the first is "
+                    f"{missing[0]}; give the tokenizer's own dictionary, or drop "
+                    "--byte-level-tokenizer to make such pieces <unk>"
+                )
         else:
             sources = list(numbered) if config.joined_dictionary else [train_path[lang]]
             dictionary = Dictionary()
@@ -233,6 +264,8 @@ def _dictionaries(
                 dictionary.add_counted(numbered[source].words)
             if len(dictionary) == dictionary.nspecial:
                 raise DataError(f"{', '.join(sources)}: no words, only blank lines")
+            for piece in _pieces(config):
+                dictionary.add_symbol(piece, n=0)
             dictionary.finalize(threshold, nwords, config.padding_factor)
         if config.joined_dictionary:
             joined = dictionary
@@ -273,6 +306,15 @@ def _copy_raw(
     max_id = max(dictionary.eos_index, int(ids_of(words.words[1:], dictionary).max(initial=-1)))
     sentences, tokens = int(words.counts_W[0]), int(words.counts_W.sum())
     return DatasetEntry("raw", sentences, tokens, max_id, text.dictionary)
+
+
+def _copy_tokenizer(config: Any) -> None:
+    """Put the tokenizer beside the dictionary, where models find it."""
+    source = _tokenizer(config)
+    target = os.path.join(config.destdir, "tokenizer.json")
+    if source and not (os.path.exists(target) and os.path.samefile(source, target)):
+        with open(source, "rb") as reader, atomic_write(target) as writer:
+            shutil.copyfileobj(reader, writer)
 
 
 def _write_manifest(

@@ -275,7 +275,7 @@ class SentencePredictionTask(FairseqTask):
         """Read ``num_classes`` numbers from each line of a label file."""
         rows = []
         try:
-            text = require_file(path, "label file", "").read_text(encoding="utf-8")
+            text = require_file(path, "label file", "").read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not a text file: {error}") from error
         for number, line in enumerate(text.splitlines(), 1):

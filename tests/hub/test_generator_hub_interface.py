@@ -46,6 +46,7 @@ def golden(shared: Path) -> dict[str, Any]:
 
 def test_the_original_s_scores(lm: GeneratorHubInterface, golden: dict[str, Any]) -> None:
     assert lm.encode(golden["text"]).tolist() == golden["encode"]
+    assert lm.encode("\ufeff" + golden["text"]).tolist() == golden["encode"]
     found = lm.score(golden["text"])
     assert found["tokens"].tolist() == golden["tokens"]
     assert float(found["score"]) == pytest.approx(golden["score"], abs=1e-5)

@@ -46,6 +46,7 @@ def test_encode_and_decode_equal_the_original(shared: Path, name: str) -> None:
     for text, ids in expected["encode"].items():
         tokens_T = hub.encode(text)
         assert tokens_T.dtype == torch.int64 and tokens_T.tolist() == ids
+        assert hub.encode("\ufeff" + text).tolist() == ids
     pair_T = hub.encode("Hello world!", "The state of the Union.")
     assert pair_T.tolist() == expected["encode_pair"]
     assert hub.decode(hub.encode("The state of the Union is strong.")) == expected["decode"]

@@ -55,6 +55,7 @@ def config(destdir, **changes) -> SimpleNamespace:
         "padding_factor": 8,
         "workers": 1,
         "dict_only": False,
+        "byte_level_tokenizer": None,
     }
     assert changes.keys() <= defaults.keys()
     return SimpleNamespace(**{**defaults, **changes})

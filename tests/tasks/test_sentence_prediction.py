@@ -133,7 +133,8 @@ def test_shuffling_is_a_permutation_of_the_seed(data: Path) -> None:
 
 def test_regression_reads_rows_of_numbers(data: Path) -> None:
     rows = [(i / 7, -i) for i in range(8)]
-    (data / "label/valid.label").write_text("".join(f"{a} {b}\n" for a, b in rows))
+    lines = "".join(f"{a} {b}\n" for a, b in rows)
+    (data / "label/valid.label").write_text("\ufeff" + lines, encoding="utf-8")
     batch = batch_of(task_of(data, regression_target=True, no_shuffle=True))
     np.testing.assert_allclose(batch["target"], rows, rtol=1e-6)
 

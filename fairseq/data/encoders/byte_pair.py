@@ -46,7 +46,7 @@ def read_json(path: PathLike, what: str) -> Any:
     """
     with open(path, "rb") as handle:
         try:
-            return json.loads(handle.read().decode("utf-8"))
+            return json.loads(handle.read().decode("utf-8-sig"))
         except ValueError as error:  # covers JSONDecodeError and UnicodeDecodeError
             raise DataError(f"{what} {path} is not valid JSON in UTF-8: {error}") from error
 

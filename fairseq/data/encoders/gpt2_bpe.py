@@ -74,7 +74,7 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
         DataError: on a line that is not two tokens, or bytes that are not UTF-8.
     """
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}") from error
     merges: list[tuple[str, str]] = []

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from fairseq.errors import ConfigError, DataError, did_you_mean
-from fairseq.files.io import PathLike, atomic_write, require_file
+from fairseq.files.io import BYTE_ORDER_MARK, PathLike, atomic_write, require_file
 from fairseq.files.text_blocks import Tokenize, tokenize_line
 from fairseq.files.word_table import TextNumbers
 
@@ -304,6 +304,7 @@ class Dictionary:
         number = 0
         try:
             for number, line in enumerate(lines, start=1):
+                line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
                 if len(self) == self.nspecial == 4 and _ROLE.search(line):
                     self._start_foreign()
                 self._add_entry(line, f"{name}, line {number}")
@@ -393,6 +394,8 @@ class Dictionary:
                     lines[i] = f"{lines[i][:-1]} {OVERWRITE}\n"
                 seen.add(symbol)
         text = "".join(lines)
+        if text.startswith(BYTE_ORDER_MARK):  # of the first symbol: the one before it is dropped
+            text = BYTE_ORDER_MARK + text
         if text.count("\n") != len(symbols) or "\r" in text:
             broken = next(symbol for symbol in symbols if "\n" in symbol or "\r" in symbol)
             raise DataError(f"symbol {broken!r} holds a line end and cannot be saved")

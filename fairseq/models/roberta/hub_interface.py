@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fairseq.data import encoders
 from fairseq.errors import DataError
+from fairseq.files.io import BYTE_ORDER_MARK
 from fairseq.utils import model_eval
 
 MASK = "<mask>"
@@ -56,6 +57,7 @@ class RobertaHubInterface(nn.Module):
         return self._ids(text)
 
     def _split(self, text: str) -> str:
+        text = text.removeprefix(BYTE_ORDER_MARK)
         return text if self.bpe is None else self.bpe.encode(text)
 
     def _ids(self, pieces: str) -> Tensor:
