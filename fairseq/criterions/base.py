@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -12,6 +14,24 @@ from fairseq.config.references import settle_alone
 from fairseq.logging import metrics
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 from fairseq.utils import get_perplexity
+
+logger = logging.getLogger(__name__)
+
+
+COUNTS = ("nsentences", "ntokens", "sample_size")
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Warn, the first time only."""
+    logger.warning(message)
+
+
+def log_aggregated(figures: Mapping[str, Any]) -> None:
+    """Log what an ``aggregate_logging_outputs`` of old plug-ins returned, without the counts."""
+    for name, value in figures.items():
+        if name not in COUNTS:
+            metrics.log_scalar(name, value, round=3)
 
 
 class FairseqCriterion(nn.Module):
@@ -73,8 +93,16 @@ class FairseqCriterion(nn.Module):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
-        """Log the figures of all processes."""
-        metrics.log_scalar("loss", 0.0, weight=0)
+        """Log the figures of all processes; old plug-ins return them instead.
+
+        Their static method ``aggregate_logging_outputs(logging_outputs)`` makes one dict of them.
+        """
+        aggregate = getattr(cls, "aggregate_logging_outputs", None)
+        if aggregate is None:
+            warn_once(f"{cls.__name__} has no reduce_metrics: its loss is logged as 0")
+            metrics.log_scalar("loss", 0.0, weight=0)
+            return
+        log_aggregated(aggregate(logging_outputs))
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fairseq.config.references import settle_alone
+from fairseq.criterions.base import log_aggregated
 from fairseq.data.batches.epochs import EpochBatchIterator
 from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.storage.dictionary import Dictionary
@@ -446,7 +447,11 @@ class FairseqTask:
         if any("nsentences" in log for log in logging_outputs):
             nsentences = sum(log.get("nsentences", 0) for log in logging_outputs)
             metrics.log_scalar("bsz", nsentences, priority=190, round=1)
-        criterion.__class__.reduce_metrics(logging_outputs)
+        aggregate = getattr(self, "aggregate_logging_outputs", None)  # of old plug-ins
+        if aggregate is not None:
+            log_aggregated(aggregate(logging_outputs, criterion))
+        else:
+            criterion.__class__.reduce_metrics(logging_outputs)
 
     # -- state and limits ------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from fairseq.data.datasets.wrappers import (
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, DataError, UnsupportedError
 from fairseq.files.io import require_file
+from fairseq.data.datasets.wrappers import ConstantTokensDataset
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask
 
@@ -97,6 +98,7 @@ class SentencePredictionTask(FairseqTask):
         if cfg.d2v2_multi:
             raise UnsupportedError("--d2v2-multi belongs to data2vec, which is not supported")
         self._label_dictionary = label_dictionary
+        self.segments = 0  # of the model, once it is built
         self._use(data_dictionary)
         for name in ("init_token", "separator_token"):
             token = getattr(cfg, name)
@@ -175,6 +177,7 @@ class SentencePredictionTask(FairseqTask):
             )
         second = self._inputs("input1", split, combine)
         tokens = first if cfg.init_token is None else PrependTokenDataset(first, cfg.init_token)
+        segments: Any = ConstantTokensDataset(tokens, 0)
         if second is not None:
             if len(first) != len(second):
                 raise DataError(
@@ -184,22 +187,31 @@ class SentencePredictionTask(FairseqTask):
             if cfg.separator_token is not None:
                 second = PrependTokenDataset(second, cfg.separator_token)
             tokens = ConcatSentencesDataset(tokens, second)
-        tokens = maybe_shorten_dataset(
-            tokens,
-            split,
-            cfg.shorten_data_split_list,
-            cfg.shorten_method,
-            self.max_positions(),
-            cfg.seed,
-            data_rng=self.data_rng,
-        )
+            segment = min(1, self.segments - 1)
+            segments = ConcatSentencesDataset(segments, ConstantTokensDataset(second, segment))
+        tokens = self._shortened(tokens, split)
         defn = self._batch_parts(tokens, split, combine)
+        if self.segments:  # shortened alike: where a crop starts depends on the sample's number
+            shortened = self._shortened(segments, split)
+            defn["net_input"]["segments"] = RightPadDataset(shortened, pad_idx=0)
         dataset: Any = NestedDictionaryDataset(defn, sizes=[tokens.sizes])
         if not cfg.no_shuffle:
             order = np.random.RandomState(cfg.seed % 2**32).permutation(len(tokens))
             dataset = SortDataset(dataset, sort_order=[order])
         logger.info("Loaded %s with #samples: %s", split, f"{len(tokens):,}")
         self.datasets[split] = dataset
+
+    def _shortened(self, dataset: Any, split: str) -> Any:
+        """Return a dataset whose items fit the model, if the settings say how."""
+        return maybe_shorten_dataset(
+            dataset,
+            split,
+            self.cfg.shorten_data_split_list,
+            self.cfg.shorten_method,
+            self.max_positions(),
+            self.cfg.seed,
+            data_rng=self.data_rng,
+        )
 
     def _batch_parts(self, tokens: Any, split: str, combine: bool) -> dict[str, Any]:
         """Return the parts of a batch by name."""
@@ -300,6 +312,7 @@ class SentencePredictionTask(FairseqTask):
         if hasattr(cfg, "max_positions") and not from_checkpoint:
             cfg.max_positions = self.cfg.max_positions
         model = models.build_model(cfg, self, from_checkpoint)
+        self.segments = getattr(cfg, "segments", None) or 0
         if not hasattr(model, "register_classification_head"):
             raise ConfigError(
                 f"{type(model).__name__} has no classification heads; use --arch roberta"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fairseq.criterions.base import FairseqCriterion
 from fairseq.data import ListDataset
 from fairseq.errors import RegistryError
 from fairseq.logging import metrics
@@ -85,6 +86,34 @@ def test_reduce_metrics_logs_tokens_speed_and_sentences(caplog: pytest.LogCaptur
     with metrics.aggregate(new_root=True) as values:
         task.reduce_metrics([{}], Criterion())
     assert not values.get_smoothed_values() and "ntokens not found" in caplog.text
+
+
+class OldCriterion(FairseqCriterion):
+    """Written for the original before it had ``reduce_metrics``."""
+
+    @staticmethod
+    def aggregate_logging_outputs(logs: list[Any]) -> dict[str, Any]:
+        size = sum(log["sample_size"] for log in logs)
+        return {"loss": sum(log["loss"] for log in logs) / size, "depth": 7, "sample_size": size}
+
+
+def test_old_criterions_and_tasks_return_their_figures(caplog: pytest.LogCaptureFixture) -> None:
+    logs = [{"loss": 6.0, "sample_size": 2}, {"loss": 9.0, "sample_size": 3}]
+    task = FairseqTask(None)
+    with metrics.aggregate(new_root=True) as values:
+        task.reduce_metrics(logs, OldCriterion(None))
+    assert values.get_smoothed_values() == {"loss": 3.0, "depth": 7.0}
+
+    class OldTask(FairseqTask):
+        def aggregate_logging_outputs(self, logs: list[Any], criterion: Any) -> dict[str, Any]:
+            return {**criterion.aggregate_logging_outputs(logs), "extra": 1}
+
+    with metrics.aggregate(new_root=True) as values:
+        OldTask(None).reduce_metrics(logs, OldCriterion(None))
+    assert values.get_smoothed_values() == {"loss": 3.0, "depth": 7.0, "extra": 1.0}
+    for _ in range(2):
+        FairseqCriterion.reduce_metrics(logs)
+    assert caplog.text.count("FairseqCriterion has no reduce_metrics") == 1
 
 
 def test_state_is_made_on_first_use_and_restored() -> None:

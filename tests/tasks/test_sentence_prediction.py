@@ -6,6 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,18 @@ from fairseq.data import collate
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.distributed.utils import free_port
 from fairseq.errors import CheckpointError, ConfigError, DataError, MissingFileError
+from fairseq.models.roberta import RobertaConfig, RobertaHubInterface
 from fairseq.models.roberta.model import RobertaModel
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 from fairseq_cli import preprocess, train
 from tests.tiny_run import fork, wait
+
+TINY = {
+    "encoder_layers": 1,
+    "encoder_embed_dim": 8,
+    "encoder_ffn_embed_dim": 8,
+    "encoder_attention_heads": 2,
+}
 
 WORDS = "red blue green dog cat house tree".split()
 SENTENCES = [" ".join(WORDS[(i * k) % 7] for k in range(1, 3 + i % 4)) for i in range(24)]
@@ -119,6 +128,43 @@ def test_pairs_are_joined_by_the_separator(data: Path) -> None:
     assert row[0] == 0 and row.count(2) == 3 and row[row.index(2) + 1] == 2
     rolled = [int(i) for i in batch["net_input"]["prev_output_tokens"][0] if i != 1]
     assert rolled == [row[-1], *row[:-1]]
+
+
+@pytest.mark.parametrize("shorten", ["none", "truncate", "random_crop"])
+def test_segments_go_where_the_model_has_them(data: Path, shorten: str) -> None:
+    settings: dict[str, Any] = {"no_shuffle": True, "separator_token": None}
+    settings |= {"shorten_method": shorten, "classification_head_name": "h"}
+    settings["max_positions"] = 512 if shorten == "none" else 5
+    plain, bert = task_of(data, **settings), task_of(data, **settings)
+    for task, segments in ((plain, 0), (bert, 2)):
+        model = task.build_model(RobertaConfig(_name="roberta", **TINY, segments=segments))
+        single = batch_of(task)["net_input"]
+        assert ("segments" in single) == bool(segments)
+    assert single["segments"].shape == single["src_tokens"].shape and not single["segments"].any()
+    binarize(SENTENCES[::-1], data / "input1", "--srcdict", str(data / "input0/dict.txt"))
+    assert "segments" not in batch_of(plain)["net_input"]
+    pair = batch_of(bert)["net_input"]
+    tokens_BT, segments_BT = pair["src_tokens"], pair["segments"]
+    assert segments_BT.any() and not segments_BT[tokens_BT == 1].any()
+    if shorten == "none":  # <s> A </s> B </s>
+        after_BT = (tokens_BT == 2).cumsum(1) - (tokens_BT == 2).long()
+        assert segments_BT.equal((after_BT == 1).long())
+    with torch.no_grad():
+        with_BTC = model.eval()(**pair, features_only=True)[0]
+        pair["segments"] = torch.zeros_like(segments_BT)
+        assert not with_BTC.allclose(model(**pair, features_only=True)[0])
+
+
+def test_pairs_of_the_interface_have_segments(data: Path) -> None:
+    task = task_of(data, classification_head_name="h")
+    model = task.build_model(RobertaConfig(_name="roberta", **TINY, segments=2)).eval()
+    hub = RobertaHubInterface(SimpleNamespace(bpe=None), task, model)
+    tokens_T = hub.encode("red dog", "blue")
+    assert [task.dictionary[int(i)] for i in tokens_T] == "<s> red dog </s> blue </s>".split()
+    segments_BT = torch.tensor([[0, 0, 0, 0, 1, 1]])
+    expected = model(tokens_T[None], features_only=True, segments=segments_BT)[0]
+    assert hub.extract_features(tokens_T).equal(expected)
+    assert not expected.allclose(model(tokens_T[None], features_only=True)[0])
 
 
 def test_shuffling_is_a_permutation_of_the_seed(data: Path) -> None:

@@ -323,6 +323,17 @@ class StripTokenDataset(BaseWrapperDataset):
         return item_T[kept[0] : kept[-1] + 1] if kept else item_T[:0]
 
 
+class ConstantTokensDataset(BaseWrapperDataset):
+    """Puts one value in the place of every token: the segment of a sentence, for instance."""
+
+    def __init__(self, dataset: Any, value: int) -> None:
+        super().__init__(dataset)
+        self.value = value
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full_like(self.dataset[index], self.value)
+
+
 class RollDataset(BaseWrapperDataset):
     """Rotates every item by ``shifts`` places to the right."""
 

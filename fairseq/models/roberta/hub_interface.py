@@ -47,11 +47,12 @@ class RobertaHubInterface(nn.Module):
         """Return token ids of one sentence or several, int64 of shape (T,).
 
         One sentence is ``<s> A </s>``, a pair ``<s> A </s> </s> B </s>``; ``no_separator`` leaves
-        the second ``</s>`` out.
+        the second ``</s>`` out, as models with segments, which are BERT's, always do.
         """
         dictionary = self.task.source_dictionary
         bos, eos = dictionary.bos_word, dictionary.eos_word
         text = f"{bos} {self._split(sentence)} {eos}"
+        no_separator = no_separator or self._segments() > 1
         for other in addl_sentences:
             text += ("" if no_separator else f" {eos}") + f" {self._split(other)} {eos}"
         return self._ids(text)
@@ -65,6 +66,16 @@ class RobertaHubInterface(nn.Module):
         dictionary, mask = self.task.source_dictionary, self._mask()
         ids = [mask if word == MASK else dictionary.index(word) for word in pieces.split()]
         return torch.tensor(ids, dtype=torch.int64)
+
+    def _segments(self) -> int:
+        return getattr(getattr(self.model, "config", None), "segments", 0) or 0
+
+    def _segments_of(self, tokens_BT: Tensor) -> dict[str, Tensor]:
+        """Return the model's further input: 1 for what follows the first sentence, else 0."""
+        if self._segments() < 2:
+            return {}
+        ends_BT = tokens_BT.eq(self.task.source_dictionary.eos()).long()
+        return {"segments": (ends_BT.cumsum(1) - ends_BT).clamp(max=1)}
 
     def _mask(self) -> int:
         """Return the id of ``<mask>``, which may lie outside the dictionary."""
@@ -115,8 +126,12 @@ class RobertaHubInterface(nn.Module):
         limit = self.model.max_positions()
         if tokens.shape[-1] > limit:
             raise DataError(f"tokens exceeds maximum length: {tokens.shape[-1]} > {limit}")
+        tokens = tokens.to(self.device)
         features_BTC, extra = self.model(
-            tokens.to(self.device), features_only=True, return_all_hiddens=return_all_hiddens
+            tokens,
+            features_only=True,
+            return_all_hiddens=return_all_hiddens,
+            **self._segments_of(tokens),
         )
         if return_all_hiddens:
             return [hidden_TBC.transpose(0, 1) for hidden_TBC in extra["inner_states"]]
