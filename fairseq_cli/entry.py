@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import os
 import sys
@@ -14,7 +15,8 @@ from fairseq.errors import FairseqError
 def run_command(main: Callable[[Sequence[str] | None], Any]) -> None:
     """Run a command and exit: 0 for success, 1 for an error, 2 for a wrong command line.
 
-    An error of ours is printed as one message on stderr; ``FAIRSEQ_DEBUG=1`` shows the traceback.
+    An error of ours, of the file system, or of a memory that is too small is printed as one message
+    on stderr; ``FAIRSEQ_DEBUG=1`` shows the traceback.
 
     Args:
         main: takes the arguments (None: those of the process) and returns an exit status or None.
@@ -33,7 +35,45 @@ def run_command(main: Callable[[Sequence[str] | None], Any]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except (OSError, MemoryError, RuntimeError) as error:
+        message = explain(error)
+        if message is None or os.environ.get("FAIRSEQ_DEBUG"):
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(1) from None
     raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def explain(error: BaseException) -> str | None:
+    """Return what to say about an error of the file system or of the memory, else None."""
+    text = str(error)
+    out_of_memory = isinstance(error, MemoryError) or "DefaultCPUAllocator" in text
+    if out_of_memory or type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"not enough memory ({text.splitlines()[0] if text else 'none was left'}). Use smaller "
+            "batches, a smaller model or fewer --workers"
+        )
+    if not isinstance(error, OSError):
+        return None
+    where = f"{error.filename}: " if error.filename is not None else ""
+    remedy = REMEDIES.get(error.errno or 0, "")
+    return f"{where}{error.strerror or text or type(error).__name__}{remedy}"
+
+
+REMEDIES = {
+    errno.ENOSPC: "; make room on the disk, then run the same command again",
+    errno.EDQUOT: "; make room within your quota, then run the same command again",
+    errno.EFBIG: "; the file is larger than the system's limit (ulimit -f)",
+    errno.EEXIST: "; there is a file where a folder is needed: choose another name",
+    errno.ENOTDIR: "; there is a file where a folder is needed: choose another name",
+    errno.EISDIR: "; there is a folder where a file is needed: choose another name",
+    errno.EACCES: "; check its permissions, or choose another place",
+    errno.EPERM: "; check its permissions, or choose another place",
+    errno.EROFS: "; choose another place",
+    errno.ENOENT: "; check the name",
+    errno.ENAMETOOLONG: "; choose a shorter name",
+    errno.EMFILE: "; raise the limit of open files (ulimit -n), or use fewer --workers",
+}
 
 
 def refuse_other_fairseq() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fairseq.checkpoint.files import write_checkpoint
+from fairseq.checkpoint.layout import check_layout
 from fairseq.errors import CheckpointError, ConfigError
 from fairseq.files.safe_load import safe_load
 
@@ -30,7 +31,13 @@ def average_checkpoints(inputs: Sequence[str]) -> dict[str, Any]:
     result: dict[str, Any] | None = None
     totals: dict[str, torch.Tensor] = {}
     for path in inputs:
+        if os.path.isdir(path):
+            raise ConfigError(
+                f"{path} is a folder: say which of its checkpoints with --num-epoch-checkpoints N, "
+                "--num-update-checkpoints N or --num-best-checkpoints N, or name files"
+            )
         state = safe_load(path)
+        check_layout(state)
         tensors = state["model"]
         if result is None:
             result = state
@@ -71,6 +78,8 @@ def last_n_checkpoints(
     if len(folders) != 1:
         raise ConfigError("give exactly one run folder")
     folder = folders[0]
+    if not os.path.isdir(folder):
+        raise ConfigError(f"{folder} is not a run folder; name the folder of its checkpoints")
     pattern = r"checkpoint_\d+_(\d+)\.pt" if update_based else r"checkpoint(\d+)\.pt"
     found = []
     for name in os.listdir(folder):

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from fairseq.checkpoint.tensor_names import upgrade_roberta_state
 from fairseq.config import options
 from fairseq.config.build import plain
@@ -203,14 +205,35 @@ def settle_data_rng(config: FairseqConfig, mode: str) -> None:
             section.data_rng = mode
 
 
+def check_layout(state: Any) -> None:
+    """Raise unless the parts of a checkpoint that are there are of the kinds they should be.
+
+    Raises:
+        CheckpointError: naming what is not.
+    """
+    if not isinstance(state, dict) or not isinstance(state.get("model"), Mapping):
+        raise CheckpointError("this file holds no model; is it a fairseq checkpoint?")
+    for name, value in state["model"].items():
+        own_state = str(name).endswith("_extra_state")  # of a module, which may be anything
+        if not isinstance(name, str) or not (torch.is_tensor(value) or own_state):
+            raise CheckpointError(f"damaged checkpoint: {str(name)[:100]!r} is no tensor")
+    history = state.get("optimizer_history") or []
+    if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
+        raise CheckpointError("damaged checkpoint: its optimizer_history is no list of records")
+    extra = state.get("extra_state") or {}
+    if not isinstance(extra, dict) or not isinstance(extra.get("train_iterator") or {}, dict):
+        raise CheckpointError("damaged checkpoint: its extra_state is no record")
+    if not isinstance(extra.get("epoch", 1), int):
+        raise CheckpointError("damaged checkpoint: its epoch is no number")
+
+
 def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
     """Return a checkpoint of any age in today's layout (top level only), in place.
 
     Raises:
         CheckpointError: if it is no checkpoint of a model.
     """
-    if not isinstance(state, dict) or not isinstance(state.get("model"), Mapping):
-        raise CheckpointError("this file holds no model; is it a fairseq checkpoint?")
+    check_layout(state)
     extra = state.get("extra_state") or {}
     for name in ("epoch", "batch_offset", "val_loss"):  # at the top level once
         if name in state:

@@ -14,7 +14,7 @@ from fairseq.errors import CheckpointError, UnsupportedError
 from fairseq.export import decoder_in, encoder_out, encoder_tokenizer
 from fairseq.export.decoder_names import CAUSAL
 from fairseq.export.encoder_names import ENCODER, FAMILIES, HEAD, to_ours
-from fairseq.export.model_files import read_weights, write_ours
+from fairseq.export.model_files import read_weights, sound_folder, write_ours
 from fairseq.files.io import require_file
 
 _OUR_ACTS = {"gelu": "gelu", "gelu_new": "gelu_accurate", "relu": "relu"}
@@ -42,6 +42,14 @@ def from_huggingface(
         UnsupportedError: for other kinds of models.
     """
     transformers = encoder_out.require_transformers()
+    with sound_folder(source):
+        return _convert(transformers, source, out, sentences, force)
+
+
+def _convert(
+    transformers: Any, source: Path, out: Path, sentences: Sequence[str] | None, force: bool
+) -> dict[str, Any]:
+    """Do the work of :func:`from_huggingface`; a damaged folder may raise anything."""
     described = json.loads(
         require_file(source / "config.json", "configuration", "Is this a model folder?").read_text()
     )

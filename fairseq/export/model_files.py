@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,28 @@ from fairseq.checkpoint.files import write_checkpoint
 from fairseq.checkpoint.layout import OURS, original_cfg, our_record
 from fairseq.config import options
 from fairseq.config.sections import FairseqConfig
+from fairseq.errors import CheckpointError, FairseqError
 from fairseq.files.io import require_file
 from fairseq.files.safe_load import safe_load
+
+
+@contextlib.contextmanager
+def sound_folder(source: Path) -> Iterator[None]:
+    """Say that the folder is damaged where reading it raises what no check of ours foresaw.
+
+    Raises:
+        CheckpointError: naming the folder.
+    """
+    try:
+        yield
+    except (FairseqError, OSError, MemoryError):
+        raise
+    except Exception as error:  # JSON of other kinds, cut weights, names that are missing
+        reason = str(error).partition("\n")[0][:200]
+        raise CheckpointError(
+            f"{source} is no sound Hugging Face folder ({type(error).__name__}: {reason}). Fetch "
+            "it again; FAIRSEQ_DEBUG=1 shows where reading it failed"
+        ) from error
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:

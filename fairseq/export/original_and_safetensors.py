@@ -8,7 +8,7 @@ from typing import Any
 from fairseq.checkpoint.files import write_checkpoint
 from fairseq.checkpoint.layout import config_of, original_cfg, upgrade_state
 from fairseq.errors import DataError, UnsupportedError
-from fairseq.files.io import require_file, temporary_name
+from fairseq.files.io import atomic_write, require_file
 from fairseq.files.safe_load import safe_load
 
 # Knobs without which the original computes something else: name -> the only value it knows.
@@ -34,15 +34,12 @@ def _load(source: Path, out: Path, force: bool) -> dict[str, Any]:
 
 def to_safetensors(source: Path, out: Path, force: bool = False) -> dict[str, Any]:
     """Write the weights of a checkpoint under their own names; tied tensors are written twice."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights = _load(source, out, force)["model"]
-    temporary = Path(temporary_name(out))
-    try:
-        save_file({key: value.clone().contiguous() for key, value in weights.items()}, temporary)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    copies = {key: value.clone().contiguous() for key, value in weights.items()}
+    with atomic_write(out) as handle:
+        handle.write(save(copies))
     return {"tensors": len(weights), "parameters": sum(v.numel() for v in weights.values())}
 
 

@@ -73,8 +73,11 @@ def try_lock(handle: IO[Any], per_process: bool = False) -> bool:
 def open_temporary(path: PathLike, mode: str = "wb", **open_kwargs: Any) -> IO[Any]:
     """Open and lock the hidden sibling of ``path``; what killed writers of ``path`` left goes.
 
+    Folders that are missing are made.
+
     The lock tells a file that is being written from one that its writer left behind.
     """
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     _remove_leftovers_of(path)
     while True:
         handle = open(temporary_name(path), mode, **open_kwargs)
@@ -125,7 +128,7 @@ def atomic_write(path: PathLike, mode: str = "wb", **open_kwargs: Any) -> Iterat
     """Open a temporary file that becomes ``path`` when the block ends without an exception.
 
     Args:
-        path: final name; its folder must exist.
+        path: final name; folders that are missing are made.
         mode: ``"wb"`` or ``"w"``; text is UTF-8 unless ``encoding`` says otherwise.
         **open_kwargs: passed to ``open``.
 

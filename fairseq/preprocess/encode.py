@@ -12,8 +12,10 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -29,7 +31,11 @@ from fairseq.files.io import PathLike, atomic_write
 from fairseq.files.line_reader import STANDARD, Block, LineReader, open_output
 from fairseq.lazy import require_library
 
+logger = logging.getLogger(__name__)
+
 REDRAW_SECONDS = 0.2
+LONGEST_WORD = 1000
+_TOO_LONG = re.compile(rf"(\S{{{LONGEST_WORD}}})(?=\S)")
 
 
 @dataclasses.dataclass
@@ -315,12 +321,38 @@ def _lines(
         if documents is None:
             reader = LineReader([name], jsonl_field)
             for block in reader.blocks():
-                yield reader.lines(block, 0), len(block.columns[0])
+                lines = reader.lines(block, 0)
+                yield _without_long_words(lines, name, block.first_line), len(block.columns[0])
             continue
-        records = reader_of(name, documents)
+        records, seen = reader_of(name, documents), 1
         for rows in records.blocks():
             found = records.texts(rows)  # type: ignore[arg-type]
-            yield [line for text in found.texts for line in lines_of(text)], found.size
+            lines = [line for text in found.texts for line in lines_of(text)]
+            yield _without_long_words(lines, f"the text of {name}", seen), found.size
+            seen += len(lines)
+
+
+def _without_long_words(lines: list[str], name: str, first: int) -> list[str]:
+    """Cut words that are too long for the library, whose time grows with the square of a word's.
+
+    Args:
+        lines: to look through.
+        name: where they stand, for the warning.
+        first: number of the first one.
+    """
+    result = []
+    for number, line in enumerate(lines, first):
+        parts = _TOO_LONG.sub(r"\1\n", line).split("\n") if len(line) > LONGEST_WORD else [line]
+        if len(parts) > 1:
+            logger.warning(
+                "%s, line %d: a word of more than %d characters is cut for learning, since time "
+                "grows with the square of the longest",
+                name,
+                number,
+                LONGEST_WORD,
+            )
+        result += parts
+    return result
 
 
 def train_byte_level(

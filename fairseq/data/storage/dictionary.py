@@ -22,13 +22,19 @@ if TYPE_CHECKING:
 
 OVERWRITE = "#fairseq:overwrite"
 _BLANKS = {"sentencepiece": "\u2581", "wordpiece": "_", "letter": "|", "_EOW": "_EOW"}
-_COUNT = re.compile(r"-?[0-9]+")
+_COUNT = re.compile(r"-?[0-9]{1,18}")
+_SHOWN = 80
 # Names the special symbols of a dictionary that is not laid out as fairseq's (BERT, GPT-2); one
 # symbol may have several roles. ``all`` on the first line says that specials follow further down.
 _ROLE = re.compile(r"(?: #fairseq:(?:bos|pad|eos|unk|mask|all))+$", re.MULTILINE)
 _FILLER = re.compile(r"madeupword[0-9]{4,}")
 # Sizes are rounded up to multiples of at most this.
 MOST_FILLERS = 128
+
+
+def _roles_in(line: str) -> re.Match[str] | None:
+    """Find the roles at the end of a line, however long it is."""
+    return _ROLE.search(line, max(0, len(line) - 200))
 
 
 class DuplicateSymbolError(DataError, RuntimeError):
@@ -305,7 +311,7 @@ class Dictionary:
         try:
             for number, line in enumerate(lines, start=1):
                 line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
-                if len(self) == self.nspecial == 4 and _ROLE.search(line):
+                if len(self) == self.nspecial == 4 and _roles_in(line):
                     self._start_foreign()
                 self._add_entry(line, f"{name}, line {number}")
         except UnicodeDecodeError as error:
@@ -315,8 +321,8 @@ class Dictionary:
             ) from error
 
     def _add_entry(self, line: str, where: str) -> None:
-        role = _ROLE.search(line)
-        line = _ROLE.sub("", line)
+        role = _roles_in(line)
+        line = line if role is None else line[: role.start()]
         word, blank, count = line.rstrip().rpartition(" ")
         overwrite = count == OVERWRITE
         if overwrite:
@@ -324,11 +330,11 @@ class Dictionary:
         if not blank or not _COUNT.fullmatch(count):
             raise DataError(
                 f"Incorrect dictionary format, expected '<token> <cnt> [flags]': {where} is "
-                f"{line.rstrip()!r}. Is this file a dictionary?"
+                f"{line.rstrip()[:_SHOWN]!r}. Is this file a dictionary?"
             )
         if word in self and not overwrite:
             raise DuplicateSymbolError(
-                f"Duplicate word found when loading Dictionary: {word!r} ({where}). Put "
+                f"Duplicate word found when loading Dictionary: {word[:_SHOWN]!r} ({where}). Put "
                 f"{OVERWRITE} after the count if this line shall redefine it, or drop the line."
             )
         index = self.add_symbol(word, n=int(count), overwrite=overwrite)
@@ -385,7 +391,7 @@ class Dictionary:
                 index = self.indices.get(getattr(self, f"{role}_word"))
                 if index is not None:
                     lines[index] = f"{lines[index][:-1]} #fairseq:{role}\n"
-            if lines and _ROLE.search(lines[0]) is None:
+            if lines and _roles_in(lines[0]) is None:
                 lines[0] = f"{lines[0][:-1]} #fairseq:all\n"
         if len(self.indices) < len(self.symbols):
             seen = set(self.symbols[: self.nspecial])

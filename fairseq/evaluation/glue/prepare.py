@@ -17,13 +17,14 @@ from typing import Any
 
 from fairseq.config.sections import PreprocessConfig
 from fairseq.data.storage.dictionary import Dictionary
-from fairseq.errors import CheckpointError, DataError
+from fairseq.errors import CheckpointError, ConfigError, DataError
 from fairseq.evaluation.glue.tasks import STS_B_MAXIMUM, Examples, GlueTask, read_examples
 from fairseq.files.io import atomic_write, require_file, sha256_of
 from fairseq.hub.load import from_pretrained
 from fairseq.preprocess import preprocess
 
 RECORD = "prepared.json"
+UNFINISHED = ".fairseq-glue"  # marks a folder of ours until its record is written
 # What the files mean; a change makes earlier ones stale.
 LAYOUT = 1
 MOST_UNKNOWN = 0.5
@@ -139,6 +140,7 @@ def prepare(
     Raises:
         MissingFileError: if a file of the task is not there.
         DataError: if a file cannot be understood.
+        ConfigError: if the folder holds what this did not write.
     """
     splits = {"train": "train", **{f"valid{n or ''}": name for n, name in enumerate(task.valid)}}
     sources = {
@@ -156,13 +158,13 @@ def prepare(
             known = Prepared(**json.loads(record.read_text(encoding="utf-8")))
             if known.digest == digest:
                 return replace(known, folder=str(folder))
-    if folder.exists():
-        shutil.rmtree(folder)
+    _make_room(folder)
     contents = {split: read_examples(task, file) for split, file in sources.items()}
     numbers = {split: _label_numbers(task, content) for split, content in contents.items()}
     columns = {split: _encoded(content, pretrained, longest) for split, content in contents.items()}
     texts = folder / "text"
     texts.mkdir(parents=True)
+    (folder / UNFINISHED).touch()
     tokens = [_write(columns[split], numbers[split], texts, split) for split in splits][0]
     for place in range(len(task.sentences)):
         _binarize(texts, f"input{place}", pretrained.dictionary, list(splits), folder)
@@ -175,7 +177,25 @@ def prepare(
     prepared = Prepared(str(folder), digest, tokens, len(train), counts)
     with atomic_write(record, "w") as handle:
         json.dump(prepared.__dict__, handle, indent=1)
+    (folder / UNFINISHED).unlink()
     return prepared
+
+
+def _make_room(folder: Path) -> None:
+    """Remove what an earlier call of :func:`prepare` made, and nothing else.
+
+    Raises:
+        ConfigError: if the folder is somebody else's.
+    """
+    if not folder.exists():
+        return
+    ours = folder.is_dir() and any((folder / name).is_file() for name in (RECORD, UNFINISHED))
+    if not ours and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConfigError(
+            f"{folder} was not made by fairseq-glue, which would replace it: choose another "
+            "--out, or move it away"
+        )
+    shutil.rmtree(folder)
 
 
 def _digest(sources: list[Any], pretrained: Pretrained) -> str:

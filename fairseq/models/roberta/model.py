@@ -269,8 +269,13 @@ class RobertaModel(FairseqEncoderModel):
             **kwargs: ignored, for old callers.
 
         Raises:
-            ConfigError: if a new head is to have no number of classes.
+            ConfigError: if a new head is to have no number of classes, or cannot have this name.
         """
+        if not name or "." in name:
+            raise ConfigError(
+                f"a classification head cannot be called {name!r}: dots part the names of tensors; "
+                "choose letters, digits and underscores"
+            )
         if name in self.classification_heads:
             old: Any = self.classification_heads[name]
             num_classes = num_classes or old.out_proj.out_features
