@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def call(words: Sequence[object], log: Path) -> str:
         )  # fmt: skip
     if done.returncode:
         end = "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-15:])
-        raise RuntimeError(f"{' '.join([program, *rest])} failed:\n{end}")
+        raise RuntimeError(f"{shlex.join([program, *rest])} failed:\n{end}")
     return done.stdout
 
 

@@ -42,6 +42,11 @@ class MissingFileError(FairseqError, FileNotFoundError):
     """A file or folder that the user named and that does not exist."""
 
 
+def install_hint(extra: str) -> str:
+    """Return the command that installs an optional part, which works as it is printed."""
+    return f"run pip install '.[{extra}]' in the checkout of fairseq-lm"
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest candidate, or an empty string.
 

@@ -89,5 +89,5 @@ def refuse_other_fairseq() -> None:
     raise FairseqError(
         f"the original fairseq {version} is installed in this environment too, and both packages "
         "are called 'fairseq'. Remove it (pip uninstall fairseq), then reinstall this one "
-        "(pip install --force-reinstall --no-deps fairseq-lm)"
+        "(pip install --force-reinstall --no-deps . in its checkout)"
     )

@@ -8,10 +8,13 @@ Usage: python scripts/demo.py [OUTPUT_FOLDER]
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +38,7 @@ TRAINING = (
 def command(*words: object) -> None:
     """Show a command of the project and run it; end the demo if it fails."""
     name, *rest = map(str, words)
-    print(f"\n$ {name} {' '.join(rest)}", flush=True)
+    print(f"\n$ {shlex.join([name, *rest])}", flush=True)
     program = Path(sys.executable).with_name(name)
     subprocess.run([str(program), *rest], check=True)
 
@@ -109,6 +112,16 @@ def fill(folder: Path, run: Path) -> list[tuple[str, list[tuple[str, float, str]
     return results
 
 
+def read_arguments(argv: Sequence[str] | None = None) -> Path:
+    """Return the output folder that the command line names."""
+    about = (__doc__ or "").split("\nUsage")[0]
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", default="demo", help="for everything (default: demo)")
+    return Path(parser.parse_args(argv).folder).resolve()
+
+
 def main(folder: Path) -> None:
     """Run all stages and print the outcome."""
     from fairseq.report import FillMaskExample, write_report
@@ -137,4 +150,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo").resolve())
+    main(read_arguments())

@@ -24,7 +24,7 @@ from torch import Tensor
 from fairseq.decoding.reader import Reader
 from fairseq.decoding.scorer import average_log_probs
 from fairseq.decoding.search import Sampling
-from fairseq.errors import ConfigError
+from fairseq.errors import ConfigError, install_hint
 from fairseq.evaluation.continuations import (
     BATCH_SIZE,
     Masks,
@@ -388,7 +388,7 @@ def require_module(name: str) -> Any:
     Raises:
         ConfigError: if the package is not installed.
     """
-    require_library("lm_eval", f"{PURPOSE} (pip install 'fairseq-lm[eval]')")
+    require_library("lm_eval", f"{PURPOSE} ({install_hint('eval')})")
     return require_library(name, PURPOSE)
 
 

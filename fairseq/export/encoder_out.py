@@ -18,7 +18,13 @@ import torch
 from torch import Tensor
 
 from fairseq.checkpoint.layout import config_of, upgrade_state
-from fairseq.errors import CheckpointError, DataError, MissingFileError, UnsupportedError
+from fairseq.errors import (
+    CheckpointError,
+    DataError,
+    MissingFileError,
+    UnsupportedError,
+    install_hint,
+)
 from fairseq.export import decoder_out, encoder_tokenizer
 from fairseq.export.card import write_card
 from fairseq.export.encoder_names import ENCODER, FAMILIES, HEAD, to_theirs
@@ -41,7 +47,7 @@ def require_transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise UnsupportedError("this needs transformers: pip install 'fairseq-lm[hf]'") from error
+        raise UnsupportedError(f"this needs transformers: {install_hint('hf')}") from error
     return transformers
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fairseq.errors import ConfigError, FairseqError, UnsupportedError
+from fairseq.errors import ConfigError, FairseqError, UnsupportedError, install_hint
 
 
 def check_repository(name: str) -> None:
@@ -36,9 +36,7 @@ def push(folder: Path, repository: str, private: bool = True) -> str:
     try:
         from huggingface_hub import HfApi
     except ImportError as error:
-        raise UnsupportedError(
-            "--push needs huggingface_hub: pip install 'fairseq-lm[hf]'"
-        ) from error
+        raise UnsupportedError(f"--push needs huggingface_hub: {install_hint('hf')}") from error
     api = HfApi()
     try:
         address = api.create_repo(repository, exist_ok=True, private=private)

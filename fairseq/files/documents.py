@@ -8,6 +8,7 @@ process.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import gzip
 import json
 import os
@@ -278,6 +279,9 @@ class DatasetFolder:
     def _rows(self) -> Any:
         """Return the dataset of the split that was asked for."""
         if not any(os.path.isfile(os.path.join(self.name, mark)) for mark in DATASET_MARKS):
+            if glob.glob(os.path.join(glob.escape(self.name), "*.parquet")):
+                way = line_reader.parquet_way(os.path.join(self.name, "*.parquet"))
+                raise DataError(f"{self.name} holds Parquet files. {way}")
             raise MissingFileError(
                 f"{self.name} is a folder, but not one that save_to_disk of the package datasets "
                 "wrote. Name files, or the folder of the dataset"

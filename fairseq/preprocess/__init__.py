@@ -25,6 +25,7 @@ from fairseq.data.storage.indexed_dataset import (
 from fairseq.data.storage.manifest import MANIFEST_NAME, DatasetEntry, read_manifest, write_manifest
 from fairseq.errors import ConfigError, DataError, FairseqError, UnsupportedError
 from fairseq.files.io import atomic_write, describe_writes, require_file, try_lock
+from fairseq.files.line_reader import refuse_parquet
 from fairseq.preprocess.binarize import (
     FileBinarizer,
     NumberedText,
@@ -193,6 +194,7 @@ def _require_text(path: str) -> None:
     found = require_file(path, "text file", "The --*pref flags name files without the language.")
     if found.stat().st_size == 0:
         raise DataError(f"{path} is empty; leave out its flag, or give a text with some lines")
+    refuse_parquet(path)
 
 
 def _texts(config: Any) -> list[Text]:
@@ -333,6 +335,14 @@ def _write_manifest(
     write_manifest(config.destdir, [*dictionaries, *files], signed, config.workers, described)
 
 
+class _LogFile(logging.FileHandler):
+    """A log file whose errors, such as a full disk, end the command instead of being printed."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise the error that is being handled."""
+        raise
+
+
 @contextlib.contextmanager
 def _log_file(destdir: str) -> Iterator[None]:
     """Append what is logged meanwhile to ``preprocess.log``, which is locked.
@@ -340,7 +350,7 @@ def _log_file(destdir: str) -> Iterator[None]:
     Raises:
         OutputExistsError: if another process has it locked.
     """
-    handler = logging.FileHandler(os.path.join(destdir, "preprocess.log"), encoding="utf-8")
+    handler = _LogFile(os.path.join(destdir, "preprocess.log"), encoding="utf-8")
     assert handler.stream is not None
     if not try_lock(handler.stream, per_process=True):
         handler.close()

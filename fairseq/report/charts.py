@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fairseq.errors import FairseqError
+from fairseq.errors import FairseqError, install_hint
 from fairseq.report.runs import Run, Series
 
 # A training curve of more points is shown as the means of this many equal spans.
@@ -148,9 +148,7 @@ def _canvas(theme: Theme, size: tuple[float, float]) -> tuple[Any, Any]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise FairseqError(
-            f"curves need matplotlib ({error}): pip install 'fairseq-lm[plot]'"
-        ) from error
+        raise FairseqError(f"curves need matplotlib ({error}): {install_hint('plot')}") from error
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -282,6 +282,22 @@ class TestPreparation:
         assert (folder / "input0/train.bin").stat().st_mtime_ns != stamp
         assert prepare(TASKS["SST-2"], source, pretrained, folder, 9).digest != second.digest
 
+    def test_only_folders_of_its_own_are_replaced(self, models, glue_dir, tmp_path, monkeypatch):
+        pretrained, folder = open_pretrained(str(models["plain"])), tmp_path / "bin"
+        (folder / "input0").mkdir(parents=True)
+        (folder / "input0" / "mine").write_text("months of work")
+        with pytest.raises(ConfigError, match="was not made by fairseq-glue"):
+            prepare(TASKS["CoLA"], glue_dir, pretrained, folder, 16)
+        assert (folder / "input0" / "mine").read_text() == "months of work"
+        (folder / "input0" / "mine").unlink()
+        (folder / "input0").rmdir()
+        with monkeypatch.context() as patch:  # a call that ends half-way leaves a mark
+            patch.setattr("fairseq.evaluation.glue.prepare._finish_labels", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                prepare(TASKS["CoLA"], glue_dir, pretrained, folder, 16)
+        assert prepare(TASKS["CoLA"], glue_dir, pretrained, folder, 16).examples == 60
+        assert not (folder / ".fairseq-glue").exists()
+
     def test_the_dictionary_is_the_checkpoints(self, models, glue_dir, tmp_path):
         pretrained = open_pretrained(str(models["zero_clap"]))
         assert len(pretrained.dictionary) == tiny_run.WORDS + 4

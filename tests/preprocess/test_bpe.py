@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from fairseq.data.encoders.byte_level import ByteLevelBPE, ByteLevelBPEConfig
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
 from fairseq.errors import ConfigError, DataError, FairseqError, MissingFileError
 from fairseq.files import line_reader
+from fairseq.files.documents import choose_options
 from fairseq.preprocess import encode as bpe_module
 from fairseq.preprocess.encode import (
     ProgressLine,
@@ -336,3 +339,33 @@ def test_summaries_add_up() -> None:
     total = Summary(lines=1, tokens=2, seconds=0.5)
     total.add(Summary(lines=2, dropped=1, seconds=0.5))
     assert total == Summary(lines=3, tokens=2, dropped=1, seconds=1.0)
+
+
+def test_long_words_are_cut_for_learning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bpe_module, "LONGEST_WORD", 4)
+    monkeypatch.setattr(bpe_module, "_TOO_LONG", re.compile(r"(\S{4})(?=\S)"))
+    long, short = ["ab abcdabcdabc x", "abcd"], ["ab abcd", "abcd", "abc x", "abcd"]
+    outputs = [tmp_path / "long.json", tmp_path / "short.json"]
+    for lines, output in zip((long, short), outputs, strict=True):
+        train_byte_level([write(tmp_path / "text", *lines)], 300, output)
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        f"{tmp_path / 'text'}, line 1"
+    ]
+
+
+def test_parquet_is_recognised(tmp_path: Path, encoder: ByteLevelBPE) -> None:
+    name = str(tmp_path / "a b.parquet")
+    Path(name).write_bytes(b"PAR1\x15")
+    with pytest.raises(DataError, match="is a Parquet file") as caught:
+        train_byte_level([name], 300, tmp_path / "x.json")
+    code = shlex.split(str(caught.value).partition("python -c ")[2])[0].removesuffix(";")
+    assert f"load_dataset('parquet', data_files={name!r}" in code
+    compile(code, "way", "exec")
+    with pytest.raises(DataError, match="is a Parquet file"):
+        encode_files(encoder, [name], [str(tmp_path / "out")])
+    options = choose_options([str(tmp_path)])
+    with pytest.raises(DataError, match="holds Parquet files"):
+        encode_files(encoder, [str(tmp_path)], [str(tmp_path / "out")], documents=options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import time
 from collections import Counter
 
 import numpy as np
@@ -264,3 +265,22 @@ def test_tokenize_line_is_the_regular_expression(text):
     import re
 
     assert tokenize_line(text) == [word for word in re.split(r"\s+", text.strip()) if word]
+
+
+@pytest.mark.parametrize(
+    ("text", "times"), [("a", 50_000_000), (" #fairseq:bos", 4_000_000), (" 1", 9), ("1", 5000)]
+)
+def test_a_huge_line_is_refused_at_once_and_shown_in_part(tmp_path, text, times):
+    line = "a " * (text == "1") + text * times + "x" * (text == " 1")
+    (tmp_path / "dict.txt").write_text(f"the 2\n{line}\n")
+    begun = time.perf_counter()
+    with pytest.raises(DataError, match="line 2") as caught:
+        Dictionary.load(tmp_path / "dict.txt")
+    assert len(str(caught.value)) < 500 and time.perf_counter() - begun < 10
+
+
+def test_a_long_symbol_is_a_symbol(tmp_path):
+    dictionary = Dictionary()
+    dictionary.add_symbol("a" * 500_000)
+    dictionary.save(tmp_path / "dict.txt")
+    assert Dictionary.load(tmp_path / "dict.txt") == dictionary

@@ -1,0 +1,44 @@
+"""The demo's own words: its help, and commands that can be pasted."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import subprocess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "scripts/demo.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_help(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        demo.read_arguments(["--help"])
+    assert ended.value.code == 0 and "folder" in capsys.readouterr().out
+    assert demo.read_arguments([]) == Path("demo").resolve()
+
+
+def test_commands_can_be_pasted(
+    demo: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+
+    def run(words: list[str], **settings: Any) -> None:
+        ran.append(words)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    demo.command("fairseq-train", Path("my data"), "--adam-betas", "(0.9,0.98)")
+    shown = capsys.readouterr().out.strip().removeprefix("$ ")
+    assert shlex.split(shown) == ["fairseq-train", *ran[0][1:]]
