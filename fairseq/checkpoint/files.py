@@ -63,12 +63,15 @@ def write_checkpoint(state: Mapping[str, Any], path: str, facts: Mapping[str, An
         verify_zip(temporary)
         facts = {**facts, "sha256": sha256_of(temporary), "size": os.path.getsize(temporary)}
         os.replace(temporary, path)
-        fsync_directory(os.path.dirname(os.path.abspath(path)))
     except BaseException as error:
         _remove(temporary)
         if isinstance(error, Exception):
             raise _explain(error, path) from error
         raise
+    try:
+        fsync_directory(os.path.dirname(os.path.abspath(path)))
+    except OSError as error:  # the file is there: only a loss of power could still undo its name
+        logger.warning("%s is written, but its folder cannot be synced: %s", path, error)
     _write_facts(path, facts)
 
 

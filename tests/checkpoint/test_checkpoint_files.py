@@ -685,3 +685,21 @@ def test_leftovers_of_a_crash_are_deleted_and_nothing_else(tmp_path: Path) -> No
     remove_leftovers(str(tmp_path))
     assert set(os.listdir(tmp_path)) == {".lock", "x.tmp-1", "m.jsonl"}
     remove_leftovers(str(tmp_path / "missing"))
+
+
+def test_what_cannot_be_written_is_untouched_and_what_is_there_is_not_called_unwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "checkpoint_last.pt"
+    write_checkpoint(state_of(10), str(path), {})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(CheckpointError, match="from before are untouched"):
+            write_checkpoint(state_of(20), str(path), {})
+    assert updates_in(path) == 10
+    monkeypatch.setattr(files, "fsync_directory", fail)
+    write_checkpoint(state_of(30), str(path), {})
+    assert updates_in(path) == 30 and "its folder cannot be synced" in caplog.text
