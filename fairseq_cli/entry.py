@@ -24,6 +24,7 @@ def run_command(main: Callable[[Sequence[str] | None], Any]) -> None:
     try:
         refuse_other_fairseq()
         status = main(None)
+        sys.stdout.flush()  # here, where a full disk is explained, not when Python ends
     except FairseqError as error:
         if os.environ.get("FAIRSEQ_DEBUG"):
             raise
@@ -33,15 +34,24 @@ def run_command(main: Callable[[Sequence[str] | None], Any]) -> None:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         raise SystemExit(1) from None
     except (OSError, MemoryError, RuntimeError) as error:
         message = explain(error)
         if message is None or os.environ.get("FAIRSEQ_DEBUG"):
             raise
         print(f"error: {message}", file=sys.stderr)
+        _drop_output()
         raise SystemExit(1) from None
     raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _drop_output() -> None:
+    """Send what standard output still holds nowhere, if it cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def explain(error: BaseException) -> str | None:

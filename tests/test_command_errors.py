@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -206,3 +208,26 @@ def test_broken_folders_of_hugging_face(name: str, tmp_path: Path) -> None:
 def test_names_of_heads(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be called"):
         tiny().register_classification_head(name, num_classes=2)
+
+
+def test_standard_output_on_a_full_disk(text: Path) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    words = ["encode", "--bpe", "byte_level", "--inputs", str(text)]
+    words += ["--tokenizer-file", str(text.with_name("tokenizer.json"))]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "fairseq_cli.bpe",
+                *words,
+                str(text.with_name("tokenizer.json")),
+            ],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: No space left on device")
