@@ -22,6 +22,7 @@ from fairseq.data.datasets.concat import ConcatSentencesDataset
 from fairseq.data.datasets.nested_dictionary import NestedDictionaryDataset
 from fairseq.data.datasets.shorten import maybe_shorten_dataset
 from fairseq.data.datasets.wrappers import (
+    ConstantTokensDataset,
     IdDataset,
     NumelDataset,
     NumSamplesDataset,
@@ -34,7 +35,6 @@ from fairseq.data.datasets.wrappers import (
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, DataError, UnsupportedError
 from fairseq.files.io import require_file
-from fairseq.data.datasets.wrappers import ConstantTokensDataset
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask
 
