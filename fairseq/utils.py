@@ -31,8 +31,9 @@ def item(value: Any) -> Any:
 
 
 def split_paths(paths: str, separator: str = os.pathsep) -> list[str]:
-    """Split a list of folders at ``:``, or at ``|`` if it holds URLs."""
-    return paths.split("|") if "://" in paths else paths.split(separator)
+    """Split a list of folders at ``:``, or at ``|`` if it holds URLs; ``~`` is the home folder."""
+    parts = paths.split("|") if "://" in paths else paths.split(separator)
+    return [os.path.expanduser(part) for part in parts]
 
 
 def apply_to_sample(function: Callable[[Tensor], Tensor], sample: Any) -> Any:

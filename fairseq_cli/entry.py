@@ -23,6 +23,7 @@ def run_command(main: Callable[[Sequence[str] | None], Any]) -> None:
     """
     try:
         refuse_other_fairseq()
+        sys.argv[1:] = [expand_home(word) for word in sys.argv[1:]]
         status = main(None)
         sys.stdout.flush()  # here, where a full disk is explained, not when Python ends
     except FairseqError as error:
@@ -84,6 +85,12 @@ REMEDIES = {
     errno.ENAMETOOLONG: "; choose a shorter name",
     errno.EMFILE: "; raise the limit of open files (ulimit -n), or use fewer --workers",
 }
+
+
+def expand_home(word: str) -> str:
+    """Return an argument with ``~/`` written out, also where shells do not do it: ``--x=~/y``."""
+    flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return flag + equals + os.path.expanduser(value) if value.startswith("~/") else word
 
 
 def refuse_other_fairseq() -> None:

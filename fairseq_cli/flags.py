@@ -26,7 +26,7 @@ def stated_flags(parser: Any, argv: Sequence[str], task: str) -> dict[str, Any]:
     if "--help" not in argv:
         encoder = encoder_of_flags(argv)
         names = {"task": task} | ({"bpe": encoder} if encoder else {})
-    options.complete_parser(parser, argv, names)
+    options.refuse_words(parser, options.complete_parser(parser, argv, names))
     given = vars(explicitly_given(parser, argv))
     if "bpe" in names:
         given.setdefault("bpe", names["bpe"])

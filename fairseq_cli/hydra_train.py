@@ -69,6 +69,7 @@ def compose(
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from fairseq.config.hydra_reader import checked_recipes, refuse_resolver
     from fairseq.config.sections import COMPONENTS
     from fairseq.errors import ConfigError
 
@@ -76,6 +77,8 @@ def compose(
     names, rest = {}, []
     for override in overrides:
         key, _, value = override.partition("=")
+        if "." not in key:  # a choice among recipes
+            refuse_resolver(value, override)
         if key in COMPONENTS and (config_name is None or not (folder / key).is_dir()):
             names[key] = value.rpartition("/")[2]
         else:
@@ -83,7 +86,7 @@ def compose(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # recipes of the original are older than Hydra 1.1
-            with initialize_config_dir(str(folder), version_base="1.1"):
+            with checked_recipes(), initialize_config_dir(str(folder), version_base="1.1"):
                 composed = hydra_compose(config_name, overrides=rest)
         nested: Any = OmegaConf.to_container(composed, resolve=False, enum_to_str=True)
     except (HydraException, OmegaConfBaseException, OSError) as error:
@@ -91,7 +94,21 @@ def compose(
     for key, name in names.items():
         section = nested.get(key)
         nested[key] = {**(section if isinstance(section, dict) else {}), "_name": name}
-    return nested
+    return _with_statements(nested, overrides)
+
+
+def _with_statements(nested: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Note what overrides say in a recipe that keeps apart what was stated (a run's own)."""
+    from fairseq.config.yaml import stacked
+
+    if not isinstance(nested.get("stated"), dict):
+        return nested
+    told: dict[str, Any] = {}
+    for override in overrides:
+        section, _, key = override.partition("=")[0].lstrip("+").partition(".")
+        if isinstance(values := nested.get(section), dict) and key in values:
+            told.setdefault(section, {})[key] = values[key]
+    return stacked(nested, told)
 
 
 def enter_run_folder(folder: str, nested: dict[str, Any]) -> None:
@@ -141,6 +158,8 @@ def main(cfg: Any) -> float | None:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, compose and train."""
+    from fairseq.config.plugins import refuse_named_code
+
     parser = get_parser()
     known, unknown = parser.parse_known_args(argv)
     for word in unknown:
@@ -149,6 +168,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     words = [*known.overrides, *unknown]
     hydra_own = [w for w in words if w.lstrip("+~").startswith(("hydra.", "hydra/"))]
     nested = compose(known.config_dir, known.config_name, [w for w in words if w not in hydra_own])
+    stated = {word.partition("=")[0].lstrip("+") for word in words}
+    refuse_named_code(nested, "common.user_dir" in stated)
     if known.cfg:
         import yaml
 

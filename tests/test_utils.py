@@ -302,3 +302,9 @@ def test_logging_begins_afresh() -> None:
         assert mine not in root.handlers and root.handlers
     finally:
         root.handlers[:] = before
+
+
+def test_the_home_folder_in_lists_of_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert utils.split_paths("~/a:b:~/c") == ["/home/me/a", "b", "/home/me/c"]
+    assert utils.split_paths("https://x/~y|~/z") == ["https://x/~y", "/home/me/z"]

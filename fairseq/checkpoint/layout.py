@@ -21,6 +21,7 @@ from fairseq.config.schema import FairseqDataclass, public_fields
 from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
 from fairseq.config.upgrade import FORK_ONLY, downgrade
 from fairseq.errors import CheckpointError
+from fairseq.files.tensor_sizes import check_sizes
 from fairseq.version import __version__
 
 logger = logging.getLogger("fairseq.checkpoint_state")
@@ -35,6 +36,12 @@ _REPEATED = (
     ("bmuf", "distributed_world_size", ("distributed_training", "distributed_world_size")),
 )
 _TPU_SECTIONS = ("distributed_training", "optimizer")
+
+
+# Settings about processes: never taken from a file.
+PROCESSES = {"num_workers", "data_buffer_size"} | {
+    field.name for field, _ in public_fields(SECTIONS["distributed_training"])
+}
 
 
 def original_cfg(config: FairseqConfig) -> dict[str, Any]:
@@ -102,7 +109,8 @@ def our_record(config: FairseqConfig, progress: Mapping[str, Any]) -> dict[str, 
         config: the full configuration.
         progress: what the training loop wants to find again after a resume.
     """
-    return {"version": __version__, "config": plain(config), "progress": plain(progress)}
+    settings = {name: value for name, value in plain(config).items() if name != "stated"}
+    return {"version": __version__, "config": settings, "progress": plain(progress)}
 
 
 def record_of(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +125,8 @@ def config_of(
 ) -> FairseqConfig:
     """Return the configuration of a checkpoint, upgraded.
 
-    ``user_dir`` is never taken from a file: it would run code.
+    ``user_dir`` is never taken from a file: it would run code. Nor is anything about processes: how
+    many read data and compute is the matter of who loads it.
 
     Args:
         state: a loaded checkpoint, of this project, of the original or of the fork.
@@ -126,8 +135,20 @@ def config_of(
         settle: see :func:`fairseq.config.options.make_config`.
 
     Raises:
-        CheckpointError: if the checkpoint holds no configuration.
+        CheckpointError: if the checkpoint holds no configuration, or one that its tensors belie.
     """
+    config = _config_of(state, overrides, settle)
+    if isinstance(tensors := state.get("model"), Mapping):
+        tensors = dict(tensors)
+        if hasattr(config.model, "encoder_layers"):
+            upgrade_roberta_state(tensors)
+        check_sizes(config, tensors)
+    return config
+
+
+def _config_of(
+    state: Mapping[str, Any], overrides: Mapping[str, Any] | None, settle: bool
+) -> FairseqConfig:
     given = dict(overrides or {})
     cfg = record_of(state).get("config") or state.get("cfg")
     if isinstance(cfg, (Mapping, argparse.Namespace, FairseqDataclass)):
@@ -135,12 +156,16 @@ def config_of(
         for section in ("common", "dataset"):
             nested[section] = dict(nested.get(section) or {})
         nested["common"]["user_dir"] = None
+        nested["distributed_training"] = None
+        for name in PROCESSES:
+            nested["dataset"].pop(name, None)
         if nested["dataset"].get("data_rng", "auto") == "auto":
             nested["dataset"]["data_rng"] = data_rng_of(state)
         _name_the_model(nested)
         return _make(given, nested, settle)
     if isinstance(state.get("args"), argparse.Namespace):
-        flat = {**_old_args(vars(state["args"])), **given}
+        own = _old_args(vars(state["args"]))
+        flat = {**{k: v for k, v in own.items() if k not in PROCESSES}, **given}
         flat.setdefault("data_rng", "fairseq-0.12")
         return options.make_config(flat, settle=settle)
     raise CheckpointError("this file holds no configuration; is it a fairseq checkpoint?")
@@ -264,7 +289,8 @@ def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
 def vocabulary_of(state: Mapping[str, Any]) -> int | None:
     """Return the number of rows of a checkpoint's embedding table, None if there is none."""
     tensors = dict(state["model"])
-    upgrade_roberta_state(tensors)
+    upgrade_roberta_state(tensors)  # which takes "decoder." for the old name of an encoder
+    tensors.update(state["model"])
     for name in ("encoder.sentence_encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
         if name in tensors:
             return int(tensors[name].shape[0])

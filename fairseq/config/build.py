@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from fairseq.config.ranges import check_config
 from fairseq.config.references import interpolate, lookup
 from fairseq.config.refused import REFUSED, check_refused, is_accepted
 from fairseq.config.schema import MISSING, REFERENCE, FairseqDataclass, assign, public_fields
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 # Sections of the original that hold nothing of ours, and what Hydra adds.
 _FOREIGN = {"scoring", "bmuf", "simul_type", "job_logging_cfg", "hydra", "defaults", "_name"}
+_FOREIGN |= {"stated"}  # see fairseq.config.stated
+
+Sections = dict[str, Any]  # by section: settings by name
 
 
 class Component(NamedTuple):
@@ -80,7 +84,8 @@ def build_config(
             otherwise such keys are dropped with a warning.
 
     Raises:
-        ConfigError: for values that cannot be read and, if ``strict``, unknown keys.
+        ConfigError: for values that cannot be read or are out of range and, if ``strict``, unknown
+            keys; what only an old file says out of range becomes the default, with a warning.
         RegistryError: for the name of a component that does not exist.
     """
     nested = _as_sections(plain(sections or {}), strict)
@@ -109,6 +114,7 @@ def build_config(
         setattr(config, key, component)
     _complete_legacy(config)
     interpolate(config, strict)
+    check_config(config, None if strict else given.keys())
     _warn_of_unknown(unknown, config, strict)
     return config
 

@@ -17,6 +17,7 @@ from fairseq.config.registries import ARCH_CONFIG_REGISTRY, CHOICES, model_class
 from fairseq.config.registry import config_class
 from fairseq.config.resolve import resolve
 from fairseq.config.sections import COMPONENTS, FairseqConfig
+from fairseq.config.stated import statements, without_replaced
 
 
 def known_names(flag: str) -> list[str]:
@@ -82,7 +83,13 @@ def make_config(
         strict: unknown keys in ``sections`` are errors.
         settle: run :func:`fairseq.config.resolve.resolve`.
     """
-    config = build_config(given, sections, describe=describe_component, strict=strict)
+    nested: dict[str, Any] = plain(sections or {})
+    if strict:
+        nested = without_replaced(
+            nested, given, describe_component, lambda recipe: make_config({}, recipe)
+        )
+    config = build_config(given, nested, describe=describe_component, strict=strict)
+    config.stated = statements(given, nested, config) if strict else {}
     return resolve(config) if settle else config
 
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
-from fairseq.config.refused import REFUSED, REFUSED_WORDS, check_refused
+from fairseq.config.refused import REFUSED, REFUSED_WORDS, check_refused, why_refused
 from fairseq.config.schema import (
     MISSING,
     FairseqDataclass,
@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
 def describe_choice(word: str, accepted: Collection[str]) -> str:
     """Return the message for a word that is not among those accepted."""
     if word in REFUSED_WORDS:
-        return f"{word} is not supported: {REFUSED_WORDS[word]} (see docs/migrating.md)"
+        return why_refused(word)
     listed = ", ".join(accepted)
     return f"invalid choice: {word!r}{did_you_mean(word, accepted)}; choose from {listed}"
 
@@ -211,6 +211,8 @@ def add_field(
     default = getattr(config, field.name, default_of(field))
     default = default.value if isinstance(default, enum.Enum) else default
     inner, text, meta = without_optional(kind), field.metadata.get("help"), field.metadata
+    if meta.get("inert"):
+        text = f"no effect here (in the original: {text})"
     if isinstance(inner, type) and issubclass(inner, FairseqDataclass):
         nested = default if isinstance(default, FairseqDataclass) else inner()
         path = None if prefix is None else f"{prefix}-{field.name}".lstrip("-").replace("_", "-")

@@ -26,6 +26,7 @@ from fairseq.config.flags import (
     gen_parser_from_dataclass,
     make_data_optional,
 )
+from fairseq.config.refused import REFUSED_WORDS, why_refused
 from fairseq.config.registries import ARCH_CONFIG_REGISTRY, CHOICES
 from fairseq.config.registry import config_class
 from fairseq.config.schema import assign
@@ -65,11 +66,22 @@ __getattr__, __dir__, _names = lazy_names(__name__, NAMES[__name__])
 def _name_reader(flag: str) -> Callable[[str], str]:
     def read(name: str) -> str:
         names = known_names(flag)
-        if name not in names:
+        if name not in names and name not in REFUSED_WORDS:
             raise argparse.ArgumentTypeError(describe_choice(name, names))
         return name
 
     return read
+
+
+def refuse_words(parser: argparse.ArgumentParser, chosen: Mapping[str, str]) -> None:
+    """Stop with the reason if a component is one of the original's that are refused.
+
+    Parsers accept such names, as tests of old projects parse them for other reasons; commands call
+    this, and whoever sets the component up is refused.
+    """
+    for flag, name in chosen.items():
+        if name in REFUSED_WORDS and name not in known_names(flag):
+            parser.error(f"argument --{flag.replace('_', '-')}: {why_refused(name)}")
 
 
 def _add_section(parser: Any, section: str, **defaults: Any) -> Any:
@@ -200,11 +212,12 @@ def parse_config(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
+        plugins.import_from_argv(argv)
         recipe = _recipe(parser, argv)
         common, task = recipe.get("common") or {}, recipe.get("task")
-        if isinstance(common, dict):
-            plugins.import_user_module(argparse.Namespace(user_dir=common.get("user_dir")))
+        plugins.refuse_named_code(recipe, "--user-dir" in {word.split("=")[0] for word in argv})
         chosen = complete_parser(parser, argv, _component_names(recipe))
+        refuse_words(parser, chosen)
         if isinstance(task, dict) and task.get("data") not in (None, "???"):
             make_data_optional(parser)
         given = {**chosen, **vars(explicitly_given(parser, argv))}
@@ -241,7 +254,8 @@ def _component_names(recipe: Mapping[str, Any]) -> dict[str, str]:
 def get_preprocessing_parser(default_task: str = "translation") -> Parser:
     """Return the parser of fairseq-preprocess."""
     parser = get_parser("Build a dictionary and binarize text.", components=())
-    parser.add_argument("--task", default=default_task, help=argparse.SUPPRESS)
+    task = default_task if default_task in known_names("task") else None
+    parser.add_argument("--task", default=task, help=argparse.SUPPRESS)
     add_preprocess_args(parser)
     return parser
 
@@ -376,11 +390,17 @@ def parse_args_and_arch(
 
 
 def _with_preset(parser: Parser, given: Mapping[str, Any]) -> argparse.Namespace:
+    refused = {
+        flag: given[flag]
+        for flag in parser.components
+        if given.get(flag) in REFUSED_WORDS and given[flag] not in known_names(flag)
+    }
+    known = {k: v for k, v in given.items() if v is not None and k not in refused}
     try:
-        full = flatten(make_config({k: v for k, v in given.items() if v is not None}))
+        full = flatten(make_config(known))
     except FairseqError as error:
         parser.error(str(error))
-    return argparse.Namespace(**{**given, **vars(full)})
+    return argparse.Namespace(**{**given, **vars(full), **refused})
 
 
 def get_args(

@@ -10,10 +10,12 @@ import argparse
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import os
+import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,7 +44,9 @@ def import_user_module(args: Any) -> ModuleType | None:
     name = folder.name
     _check_name(folder, name)
     if str(folder.parent) not in sys.path:  # also where spawned processes look for it
-        sys.path.insert(0, str(folder.parent))
+        sys.path.append(str(folder.parent))  # last: what lies beside it hides nothing installed
+        importlib.invalidate_caches()
+    _check_first(folder, name)
     try:
         module = importlib.import_module(name)
         for part in ("tasks", "models"):
@@ -55,6 +59,26 @@ def import_user_module(args: Any) -> ModuleType | None:
             f"{place.filename}, line {place.lineno}; FAIRSEQ_DEBUG=1 shows the whole traceback)"
         ) from error
     return module
+
+
+def refuse_named_code(recipe: Any, stated: bool) -> None:
+    """Refuse a recipe that names code to run: only the command line may.
+
+    Args:
+        recipe: nested settings from a file.
+        stated: the command line names a ``user_dir``, which wins.
+
+    Raises:
+        ConfigError: naming the folder and the flag that it needs.
+    """
+    common = recipe.get("common") if isinstance(recipe, Mapping) else None
+    wanted = common.get("user_dir") if isinstance(common, Mapping) else None
+    if wanted is not None and not stated:
+        raise ConfigError(
+            f"the recipe wants the code in {wanted}, and only the command line may name code: if "
+            f"you trust it, add --user-dir {shlex.quote(str(wanted))} (to fairseq-hydra-train: "
+            "common.user_dir=...)"
+        )
 
 
 def import_modules(folder: str, package: str) -> None:
@@ -88,13 +112,25 @@ def _check_name(folder: Path, name: str) -> None:
         raise ConfigError(
             f"--user-dir {folder}: '{name}' is a module of Python itself; rename the folder"
         )
-    present = sys.modules.get(name)
+    present: Any = sys.modules.get(name)
     origins = [Path(origin).resolve() for origin in getattr(present, "__path__", ())]
     if present is not None and folder not in origins:
         raise ConfigError(
             f"--user-dir {folder}: a module called '{name}' is already imported from "
             f"{origins[0] if origins else getattr(present, '__file__', 'elsewhere')}; "
             "rename the folder"
+        )
+
+
+def _check_first(folder: Path, name: str) -> None:
+    """Refuse a folder that an installed module of the same name comes before."""
+    spec = importlib.util.find_spec(name)
+    places = [Path(place).resolve() for place in (spec and spec.submodule_search_locations) or ()]
+    if folder not in places:
+        raise ConfigError(
+            f"--user-dir {folder}: a module called '{name}' is installed "
+            f"({spec.origin if spec else 'elsewhere'}) and would be taken instead; rename the "
+            "folder"
         )
 
 

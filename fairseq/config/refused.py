@@ -208,6 +208,11 @@ REFUSED_WORDS: dict[str, str] = {
 }
 
 
+def why_refused(word: str) -> str:
+    """Return why a word of ``REFUSED_WORDS`` is refused, as a sentence."""
+    return f"{word} is not supported: {REFUSED_WORDS[word]} (see docs/migrating.md)"
+
+
 def is_accepted(name: str, value: Any) -> bool:
     """Tell whether the refused field ``name`` may be ``value``, which can be typed or text."""
     row = REFUSED[name]

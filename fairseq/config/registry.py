@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
+from fairseq.config.refused import REFUSED_WORDS, why_refused
 from fairseq.config.schema import FairseqDataclass
 from fairseq.errors import RegistryError, did_you_mean
 
@@ -36,6 +37,8 @@ class Registry(MutableMapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._rows:
+            if name in REFUSED_WORDS:
+                raise RegistryError(f"{self.kind} '{name}': {why_refused(name)}")
             hint = did_you_mean(str(name), self._rows)
             raise RegistryError(
                 f"unknown {self.kind} '{name}'{hint}. Known: {', '.join(sorted(self._rows))}. "
@@ -186,13 +189,18 @@ def setup_registry(
 
 
 def _choose(cfg: Any, key: str, registry: Registry) -> tuple[str | None, Any]:
-    """Return the component's name and configuration from a config, a name or a Namespace."""
+    """Return the component's name and configuration from a config, a name or a Namespace.
+
+    A flat Namespace holds the settings of all components: its ``_name`` may be another's.
+    """
     if cfg is None:
         return None, None
     if isinstance(cfg, str):
         cfg = {"_name": cfg}
     get = cfg.get if isinstance(cfg, Mapping) else lambda name: getattr(cfg, name, None)
     name = get("_name") or get(key)
+    if isinstance(cfg, argparse.Namespace) and isinstance(getattr(cfg, key, ""), str | None):
+        name = getattr(cfg, key, name)
     return name, cfg if name is None else typed_config(registry[name], cfg)
 
 

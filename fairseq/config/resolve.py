@@ -6,11 +6,13 @@ other settings and refuses combinations that make no sense, with the reason.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
+from fairseq.config.ranges import check_config
 from fairseq.config.schema import default_of, parse_literal, public_fields
-from fairseq.config.sections import SECTIONS, FairseqConfig
+from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
 from fairseq.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -26,10 +28,11 @@ def resolve(config: FairseqConfig) -> FairseqConfig:
         the same object; one that is frozen was settled before and is left alone.
 
     Raises:
-        ConfigError: for settings that contradict each other.
+        ConfigError: for settings that are out of range or contradict each other.
     """
     if config.is_frozen():
         return config
+    check_config(config)
     _without_effect(config)
     _numbers(config)
     _batches(config)
@@ -42,9 +45,9 @@ def resolve(config: FairseqConfig) -> FairseqConfig:
 
 def _without_effect(config: FairseqConfig) -> None:
     """Warn about settings that are accepted for old scripts but do nothing here, or not yet."""
-    for section in SECTIONS:
+    for section in (*SECTIONS, *COMPONENTS):
         values = getattr(config, section)
-        for field, _ in public_fields(type(values)):
+        for field, _ in public_fields(type(values)) if dataclasses.is_dataclass(values) else ():
             if field.metadata.get("inert") and getattr(values, field.name) != default_of(field):
                 flag = "--" + field.name.replace("_", "-")
                 logger.warning("%s has no effect here (see docs/migrating.md)", flag)
@@ -69,13 +72,6 @@ def _batches(config: FairseqConfig) -> None:
         dataset.max_tokens_valid = dataset.max_tokens
     if dataset.batch_size_valid is None:
         dataset.batch_size_valid = dataset.batch_size
-    for name in ("max_tokens", "batch_size", "max_tokens_valid", "batch_size_valid"):
-        value = getattr(dataset, name)
-        if value is not None and value <= 0:
-            raise ConfigError(f"--{name.replace('_', '-')} must be positive, not {value}")
-    every = config.optimization.update_freq
-    if not every or min(every) < 1:
-        raise ConfigError(f"--update-freq must be 1 or more, not {every or 'empty'}")
 
 
 def _checkpoints(config: FairseqConfig) -> None:
@@ -95,6 +91,8 @@ def _checkpoints(config: FairseqConfig) -> None:
             raise ConfigError("--finetune-from-model and --restore-file exclude each other")
         if checkpoint.continue_once is not None:
             raise ConfigError("--finetune-from-model and --continue-once exclude each other")
+    if config.common.profile and checkpoint.no_save:
+        raise ConfigError("--profile writes into the run folder, which --no-save leaves alone")
     _dict_text("--optimizer-overrides", checkpoint.optimizer_overrides)
     _dict_text("--model-overrides", config.common_eval.model_overrides)
 

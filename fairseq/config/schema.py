@@ -23,6 +23,11 @@ from fairseq.errors import ConfigError, did_you_mean
 
 REFERENCE = re.compile(r"^\$\{([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\}$")
 MISSING = "???"  # a value that must be given, in the spelling of omegaconf
+# Ranges that many fields have (see option): probabilities, decay rates, seeds (signed 64 bits).
+SHARE: Mapping[str, float] = {"minimum": 0, "maximum": 1}
+DECAY: Mapping[str, float] = {"minimum": 0, "below": 1}
+SEED: Mapping[str, float] = {"minimum": 0, "maximum": 2**63 - 1}
+MOST_WORKERS = 1024  # more processes than this are a slip of the finger
 
 
 def is_reference(value: Any) -> bool:
@@ -46,7 +51,10 @@ def option(default: Any, help: str | None = None, **metadata: Any) -> Any:
             must not carry; ``inert=True`` for one that is accepted but has no effect;
             ``argparse_alias`` (one more flag, or a tuple of flags); ``argparse_const`` (value of
             the bare flag); ``positive=True`` for a boolean that is on by default and whose
-            ``--name`` reads straight (without it ``--name`` switches off, as in the original).
+            ``--name`` reads straight (without it ``--name`` switches off, as in the original);
+            ``minimum``, ``maximum`` (included), ``above``, ``below`` (excluded): the range of a
+            number, or of every number of a list, checked by :mod:`fairseq.config.ranges`;
+            ``path=True`` for a path, or several joined by ``:``, in which ``~`` is the home folder.
     """
     metadata["help"] = help
     if isinstance(default, list):

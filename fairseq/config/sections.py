@@ -10,7 +10,14 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fairseq.config.schema import II, FairseqDataclass, option
+from fairseq.config.schema import (
+    II,
+    MOST_WORKERS,
+    SEED,
+    SHARE,
+    FairseqDataclass,
+    option,
+)
 
 LogFormat = Literal["json", "none", "simple", "tqdm", "rich"]
 DatasetImpl = Literal["raw", "lazy", "cached", "mmap", "fasta", "huffman"]
@@ -23,12 +30,14 @@ class CommonConfig(FairseqDataclass):
     """Logging, seeds, device and number formats."""
 
     no_progress_bar: bool = option(False, "log plain lines instead of a progress bar")
-    log_interval: int = option(100, "write a training record every so many updates")
+    log_interval: int = option(100, "write a training record every so many updates", minimum=1)
     log_format: LogFormat | None = option(None, "how records look (default: a bar on a terminal)")
-    log_file: str | None = option(None, "also append the records to this file")
-    tensorboard_logdir: str | None = option(None, "write TensorBoard events to this folder")
+    log_file: str | None = option(None, "also append the records to this file", path=True)
+    tensorboard_logdir: str | None = option(
+        None, "write TensorBoard events to this folder", path=True
+    )
     wandb_project: str | None = option(None, "report to this Weights & Biases project")
-    seed: int = option(1, "every random draw derives from it")
+    seed: int = option(1, "every random draw derives from it", **SEED)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute", new=True)
     cpu: bool = option(False, "compute on the CPU even if there is a GPU; same as --device cpu")
     bf16: bool = option(False, "train in bfloat16 with fp32 master weights, on any device")
@@ -36,32 +45,38 @@ class CommonConfig(FairseqDataclass):
     fp16: bool = option(False, "train in half precision with fp32 master weights")
     memory_efficient_fp16: bool = option(False, "half precision without fp32 master weights")
     fp16_no_flatten_grads: bool = option(False, "keep fp32 gradients per parameter")
-    fp16_init_scale: int = option(2**7, "first loss scale of fp16")
+    fp16_init_scale: int = option(2**7, "first loss scale of fp16", minimum=1)
     fp16_scale_window: int | None = option(
-        None, "updates without overflow before the scale doubles"
+        None, "updates without overflow before the scale doubles", minimum=1
     )
     fp16_scale_tolerance: float = option(
-        0.0, "share of overflows tolerated before the scale halves"
+        0.0, "share of overflows tolerated before the scale halves", **SHARE
     )
     on_cpu_convert_precision: bool = option(
         False, "convert gradients to fp32 on the CPU", inert=True
     )
-    min_loss_scale: float = option(1e-4, "stop when the loss scale falls to this value")
-    threshold_loss_scale: float | None = option(None, "never let the loss scale fall below this")
+    min_loss_scale: float = option(1e-4, "stop when the loss scale falls to this value", minimum=0)
+    threshold_loss_scale: float | None = option(
+        None, "never let the loss scale fall below this", above=0
+    )
     amp: bool = option(False, "automatic mixed precision (autocast) instead of half weights")
     amp_dtype: Literal["auto", "bf16", "fp16"] = option(
         "auto", "number format of --amp; auto: bf16 where the hardware has it", new=True
     )
-    amp_batch_retries: int = option(2, "retries of a batch that overflows under --amp", inert=True)
-    amp_init_scale: int = option(2**7, "first loss scale of --amp")
-    amp_scale_window: int | None = option(None, "updates before the --amp scale grows")
-    user_dir: str | None = option(None, "folder (a Python package) with your models, tasks, losses")
-    empty_cache_freq: int = option(0, "empty the GPU memory cache every so many updates")
+    amp_batch_retries: int = option(
+        2, "retries of a batch that overflows under --amp", inert=True, minimum=0
+    )
+    amp_init_scale: int = option(2**7, "first loss scale of --amp", minimum=1)
+    amp_scale_window: int | None = option(None, "updates before the --amp scale grows", minimum=1)
+    user_dir: str | None = option(
+        None, "folder (a Python package) with your models, tasks, losses", path=True
+    )
+    empty_cache_freq: int = option(0, "empty the GPU memory cache every so many updates", minimum=0)
     all_gather_list_size: int = option(
-        16384, "accepted for old scripts; gathers have no size limit"
+        16384, "accepted for old scripts; gathers have no size limit", minimum=1
     )
     profile: bool = option(
-        False, "record a torch profile of updates 10 to 20 in the run folder", inert=True
+        False, "record a torch profile of updates 10 to 20 of this process in the run folder"
     )
     reset_logging: bool = option(False, "drop log handlers installed by Hydra")
     suppress_crashes: bool = option(False, "in fairseq-hydra-train: report a crash and return")
@@ -73,16 +88,20 @@ class CommonConfig(FairseqDataclass):
 class DistributedTrainingConfig(FairseqDataclass):
     """Several processes: who talks to whom and how gradients are averaged."""
 
-    distributed_world_size: int = option(-1, "number of processes (default: visible GPUs, or 1)")
-    distributed_num_procs: int | None = option(
-        -1, "processes to start here (default: visible GPUs)"
+    distributed_world_size: int = option(
+        -1, "number of processes (default: visible GPUs, or 1)", minimum=1
     )
-    distributed_rank: int | None = option(0, "rank of this process")
+    distributed_num_procs: int | None = option(
+        -1, "processes to start here (default: visible GPUs)", minimum=0
+    )
+    distributed_rank: int | None = option(0, "rank of this process", minimum=0)
     distributed_backend: str = option("nccl", "nccl or gloo (gloo is taken where there is no GPU)")
     distributed_init_method: str | None = option(None, "for example tcp://host:port")
-    distributed_port: int = option(-1, "port, for multi-node runs under Slurm", inert=True)
+    distributed_port: int = option(
+        -1, "port, for multi-node runs under Slurm", inert=True, minimum=0, maximum=65535
+    )
     device_id: int = option(
-        0, "GPU of this process", argparse_alias=("--local_rank", "--local-rank")
+        0, "GPU of this process", argparse_alias=("--local_rank", "--local-rank"), minimum=0
     )
     distributed_no_spawn: bool = option(False, "do not start processes, even if there are GPUs")
     ddp_backend: Literal["c10d", "pytorch_ddp", "legacy_ddp", "no_c10d", "fully_sharded"] = option(
@@ -91,12 +110,14 @@ class DistributedTrainingConfig(FairseqDataclass):
     ddp_comm_hook: Literal["none", "fp16"] = option(
         "none", "compress gradients on the wire", inert=True
     )
-    bucket_cap_mb: int = option(25, "bucket size of DDP in MB")
+    bucket_cap_mb: int = option(25, "bucket size of DDP in MB", minimum=1)
     fix_batches_to_gpus: bool = option(False, "keep a batch on the same process in every epoch")
     find_unused_parameters: bool = option(False, "let DDP look for parameters without gradient")
     gradient_as_bucket_view: bool = option(False, "DDP: save a copy of the gradients")
     fast_stat_sync: bool = option(False, "accepted for old scripts; statistics are always fast")
-    heartbeat_timeout: int = option(-1, "end a process that made no progress for so many seconds")
+    heartbeat_timeout: int = option(
+        -1, "end a process that made no progress for so many seconds", minimum=0
+    )
     broadcast_buffers: bool = option(False, "DDP: broadcast buffers before each forward")
     zero_sharding: Literal["none", "os"] = option(
         "none", "shard the optimizer state (ZeRO-1)", inert=True
@@ -114,46 +135,51 @@ class DistributedTrainingConfig(FairseqDataclass):
 class DatasetConfig(FairseqDataclass):
     """Which data, in which batches, validated when."""
 
-    num_workers: int = option(1, "processes that prepare batches")
+    num_workers: int = option(1, "processes that prepare batches", minimum=0, maximum=MOST_WORKERS)
     skip_invalid_size_inputs_valid_test: bool = option(
         False, "skip too long samples in validation instead of stopping"
     )
-    max_tokens: int | None = option(None, "most tokens in a batch, padding included")
+    max_tokens: int | None = option(None, "most tokens in a batch, padding included", minimum=1)
     batch_size: int | None = option(
-        None, "most samples in a batch", argparse_alias="--max-sentences"
+        None, "most samples in a batch", argparse_alias="--max-sentences", minimum=1
     )
     required_batch_size_multiple: int = option(
-        8, "batch sizes are multiples of this if they can be"
+        8, "batch sizes are multiples of this if they can be", minimum=1
     )
-    required_seq_len_multiple: int = option(1, "pad sequences to a multiple of this", inert=True)
+    required_seq_len_multiple: int = option(
+        1, "pad sequences to a multiple of this", inert=True, minimum=1
+    )
     dataset_impl: DatasetImpl | None = option(None, "format of binarized files (default: detect)")
-    data_buffer_size: int = option(10, "batches prepared ahead")
+    data_buffer_size: int = option(10, "batches prepared ahead", minimum=0)
     train_subset: str = option("train", "name of the training split")
     valid_subset: str = option("valid", "names of the validation splits, separated by commas")
     combine_valid_subsets: bool | None = option(
         None, "merge valid, valid1, ... into one", argparse_alias="--combine-val"
     )
     ignore_unused_valid_subsets: bool = option(False, "allow valid splits that are not evaluated")
-    validate_interval: int = option(1, "validate every so many epochs")
-    validate_interval_updates: int = option(0, "validate every so many updates")
-    validate_after_updates: int = option(0, "do not validate before so many updates")
-    fixed_validation_seed: int | None = option(None, "torch seed set before each validation")
+    validate_interval: int = option(1, "validate every so many epochs", minimum=1)
+    validate_interval_updates: int = option(0, "validate every so many updates", minimum=0)
+    validate_after_updates: int = option(0, "do not validate before so many updates", minimum=0)
+    fixed_validation_seed: int | None = option(
+        None, "torch seed set before each validation", **SEED
+    )
     disable_validation: bool = option(False, "never validate")
     max_tokens_valid: int | None = option(
-        None, "most tokens in a validation batch (default: as in training)"
+        None, "most tokens in a validation batch (default: as in training)", minimum=1
     )
     batch_size_valid: int | None = option(
         None,
         "most samples in a validation batch (default: as in training)",
         argparse_alias="--max-sentences-valid",
+        minimum=1,
     )
     max_valid_steps: int | None = option(
-        None, "validate on so many batches only", argparse_alias="--nval"
+        None, "validate on so many batches only", argparse_alias="--nval", minimum=1
     )
-    curriculum: int = option(0, "do not shuffle batches in the first so many epochs")
+    curriculum: int = option(0, "do not shuffle batches in the first so many epochs", minimum=0)
     gen_subset: str = option("test", "split that is evaluated or generated from")
-    num_shards: int = option(1, "shards for generation and evaluation")
-    shard_id: int = option(0, "shard of this process")
+    num_shards: int = option(1, "shards for generation and evaluation", minimum=1)
+    shard_id: int = option(0, "shard of this process", minimum=0)
     grouped_shuffling: bool = option(False, "shuffle groups of one batch per process")
     update_epoch_batch_itr: bool = option(
         II("dataset.grouped_shuffling"), "rebuild the batches every epoch"
@@ -171,14 +197,18 @@ class DatasetConfig(FairseqDataclass):
 class OptimizationConfig(FairseqDataclass):
     """How long, with which step."""
 
-    max_epoch: int = option(0, "stop after this epoch (0: no limit)")
-    max_update: int = option(0, "stop after so many updates (0: no limit)")
-    stop_time_hours: float = option(0.0, "stop after so many hours, restarts added up (0: never)")
-    clip_norm: float = option(0.0, "clip the gradient norm at this value (0: do not clip)")
+    max_epoch: int = option(0, "stop after this epoch (0: no limit)", minimum=0)
+    max_update: int = option(0, "stop after so many updates (0: no limit)", minimum=0)
+    stop_time_hours: float = option(
+        0.0, "stop after so many hours, restarts added up (0: never)", minimum=0
+    )
+    clip_norm: float = option(
+        0.0, "clip the gradient norm at this value (0: do not clip)", minimum=0
+    )
     sentence_avg: bool = option(False, "normalise gradients by sentences instead of tokens")
-    update_freq: list[int] = option([1], "batches per update, one entry per epoch")
-    lr: list[float] = option([0.25], "learning rate, one entry per epoch")
-    stop_min_lr: float = option(-1.0, "stop when the learning rate falls to this value")
+    update_freq: list[int] = option([1], "batches per update, one entry per epoch", minimum=1)
+    lr: list[float] = option([0.25], "learning rate, one entry per epoch", minimum=0)
+    stop_min_lr: float = option(-1.0, "stop when the learning rate falls to this value", minimum=-1)
     skip_remainder_batch: bool = option(False, "drop the last incomplete batch group of an epoch")
     debug_param_names: bool = option(False, "name parameters in the optimizer's groups", inert=True)
 
@@ -187,30 +217,36 @@ class OptimizationConfig(FairseqDataclass):
 class CheckpointConfig(FairseqDataclass):
     """Where the run is kept and what it starts from."""
 
-    save_dir: str = option("checkpoints", "the run folder")
-    restore_file: str = option("checkpoint_last.pt", "checkpoint to start from")
-    continue_once: str | None = option(None, "start from this file if there is no checkpoint_last")
-    finetune_from_model: str | None = option(None, "take the weights of this model, nothing else")
+    save_dir: str = option("checkpoints", "the run folder", path=True)
+    restore_file: str = option("checkpoint_last.pt", "checkpoint to start from", path=True)
+    continue_once: str | None = option(
+        None, "start from this file if there is no checkpoint_last", path=True
+    )
+    finetune_from_model: str | None = option(
+        None, "take the weights of this model, nothing else", path=True
+    )
     reset_dataloader: bool = option(False, "start at the first epoch")
     reset_lr_scheduler: bool = option(False, "do not load the state of the LR schedule")
     reset_meters: bool = option(False, "do not load the meters")
     reset_optimizer: bool = option(False, "do not load the optimizer state")
     optimizer_overrides: str = option("{}", "values that replace the checkpoint's, as a dict")
-    save_interval: int = option(1, "save every so many epochs")
-    save_interval_updates: int = option(0, "save every so many updates")
-    keep_interval_updates: int = option(-1, "keep this many of those")
-    keep_interval_updates_pattern: int = option(-1, "never delete updates divisible by this")
-    keep_last_epochs: int = option(-1, "keep this many epoch checkpoints")
-    keep_best_checkpoints: int = option(-1, "keep this many best checkpoints")
+    save_interval: int = option(1, "save every so many epochs", minimum=1)
+    save_interval_updates: int = option(0, "save every so many updates", minimum=0)
+    keep_interval_updates: int = option(-1, "keep this many of those", minimum=-1)
+    keep_interval_updates_pattern: int = option(
+        -1, "never delete updates divisible by this", minimum=1
+    )
+    keep_last_epochs: int = option(-1, "keep this many epoch checkpoints", minimum=-1)
+    keep_best_checkpoints: int = option(-1, "keep this many best checkpoints", minimum=-1)
     no_save: bool = option(False, "save nothing")
     no_epoch_checkpoints: bool = option(False, "keep only the last and the best checkpoint")
     no_last_checkpoints: bool = option(False, "do not write checkpoint_last.pt")
     no_save_optimizer_state: bool = option(False, "leave the optimizer state out")
     best_checkpoint_metric: str = option("loss", "validation metric that decides what is best")
     maximize_best_checkpoint_metric: bool = option(False, "the larger that metric the better")
-    patience: int = option(-1, "stop after so many validations without improvement")
+    patience: int = option(-1, "stop after so many validations without improvement", minimum=-1)
     checkpoint_suffix: str = option("", "inserted before .pt")
-    checkpoint_shard_count: int = option(1, "number of checkpoint shards", inert=True)
+    checkpoint_shard_count: int = option(1, "number of checkpoint shards", inert=True, minimum=1)
     load_checkpoint_on_all_dp_ranks: bool = option(
         False, "every process reads the file itself", inert=True
     )
@@ -224,10 +260,10 @@ class EMAConfig(FairseqDataclass):
     """A moving average of the weights."""
 
     store_ema: bool = option(False, "keep an exponential moving average of the weights")
-    ema_decay: float = option(0.9999, "its decay")
-    ema_start_update: int = option(0, "copy the weights until this update")
-    ema_seed_model: str | None = option(None, "start the average from this checkpoint")
-    ema_update_freq: int = option(1, "update it every so many updates")
+    ema_decay: float = option(0.9999, "its decay", **SHARE)
+    ema_start_update: int = option(0, "copy the weights until this update", minimum=0)
+    ema_seed_model: str | None = option(None, "start the average from this checkpoint", path=True)
+    ema_update_freq: int = option(1, "update it every so many updates", minimum=1)
     ema_fp32: bool = option(False, "accumulate in fp32 even if the model is not")
 
 
@@ -235,7 +271,7 @@ class EMAConfig(FairseqDataclass):
 class CommonEvalConfig(FairseqDataclass):
     """What evaluation commands share."""
 
-    path: str | None = option(None, "model file; several are joined with ':'")
+    path: str | None = option(None, "model file; several are joined with ':'", path=True)
     post_process: str | None = option(
         None,
         "undo the subword splitting before printing",
@@ -244,7 +280,7 @@ class CommonEvalConfig(FairseqDataclass):
     )
     quiet: bool = option(False, "print only the final scores")
     model_overrides: str = option("{}", "values that replace the checkpoint's, as a dict")
-    results_path: str | None = option(None, "folder for the results", inert=True)
+    results_path: str | None = option(None, "folder for the results", inert=True, path=True)
 
 
 @dataclass
@@ -253,28 +289,30 @@ class EvalLMConfig(FairseqDataclass):
 
     output_word_probs: bool = option(False, "print words with their log-probabilities")
     output_word_stats: bool = option(False, "print statistics per word")
-    context_window: int = option(0, "at least so many tokens of context for every token")
-    softmax_batch: int = option(NEVER_SPLIT, "rows of logits computed at once")
+    context_window: int = option(0, "at least so many tokens of context for every token", minimum=0)
+    softmax_batch: int = option(NEVER_SPLIT, "rows of logits computed at once", minimum=1)
 
 
 @dataclass
 class GenerationConfig(FairseqDataclass):
     """Generation from causal language models."""
 
-    beam: int = option(5, "beam size")
-    nbest: int = option(1, "hypotheses to print")
-    max_len_a: float = option(0.0, "longest output is a * source length + b")
-    max_len_b: int = option(200, "longest output is a * source length + b")
-    min_len: int = option(1, "shortest output")
+    beam: int = option(5, "beam size", minimum=1)
+    nbest: int = option(1, "hypotheses to print", minimum=1)
+    max_len_a: float = option(0.0, "longest output is a * source length + b", minimum=0)
+    max_len_b: int = option(200, "longest output is a * source length + b", minimum=0)
+    min_len: int = option(1, "shortest output", minimum=0)
     unnormalized: bool = option(False, "compare hypotheses by total, not mean, log-probability")
     lenpen: float = option(1.0, "length penalty; below 1 favours short outputs")
     unkpen: float = option(0.0, "penalty for <unk>")
-    prefix_size: int = option(0, "force the first so many tokens of the target")
-    no_repeat_ngram_size: int = option(0, "never repeat n-grams of this size")
+    prefix_size: int = option(0, "force the first so many tokens of the target", minimum=0)
+    no_repeat_ngram_size: int = option(0, "never repeat n-grams of this size", minimum=0)
     sampling: bool = option(False, "sample instead of searching")
-    sampling_topk: int = option(-1, "sample among the k most likely words")
-    sampling_topp: float = option(-1.0, "sample among the words that make up this probability")
-    temperature: float = option(1.0, "softmax temperature")
+    sampling_topk: int = option(-1, "sample among the k most likely words", minimum=1)
+    sampling_topp: float = option(
+        -1.0, "sample among the words that make up this probability", above=0, maximum=1
+    )
+    temperature: float = option(1.0, "softmax temperature", above=0)
     no_seed_provided: bool = option(False, "set by the parser when --seed is not given")
 
 
@@ -282,8 +320,8 @@ class GenerationConfig(FairseqDataclass):
 class InteractiveConfig(FairseqDataclass):
     """Reading sentences from a stream."""
 
-    buffer_size: int = option(0, "sentences read before a batch is formed")
-    input: str = option("-", "file to read; - is standard input")
+    buffer_size: int = option(0, "sentences read before a batch is formed", minimum=0)
+    input: str = option("-", "file to read; - is standard input", path=True)
 
 
 @dataclass
@@ -310,12 +348,14 @@ class FairseqConfig(FairseqDataclass):
     bpe: Any = None
     tokenizer: Any = None
     ema: EMAConfig = field(default_factory=EMAConfig)
+    # by section: what the user said (see fairseq.config.stated)
+    stated: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 SECTIONS: dict[str, type[FairseqDataclass]] = {
     f.name: f.default_factory  # type: ignore[misc]
     for f in dataclasses.fields(FairseqConfig)
-    if f.default_factory is not dataclasses.MISSING
+    if f.default_factory not in (dataclasses.MISSING, dict)
 }
 # component section -> the flag that names the component
 COMPONENTS = {
@@ -337,28 +377,31 @@ class PreprocessConfig(FairseqDataclass):
 
     source_lang: str | None = option(None, "source language", argparse_alias="-s")
     target_lang: str | None = option(None, "target language", argparse_alias="-t")
-    trainpref: str | None = option(None, "training text (without the language suffix, if any)")
-    validpref: str | None = option(None, "validation texts, separated by commas")
-    testpref: str | None = option(None, "test texts, separated by commas")
+    trainpref: str | None = option(
+        None, "training text (without the language suffix, if any)", path=True
+    )
+    validpref: str | None = option(None, "validation texts, separated by commas", path=True)
+    testpref: str | None = option(None, "test texts, separated by commas", path=True)
     align_suffix: str | None = option(None, "suffix of an alignment file (not supported)")
-    destdir: str = option("data-bin", "folder for the output")
-    thresholdtgt: int = option(0, "target words seen less often become <unk>")
-    thresholdsrc: int = option(0, "words seen less often become <unk>")
-    tgtdict: str | None = option(None, "use this target dictionary")
-    srcdict: str | None = option(None, "use this dictionary instead of building one")
-    nwordstgt: int = option(-1, "most target words to keep")
-    nwordssrc: int = option(-1, "most words to keep, special symbols included")
+    destdir: str = option("data-bin", "folder for the output", path=True)
+    thresholdtgt: int = option(0, "target words seen less often become <unk>", minimum=0)
+    thresholdsrc: int = option(0, "words seen less often become <unk>", minimum=0)
+    tgtdict: str | None = option(None, "use this target dictionary", path=True)
+    srcdict: str | None = option(None, "use this dictionary instead of building one", path=True)
+    nwordstgt: int = option(-1, "most target words to keep", minimum=-1)
+    nwordssrc: int = option(-1, "most words to keep, special symbols included", minimum=-1)
     alignfile: str | None = option(None, "an alignment file (not supported)")
     dataset_impl: DatasetImpl = option("mmap", "format of the binary files")
     joined_dictionary: bool = option(False, "one dictionary for both languages")
     only_source: bool = option(False, "one language only: what language models need")
-    padding_factor: int = option(8, "pad the dictionary to a multiple of this")
-    workers: int = option(1, "processes")
+    padding_factor: int = option(8, "pad the dictionary to a multiple of this", minimum=0)
+    workers: int = option(1, "processes", minimum=1, maximum=MOST_WORKERS)
     byte_level_tokenizer: str | None = option(
         None,
         "tokenizer.json of fairseq-bpe train that made the texts: the dictionary gets all of its "
         "pieces, so that no text has an unknown one, and the file is copied to --destdir",
         new=True,
+        path=True,
     )
     dict_only: bool = option(False, "build the dictionary and stop")
 

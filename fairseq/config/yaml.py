@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fairseq.config.yaml_text import read_yaml_file
 from fairseq.errors import ConfigError
 from fairseq.files.io import require_file
 
+MOST_INCLUDES = 200
 PACKAGE = re.compile(r"\s*#\s*@package\s+(\S+)")
 
 
@@ -30,20 +32,46 @@ def read_yaml(*paths: str) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for path in paths:
         file = require_file(path, "configuration file", "Check --config.")
-        result = _merged(result, _composed(file, ())[0])
+        result = stacked(result, _composed(file, (), [])[0])
     return result
 
 
-def _composed(file: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], bool]:
+def stacked(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two recipes as one; ``high`` wins, and wholly if it is the dump of a run.
+
+    Over such a dump, ``high`` is stated as well, but the dump keeps the names of its components:
+    see :mod:`fairseq.config.stated`.
+    """
+    if "stated" in high:
+        return {**low, **high}
+    result = _merged(low, high)
+    if isinstance(dumped := low.get("stated"), dict):
+        values = {section: own for section, own in high.items() if isinstance(own, dict)}
+        names = {
+            section: {"_name": own["_name"]}
+            for section, own in dumped.items()
+            if isinstance(own, dict) and "_name" in own
+        }
+        result["stated"] = _merged(_merged(dumped, values), names)
+    return result
+
+
+def _composed(
+    file: Path, above: tuple[Path, ...], included: list[Path]
+) -> tuple[dict[str, Any], bool]:
     """Return what a recipe amounts to, and whether it keeps to the section of its folder.
 
     Args:
         file: the recipe.
         above: the recipes that led to this one.
+        included: all that were read so far, repetitions too.
 
     Raises:
-        ConfigError: as above, or if recipes include each other in a circle.
+        ConfigError: as above, or if recipes include each other in a circle or without end.
     """
+    included.append(file)
+    if len(included) > MOST_INCLUDES:
+        raise ConfigError(f"{included[0]} includes more than {MOST_INCLUDES} recipes")
     if file in above:
         raise ConfigError(f"{file} includes itself: {' > '.join(path.name for path in above)}")
     own, is_global = _content(file)
@@ -66,20 +94,14 @@ def _composed(file: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], bool
                 f"{file} composes {entry}, but there is no {part}. Packages of Hydra's and its "
                 "search path need fairseq-hydra-train --config-dir FOLDER --config-name NAME"
             )
-        content, in_section = _composed(part, (*above, file))
+        content, in_section = _composed(part, (*above, file), included)
         result = _merged(result, {str(group): content} if group and in_section else content)
     return result, not is_global
 
 
 def _content(file: Path) -> tuple[dict[str, Any], bool]:
     """Return a recipe's own text as a mapping, and whether it is global."""
-    import yaml
-
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+    content, text = read_yaml_file(file)
     if not isinstance(content, dict):
         raise ConfigError(f"{file} must hold sections such as 'task:' and 'model:'")
     content.pop("hydra", None)

@@ -28,11 +28,14 @@ from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 class ContrastiveWeightTyingConfig(FairseqDataclass):
     """Settings of contrastive weight tying."""
 
-    contrastive_weight: float = option(1.0, "weight of the contrastive loss", new=True)
+    contrastive_weight: float = option(1.0, "weight of the contrastive loss", new=True, minimum=0)
     vocabulary_weight: float = option(
-        0.0, "weight of the usual loss; above 0 the model keeps its vocabulary head", new=True
+        0.0,
+        "weight of the usual loss; above 0 the model keeps its vocabulary head",
+        new=True,
+        minimum=0,
     )
-    contrastive_temperature: float = option(1.0, "scores are divided by this", new=True)
+    contrastive_temperature: float = option(1.0, "scores are divided by this", new=True, above=0)
     contrastive_normalize: bool = option(False, "compare directions only", new=True)
     contrastive_symmetric: bool = option(
         False, "also find the position for each token, among those of the micro-batch", new=True
@@ -41,7 +44,7 @@ class ContrastiveWeightTyingConfig(FairseqDataclass):
         False, "learn a linear map of the hidden states, the identity at first", new=True
     )
     contrastive_width: int = option(
-        0, "channels of that map; set from the width of the model", new=True
+        0, "channels of that map; set from the width of the model", new=True, minimum=0
     )
     duplicates: Literal["count", "once"] = option(
         "count", "negatives that occur several times count as often, or once", new=True
@@ -50,7 +53,10 @@ class ContrastiveWeightTyingConfig(FairseqDataclass):
         "local", "those of the micro-batch, or of the whole update on all processes", new=True
     )
     extra_negatives: int = option(
-        0, "in training, so many more in each micro-batch, drawn from all words", new=True
+        0,
+        "in training, so many more in each micro-batch, drawn from all words",
+        new=True,
+        minimum=0,
     )
     valid_vocabulary_loss: bool = option(
         True,

@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq.config.schema import option
+from fairseq.config.schema import (
+    DECAY,
+    option,
+)
 from fairseq.criterions import register_criterion
 from fairseq.criterions.base import FairseqCriterion, perplexity_of, predicted_positions
 from fairseq.criterions.cross_entropy import CrossEntropyConfig
@@ -58,9 +61,9 @@ def smoothed(nll: Tensor, total: Tensor, eps: float, words: int) -> Tensor:
 class LabelSmoothedCrossEntropyCriterionConfig(CrossEntropyConfig):
     """Settings of the label-smoothed cross-entropy."""
 
-    label_smoothing: float = option(0.0, "probability that is shared among all words")
+    label_smoothing: float = option(0.0, "probability that is shared among all words", **DECAY)
     report_accuracy: bool = option(False, "also report the share of targets that were likeliest")
-    ignore_prefix_size: int = option(0, "so many first targets of each row do not count")
+    ignore_prefix_size: int = option(0, "so many first targets of each row do not count", minimum=0)
 
 
 @register_criterion(

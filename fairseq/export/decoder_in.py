@@ -45,6 +45,7 @@ _KNOWN: dict[str, tuple[Any, ...]] = {
 def convert(
     transformers: Any,
     source: Path,
+    clean: Path,
     folder: Path,
     out: Path,
     sentences: Sequence[str],
@@ -55,6 +56,7 @@ def convert(
     Args:
         transformers: the package.
         source: their folder.
+        clean: a copy of it that transformers may read (``plain_folder``).
         folder: an empty folder.
         out: what it will be called.
         sentences: on which both models are compared, beside random tokens.
@@ -68,7 +70,7 @@ def convert(
         CheckpointError: if weights are missing, or the imported model differs.
         UnsupportedError: for settings that ``transformer_lm`` does not have.
     """
-    described = transformers.AutoConfig.from_pretrained(str(source)).to_dict()
+    described = transformers.AutoConfig.from_pretrained(str(clean)).to_dict()
     family = CAUSAL[described["model_type"]]
     settings = our_settings(described)
     heads = settings["decoder_attention_heads"]
@@ -85,11 +87,11 @@ def convert(
     write_ours(folder, out, state, {**settings, **encoder})
     hub = encoder_out.load_ours(folder / "model.pt", folder)
     theirs = getattr(transformers, family.classes[settings["head"] == "none"])
-    theirs = theirs.from_pretrained(str(source)).float().eval()
+    theirs = theirs.from_pretrained(str(clean)).float().eval()
     tokens = []
     if not split.startswith("none"):
         tokens = decoder_out.our_tokens(hub, sentences)
-        _check_tokens(transformers, source, sentences, tokens, decoder_out.first_symbol(hub))
+        _check_tokens(transformers, clean, sentences, tokens, decoder_out.first_symbol(hub))
     limit = min(int(hub.model.max_positions()), settings["max_target_positions"])
     tokens += decoder_out.random_tokens(dictionary, limit)
     difference, greatest = decoder_out.compare(hub, theirs, tokens, tokens)

@@ -15,6 +15,7 @@ from fairseq.export import decoder_in, encoder_out, encoder_tokenizer
 from fairseq.export.decoder_names import CAUSAL
 from fairseq.export.encoder_names import ENCODER, FAMILIES, HEAD, to_ours
 from fairseq.export.model_files import read_weights, sound_folder, write_ours
+from fairseq.export.plain_folder import plain_folder, read_json
 from fairseq.files.io import require_file
 
 _OUR_ACTS = {"gelu": "gelu", "gelu_new": "gelu_accurate", "relu": "relu"}
@@ -50,8 +51,8 @@ def _convert(
     transformers: Any, source: Path, out: Path, sentences: Sequence[str] | None, force: bool
 ) -> dict[str, Any]:
     """Do the work of :func:`from_huggingface`; a damaged folder may raise anything."""
-    described = json.loads(
-        require_file(source / "config.json", "configuration", "Is this a model folder?").read_text()
+    described = read_json(
+        require_file(source / "config.json", "configuration", "Is this a model folder?")
     )
     kind = described.get("model_type")
     if kind not in (*FAMILIES, *CAUSAL):
@@ -59,9 +60,9 @@ def _convert(
         raise UnsupportedError(f"{source}: model_type {kind!r} cannot be imported; {known} can")
     sentences = list(sentences or encoder_out.default_sentences())
     if kind in CAUSAL:
-        with encoder_out.new_folder(out, force) as folder:
+        with encoder_out.new_folder(out, force) as folder, plain_folder(source) as clean:
             found = read_weights(source)
-            result = decoder_in.convert(transformers, source, folder, out, sentences, found)
+            result = decoder_in.convert(transformers, source, clean, folder, out, sentences, found)
             encoder_out.check_difference(result["max_abs_difference"], result["greatest_logit"])
         return result
     state = to_ours(read_weights(source), FAMILIES[kind])
@@ -76,7 +77,8 @@ def _convert(
             )
         state = {f"{ENCODER}version": torch.tensor([3.0]), **state}
         write_ours(folder, out, state, {**settings, **encoder})
-        worst = _compare(transformers, source, folder, sentences)
+        with plain_folder(source) as clean:
+            worst = _compare(transformers, clean, folder, sentences)
         encoder_out.check_difference(worst)
     return {
         "model_type": kind,
@@ -151,7 +153,7 @@ def _import_tokenizer(
     path = folder / "vocab.txt"
     path.write_text("".join(f"{symbol}\n" for symbol in dictionary.symbols), encoding="utf-8")
     settings = source / "tokenizer_config.json"
-    told = json.loads(settings.read_text()) if settings.is_file() else {}
+    told = read_json(settings) if settings.is_file() else {}
     cased = not told.get("do_lower_case", True)
     vocabulary = str(out / path.name)
     return dictionary, {

@@ -26,6 +26,7 @@ import torch
 
 from fairseq.errors import CheckpointError
 from fairseq.files.io import PathLike, require_file
+from fairseq.files.tensor_sizes import refuse_unbacked
 
 
 class StandIn:
@@ -229,7 +230,7 @@ def make_plain(value: Any) -> Any:
     Namespaces stay Namespaces, ordered dicts stay ordered dicts.
 
     Raises:
-        CheckpointError: for a stand-in that makes no sense.
+        CheckpointError: for a stand-in that makes no sense, or a tensor that is not in the file.
         RecursionError: if a container holds itself.
     """
     kind = type(value)
@@ -237,6 +238,9 @@ def make_plain(value: Any) -> Any:
         return value
     if isinstance(value, StandIn):
         return value.plain()
+    if isinstance(value, torch.Tensor):
+        refuse_unbacked(value)
+        return value
     if kind is argparse.Namespace:
         return argparse.Namespace(**{key: make_plain(item) for key, item in vars(value).items()})
     if isinstance(value, dict):

@@ -115,7 +115,7 @@ def parse_record(line: str | bytes) -> dict[str, Any] | None:
     """Return the JSON object in ``line``, None if it is blank, torn or something else."""
     try:
         record = json.loads(line)
-    except ValueError:  # JSON and UTF-8 errors alike
+    except (ValueError, RecursionError):  # JSON and UTF-8 errors alike, numbers of 5000 digits
         return None
     return record if isinstance(record, dict) else None
 

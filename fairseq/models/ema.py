@@ -66,12 +66,21 @@ class EMA:
         }
 
     def restore(self, state_dict: Mapping[str, Tensor], build_fp32_params: bool = False) -> None:
-        """Load averaged weights.
+        """Load averaged weights; what they lack begins at the weights of the model.
+
+        The original saves no final norm of a decoder among them: its averaged copy loses it.
 
         Args:
             state_dict: as saved.
             build_fp32_params: also start the fp32 average from them.
         """
+        own = self.model.state_dict()
+        missing = [name for name in own if name not in state_dict]
+        if missing and len(missing) < len(own):
+            logger.warning(
+                "the moving average lacks %s: it starts here, from the model's", ", ".join(missing)
+            )
+            state_dict = {**state_dict, **{name: own[name] for name in missing}}
         self.model.load_state_dict(dict(state_dict), strict=False)
         if build_fp32_params:
             self.build_fp32_params(state_dict)
@@ -141,4 +150,5 @@ class EMA:
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"the moving average does not fit the model: {error}") from error
         if self.config.ema_fp32:
-            self.build_fp32_params(extra_state.get("ema_fp32_params", extra_state["ema"]))
+            exact = extra_state.get("ema_fp32_params", extra_state["ema"])
+            self.build_fp32_params({**self.model.state_dict(), **exact})

@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq.config.schema import II, FairseqDataclass, option
+from fairseq.config.schema import (
+    DECAY,
+    II,
+    FairseqDataclass,
+    option,
+)
 from fairseq.errors import ConfigError
 from fairseq.optim import register_optimizer
 from fairseq.optim.base import FairseqOptimizer
@@ -26,12 +31,14 @@ class FairseqAdafactorConfig(FairseqDataclass):
     """Settings of ``--optimizer adafactor``."""
 
     adafactor_eps: Any = option(
-        "(1e-30, 1e-3)", "floors of the squared gradient and of the parameter scale"
+        "(1e-30, 1e-3)", "floors of the squared gradient and of the parameter scale", minimum=0
     )
-    clip_threshold: float = option(1.0, "largest root mean square of an update")
-    decay_rate: float = option(-0.8, "exponent of the decay of the second moment")
-    beta1: float | None = option(None, "decay rate of the first moment; without it there is none")
-    weight_decay: float = option(0.0, "decoupled weight decay", argparse_alias="--wd")
+    clip_threshold: float = option(1.0, "largest root mean square of an update", above=0)
+    decay_rate: float = option(-0.8, "exponent of the decay of the second moment", maximum=0)
+    beta1: float | None = option(
+        None, "decay rate of the first moment; without it there is none", **DECAY
+    )
+    weight_decay: float = option(0.0, "decoupled weight decay", argparse_alias="--wd", minimum=0)
     scale_parameter: bool = option(False, "multiply the learning rate by the parameter's scale")
     relative_step: bool = option(False, "refused: the learning rate is that of --lr")
     warmup_init: bool = option(False, "refused: it belongs to --relative-step")

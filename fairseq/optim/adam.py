@@ -29,7 +29,12 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from fairseq.config.schema import II, FairseqDataclass, option
+from fairseq.config.schema import (
+    DECAY,
+    II,
+    FairseqDataclass,
+    option,
+)
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.optim import register_optimizer
 from fairseq.optim.base import FairseqOptimizer, scale_
@@ -43,9 +48,9 @@ FUSED_DEVICES = ("cpu", "cuda", "mps")
 class FairseqAdamConfig(FairseqDataclass):
     """Settings of ``--optimizer adam``."""
 
-    adam_betas: Any = option("(0.9, 0.999)", "decay rates of the two running means")
-    adam_eps: float = option(1e-8, "added to the root of the second running mean")
-    weight_decay: float = option(0.0, "decoupled weight decay")
+    adam_betas: Any = option("(0.9, 0.999)", "decay rates of the two running means", **DECAY)
+    adam_eps: float = option(1e-8, "added to the root of the second running mean", minimum=0)
+    weight_decay: float = option(0.0, "decoupled weight decay", minimum=0)
     weight_decay_mode: Literal["all", "matrices"] = option(
         "all", "what decays; matrices: not biases, norms and other vectors", new=True
     )

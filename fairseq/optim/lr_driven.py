@@ -19,11 +19,13 @@ from fairseq.optim.read_settings import learning_rates, single_rate, unless_nega
 class ReduceLROnPlateauLRScheduleConfig(FairseqDataclass):
     """Settings of ``--lr-scheduler reduce_lr_on_plateau``."""
 
-    lr_shrink: float = option(0.1, "factor of the rate when the validation loss stalls")
-    lr_threshold: float = option(1e-4, "relative gain that counts as one")
-    lr_patience: int = option(0, "epochs without gain that are tolerated")
-    warmup_updates: int = option(0, "updates of linear warm-up")
-    warmup_init_lr: float = option(-1.0, "rate of the first update (default: 0)")
+    lr_shrink: float = option(
+        0.1, "factor of the rate when the validation loss stalls", above=0, below=1
+    )
+    lr_threshold: float = option(1e-4, "relative gain that counts as one", minimum=0)
+    lr_patience: int = option(0, "epochs without gain that are tolerated", minimum=0)
+    warmup_updates: int = option(0, "updates of linear warm-up", minimum=0)
+    warmup_init_lr: float = option(-1.0, "rate of the first update (default: 0)", minimum=0)
     lr: list[float] = II("optimization.lr")
     maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
 

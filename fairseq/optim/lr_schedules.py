@@ -6,7 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fairseq.config.schema import II, FairseqDataclass, option
+from fairseq.config.schema import (
+    II,
+    SHARE,
+    FairseqDataclass,
+    option,
+)
 from fairseq.errors import ConfigError
 from fairseq.optim import lr_formulas
 from fairseq.optim.base import FairseqOptimizer
@@ -31,9 +36,11 @@ class PureSchedule(FairseqLRScheduler):
 class FixedLRScheduleConfig(FairseqDataclass):
     """Settings of ``--lr-scheduler fixed``."""
 
-    force_anneal: int | None = option(None, "shrink the rate every epoch from this one on")
-    lr_shrink: float = option(0.1, "factor of that shrinking")
-    warmup_updates: int = option(0, "updates of linear warm-up")
+    force_anneal: int | None = option(
+        None, "shrink the rate every epoch from this one on", minimum=0
+    )
+    lr_shrink: float = option(0.1, "factor of that shrinking", above=0)
+    warmup_updates: int = option(0, "updates of linear warm-up", minimum=0)
     lr: list[float] = II("optimization.lr")
 
 
@@ -78,12 +85,16 @@ class FixedLRSchedule(PureSchedule):
 class PolynomialDecayLRScheduleConfig(FairseqDataclass):
     """Settings of ``--lr-scheduler polynomial_decay``."""
 
-    warmup_updates: int = option(0, "updates of linear warm-up")
-    force_anneal: int | None = option(None, "apply the decay once more at every epoch from this on")
-    end_learning_rate: float = option(0.0, "rate from the last update on")
-    power: float = option(1.0, "exponent of the decay")
+    warmup_updates: int = option(0, "updates of linear warm-up", minimum=0)
+    force_anneal: int | None = option(
+        None, "apply the decay once more at every epoch from this on", minimum=0
+    )
+    end_learning_rate: float = option(0.0, "rate from the last update on", minimum=0)
+    power: float = option(1.0, "exponent of the decay", minimum=0)
     total_num_update: float = option(
-        II("optimization.max_update"), "update at which the decay ends (default: --max-update)"
+        II("optimization.max_update"),
+        "update at which the decay ends (default: --max-update)",
+        minimum=0,
     )
     lr: list[float] = II("optimization.lr")
 
@@ -153,8 +164,8 @@ class PolynomialDecayLRSchedule(PureSchedule):
 class InverseSquareRootLRScheduleConfig(FairseqDataclass):
     """Settings of ``--lr-scheduler inverse_sqrt``."""
 
-    warmup_updates: int = option(4000, "updates of linear warm-up")
-    warmup_init_lr: float = option(-1.0, "rate of the first update (default: 0)")
+    warmup_updates: int = option(4000, "updates of linear warm-up", minimum=1)
+    warmup_init_lr: float = option(-1.0, "rate of the first update (default: 0)", minimum=0)
     lr: list[float] = II("optimization.lr")
 
 
@@ -178,12 +189,14 @@ class InverseSquareRootSchedule(PureSchedule):
 class CosineLRScheduleConfig(FairseqDataclass):
     """Settings of ``--lr-scheduler cosine``."""
 
-    warmup_updates: int = option(0, "updates of linear warm-up")
-    warmup_init_lr: float = option(-1.0, "rate of the first update (default: --min-lr)")
-    min_lr: float = option(0.0, "lowest rate")
-    t_mult: float = option(1.0, "every period is so many times as long as the one before")
-    lr_period_updates: float = option(-1.0, "length of the first period (default: all updates)")
-    lr_shrink: float = option(0.1, "factor of the rates at every restart")
+    warmup_updates: int = option(0, "updates of linear warm-up", minimum=0)
+    warmup_init_lr: float = option(-1.0, "rate of the first update (default: --min-lr)", minimum=0)
+    min_lr: float = option(0.0, "lowest rate", minimum=0)
+    t_mult: float = option(1.0, "every period is so many times as long as the one before", above=0)
+    lr_period_updates: float = option(
+        -1.0, "length of the first period (default: all updates)", above=0
+    )
+    lr_shrink: float = option(0.1, "factor of the rates at every restart", above=0)
     lr: list[float] = II("optimization.lr")
     max_update: int = II("optimization.max_update")
 
@@ -229,14 +242,14 @@ class CosineLRSchedule(PureSchedule):
 class TriStageLRScheduleConfig(FairseqDataclass):
     """Settings of ``--lr-scheduler tri_stage``."""
 
-    warmup_steps: int = option(0, "updates of linear warm-up")
-    hold_steps: int = option(0, "updates at --lr")
-    decay_steps: int = option(0, "updates of exponential decay")
+    warmup_steps: int = option(0, "updates of linear warm-up", minimum=0)
+    hold_steps: int = option(0, "updates at --lr", minimum=0)
+    decay_steps: int = option(0, "updates of exponential decay", minimum=0)
     phase_ratio: tuple[float, float, float] | None = option(
-        None, "the three lengths as shares of --max-update, such as '(0.1, 0.4, 0.5)'"
+        None, "the three lengths as shares of --max-update, such as '(0.1, 0.4, 0.5)'", **SHARE
     )
-    init_lr_scale: float = option(0.01, "first rate as a share of --lr")
-    final_lr_scale: float = option(0.01, "last rate as a share of --lr")
+    init_lr_scale: float = option(0.01, "first rate as a share of --lr", minimum=0)
+    final_lr_scale: float = option(0.01, "last rate as a share of --lr", above=0)
     max_update: int = II("optimization.max_update")
     lr: list[float] = II("optimization.lr")
 
@@ -276,9 +289,9 @@ class TriStageLRSchedule(PureSchedule):
 class TriangularLRScheduleConfig(FairseqDataclass):
     """Settings of ``--lr-scheduler triangular``."""
 
-    max_lr: float | None = option(None, "highest rate (required); --lr is the lowest")
-    lr_period_updates: float = option(5000.0, "updates of one cycle, up and down")
-    lr_shrink: float = option(0.1, "factor of the highest rate after every cycle")
+    max_lr: float | None = option(None, "highest rate (required); --lr is the lowest", above=0)
+    lr_period_updates: float = option(5000.0, "updates of one cycle, up and down", minimum=2)
+    lr_shrink: float = option(0.1, "factor of the highest rate after every cycle", above=0)
     shrink_min: bool = option(False, "shrink the lowest rate, too")
     lr: list[float] = II("optimization.lr")
 
@@ -310,14 +323,14 @@ class TriangularLRSchedule(PureSchedule):
 class StepLRScheduleConfig(FairseqDataclass):
     """Settings of ``--lr-scheduler step``."""
 
-    warmup_updates: int = option(0, "updates of linear warm-up")
-    warmup_init_lr: float = option(-1.0, "rate of the first update (default: --min-lr)")
+    warmup_updates: int = option(0, "updates of linear warm-up", minimum=0)
+    warmup_init_lr: float = option(-1.0, "rate of the first update (default: --min-lr)", minimum=0)
     # the original spells it so; the alias is for everybody else
     lr_deacy_period: int = option(
-        25000, "updates between two decays", argparse_alias="--lr-decay-period"
+        25000, "updates between two decays", argparse_alias="--lr-decay-period", minimum=1
     )
-    lr_decay: float = option(0.5, "factor of the rate at every decay")
-    min_lr: float = option(0.0, "lowest rate")
+    lr_decay: float = option(0.5, "factor of the rate at every decay", above=0)
+    min_lr: float = option(0.0, "lowest rate", minimum=0)
     lr: list[float] = II("optimization.lr")
 
 

@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq.config.schema import II, FairseqDataclass, option
+from fairseq.config.schema import (
+    DECAY,
+    II,
+    SHARE,
+    FairseqDataclass,
+    option,
+)
 from fairseq.optim import register_optimizer
 from fairseq.optim.base import FairseqOptimizer
 from fairseq.optim.fp32_rule import PerTensorOptimizer
@@ -20,8 +26,10 @@ from fairseq.optim.read_settings import learning_rates, pair
 class SGDConfig(FairseqDataclass):
     """Settings of ``--optimizer sgd``."""
 
-    momentum: float = option(0.0, "momentum factor")
-    weight_decay: float = option(0.0, "weight decay, added to the gradient", argparse_alias="--wd")
+    momentum: float = option(0.0, "momentum factor", **DECAY)
+    weight_decay: float = option(
+        0.0, "weight decay, added to the gradient", argparse_alias="--wd", minimum=0
+    )
     lr: list[float] = II("optimization.lr")
 
 
@@ -49,7 +57,9 @@ class SGD(FairseqOptimizer):
 class AdagradConfig(FairseqDataclass):
     """Settings of ``--optimizer adagrad``."""
 
-    weight_decay: float = option(0.0, "weight decay, added to the gradient", argparse_alias="--wd")
+    weight_decay: float = option(
+        0.0, "weight decay, added to the gradient", argparse_alias="--wd", minimum=0
+    )
     lr: list[float] = II("optimization.lr")
 
 
@@ -73,9 +83,12 @@ class Adagrad(FairseqOptimizer):
 class AdadeltaConfig(FairseqDataclass):
     """Settings of ``--optimizer adadelta``."""
 
-    adadelta_rho: float = option(0.9, "decay rate of the running means")
-    adadelta_eps: float = option(1e-6, "added to the running means")
-    weight_decay: float = option(0.0, "weight decay, added to the gradient", argparse_alias="--wd")
+    adadelta_rho: float = option(0.9, "decay rate of the running means", **SHARE)
+    adadelta_eps: float = option(1e-6, "added to the running means", minimum=0)
+    weight_decay: float = option(
+        0.0, "weight decay, added to the gradient", argparse_alias="--wd", minimum=0
+    )
+    anneal_eps: bool = option(False, "a flag that nothing reads, there neither", inert=True)
     lr: list[float] = II("optimization.lr")
 
 
@@ -104,8 +117,8 @@ class Adadelta(FairseqOptimizer):
 class FairseqNAGConfig(FairseqDataclass):
     """Settings of ``--optimizer nag``."""
 
-    momentum: float = option(0.99, "momentum factor")
-    weight_decay: float = option(0.0, "decoupled weight decay")
+    momentum: float = option(0.99, "momentum factor", **DECAY)
+    weight_decay: float = option(0.0, "decoupled weight decay", minimum=0)
     lr: list[float] = II("optimization.lr")
 
 
@@ -171,9 +184,9 @@ class FairseqNAG(FairseqOptimizer):
 class FairseqAdamaxConfig(FairseqDataclass):
     """Settings of ``--optimizer adamax``."""
 
-    adamax_betas: Any = option("(0.9, 0.999)", "decay rates of mean and maximum")
-    adamax_eps: float = option(1e-8, "added to the running maximum")
-    weight_decay: float = option(0.0, "decoupled weight decay", argparse_alias="--wd")
+    adamax_betas: Any = option("(0.9, 0.999)", "decay rates of mean and maximum", **DECAY)
+    adamax_eps: float = option(1e-8, "added to the running maximum", minimum=0)
+    weight_decay: float = option(0.0, "decoupled weight decay", argparse_alias="--wd", minimum=0)
     no_bias_correction: bool = option(False, "do not correct the mean for its start at zero")
     lr: list[float] = II("optimization.lr")
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fairseq.config.ranges import check_fields
+from fairseq.config.sections import PreprocessConfig
 from fairseq.data.encoders.byte_level import read_tokenizer
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.data.storage.indexed_dataset import (
@@ -69,12 +71,14 @@ def preprocess(config: Any) -> None:
             workers, dict_only``, and may have ``byte_level_tokenizer``.
 
     Raises:
-        ConfigError: if flags are missing or contradict each other.
+        ConfigError: if flags are missing, out of range or contradict each other.
         DataError: if a text is empty or not UTF-8, or a dictionary file is damaged.
         MissingFileError: if a text or dictionary is absent.
         OutputExistsError: if ``destdir`` holds a dictionary that would be overwritten, or another
             ``preprocess`` is at work there.
     """
+    given, config = config, PreprocessConfig.from_namespace(config)
+    check_fields(config)
     _check_flags(config)
     _check_destination(config)
     texts = [text for text in _texts(config) if text.is_train or not config.dict_only]
@@ -87,7 +91,7 @@ def preprocess(config: Any) -> None:
         contextlib.ExitStack() as stack,
     ):
         _check_destination(config)  # again, now that nobody else can be at work there
-        logger.info(config)
+        logger.info(given)
         numbered = _read_train_texts(config, texts, stack)
         dictionaries = _dictionaries(config, texts, numbered)
         entries: dict[str, DatasetEntry] = {}
@@ -132,8 +136,6 @@ def _check_flags(config: Any) -> None:
         )
     if _tokenizer(config) and not config.only_source:
         raise ConfigError("--byte-level-tokenizer needs --only-source")
-    if config.workers < 1:
-        raise ConfigError(f"--workers is {config.workers}; it must be at least 1")
 
 
 def _is_dictionary_built(config: Any) -> bool:
@@ -279,7 +281,8 @@ def _make_dataset(
     config: Any, text: Text, dictionary: Dictionary, numbered: NumberedText | None
 ) -> DatasetEntry:
     """Write the dataset of one text and tell what it holds."""
-    logger.info(f"[{text.lang}] Dictionary: {len(dictionary)} types")
+    language = f"[{text.lang}] " if text.lang else ""
+    logger.info(f"{language}Dictionary: {len(dictionary)} types")
     prefix = os.path.join(config.destdir, text.output)
     with make_builder(data_file_path(prefix), config.dataset_impl, len(dictionary)) as builder:
         if numbered is not None:
@@ -289,7 +292,7 @@ def _make_dataset(
             binarizer = VocabularyDatasetBinarizer(dictionary)
             summary = FileBinarizer.binarize(text.path, binarizer, builder, config.workers)
         builder.finalize(index_file_path(prefix))
-    logger.info(f"[{text.lang}] {text.path}: {summary} (by {dictionary.unk_word})")
+    logger.info(f"{language}{text.path}: {summary} (by {dictionary.unk_word})")
     return DatasetEntry(
         config.dataset_impl, summary.num_seq, summary.num_tok, builder.max_id, text.dictionary
     )

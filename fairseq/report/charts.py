@@ -204,9 +204,8 @@ def _add_legend(
     if len(drawn) > 1:
         for index in drawn:
             style = LINE_STYLES[index // len(COLOURS) % len(LINE_STYLES)]
-            handles.append(
-                Line2D([], [], color=colour_of(index), ls=style, lw=2.4, label=names[index][-40:])
-            )
+            label = _label(names[index])
+            handles.append(Line2D([], [], color=colour_of(index), ls=style, lw=2.4, label=label))
     if len(kinds) > 1:
         neutral = theme.muted if len(drawn) > 1 else colour_of(drawn[0])
         valid = _valid_look(1, theme)
@@ -215,7 +214,7 @@ def _add_legend(
     if handles:
         longest = max(len(str(handle.get_label())) for handle in handles)
         budget = int(14 * axes.figure.get_figwidth())  # characters that fit in one line
-        axes.legend(
+        legend = axes.legend(
             handles=handles,
             frameon=False,
             fontsize=9,
@@ -227,3 +226,11 @@ def _add_legend(
             handlelength=1.6,
             columnspacing=1.6,
         )
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a name between dollars is no formula
+
+
+def _label(name: str) -> str:
+    """Return a name that matplotlib writes as it is: it hides those that begin with ``_``."""
+    shown = "".join(c if c.isprintable() else "?" for c in name[-40:])
+    return f" {shown}" if shown.startswith("_") else shown

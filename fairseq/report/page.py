@@ -13,7 +13,7 @@ from typing import Any
 
 from fairseq.files.io import atomic_write
 from fairseq.report.charts import MAX_POINTS, PANELS, THEMES, Panel, colour_of, draw
-from fairseq.report.runs import Run, config_differences, load_runs, summarize
+from fairseq.report.runs import Run, config_differences, load_runs, number_or_none, summarize
 from fairseq.report.style import STYLE
 
 
@@ -72,7 +72,8 @@ def write_report(
     body.append(_section("How it was made", _card("".join(map(_origin, runs)))))
     path = output / "report.html"
     with atomic_write(path, "w") as handle:
-        handle.write(_document(title, "\n".join(body)))
+        page = _document(title, "\n".join(body))
+        handle.write(page.encode("utf-8", "replace").decode())  # half a surrogate pair in a name
     return path
 
 
@@ -94,12 +95,13 @@ def _card(content: str) -> str:
 
 
 def _subtitle(runs: Sequence[Run]) -> str:
-    times = [row["time"] for run in runs for rows in run.records.values() for row in rows[-1:]]
-    times = [time for time in times if isinstance(time, int | float)]
+    times = [row.get("time") for run in runs for rows in run.records.values() for row in rows[-1:]]
     count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    if not times:
+    known = [time for time in map(number_or_none, times) if time is not None]
+    try:
+        return f"{count}, last record {datetime.fromtimestamp(max(known)):%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError, OSError):  # none known, or no time that a calendar has
         return count
-    return f"{count}, last record {datetime.fromtimestamp(max(times)):%Y-%m-%d %H:%M}"
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:

@@ -7,17 +7,20 @@ got that far, ``config.yaml``, ``command.txt`` and ``versions.json``.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq.errors import DataError, MissingFileError
-from fairseq.logging.sinks import read_jsonl
+from fairseq.config.yaml_text import load_yaml
+from fairseq.errors import ConfigError, DataError, MissingFileError
+from fairseq.logging.sinks import parse_record
 
 TRAIN_TAGS = ("train_inner", "train")
+
+# Greater numbers are no measurement, and too great to be drawn.
+GREATEST = 1e30
 
 Record = dict[str, Any]
 Series = tuple[list[float], list[float]]
@@ -61,7 +64,7 @@ class Run:
         updates: list[float] = []
         values: list[float] = []
         for record in self.records.get(tag, ()):
-            value = _number(record.get(key))
+            value = number_or_none(record.get(key))
             if value is not None:
                 updates.append(record["update"])
                 values.append(value)
@@ -111,32 +114,47 @@ def _load_run(folder: Path, name: str) -> Run:
     return Run(
         name=name,
         folder=folder,
-        records=_by_tag(read_jsonl(metrics)),
-        config=_flatten(_read_mapping(folder / "config.yaml", notes)),
+        records=_by_tag(_read_records(metrics, notes)),
+        config=_settings(_read_mapping(folder / "config.yaml", notes)),
         command=_read_text(folder / "command.txt").strip(),
         versions=_read_mapping(folder / "versions.json", notes),
         notes=notes,
     )
 
 
+def _read_records(path: Path, notes: list[str]) -> list[Record]:
+    """Return the records that have a tag and an update; a note tells what was skipped."""
+    records, skipped = [], []
+    with open(path, "rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            record = parse_record(line)
+            usable = record and isinstance(record.get("tag"), str)
+            if record is not None and usable and number_or_none(record.get("update")) is not None:
+                records.append(record)
+            elif line.strip():
+                skipped.append(number)
+    if skipped:
+        lines = f"line {skipped[0]}" + (f" and {len(skipped) - 1} more" if skipped[1:] else "")
+        notes.append(f"{path}: {lines} skipped: no record of an update")
+    return records
+
+
 def _by_tag(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Sort records by tag; a run that went back to a checkpoint overwrites what it repeats."""
     tags: dict[str, list[Record]] = {}
     for record in records:
-        tag, update = record.get("tag"), _number(record.get("update"))
-        if not isinstance(tag, str) or update is None:
-            continue
-        rows = tags.setdefault(tag, [])
+        update: Any = number_or_none(record["update"])
+        rows = tags.setdefault(record["tag"], [])
         while rows and rows[-1]["update"] >= update:
             rows.pop()
         rows.append({**record, "update": update})
     return tags
 
 
-def _number(value: Any) -> float | int | None:
-    """Return ``value`` if it is a finite number, else None."""
+def number_or_none(value: Any) -> float | int | None:
+    """Return ``value`` if it is a number that can be drawn, else None."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None
+    return value if is_number and abs(value) <= GREATEST else None  # NaN is not <= anything
 
 
 def _read_text(path: Path) -> str:
@@ -148,17 +166,20 @@ def _read_mapping(path: Path, notes: list[str]) -> dict[str, Any]:
     text = _read_text(path)
     if not text:
         return {}
-    import yaml
-
     try:
-        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+        value = json.loads(text) if path.suffix == ".json" else load_yaml(text, path)
+    except (ValueError, RecursionError, ConfigError) as error:
         notes.append(f"{path} cannot be read: {error}")
         return {}
     if not isinstance(value, dict):
         notes.append(f"{path} is not a mapping of names to values")
         return {}
     return value
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run, flat; what of them was stated repeats some."""
+    return _flatten({section: values for section, values in config.items() if section != "stated"})
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -196,7 +217,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "updates": max(updates, default=None),
         "wall_seconds": _last(run, "wall"),
         "tokens_per_second": _median_speed(run),
-        "parameters": _number(run.versions.get("parameters")),
+        "parameters": number_or_none(run.versions.get("parameters")),
     }
 
 

@@ -24,9 +24,9 @@ from fairseq.tasks.base import FairseqTask
 class DummyMaskedLMConfig(FairseqDataclass):
     """Settings of masked language modelling on random tokens."""
 
-    dict_size: int = option(49996, "words of the dictionary")
-    dataset_size: int = option(100000, "blocks of an epoch")
-    tokens_per_sample: int = option(512, "length of every block")
+    dict_size: int = option(49996, "words of the dictionary", minimum=1)
+    dataset_size: int = option(100000, "blocks of an epoch", minimum=1)
+    tokens_per_sample: int = option(512, "length of every block", minimum=1)
     max_target_positions: int | None = II("task.tokens_per_sample")
     seed: int = II("common.seed")
     data_rng: str = option(II("dataset.data_rng"), new=True)

@@ -42,20 +42,24 @@ logger = logging.getLogger(__name__)
 class LanguageModelingConfig(FairseqDataclass):
     """Settings of causal language modelling."""
 
-    data: str | None = option(None, "folders of binarized data, separated by ':' (one per epoch)")
+    data: str | None = option(
+        None, "folders of binarized data, separated by ':' (one per epoch)", path=True
+    )
     sample_break_mode: BreakMode = option(
         "none",
         "how blocks are cut: none = at any token, complete = at sentences, complete_doc = also at "
         "documents, eos = one sentence a block",
     )
-    tokens_per_sample: int = option(1024, "longest block")
-    output_dictionary_size: int = option(-1, "predict the first so many entries only (all)")
+    tokens_per_sample: int = option(1024, "longest block", minimum=1)
+    output_dictionary_size: int = option(
+        -1, "predict the first so many entries only (all)", minimum=1
+    )
     self_target: bool = option(False, "predict the token itself")
     future_target: bool = option(False, "predict the next token (the default)")
     past_target: bool = option(False, "predict the token before")
     add_bos_token: bool = option(False, "begin blocks with <s>")
     max_target_positions: int | None = option(
-        None, "positions of the model (--tokens-per-sample if not given)"
+        None, "positions of the model (--tokens-per-sample if not given)", minimum=1
     )
     shorten_method: Literal["none", "truncate", "random_crop"] = option(
         "none", "what to do with lines longer than a block"

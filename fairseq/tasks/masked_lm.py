@@ -13,7 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fairseq.config.schema import II, FairseqDataclass, option
+from fairseq.config.schema import (
+    II,
+    SHARE,
+    FairseqDataclass,
+    option,
+)
 from fairseq.data.datasets.block_boundaries import BreakMode
 from fairseq.data.datasets.nested_dictionary import NestedDictionaryDataset
 from fairseq.data.datasets.shorten import maybe_shorten_dataset
@@ -40,20 +45,24 @@ logger = logging.getLogger(__name__)
 class MaskedLMConfig(FairseqDataclass):
     """Settings of masked language modelling."""
 
-    data: str | None = option(None, "folders of binarized data, separated by ':' (one per epoch)")
+    data: str | None = option(
+        None, "folders of binarized data, separated by ':' (one per epoch)", path=True
+    )
     sample_break_mode: BreakMode = option(
         "none",
         "how blocks are cut: none = at any token, complete = at sentences, complete_doc = also at "
         "documents, eos = one sentence a block",
     )
-    tokens_per_sample: int = option(1024, "longest block, <s> included")
-    mask_prob: float = option(0.15, "share of the tokens that are predicted")
-    leave_unmasked_prob: float = option(0.1, "share of those that are shown as they are")
-    random_token_prob: float = option(0.1, "share of those that are shown as a random token")
+    tokens_per_sample: int = option(1024, "longest block, <s> included", minimum=1)
+    mask_prob: float = option(0.15, "share of the tokens that are predicted", **SHARE)
+    leave_unmasked_prob: float = option(0.1, "share of those that are shown as they are", **SHARE)
+    random_token_prob: float = option(
+        0.1, "share of those that are shown as a random token", **SHARE
+    )
     freq_weighted_replacement: bool = option(False, "draw random tokens by their frequency")
     mask_whole_words: bool = option(False, "mask all pieces of a word or none; needs --bpe")
-    mask_multiple_length: int = option(1, "mask runs of so many tokens")
-    mask_stdev: float = option(0.0, "standard deviation of the length of such runs")
+    mask_multiple_length: int = option(1, "mask runs of so many tokens", minimum=1)
+    mask_stdev: float = option(0.0, "standard deviation of the length of such runs", minimum=0)
     shorten_method: Literal["none", "truncate", "random_crop"] = option(
         "none", "what to do with lines longer than a block"
     )

@@ -45,17 +45,19 @@ logger = logging.getLogger(__name__)
 class SentencePredictionConfig(FairseqDataclass):
     """Settings of sentence prediction."""
 
-    data: str | None = option(None, "folder with input0, input1 (for pairs) and label")
-    num_classes: int = option(-1, "number of classes, or of numbers in a regression")
-    init_token: int | None = option(None, "id of a token put in front, 0 for RoBERTa")
-    separator_token: int | None = option(None, "id of a token put before input1, 2 for RoBERTa")
+    data: str | None = option(None, "folder with input0, input1 (for pairs) and label", path=True)
+    num_classes: int = option(-1, "number of classes, or of numbers in a regression", minimum=1)
+    init_token: int | None = option(None, "id of a token put in front, 0 for RoBERTa", minimum=0)
+    separator_token: int | None = option(
+        None, "id of a token put before input1, 2 for RoBERTa", minimum=0
+    )
     no_shuffle: bool = option(False, "keep the order of the files")
     shorten_method: Literal["none", "truncate", "random_crop"] = option(
         "none", "what to do with inputs that are too long"
     )
     shorten_data_split_list: str = option("", "splits to shorten, separated by commas (all)")
     add_prev_output_tokens: bool = option(False, "also give the tokens shifted by one")
-    max_positions: int = option(512, "longest input")
+    max_positions: int = option(512, "longest input", minimum=1)
     regression_target: bool = II("criterion.regression_target")
     classification_head_name: str = II("criterion.classification_head_name")
     seed: int = II("common.seed")

@@ -29,6 +29,7 @@ from fairseq.logging.meters import StopwatchMeter
 from fairseq.logging.progress_bar import BaseProgressBar, progress_bar
 from fairseq.logging.sinks import close_sinks
 from fairseq.models.base import count_parameters
+from fairseq.training.profiling import UpdateProfiler
 from fairseq.training.run_folder import RunFolder
 from fairseq.training.trainer import Trainer
 
@@ -60,7 +61,9 @@ def run_training(cfg: FairseqConfig) -> float | None:
     try:
         with RunFolder(checkpoint.save_dir, enabled=_writes(cfg)) as folder, StopSignal() as stop:
             trainer, epoch_itr = _set_up(cfg, folder)
-            TrainLoop(cfg, trainer, epoch_itr, stop, folder).run()
+            loop = TrainLoop(cfg, trainer, epoch_itr, stop, folder)
+            with loop.profiler:
+                loop.run()
     finally:
         close_sinks()
     return trainer.best
@@ -162,6 +165,8 @@ class TrainLoop:
         # what validations and checkpoints are about; not epoch_itr if an epoch end is caught up on
         self.position = epoch_itr
         self.saved_at = trainer.get_num_updates()
+        profiled = cfg.common.profile and _writes(cfg)
+        self.profiler = UpdateProfiler(cfg.checkpoint.save_dir, profiled)
 
     def run(self) -> None:
         """Train until the last epoch, the last update, the time limit or a signal."""
@@ -254,6 +259,7 @@ class TrainLoop:
             for samples in progress:
                 with metrics.aggregate("train_inner"):
                     updated = trainer.train_step(samples) is not None
+                self.profiler.step()
                 if updated:
                     self._log_inner(progress)
                 else:

@@ -353,7 +353,7 @@ PREPROCESS = {
     "--dict-only": None,
     "--seed": (1, "2", 2),
     "--user-dir": (None, "x", "x"),
-    "--task": ("translation", "masked_lm", "masked_lm"),
+    "--task": (None, "masked_lm", "masked_lm"),
 }
 EVAL_LM = {
     "--path": (None, "m.pt", "m.pt"),

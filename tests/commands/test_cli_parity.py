@@ -20,11 +20,13 @@ from cli_tables import (
     VALUES,
 )
 
-from fairseq import catalog
+from fairseq import catalog, tasks
 from fairseq.config import options
 from fairseq.config.build import flatten
+from fairseq.config.components import as_config
 from fairseq.config.flags import explicitly_given
-from fairseq_cli import train
+from fairseq.errors import RegistryError
+from fairseq_cli import train, validate
 
 NAMED = ["--arch", "roberta", "--task", "masked_lm", "--optimizer", "adam"]
 NAMED += ["--lr-scheduler", "polynomial_decay", "--criterion", "masked_lm"]
@@ -399,3 +401,32 @@ def test_the_originals_functions_exist():
     assert (args.arch, args.beam, args.workers, args.input) == ("roberta", 3, 2, "-")
     interactive = options.get_interactive_generation_parser()
     assert interactive.parse_args(["--buffer-size", "4"]).buffer_size == 4
+
+
+def test_a_refused_task_is_parsed_and_refused_when_it_is_set_up():
+    """Tests of old projects parse such command lines for other reasons."""
+    parser = options.get_training_parser()
+    words = ["data-bin", "--task", "translation", "--arch", "transformer", "--lr", "0.5"]
+    args = options.parse_args_and_arch(parser, words)
+    assert (args.task, args.arch, args.lr) == ("translation", "transformer", [0.5])
+    with pytest.raises(RegistryError, match="translation is out of scope"):
+        tasks.setup_task(args)
+    args = options.parse_args_and_arch(parser, ["data-bin", "--criterion", "ctc", "--arch=roberta"])
+    assert (args.criterion, args.encoder_layers) == ("ctc", 12)
+    with pytest.raises(RegistryError, match="speech is out of scope"):
+        as_config(args)
+
+
+@pytest.mark.parametrize("run", [train.run, validate.run])
+def test_commands_refuse_it_at_once(run, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(["data-bin", "--task", "translation", "--source-lang", "en"])
+    assert "argument --task: translation is not supported" in capsys.readouterr().err
+
+
+def test_flags_without_effect_say_so():
+    text = options.get_training_parser().format_help()
+    for flag in ("--zero-sharding", "--required-seq-len-multiple", "--amp-batch-retries"):
+        part = " ".join(text.rsplit(flag, 1)[1].split()).split(" --")[0]
+        assert "no effect here" in part, flag
+    assert "--profile" in text and "no effect" not in text.rsplit("--profile", 1)[1][:150]

@@ -88,7 +88,7 @@ def test_the_folder_and_its_tasks_and_models_are_imported(plugin):
     assert module.LOADED is True and module.__name__ == "plug_a"
     assert "task_of_plug_a" in TASK_REGISTRY and "roberta_of_plug_a" in ARCH_CONFIG_REGISTRY
     assert sys.modules["plug_a.models.deep"].DEEP is True
-    assert sys.path[0] == str(folder.parent)
+    assert sys.path[-1] == str(folder.parent)  # it hides nothing that is installed
 
 
 def test_it_is_imported_once(plugin):
@@ -330,3 +330,18 @@ class TestEntryPoints:
         for _ in range(2):
             with pytest.raises(ConfigError, match=r"plug-in 'mine' \(plug_wrong\).*Zero"):
                 import_user_module(argparse.Namespace())
+
+
+def test_what_lies_beside_the_folder_hides_nothing(plugin, tmp_path, monkeypatch):
+    """A file called like an installed module, next to the plug-in, is not imported for it."""
+    monkeypatch.delitem(sys.modules, "sortedcontainers", raising=False)
+    (tmp_path / "sortedcontainers.py").write_text("raise SystemExit(99)")
+    folder = plugin("plug_beside", __init__="import sortedcontainers\nFILE = sortedcontainers")
+    assert not load(folder).FILE.__file__.startswith(str(tmp_path))
+
+
+def test_the_name_of_an_installed_module(plugin, monkeypatch):
+    monkeypatch.delitem(sys.modules, "sortedcontainers", raising=False)
+    folder = plugin("sortedcontainers", __init__="raise SystemExit(99)")
+    with pytest.raises(ConfigError, match="'sortedcontainers' is installed .*rename the folder"):
+        load(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import textwrap
 
 import pytest
@@ -225,7 +226,7 @@ class TestConfigFile:
         assert again == config
         assert parse("--config", path, "--seed", "8").task.seed == 8
 
-    def test_a_plug_in_folder_in_the_file(self, tmp_path):
+    def test_a_plug_in_folder_in_the_file_needs_the_flag(self, tmp_path, capsys):
         plugin = tmp_path / "yaml_plugin"
         plugin.mkdir()
         (plugin / "__init__.py").write_text(
@@ -241,7 +242,12 @@ class TestConfigFile:
         )
         path = tmp_path / "r.yaml"
         path.write_text(f"common: {{user_dir: {plugin}}}\nmodel: roberta_of_yaml\n")
-        assert parse("--config", path).model.encoder_embed_dim == 24
+        with pytest.raises(SystemExit):
+            parse("--config", path)
+        assert f"if you trust it, add --user-dir {plugin}" in capsys.readouterr().err
+        assert "yaml_plugin" not in sys.modules
+        found = parse("--config", path, "--user-dir", str(plugin))
+        assert found.model.encoder_embed_dim == 24
 
 
 class TestHydra:

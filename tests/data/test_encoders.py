@@ -392,3 +392,13 @@ def test_names_are_known_without_the_libraries() -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (run.stdout, run.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("name", ["of_a_task", None])
+def test_a_flat_namespace_names_its_encoder_by_the_flag(name):
+    """Its ``_name`` may be that of the component that handed its settings on."""
+    flat = Namespace(bpe="bytes_and_more", _name=name, data="bin")
+    with pytest.raises(RegistryError, match="bytes_and_more"):
+        build_bpe(flat)
+    assert build_bpe(Namespace(bpe=None, _name=name)) is None
+    assert build_tokenizer(Namespace(tokenizer="space", _name=name)) is not None

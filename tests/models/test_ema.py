@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from fairseq.config.sections import EMAConfig
+from fairseq.files.safe_load import safe_load
+from fairseq.hub.load import load_model_ensemble_and_task
 from fairseq.models.ema import EMA
 
 
@@ -88,3 +91,29 @@ def test_checkpoint_without_average_starts_a_new_one(caplog: pytest.LogCaptureFi
     model = nn.Linear(3, 2)
     EMA(model, EMAConfig()).load_state({})
     assert "no moving average" in caplog.text
+
+
+@pytest.mark.parametrize("fp32", [False, True])
+def test_an_average_of_the_original_without_final_norm(
+    fp32: bool, shared: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The original forgets the decoder's last norm in what it saves of the average."""
+    path = shared / "compat/interchange/lm_prenorm_learned_ema/checkpoint_last.pt"
+    data = {"data": str(shared / "compat/checkpoints/data-bin")}
+    (model,), _, _ = load_model_ensemble_and_task([str(path)], data)
+    saved = safe_load(path)["extra_state"]["ema"]
+    ema = EMA(model, EMAConfig(store_ema=True, ema_decay=0.9, ema_fp32=fp32))
+    ema.load_state({"ema": saved})
+    assert "lacks decoder.layer_norm.weight, decoder.layer_norm.bias" in caplog.text
+    own, norm = ema.get_model().state_dict(), "decoder.layer_norm.weight"
+    assert torch.equal(own[norm], model.state_dict()[norm])
+    kept = "decoder.layers.1.fc1.weight"
+    assert torch.equal(own[kept], saved[kept]) and not torch.equal(
+        own[kept], model.state_dict()[kept]
+    )
+    before = {name: own[name].clone() for name in (norm, kept)}
+    drift(model, 1)
+    ema.step(model, 13)
+    for name, old in before.items():
+        expected = 0.9 * old + 0.1 * model.state_dict()[name]
+        torch.testing.assert_close(ema.get_model().state_dict()[name], expected)

@@ -186,12 +186,12 @@ def test_log_lines(in_compat, tmp_path):
     data = MMapIndexedDataset(tmp_path / "train")
     share = 100 * int((data.flat == 3).sum()) / len(data.flat)
     assert lines[0] == str(args)
-    assert lines[1] == "[None] Dictionary: 1000 types"
+    assert lines[1] == "Dictionary: 1000 types"
     assert lines[2] == (
-        f"[None] input/valid.txt: {len(data)} sents, {len(data.flat)} tokens, "
+        f"input/valid.txt: {len(data)} sents, {len(data.flat)} tokens, "
         f"{share:.3}% replaced (by <unk>)"
     )
-    assert lines[3] == "[None] Dictionary: 1000 types"
+    assert lines[3] == "Dictionary: 1000 types"
     assert lines[-1] == f"Wrote preprocessed data to {tmp_path}"
     (tmp_path / "dict.txt").unlink()
     preprocess(args)

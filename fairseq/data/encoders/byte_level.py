@@ -40,7 +40,7 @@ class ByteLevelBPEConfig(FairseqDataclass):
     """File of the encoding."""
 
     byte_level_tokenizer: str | None = option(
-        None, help="tokenizer.json written by fairseq-bpe train"
+        None, help="tokenizer.json written by fairseq-bpe train", path=True
     )
 
 

@@ -26,10 +26,14 @@ class GPT2BPEConfig(FairseqDataclass):
     """Files of the GPT-2 encoding."""
 
     gpt2_encoder_json: str = option(
-        DEFAULT_ENCODER_JSON, help="path of GPT-2's encoder.json (a URL: looked up in the cache)"
+        DEFAULT_ENCODER_JSON,
+        help="path of GPT-2's encoder.json (a URL: looked up in the cache)",
+        path=True,
     )
     gpt2_vocab_bpe: str = option(
-        DEFAULT_VOCAB_BPE, help="path of GPT-2's vocab.bpe (a URL: looked up in the cache)"
+        DEFAULT_VOCAB_BPE,
+        help="path of GPT-2's vocab.bpe (a URL: looked up in the cache)",
+        path=True,
     )
 
 

@@ -21,12 +21,14 @@ DEFAULT_ALPHA = 0.1
 class SentencepieceConfig(FairseqDataclass):
     """File and sampling of the encoding."""
 
-    sentencepiece_model: str | None = option(None, help="path of the SentencePiece .model file")
+    sentencepiece_model: str | None = option(
+        None, help="path of the SentencePiece .model file", path=True
+    )
     sentencepiece_enable_sampling: bool = option(
         False, help="draw one of the segmentations instead of the best (subword regularisation)"
     )
     sentencepiece_alpha: float | None = option(
-        None, help="smoothing of the draw: the smaller, the more varied (default 0.1)"
+        None, help="smoothing of the draw: the smaller, the more varied (default 0.1)", minimum=0
     )
 
 

@@ -16,7 +16,7 @@ from fairseq.lazy import require_library
 class WordpieceConfig(FairseqDataclass):
     """Settings of word pieces."""
 
-    wordpiece_vocab: str | None = option(None, "vocab.txt of a BERT", new=True)
+    wordpiece_vocab: str | None = option(None, "vocab.txt of a BERT", new=True, path=True)
     wordpiece_cased: bool = option(False, "keep capital letters and accents", new=True)
 
 

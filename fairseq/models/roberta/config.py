@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fairseq.config.build import plain
-from fairseq.config.schema import FairseqDataclass, option
+from fairseq.config.schema import (
+    SHARE,
+    FairseqDataclass,
+    option,
+)
 from fairseq.config.upgrade import upgrade_args
 from fairseq.models.base import kept_layers
 from fairseq.modules.transformer_encoder import EncoderShape
@@ -20,28 +24,30 @@ Activation = Literal["relu", "gelu", "gelu_fast", "gelu_accurate", "tanh", "line
 class RobertaConfig(FairseqDataclass):
     """Settings of RoBERTa; those marked new are not in the original."""
 
-    encoder_layers: int = option(12, "number of layers")
-    encoder_embed_dim: int = option(768, "width of the model")
-    encoder_ffn_embed_dim: int = option(3072, "width of the feed-forward networks")
-    encoder_attention_heads: int = option(12, "attention heads")
+    encoder_layers: int = option(12, "number of layers", minimum=0)
+    encoder_embed_dim: int = option(768, "width of the model", minimum=1)
+    encoder_ffn_embed_dim: int = option(3072, "width of the feed-forward networks", minimum=1)
+    encoder_attention_heads: int = option(12, "attention heads", minimum=1)
     activation_fn: Activation = option("gelu", "activation of the feed-forward networks")
     pooler_activation_fn: Activation = option("tanh", "activation of classification heads")
     encoder_normalize_before: bool = option(False, "layer norm before each block, not after it")
     layernorm_embedding: bool = option(True, "layer norm on the embeddings", positive=True)
-    dropout: float = option(0.1, "dropout on hidden states")
-    attention_dropout: float = option(0.1, "dropout on attention weights")
-    activation_dropout: float = option(0.0, "dropout inside the feed-forward networks")
-    pooler_dropout: float = option(0.0, "dropout in classification heads")
+    dropout: float = option(0.1, "dropout on hidden states", **SHARE)
+    attention_dropout: float = option(0.1, "dropout on attention weights", **SHARE)
+    activation_dropout: float = option(0.0, "dropout inside the feed-forward networks", **SHARE)
+    pooler_dropout: float = option(0.0, "dropout in classification heads", **SHARE)
     max_positions: int | None = option(
-        None, "longest input where positions are learned (default: --tokens-per-sample)"
+        None, "longest input where positions are learned (default: --tokens-per-sample)", minimum=1
     )
     load_checkpoint_heads: bool = option(
         False, "also load the classification heads of a checkpoint"
     )
     untie_weights_roberta: bool = option(False, "give the head weights of its own")
-    encoder_layerdrop: float = option(0.0, "probability of skipping a layer in training")
+    encoder_layerdrop: float = option(0.0, "probability of skipping a layer in training", **SHARE)
     encoder_layers_to_keep: str | None = option(None, "layers to keep on loading, such as 0,2,4")
-    min_params_to_wrap: int = option(100_000_000, "smallest module that FSDP shards on its own")
+    min_params_to_wrap: int = option(
+        100_000_000, "smallest module that FSDP shards on its own", minimum=0
+    )
     head: Literal["roberta", "clap", "none"] = option("roberta", "vocabulary head", new=True)
     clap_initial_beta: float = option(1.0, "first value of the CLAP head's scale", new=True)
     clap_normalize: bool = option(
@@ -59,15 +65,21 @@ class RobertaConfig(FairseqDataclass):
     )
     scale_embedding: bool = option(False, "multiply token embeddings by sqrt(width)", new=True)
     embedding_multiplier: float | None = option(
-        None, "multiply token embeddings by this (default: 1, or as --scale-embedding)", new=True
+        None,
+        "multiply token embeddings by this (default: 1, or as --scale-embedding)",
+        new=True,
+        above=0,
     )
     alibi_slopes: list[float] | None = option(
-        None, "ALiBi: the slope of every head (default: the formula's)", new=True
+        None, "ALiBi: the slope of every head (default: the formula's)", new=True, minimum=0
     )
-    segments: int = option(0, "segment embeddings, 2 for BERT", new=True)
-    layer_norm_eps: float = option(1e-5, "added to variances, 1e-12 for BERT", new=True)
+    segments: int = option(0, "segment embeddings, 2 for BERT", new=True, minimum=0)
+    layer_norm_eps: float = option(1e-5, "added to variances, 1e-12 for BERT", new=True, minimum=0)
     position_offset: int | None = option(
-        None, "position of the first token: pad id + 1 if not given, 0 for BERT", new=True
+        None,
+        "position of the first token: pad id + 1 if not given, 0 for BERT",
+        new=True,
+        minimum=0,
     )
     attention_backend: str = option("auto", "auto, sdpa or reference", new=True)
     layer_norm: Literal["torch", "apex"] = option(

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fairseq.config.build import plain
-from fairseq.config.schema import II, FairseqDataclass, option
+from fairseq.config.schema import (
+    II,
+    SHARE,
+    FairseqDataclass,
+    option,
+)
 from fairseq.config.upgrade import upgrade_args
 from fairseq.errors import ConfigError
 from fairseq.models.base import kept_layers
@@ -23,16 +28,16 @@ class TransformerLanguageModelConfig(FairseqDataclass):
     """Settings of causal language models; those marked new are not in the original."""
 
     activation_fn: Activation = option("relu", "activation of the feed-forward networks")
-    dropout: float = option(0.1, "dropout on hidden states")
-    attention_dropout: float = option(0.0, "dropout on attention weights")
-    activation_dropout: float = option(0.0, "dropout inside the feed-forward networks")
-    relu_dropout: float = option(0.0, "old name of --activation-dropout")
-    decoder_embed_dim: int = option(512, "width of the model")
-    decoder_output_dim: int = option(512, "width of what is projected on the vocabulary")
-    decoder_input_dim: int = option(512, "width of the token embeddings")
-    decoder_ffn_embed_dim: int = option(2048, "width of the feed-forward networks")
-    decoder_layers: int = option(6, "number of layers")
-    decoder_attention_heads: int = option(8, "attention heads")
+    dropout: float = option(0.1, "dropout on hidden states", **SHARE)
+    attention_dropout: float = option(0.0, "dropout on attention weights", **SHARE)
+    activation_dropout: float = option(0.0, "dropout inside the feed-forward networks", **SHARE)
+    relu_dropout: float = option(0.0, "old name of --activation-dropout", **SHARE)
+    decoder_embed_dim: int = option(512, "width of the model", minimum=1)
+    decoder_output_dim: int = option(512, "width of what is projected on the vocabulary", minimum=1)
+    decoder_input_dim: int = option(512, "width of the token embeddings", minimum=1)
+    decoder_ffn_embed_dim: int = option(2048, "width of the feed-forward networks", minimum=1)
+    decoder_layers: int = option(6, "number of layers", minimum=0)
+    decoder_attention_heads: int = option(8, "attention heads", minimum=1)
     decoder_normalize_before: bool = option(False, "layer norm before each block, not after it")
     no_decoder_final_norm: bool = option(
         False, "with --decoder-normalize-before: no layer norm after the last layer"
@@ -40,14 +45,16 @@ class TransformerLanguageModelConfig(FairseqDataclass):
     adaptive_softmax_cutoff: str | None = option(
         None, "adaptive softmax: sizes of the vocabulary's bands, such as 20000,60000"
     )
-    adaptive_softmax_dropout: float = option(0.0, "dropout in the bands of the adaptive softmax")
-    adaptive_softmax_factor: float = option(4.0, "each band is narrower by this factor")
+    adaptive_softmax_dropout: float = option(
+        0.0, "dropout in the bands of the adaptive softmax", **SHARE
+    )
+    adaptive_softmax_factor: float = option(4.0, "each band is narrower by this factor", above=0)
     no_token_positional_embeddings: bool = option(False, "no position embeddings")
     share_decoder_input_output_embed: bool = option(
         False, "the output layer is the embedding table"
     )
     adaptive_input: bool = option(False, "narrower embeddings for rarer words")
-    adaptive_input_factor: float = option(4.0, "each band is narrower by this factor")
+    adaptive_input_factor: float = option(4.0, "each band is narrower by this factor", above=0)
     adaptive_input_cutoff: str | None = option(
         None, "adaptive input: sizes of the vocabulary's bands"
     )
@@ -58,11 +65,13 @@ class TransformerLanguageModelConfig(FairseqDataclass):
     no_scale_embedding: bool = option(False, "do not multiply token embeddings by sqrt(width)")
     checkpoint_activations: bool = option(False, "recompute layers to save memory")
     offload_activations: bool = option(
-        False, "like --checkpoint-activations; nothing is moved to the CPU", inert=True
+        False, "the same as --checkpoint-activations: nothing is moved to the CPU"
     )
-    decoder_layerdrop: float = option(0.0, "probability of skipping a layer in training")
+    decoder_layerdrop: float = option(0.0, "probability of skipping a layer in training", **SHARE)
     decoder_layers_to_keep: str | None = option(None, "layers to keep on loading, such as 0,2,4")
-    min_params_to_wrap: int = option(100_000_000, "smallest module that FSDP shards on its own")
+    min_params_to_wrap: int = option(
+        100_000_000, "smallest module that FSDP shards on its own", minimum=0
+    )
     scale_fc: bool = option(False, "NormFormer: layer norm inside feed-forward networks")
     scale_attn: bool = option(False, "NormFormer: layer norm after the attention")
     scale_heads: bool = option(False, "NormFormer: a learned factor for every head")
@@ -76,15 +85,23 @@ class TransformerLanguageModelConfig(FairseqDataclass):
         "(default: as --decoder-learned-pos and --no-token-positional-embeddings say)",
         new=True,
     )
-    rotary_fraction: float = option(1.0, "rotary: share of a head's channels", new=True)
+    rotary_fraction: float = option(
+        1.0, "rotary: share of a head's channels", new=True, above=0, maximum=1
+    )
     position_offset: int | None = option(
-        None, "position of the first token: pad id + 1 if not given, 0 for GPT-2", new=True
+        None,
+        "position of the first token: pad id + 1 if not given, 0 for GPT-2",
+        new=True,
+        minimum=0,
     )
     embedding_multiplier: float | None = option(
-        None, "multiply token embeddings by this (default: as --scale-embedding says)", new=True
+        None,
+        "multiply token embeddings by this (default: as --scale-embedding says)",
+        new=True,
+        above=0,
     )
     alibi_slopes: list[float] | None = option(
-        None, "ALiBi: the slope of every head (default: the formula's)", new=True
+        None, "ALiBi: the slope of every head (default: the formula's)", new=True, minimum=0
     )
     head: Literal["vocabulary", "clap", "none"] = option("vocabulary", "output layer", new=True)
     head_bias: bool = option(False, "vocabulary head: add a bias to the logits", new=True)
@@ -100,7 +117,7 @@ class TransformerLanguageModelConfig(FairseqDataclass):
     parallel_residual: bool = option(
         False, "attention and feed-forward network side by side, as in GPT-NeoX", new=True
     )
-    layer_norm_eps: float = option(1e-5, "added to variances", new=True)
+    layer_norm_eps: float = option(1e-5, "added to variances", new=True, minimum=0)
     attention_backend: str = option("auto", "auto, sdpa or reference", new=True)
     layer_norm: Literal["torch", "apex"] = option(
         "torch", "implementation of layer norms", new=True
