@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairseq.report.runs import load_runs, trained_seconds, trained_tokens
+
 BIN = Path(sys.executable).parent
 SEEDS = (1, 2, 3)
 
@@ -94,18 +96,16 @@ def _once(kept: Path, make: Callable[[], dict[str, Any]]) -> Any:
 
 def _train(run: Run, data: Path, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
     words = [data, *run.words, "--seed", run.seed, "--save-dir", folder]
     call(["fairseq-train", *words], folder / "train.log")
-    seconds = time.monotonic() - began
     keys = ("update", "loss", "accuracy")
-    inner = curve(folder, "train_inner")
+    (logged,) = load_runs([folder])
     return {
         "name": run.name,
         "seed": run.seed,
         "words": list(run.words),
-        "seconds": round(seconds, 1),
-        "tokens": round(inner[-1]["wpb"] * inner[-1]["update"]) if inner else 0,
+        "seconds": round(trained_seconds(logged) or 0.0, 1),
+        "tokens": trained_tokens(logged),
         "curve": [{key: row[key] for key in keys if key in row} for row in curve(folder)],
     }
 

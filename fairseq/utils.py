@@ -5,7 +5,6 @@ A few of those names are defined on higher floors; they are imported when they a
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import math
 import os
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from fairseq.aliases import NAMES
 from fairseq.lazy import lazy_names
+from fairseq.logging.meters import safe_round
 
 __getattr__, __dir__, _names = lazy_names(
     __name__, {**NAMES[__name__], "import_user_module": "fairseq.config.plugins"}
@@ -110,7 +110,7 @@ def get_perplexity(loss: Any, round: int = 2, base: float = 2) -> float:
         perplexity = base ** float(item(loss))
     except OverflowError:
         return math.inf
-    return perplexity if math.isinf(perplexity) else builtins.round(perplexity, round)
+    return perplexity if math.isinf(perplexity) else safe_round(perplexity, round)
 
 
 @contextlib.contextmanager

@@ -94,10 +94,12 @@ def add_scores(parser: Any) -> Any:
 
 
 def _numbers(results: Any) -> Any:
-    """Return statistics as plain numbers."""
+    """Return statistics as plain numbers, not rounded."""
+    from fairseq.logging.meters import exact
+
     if isinstance(results, dict):
         return {name: _numbers(value) for name, value in results.items()}
-    return results if isinstance(results, str) else float(results)
+    return results if isinstance(results, str) else float(exact(results))
 
 
 def _scores(given: Any, lengths: Sequence[int] | None, most: int | None, as_json: bool) -> int:

@@ -9,6 +9,7 @@ Usage: python scripts/demo.py [OUTPUT_FOLDER]
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
 import subprocess
@@ -39,8 +40,22 @@ def command(*words: object) -> None:
     """Show a command of the project and run it; end the demo if it fails."""
     name, *rest = map(str, words)
     print(f"\n$ {shlex.join([name, *rest])}", flush=True)
-    program = Path(sys.executable).with_name(name)
-    subprocess.run([str(program), *rest], check=True)
+    call(Path(sys.executable).with_name(name), *rest)
+
+
+def call(*words: object) -> None:
+    """Run a program to its end; end the demo with its status if it fails or is interrupted.
+
+    A Ctrl-C reaches the program, too: it may have a state to save, so it is waited for.
+    """
+    process = subprocess.Popen(list(map(str, words)))
+    status = None
+    while status is None:
+        with contextlib.suppress(KeyboardInterrupt):
+            status = process.wait()
+    if status:
+        print("\nthe demo ended early; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(status if status > 0 else 128 - status)
 
 
 def prepare(folder: Path) -> None:
@@ -49,7 +64,7 @@ def prepare(folder: Path) -> None:
     if not (corpus / "train.txt").is_file():
         print("\ncollecting the documentation of Python, torch and numpy ...", flush=True)
         script = ROOT / "scripts" / "demo_corpus.py"
-        subprocess.run([sys.executable, str(script), str(corpus)], check=True)
+        call(sys.executable, script, corpus)
     if not bpe.is_file():
         command(
             "fairseq-bpe", "train", "--inputs", corpus / "train.txt",
@@ -150,4 +165,8 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(read_arguments())
+    try:
+        main(read_arguments())
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -18,6 +18,7 @@ import inspect
 import itertools
 import os
 import re
+import signal
 import sys
 import sysconfig
 import warnings
@@ -272,7 +273,9 @@ def build(
     copies = near_copy_pattern(sentences)
     seen: set[str] = set()
     splits: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
-    with ProcessPoolExecutor(workers) as pool:
+    quietly = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    pool = ProcessPoolExecutor(workers, **quietly)  # on Ctrl-C the parent stops them
+    try:
         for source, documents in zip(
             sources, pool.map(documents_of, sources, chunksize=16), strict=True
         ):
@@ -285,6 +288,8 @@ def build(
                     seen.add(key)
                 if fresh:
                     splits[split_of(source.name)].append("".join(fresh))
+    finally:
+        pool.shutdown(cancel_futures=True)
     output.mkdir(parents=True, exist_ok=True)
     texts = {split: "\n".join(parts).encode() for split, parts in splits.items()}
     for split, text in texts.items():
@@ -308,4 +313,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from fairseq_cli.entry import run_command
+
+    run_command(main)

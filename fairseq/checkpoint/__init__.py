@@ -168,6 +168,21 @@ def save_checkpoint(
     return first
 
 
+def how_it_goes_on(cfg: Any, updates: int, saved: str | None) -> str:
+    """Say what a run that was asked to end after so many updates leaves behind.
+
+    Args:
+        cfg: the checkpoint section.
+        updates: how many were done.
+        saved: the file that was written, None if this process writes none.
+    """
+    if cfg.no_save:
+        return f"nothing is saved of its {updates} updates (--no-save)"
+    if cfg.no_last_checkpoints and saved is not None:
+        return f"saved at update {updates}; --restore-file {saved} goes on from there"
+    return f"saved at update {updates}; the same command goes on from there"
+
+
 def _delete_old(cfg: Any, end_of_epoch: bool) -> None:
     suffix = re.escape(_suffix(cfg))
     surplus: list[str] = []

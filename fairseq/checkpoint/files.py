@@ -66,24 +66,31 @@ def write_checkpoint(state: Mapping[str, Any], path: str, facts: Mapping[str, An
     except BaseException as error:
         _remove(temporary)
         if isinstance(error, Exception):
-            raise _explain(error, path) from error
+            kept = "The checkpoints from before are untouched"
+            raise _explain(error, path, kept) from error
         raise
-    try:
-        fsync_directory(os.path.dirname(os.path.abspath(path)))
-    except OSError as error:  # the file is there: only a loss of power could still undo its name
-        logger.warning("%s is written, but its folder cannot be synced: %s", path, error)
+    _sync_folder(path)
     _write_facts(path, facts)
 
 
-def _explain(error: Exception, path: str) -> CheckpointError:
+def _sync_folder(path: str) -> None:
+    """Make the new name of a file last; a disk that refuses gets a warning.
+
+    The file is there all the same: only a loss of power could still undo its name.
+    """
+    try:
+        fsync_directory(os.path.dirname(os.path.abspath(path)))
+    except OSError as error:
+        logger.warning("%s is written, but its folder cannot be synced: %s", path, error)
+
+
+def _explain(error: Exception, path: str, kept: str) -> CheckpointError:
     """Return the error to show; torch hides the file system's behind one of its own."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__context__
     hint = " (is the disk full?)" if getattr(cause, "errno", None) in _DISK_IS_FULL else ""
-    return CheckpointError(
-        f"could not write {path}: {cause or error}{hint}. The checkpoints from before are untouched"
-    )
+    return CheckpointError(f"could not write {path}: {cause or error}{hint}. {kept}")
 
 
 def _write_facts(path: str, facts: Mapping[str, Any]) -> None:
@@ -105,12 +112,14 @@ def link_checkpoint(source: str, target: str) -> None:
     try:
         _link(source, target)
     except OSError as error:
-        raise _explain(error, target) from error
+        kept = f"It is as it was; {source} holds the new state"
+        raise _explain(error, target, kept) from error
     try:
         _link(source + ".json", target + ".json")
     except OSError as error:
         logger.warning("could not write %s.json: %s", target, error)
         _remove(target + ".json")
+    _sync_folder(target)
 
 
 def _link(source: str, target: str) -> None:
@@ -120,7 +129,6 @@ def _link(source: str, target: str) -> None:
         os.link(source, temporary)
         os.replace(temporary, target)
         _remove(temporary)  # it is still there if both names were the same file already
-        fsync_directory(os.path.dirname(os.path.abspath(target)))
     except OSError:
         _remove(temporary)
         with open(source, "rb") as reader, atomic_write(target) as writer:

@@ -17,9 +17,9 @@ from fairseq.checkpoint.tensor_names import upgrade_roberta_state
 from fairseq.config import options
 from fairseq.config.build import plain
 from fairseq.config.refused import REFUSED
-from fairseq.config.schema import FairseqDataclass, public_fields
+from fairseq.config.schema import FairseqDataclass, default_of, public_fields
 from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
-from fairseq.config.upgrade import FORK_ONLY, downgrade
+from fairseq.config.upgrade import FORK_ONLY, LATER, downgrade
 from fairseq.errors import CheckpointError
 from fairseq.files.tensor_sizes import check_sizes
 from fairseq.version import __version__
@@ -77,8 +77,9 @@ def _original_section(name: str, section: Any) -> dict[str, Any]:
     values = plain(section)
     kept = {"_name": values["_name"]}
     for field, _ in public_fields(type(section)):
-        fork_default = field.name in FORK_ONLY and values[field.name] == field.default
-        if not field.metadata.get("new") and not fork_default:
+        strangers = FORK_ONLY | LATER.get(name, set())
+        unsaid = field.name in strangers and values[field.name] == default_of(field)
+        if not field.metadata.get("new") and not unsaid:
             kept[field.name] = values[field.name]
     if name == "model" and "head" in values:
         kept.update(downgrade(values, "model"))

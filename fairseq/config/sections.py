@@ -210,6 +210,20 @@ class OptimizationConfig(FairseqDataclass):
     lr: list[float] = option([0.25], "learning rate, one entry per epoch", minimum=0)
     stop_min_lr: float = option(-1.0, "stop when the learning rate falls to this value", minimum=-1)
     skip_remainder_batch: bool = option(False, "drop the last incomplete batch group of an epoch")
+    spike_policy: Literal["none", "skip", "rollback"] = option(
+        "none",
+        "what to do when the loss jumps: skip = drop the update, rollback = also go back to a "
+        "checkpoint and go on with the data that follow",
+        new=True,
+    )
+    spike_factor: float = option(
+        6.0, "a jump is so many (robust) deviations above the median", new=True
+    )
+    spike_window: int = option(128, "of the losses of so many updates", new=True)
+    spike_back: int = option(10, "go back at least so many updates", new=True)
+    spike_reseed: bool = option(
+        True, "after that, draw other random numbers (dropout) than before", new=True
+    )
     debug_param_names: bool = option(False, "name parameters in the optimizer's groups", inert=True)
 
 

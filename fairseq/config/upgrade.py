@@ -173,6 +173,11 @@ FORK_ONLY = {
     "zero_masking",
     "omit_mask",
 }
+# Keys that the original's main branch has and its release 0.12, or the fork, refuses: likewise.
+LATER = {
+    "task": {"include_index", "skip_masking", "d2v2_multi"},
+    "criterion": {"report_mcc", "report_acc_and_f1", "report_pearson_and_spearman"},
+}
 # Knobs of language models without an old name: written as they are where they are not as usual.
 _OF_DECODERS = {
     "head": "vocabulary",
@@ -219,7 +224,8 @@ def downgrade(values: Mapping[str, Any], section: str) -> Values:
         section: the section's name.
     """
     if section == "model" and "decoder_layers" in values:  # the original has flags for the rest
-        return {new: values[new] for new, usual in _OF_DECODERS.items() if values[new] != usual}
+        said = {new: values[new] for new, usual in _OF_DECODERS.items() if values[new] != usual}
+        return {**said, **_alibi_decoder(values)}
     old: Values = {}
     for row in ROWS:
         if row.section == section and row.write is not None:
@@ -227,3 +233,19 @@ def downgrade(values: Mapping[str, Any], section: str) -> Values:
             if row.old not in FORK_ONLY or value != row.default:
                 old[row.old] = value
     return old
+
+
+def _alibi_decoder(values: Mapping[str, Any]) -> Values:
+    """Return what makes the fork build a decoder with ALiBi, empty if it cannot.
+
+    It reads ``decoder_alibi`` only under the name of its architecture, which makes every decoder a
+    pre-norm one. The original knows no such name, so it refuses the file instead of leaving
+    positions out.
+    """
+    if values["position"] != "alibi" or not values["decoder_normalize_before"]:
+        return {}
+    return {
+        "_name": "transformer_lm_alibi",
+        "decoder_alibi": True,
+        "no_token_positional_embeddings": True,
+    }

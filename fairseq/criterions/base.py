@@ -40,7 +40,11 @@ class FairseqCriterion(nn.Module):
     Attributes:
         task: the task it serves.
         padding_idx: target that is not predicted.
+        sums_over_rows: whether a batch in two parts has the same loss; without it, running out of
+            memory cannot be mended by smaller batches.
     """
+
+    sums_over_rows = True
 
     def __init__(self, task: Any) -> None:
         super().__init__()

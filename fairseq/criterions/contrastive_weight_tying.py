@@ -88,6 +88,8 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
     Source: Godey et al. 2023 (Headless Language Models), section 3.
     """
 
+    sums_over_rows = False  # rows are each other's negatives
+
     def __init__(self, cfg: ContrastiveWeightTyingConfig, task: Any) -> None:
         super().__init__(task)
         if cfg.contrastive_weight < 0 or cfg.vocabulary_weight < 0:

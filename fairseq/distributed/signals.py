@@ -1,7 +1,7 @@
-"""SIGTERM and SIGUSR1: finish the update, save, end. A second signal ends at once.
+"""SIGTERM, SIGUSR1, SIGINT (Ctrl-C): finish the update, save, end. A second signal ends at once.
 
 Launchers pass on the signal that their processes get anyway, so what comes within a second of the
-first one is that same request.
+first one is that same request. A second Ctrl-C in a process of its own is somebody in a hurry.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fairseq.distributed import utils as distributed_utils
 
 logger = logging.getLogger("fairseq.signals")
 
-SIGNALS = ("SIGTERM", "SIGUSR1")
+SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 SAME_REQUEST_SECONDS = 1.0
 # A worker that was asked to end does so after this many seconds, if nobody ends it before.
 WORKER_SECONDS = 60
@@ -55,8 +55,13 @@ class StopSignal:
         now = time.monotonic()
         if self._caught is None:
             self._caught, self._caught_at = number, now
-        elif now - self._caught_at > SAME_REQUEST_SECONDS:
+        elif now - self._caught_at > SAME_REQUEST_SECONDS or self._in_a_hurry(number):
             os._exit(128 + number)  # no clean-up: what was being written is deleted at next start
+
+    def _in_a_hurry(self, number: int) -> bool:
+        """Tell whether this is a second Ctrl-C, which no launcher repeats."""
+        alone = distributed_utils.get_world_size() == 1
+        return number == self._caught == signal.SIGINT and alone
 
     def received(self) -> bool:
         """Tell whether any process was asked to end; all processes get the same answer."""

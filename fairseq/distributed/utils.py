@@ -5,12 +5,15 @@ Statistics travel as tensors, never as pickles.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import os
 import random
+import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -250,9 +253,10 @@ def call_main(cfg: Any, main: Callable[..., Any]) -> Any:
         local = torch.cuda.device_count() or world
     start_rank = distributed.distributed_rank or 0
     try:
-        torch.multiprocessing.spawn(
-            _spawned, args=(main, cfg, start_rank), nprocs=min(local, world), join=True
-        )
+        with left_to_children():
+            torch.multiprocessing.spawn(
+                _spawned, args=(main, cfg, start_rank), nprocs=min(local, world), join=True
+            )
     except torch.multiprocessing.ProcessExitedException as error:
         raise FairseqError(_obituary(error)) from error
     except torch.multiprocessing.ProcessRaisedException as error:
@@ -264,9 +268,29 @@ def call_main(cfg: Any, main: Callable[..., Any]) -> Any:
     return None
 
 
+@contextlib.contextmanager
+def left_to_children() -> Iterator[None]:
+    """Let children, which a terminal tells of a Ctrl-C too, finish what it asks them to do.
+
+    Raises:
+        SystemExit: with status 130 if there was one and the children ended without an error.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if noted:
+        raise SystemExit(128 + signal.SIGINT)
+
+
 def _obituary(error: Any) -> str:
     """Say which process ended how; a stop signal of ours is passed on as exit status."""
-    if error.signal_name is None and error.exit_code in (128 + 10, 128 + 15):
+    if error.signal_name is None and error.exit_code in (128 + 2, 128 + 10, 128 + 15):
         raise SystemExit(error.exit_code)
     how = error.signal_name or f"exit status {error.exit_code}"
     return (

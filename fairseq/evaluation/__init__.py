@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from fairseq import checkpoint, utils
 from fairseq.checkpoint.layout import explain
+from fairseq.data.batches.read import workers_ended
 from fairseq.distributed.device import choose_device
 from fairseq.errors import CheckpointError, DataError
 from fairseq.hub.load import load_by_settings
@@ -44,9 +45,7 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     results = {}
     for subset in subsets_of(config):
         task.load_dataset(subset, combine=False, epoch=1)
-        results[subset] = _validate_subset(
-            config, task, model, criterion, subset, device, given.get("max_valid_steps")
-        )
+        results[subset] = _validate_subset(config, task, model, criterion, subset, device, given)
     return results
 
 
@@ -78,13 +77,13 @@ def _validate_subset(
     criterion: Any,
     subset: str,
     device: torch.device,
-    most: int | None,
+    given: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the statistics of a subset, or of its first batches: a limit of the training's own
     validations does not count here.
     """
-    data, common = config.dataset, config.common
-    batches = task.get_batch_iterator(
+    data, common, most = config.dataset, config.common, given.get("max_valid_steps")
+    every = task.get_batch_iterator(
         dataset=task.dataset(subset),
         max_tokens=data.max_tokens_valid,
         max_sentences=data.batch_size_valid,
@@ -94,16 +93,18 @@ def _validate_subset(
         seed=common.seed,
         num_workers=data.num_workers,
         data_buffer_size=data.data_buffer_size,
-    ).next_epoch_itr(shuffle=False)
+    )
+    if data.data_rng != "philox" and "data_rng" not in given:
+        _say_other_mode(subset, getattr(every, "frozen_batches", []), data)
     bar = progress_bar(
-        batches,
+        every.next_epoch_itr(shuffle=False),
         log_format=common.log_format,
         log_interval=common.log_interval,
         prefix=f"valid on '{subset}' subset",
         default_log_format="simple" if common.no_progress_bar else "rich",
     )
     logs = []
-    with bar as progress:
+    with workers_ended(), bar as progress:
         for number, sample in enumerate(progress):
             if most is not None and number >= most:
                 break
@@ -112,13 +113,25 @@ def _validate_subset(
             sample = utils.move_to_device(sample, device)
             logs.append(task.valid_step(sample, model, criterion)[2])
         if not logs:
-            raise DataError(
-                f"there is no batch to evaluate in '{subset}'; the original's rule (--data-rng "
-                f"{data.data_rng}) drops batches that are no multiple of "
-                f"--required-batch-size-multiple {data.required_batch_size_multiple}"
-            )
+            raise DataError(f"there is no batch to evaluate in '{subset}'")
         with metrics.aggregate(new_root=True) as aggregated:
             task.reduce_metrics(logs, criterion)
         stats = aggregated.get_smoothed_values()
         progress.print(stats, tag=subset, step=len(logs))
     return dict(stats)
+
+
+def _say_other_mode(subset: str, batches: Sequence[Sequence[int]], data: Any) -> None:
+    """Say whose masks are drawn, and what of the data the original would leave out."""
+    rest = len(batches[-1]) % data.required_batch_size_multiple if batches else 0
+    dropped = len(batches[-1]) if rest and data.data_rng == "fairseq-main" else 0
+    logger.warning(
+        "'%s': random draws (masks) are those of the original, --data-rng %s, as the checkpoint "
+        "began; all %s samples in %s batches are evaluated%s. --data-rng philox draws what a "
+        "checkpoint of this project is validated with",
+        subset,
+        data.data_rng,
+        sum(map(len, batches)),
+        len(batches),
+        f" (the original drops the last {dropped})" if dropped else "",
+    )

@@ -98,7 +98,7 @@ def add_head(
     settled = _settled(config, settings)
     if settled.model.head != settings["head"]:
         raise UnsupportedError(f"the criterion of task {task} leaves no room for a head")
-    kept = {name: value for name, value in record_of(state).items() if name == "text_encoder"}
+    kept = {k: v for k, v in record_of(state).items() if k in ("text_encoder", "dictionaries")}
     write_model(out, weights, settled, {"added_head": mode}, kept)
     return {"model": config.model._name, "head": mode, "bias": log_unigram_bias}
 

@@ -22,6 +22,11 @@ ORIGINAL = {
     "layer_norm_eps": 1e-5,
     "position_offset": None,
     "clap_normalize_hidden": False,
+    # NormFormer: the original has the flags, but its decoders are built without what they ask for
+    "scale_attn": False,
+    "scale_fc": False,
+    "scale_heads": False,
+    "scale_resids": False,
 }
 
 
@@ -58,7 +63,7 @@ def to_fairseq(source: Path, out: Path, force: bool = False) -> dict[str, Any]:
         accepted = known if isinstance(known, tuple) else (known,)
         if hasattr(config.model, name) and value not in accepted:
             raise UnsupportedError(
-                f"the original fairseq cannot load this model: it has no {name} {value!r}"
+                f"the original fairseq cannot load this model: its models have no {name} {value!r}"
             )
     if getattr(config.model, "pooling", "cls") != "cls" and any(
         key.startswith("classification_heads.") for key in state["model"]

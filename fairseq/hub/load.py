@@ -25,6 +25,7 @@ from fairseq.files import archives
 from fairseq.files.archives import cached_name as url_to_filename  # noqa: F401 - for plug-ins
 from fairseq.files.safe_load import safe_load
 from fairseq.lazy import lazy_names
+from fairseq.tasks.dictionaries import check_dictionaries
 
 logger = logging.getLogger("fairseq.hub_utils")
 
@@ -286,6 +287,8 @@ def load_model_ensemble_and_task(
             task = tasks.setup_task(config.task)
             fit_dictionary(task, vocabulary_of(content))
             task.load_state_dict(content["task_state"] or {})
+            task.only_evaluates = True
+        check_dictionaries(name, content, task)
         model = task.build_model(config.model, from_checkpoint=True)
         try:
             model.load_state_dict(content["model"], strict=strict, model_cfg=config.model)

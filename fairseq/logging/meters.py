@@ -27,7 +27,31 @@ def safe_round(number: Any, ndigits: int) -> Any:
         ndigits: decimals to keep, as for the built-in ``round``.
     """
     number = to_python(number)
-    return round(number, ndigits) if hasattr(number, "__round__") else number
+    if not hasattr(number, "__round__"):
+        return number
+    rounded = round(number, ndigits)
+    return Rounded(rounded, number) if isinstance(rounded, float) else rounded
+
+
+class Rounded(float):
+    """A figure as a console shows it, which knows what it was: files keep ``exact``."""
+
+    exact: float
+
+    def __new__(cls, value: float, exact: float) -> Rounded:
+        """Return ``value`` with ``exact`` beside it; arithmetic with it gives plain numbers."""
+        rounded = super().__new__(cls, value)
+        rounded.exact = float(exact)
+        return rounded
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy, and go into files, as the plain number."""
+        return float, (float(self),)
+
+
+def exact(figure: Any) -> Any:
+    """Return what a figure was before it was rounded for display."""
+    return getattr(figure, "exact", figure)
 
 
 class Meter:

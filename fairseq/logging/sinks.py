@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import IO, Any, Protocol
 
 from fairseq.logging.deferred import to_python
-from fairseq.logging.meters import AverageMeter, StopwatchMeter, SumMeter, TimeMeter
+from fairseq.logging.meters import AverageMeter, StopwatchMeter, SumMeter, TimeMeter, exact
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +52,12 @@ class MetricSink(Protocol):
 
 
 def to_number(stat: Any) -> int | float | None:
-    """Return a figure as a number; None if it is not one (strings, lists, empty meters)."""
+    """Return a figure as a number, not rounded; None if it is none (strings, empty meters)."""
     if isinstance(stat, AverageMeter | TimeMeter):
         stat = stat.avg
     elif isinstance(stat, StopwatchMeter | SumMeter):
         stat = stat.sum
-    stat = to_python(stat)
+    stat = to_python(exact(stat))
     return stat if isinstance(stat, int | float) else None
 
 

@@ -148,13 +148,32 @@ class BaseFairseqModel(nn.Module):
 
     @classmethod
     def hub_interface(cls, args: Any, task: Any, models: list[Any]) -> Any:
-        """Return what :meth:`from_pretrained` hands out, None for the interface that generates."""
+        """Return what :meth:`from_pretrained` hands out, None for the interface that generates.
+
+        Raises:
+            CheckpointError: if the checkpoint holds another kind of model.
+        """
+        if issubclass(cls, FairseqLanguageModel):
+            for model in models:
+                if not isinstance(model, FairseqLanguageModel):
+                    raise wrong_kind(model, "the checkpoint", "no causal language model")
         return None
 
     @classmethod
     def hub_models(cls) -> dict[str, Any]:
         """Return published names and where they can be had."""
         return {}
+
+
+def wrong_kind(model: Any, path: str, what: str) -> CheckpointError:
+    """Return the error for a checkpoint that holds another kind of model than was asked for."""
+    right = (
+        "TransformerLanguageModel" if isinstance(model, FairseqLanguageModel) else "RobertaModel"
+    )
+    return CheckpointError(
+        f"{path} holds a {type(model).__name__}, which is {what}: load it with "
+        f"{right}.from_pretrained, or name another checkpoint_file"
+    )
 
 
 class FairseqEncoder(nn.Module):

@@ -10,12 +10,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from fairseq.config.yaml_text import load_yaml
 from fairseq.errors import ConfigError, DataError, MissingFileError
-from fairseq.logging.sinks import parse_record
+from fairseq.logging.sinks import parse_record, read_jsonl
 
 TRAIN_TAGS = ("train_inner", "train")
 
@@ -38,6 +39,7 @@ class Run:
         command: the command line, empty if unknown.
         versions: versions of the software, and ``parameters`` (how many the model has).
         notes: what could not be read.
+        starts: when its processes began, Unix seconds.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Run:
     command: str
     versions: Mapping[str, Any]
     notes: Sequence[str]
+    starts: Sequence[float] = ()
 
     @property
     def valid_tags(self) -> list[str]:
@@ -119,6 +122,7 @@ def _load_run(folder: Path, name: str) -> Run:
         command=_read_text(folder / "command.txt").strip(),
         versions=_read_mapping(folder / "versions.json", notes),
         notes=notes,
+        starts=_starts(folder / "events.jsonl"),
     )
 
 
@@ -137,6 +141,12 @@ def _read_records(path: Path, notes: list[str]) -> list[Record]:
         lines = f"line {skipped[0]}" + (f" and {len(skipped) - 1} more" if skipped[1:] else "")
         notes.append(f"{path}: {lines} skipped: no record of an update")
     return records
+
+
+def _starts(events: Path) -> list[float]:
+    found = read_jsonl(events) if events.is_file() else []
+    times = [number_or_none(event.get("time")) for event in found if event.get("event") == "start"]
+    return [time for time in times if time is not None]
 
 
 def _by_tag(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -215,20 +225,51 @@ def summarize(run: Run) -> dict[str, Any]:
         "best_valid_accuracy": max(accuracies, default=None),
         "last_train_loss": train_losses[-1] if train_losses else None,
         "updates": max(updates, default=None),
-        "wall_seconds": _last(run, "wall"),
+        "wall_seconds": trained_seconds(run),
         "tokens_per_second": _median_speed(run),
         "parameters": number_or_none(run.versions.get("parameters")),
     }
 
 
-def _last(run: Run, key: str) -> float | None:
-    """Return the latest value of a training figure, whichever tag has it."""
-    found = [
-        (updates[-1], values[-1])
-        for updates, values in (run.series(tag, key) for tag in TRAIN_TAGS)
-        if values
-    ]
-    return max(found)[1] if found else None
+def trained_seconds(run: Run) -> float | None:
+    """Return the seconds behind a run's records, all restarts added up; None if unknown.
+
+    ``wall`` counts from the start of a process, so its last value before each start is added.
+    What a restart did again, from a checkpoint, counts once.
+    """
+    rows = [row for tag in TRAIN_TAGS for row in run.records.get(tag, ())]
+    rows = [row for row in rows if number_or_none(row.get("wall")) is not None]
+    rows.sort(key=lambda row: (row["update"], row["wall"]))
+    if not rows:
+        return None
+    ends = [a["wall"] for a, b in pairwise(rows) if _restarted(run.starts, a, b)]
+    return float(sum(ends) + rows[-1]["wall"])
+
+
+def _restarted(starts: Sequence[float], before: Record, after: Record) -> bool:
+    """Tell whether another process wrote ``after``: its clock is behind, or its start is known."""
+    if after["wall"] < before["wall"]:
+        return True
+    earlier, later = number_or_none(before.get("time")), number_or_none(after.get("time"))
+    if earlier is None or later is None:
+        return False
+    return any(earlier < start <= later for start in starts)
+
+
+def trained_tokens(run: Run) -> int:
+    """Return how many tokens a run was trained on: means of epochs times their updates, added up.
+
+    What no record of an epoch covers yet is added from those of the intervals.
+    """
+    ends: dict[Any, Record] = {row.get("epoch"): row for row in run.records.get("train", ())}
+    rows = sorted(ends.values(), key=lambda row: row["update"])
+    covered = rows[-1]["update"] if rows else 0
+    rows += [row for row in run.records.get("train_inner", ()) if row["update"] > covered]
+    total, done = 0.0, 0
+    for row in rows:
+        total += (number_or_none(row.get("wpb")) or 0) * (row["update"] - done)
+        done = row["update"]
+    return round(total)
 
 
 def _median_speed(run: Run) -> float | None:

@@ -64,7 +64,11 @@ class FairseqTask:
         cfg: the task's configuration.
         datasets: loaded splits by name.
         state: saved and restored with checkpoints.
+        only_evaluates: no batch is dropped, whatever the original does; set when a checkpoint is
+            loaded for use.
     """
+
+    only_evaluates = False
 
     def __init__(self, cfg: Any, **kwargs: Any) -> None:
         settle_alone(cfg)
@@ -263,7 +267,9 @@ class FairseqTask:
             order_seed = seed + limits.pop("order_epoch", 0)
             kept = self._usable_indices(dataset, order_seed, max_positions, ignore_invalid_inputs)
             kept = kept[~np.isin(kept, without)] if len(without) else kept
-            return dataset.batch_by_size(kept, **limits, drop_trailing=as_main)
+            return dataset.batch_by_size(
+                kept, **limits, drop_trailing=as_main and not self.only_evaluates
+            )
 
         batching = {
             "max_tokens": max_tokens,
@@ -476,6 +482,13 @@ class FairseqTask:
     def target_dictionary(self) -> Any:
         """Return the dictionary of the model's output."""
         raise NotImplementedError
+
+    def dictionaries(self) -> dict[str, Any]:
+        """Return what gives the ids of the model a meaning, by part; checkpoints keep digests."""
+        try:
+            return {"source": self.source_dictionary}
+        except NotImplementedError:
+            return {}
 
 
 class LegacyFairseqTask(FairseqTask):

@@ -348,6 +348,10 @@ class SentencePredictionTask(FairseqTask):
         """Return the dictionary of the inputs, as the original does."""
         return self.dictionary
 
+    def dictionaries(self) -> dict[str, Any]:
+        """See the base class; the order of the labels is that of the classes."""
+        return {"source": self.dictionary, "labels": self._label_dictionary}
+
     @property
     def label_dictionary(self) -> Dictionary:
         """Return the dictionary of the labels.

@@ -14,18 +14,20 @@ from typing import Any, cast
 import torch
 
 from fairseq import checkpoint as checkpoint_utils
-from fairseq import tasks, utils
+from fairseq import spikes, tasks, utils
 from fairseq.checkpoint.layout import data_rng_of, settle_data_rng
 from fairseq.config.resolve import required_settings, resolve
 from fairseq.config.sections import FairseqConfig
 from fairseq.data.batches import epochs
+from fairseq.data.batches.protocol import FinishedEpoch
+from fairseq.data.batches.read import workers_ended
 from fairseq.data.storage.load import raise_if_valid_subsets_unintentionally_ignored
 from fairseq.distributed import utils as distributed_utils
 from fairseq.distributed.device import choose_device
 from fairseq.distributed.signals import StopSignal
 from fairseq.errors import ConfigError, DataError
 from fairseq.logging import metrics
-from fairseq.logging.meters import StopwatchMeter
+from fairseq.logging.meters import StopwatchMeter, exact, safe_round
 from fairseq.logging.progress_bar import BaseProgressBar, progress_bar
 from fairseq.logging.sinks import close_sinks
 from fairseq.models.base import count_parameters
@@ -59,7 +61,11 @@ def run_training(cfg: FairseqConfig) -> float | None:
     if cfg.distributed_training.distributed_world_size > 1:
         distributed_utils.init_process_group(cfg.distributed_training, choose_device(cfg))
     try:
-        with RunFolder(checkpoint.save_dir, enabled=_writes(cfg)) as folder, StopSignal() as stop:
+        with (
+            RunFolder(checkpoint.save_dir, enabled=_writes(cfg)) as folder,
+            workers_ended(),
+            StopSignal() as stop,
+        ):
             trainer, epoch_itr = _set_up(cfg, folder)
             loop = TrainLoop(cfg, trainer, epoch_itr, stop, folder)
             with loop.profiler:
@@ -129,18 +135,6 @@ def _valid_subsets(cfg: FairseqConfig) -> list[str]:
     return cfg.dataset.valid_subset.replace(" ", "").split(",")
 
 
-class _FinishedEpoch:
-    """An epoch iterator as it was at the end of the epoch before the one where it stands."""
-
-    def __init__(self, epoch_itr: Any) -> None:
-        self.epoch = epoch_itr.epoch - 1
-        self.state_dict = epoch_itr.state_dict
-
-    def end_of_epoch(self) -> bool:
-        """Return True."""
-        return True
-
-
 class TrainLoop:
     """Runs epochs until something says stop.
 
@@ -178,6 +172,8 @@ class TrainLoop:
             complete = f"max_epoch: {max_epoch}"
         if complete is not None:
             logger.info("nothing to do: the run is complete (%s)", complete)
+        if complete is None and self.stop.received():
+            logger.warning("stopped by %s before the first update", self.stop.name)
         if complete is not None or self.stop.received():
             return
         while self.epoch_itr.next_epoch_idx <= max_epoch:
@@ -203,7 +199,7 @@ class TrainLoop:
             return False
         after_epoch = due == "epoch"
         if after_epoch:
-            self.position = _FinishedEpoch(self.epoch_itr)
+            self.position = FinishedEpoch(self.epoch_itr)
         valid_losses, should_stop = self.validate_and_save(after_epoch)
         if after_epoch and not should_stop:
             self.trainer.lr_step(self.position.epoch, valid_losses[0])
@@ -263,9 +259,7 @@ class TrainLoop:
                 if updated:
                     self._log_inner(progress)
                 else:
-                    self.folder.note(
-                        "skipped", update=trainer.get_num_updates(), reason=trainer.skipped
-                    )
+                    self._note_skipped()
                 end_of_epoch = not groups.has_next()
                 if self.stop.received() or updated or end_of_epoch:
                     valid_losses, should_stop = self.validate_and_save(end_of_epoch, updated)
@@ -275,6 +269,17 @@ class TrainLoop:
             progress.print(stats, tag="train", step=trainer.get_num_updates())
         metrics.reset_meters("train")
         return valid_losses, should_stop
+
+    def _note_skipped(self) -> None:
+        """Keep why an update was skipped; go back if it was a spike and the policy says so."""
+        trainer = self.trainer
+        self.folder.note("skipped", update=trainer.get_num_updates(), reason=trainer.skipped)
+        if not (trainer.spiked and trainer.spikes.kind == "rollback"):
+            return
+        found = spikes.roll_back(trainer, self.cfg.checkpoint.save_dir)
+        if found is not None:
+            self.folder.note("rollback", update=found[1], checkpoint=found[0])
+            self._save(None, always=True)  # not those from the way to the spike
 
     def _update_groups(self) -> epochs.GroupedIterator:
         """Return the rest of the epoch, in lists of the batches of one update each.
@@ -329,7 +334,7 @@ class TrainLoop:
     @staticmethod
     def _training_stats(name: str) -> dict[str, Any]:
         stats = metrics.get_smoothed_values(name)
-        stats["wall"] = round(
+        stats["wall"] = safe_round(
             cast(StopwatchMeter, metrics.get_meter("default", "wall")).elapsed_time, 0
         )
         return stats
@@ -353,6 +358,7 @@ class TrainLoop:
         """
         reason = self._reached_limit()
         do_save, do_validate = self._is_time(end_of_epoch, updated, reason is not None)
+        is_extra = not self._due(end_of_epoch, updated)[1]
         valid_losses: list[float | None] = [None]
         if do_validate:
             valid_losses = self._validate_all() or [None]
@@ -360,15 +366,20 @@ class TrainLoop:
         if do_validate and valid_losses[0] is None:
             self.trainer.progress["validation_due"] = "epoch" if end_of_epoch else "update"
         if valid_losses[0] is not None:
-            self._note_progress(valid_losses[0])
+            if not is_extra:  # a run that is prolonged counts as if it had never ended
+                self._note_progress(valid_losses[0])
             reason = reason or self._out_of_patience()
         should_stop = reason is not None or signalled
+        saved = None
         if do_save or should_stop:
-            self._save(valid_losses[0], always=should_stop)
+            saved = self._save(valid_losses[0], always=should_stop)
         if reason is not None:
             logger.info("Stopping training due to %s", reason)
         if signalled:
-            logger.warning("stopped by %s", self.stop.name)
+            how = checkpoint_utils.how_it_goes_on(
+                self.cfg.checkpoint, self.trainer.get_num_updates(), saved
+            )
+            logger.warning("stopped by %s: %s", self.stop.name, how)
         if should_stop:
             updates = self.trainer.get_num_updates()
             self.folder.note("stop", update=updates, reason=reason or self.stop.name)
@@ -377,32 +388,39 @@ class TrainLoop:
 
     def _is_time(self, end_of_epoch: bool, updated: bool, at_limit: bool) -> tuple[bool, bool]:
         """Tell whether to save and whether to validate now."""
-        cfg, updates, epoch = self.cfg, self.trainer.get_num_updates(), self.position.epoch
-        data, checkpoint, max_epoch = cfg.dataset, cfg.checkpoint, cfg.optimization.max_epoch
-        is_last = at_limit or (end_of_epoch and 0 < max_epoch <= epoch)
+        data, updates = self.cfg.dataset, self.trainer.get_num_updates()
+        max_epoch = self.cfg.optimization.max_epoch
+        is_last = at_limit or (end_of_epoch and 0 < max_epoch <= self.position.epoch)
+        late_enough = updates >= data.validate_after_updates
+        do_save, do_validate = self._due(end_of_epoch, updated)
+        allowed = late_enough and not data.disable_validation
+        return do_save or is_last, (do_validate or is_last) and allowed
+
+    def _due(self, end_of_epoch: bool, updated: bool) -> tuple[bool, bool]:
+        """Tell whether the intervals ask for saving and for validating, wherever the run ends."""
+        data, checkpoint = self.cfg.dataset, self.cfg.checkpoint
+        updates, epoch = self.trainer.get_num_updates(), self.position.epoch
         late_enough = updates >= data.validate_after_updates
 
         def interval(length: int) -> bool:
             return updated and length > 0 and updates > 0 and updates % length == 0
 
-        do_save = (
-            is_last
-            or (end_of_epoch and epoch % checkpoint.save_interval == 0)
-            or (interval(checkpoint.save_interval_updates) and late_enough)
+        do_save = (end_of_epoch and epoch % checkpoint.save_interval == 0) or (
+            interval(checkpoint.save_interval_updates) and late_enough
         )
         do_validate = (
-            is_last
-            or (not end_of_epoch and do_save)
+            (not end_of_epoch and do_save)
             or (end_of_epoch and epoch % data.validate_interval == 0)
             or interval(data.validate_interval_updates)
         )
-        return do_save, do_validate and late_enough and not data.disable_validation
+        return do_save, do_validate
 
-    def _save(self, val_loss: float | None, always: bool) -> None:
-        checkpoint_utils.save_checkpoint(
+    def _save(self, val_loss: float | None, always: bool) -> str | None:
+        path = checkpoint_utils.save_checkpoint(
             self.cfg.checkpoint, self.trainer, self.position, val_loss, always
         )
         self.saved_at = self.trainer.get_num_updates()
+        return path
 
     def _note_progress(self, value: float) -> None:
         """Count validations without progress, across restarts."""
@@ -478,8 +496,11 @@ class TrainLoop:
                     f"--best-checkpoint-metric {metric} is not reported in validation; choose one "
                     f"of {', '.join(stats)}"
                 )
+            value = exact(stats[metric])
             if trainer.best is not None:
                 pick = max if cfg.checkpoint.maximize_best_checkpoint_metric else min
-                stats[f"best_{metric}"] = pick(trainer.best, stats[metric])
+                digits = getattr(aggregated.get(metric), "round", None)
+                best = pick(trainer.best, value)
+                stats[f"best_{metric}"] = safe_round(best, 3 if digits is None else digits)
             progress.print(stats, tag=subset, step=trainer.get_num_updates())
-        return stats[metric]
+        return value

@@ -38,6 +38,7 @@ from fairseq.models.base import count_parameters
 from fairseq.models.ema import EMA
 from fairseq.optim import build_optimizer
 from fairseq.optim.lr_scheduler import build_lr_scheduler
+from fairseq.tasks.dictionaries import LABELS, check_dictionaries, dictionary_record
 
 logger = logging.getLogger("fairseq.trainer_state")
 
@@ -144,6 +145,7 @@ class TrainingState:
         ema = EMA(self._model, config)
         if config.ema_seed_model is not None:
             seed = upgrade_state(safe_load(config.ema_seed_model))
+            check_dictionaries(config.ema_seed_model, seed, self.task, (LABELS,))
             ema.restore(seed["model"], build_fp32_params=config.ema_fp32)
         return ema
 
@@ -210,6 +212,10 @@ class TrainingState:
     def _original_cfg(self) -> dict[str, Any]:
         return original_cfg(self.cfg)  # the configuration is final by now
 
+    @functools.cached_property
+    def _dictionary_record(self) -> dict[str, Any]:
+        return dictionary_record(self.task)
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything a resumed run needs, in the original's layout."""
         history = {
@@ -229,7 +235,7 @@ class TrainingState:
             "extra_state": {
                 "metrics": metrics.state_dict(),
                 "previous_training_time": self.cumulative_training_time(),
-                OURS: our_record(self.cfg, self.progress),
+                OURS: our_record(self.cfg, self.progress) | self._dictionary_record,
             },
         }
         if self.ema is not None:
@@ -290,6 +296,7 @@ class TrainingState:
             return None
         filename, state = self._loaded or load_newest(filename)
         self._loaded = None
+        check_dictionaries(filename, state, self.task, (LABELS,) if reset_optimizer else ())
         self._load_modules(filename, state)
         extra_state = state["extra_state"]
         self._optim_history = state["optimizer_history"]
@@ -310,6 +317,19 @@ class TrainingState:
             self.get_num_updates(),
         )
         return extra_state
+
+    def rewind(self, filename: str, state: dict[str, Any]) -> None:
+        """Take weights, optimizer, schedule and average of a checkpoint of this very run.
+
+        Figures, progress and the position in the data stay.
+        """
+        state = upgrade_state(state)
+        self._load_modules(filename, state)
+        history, self._optim_history = self._optim_history, state["optimizer_history"]
+        self._optimizer = self._lr_scheduler = None
+        self._load_optimizer(filename, state, False, None)
+        self._optim_history = history
+        self._load_ema(state["extra_state"], anew=False)
 
     def _load_modules(self, filename: str, state: Mapping[str, Any]) -> None:
         try:

@@ -23,6 +23,8 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.errors import FairseqError
 from fairseq.logging import metrics
 from fairseq.rng import derive_seed
+from fairseq.training.smaller_batches import cells_of, halves, is_out_of_memory
+from fairseq.training.spikes import SpikePolicy
 from fairseq.training.state import TrainingState
 
 logger = logging.getLogger("fairseq.trainer")
@@ -30,6 +32,25 @@ logger = logging.getLogger("fairseq.trainer")
 # Updates in a row whose gradient is not finite before a run stops.
 MAX_BAD_UPDATES = 10
 ROWS_OF = "_rows_of_"  # marks, among added numbers, tensors that are joined instead
+
+
+def inputs_as(sample: Any, dtype: torch.dtype) -> Any:
+    """Return a batch whose fp32 model inputs have the type of the weights.
+
+    Labels, log-probabilities of a teacher and weights of a loss stay as they are: in bf16, 0.1 is
+    0.1001. Inputs are what lies in ``net_input`` (or ``net_input0`` and so on); where there is no
+    such key, everything but ``target``.
+    """
+    if not isinstance(sample, dict):
+        return utils.apply_to_sample(lambda t: _cast(t, dtype), sample)
+    named = [key for key in sample if str(key).startswith("net_input")]
+    inputs = named or [key for key in sample if key != "target"]
+    cast = {key: utils.apply_to_sample(lambda t: _cast(t, dtype), sample[key]) for key in inputs}
+    return {**sample, **cast}
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.dtype == torch.float32 else tensor
 
 
 class NotFiniteError(FairseqError, FloatingPointError):
@@ -41,6 +62,7 @@ class Trainer(TrainingState):
 
     Attributes:
         skipped: why the latest update changed nothing, None if it did.
+        spiked: whether that is because its loss jumped.
     """
 
     def __init__(self, cfg: FairseqConfig, task: Any, model: Any, criterion: Any) -> None:
@@ -48,6 +70,9 @@ class Trainer(TrainingState):
         self.skipped: str | None = None
         self._grad_norm: Tensor = torch.tensor(0.0)
         self._bad_updates = 0
+        self.spikes, self.spiked = SpikePolicy(cfg.optimization), False
+        self._epoch = 1
+        self._cells = 0  # of the micro-batch at work
         self._dummy_batch: Any = None
         if self.world > 1 and not task.logging_outputs_can_be_summed(criterion):
             logger.warning(
@@ -132,6 +157,7 @@ class Trainer(TrainingState):
     def begin_epoch(self, epoch: int) -> None:
         """Tell schedule and task that an epoch begins."""
         self.lr_step_begin_epoch(epoch)
+        self._epoch = epoch
         self.task.begin_epoch(epoch, self.get_model())
 
     def begin_valid_epoch(self, epoch: int) -> None:
@@ -149,11 +175,8 @@ class Trainer(TrainingState):
             assert self._dummy_batch not in (None, "DUMMY"), "no batch was seen yet"
             sample = self._dummy_batch
         sample = utils.move_to_device(sample, self.device)
-        dtype = self.weights_dtype
-        if dtype is not None:
-            sample = utils.apply_to_sample(
-                lambda t: t.to(dtype) if t.dtype == torch.float32 else t, sample
-            )
+        if self.weights_dtype is not None:
+            sample = inputs_as(sample, self.weights_dtype)
         return sample, is_filler
 
     # -- one update ------------------------------------------------------------------------------
@@ -176,7 +199,9 @@ class Trainer(TrainingState):
         """
         seed = self.cfg.common.seed
         if self.cfg.dataset.data_rng == "philox":
-            value = derive_seed(seed, "update", self._num_updates, self.rank, micro)
+            shift = self.spikes.seed_shift(self.progress)
+            purpose = f"update after return {shift}" if shift else "update"
+            value = derive_seed(seed, purpose, self._num_updates, self.rank, micro)
             torch.manual_seed(value)
             random.seed(value)
             np.random.seed(value % 2**32)
@@ -189,7 +214,7 @@ class Trainer(TrainingState):
 
         Args:
             samples: this process's share of the update.
-            raise_oom: unused; running out of memory always raises.
+            raise_oom: unused; memory that does not suffice for a single row always raises.
 
         Returns:
             the logging output, or None if nothing was changed (overflow, gradient not finite); see
@@ -204,9 +229,39 @@ class Trainer(TrainingState):
         self.optimizer.zero_grad()
         prepared = [self._prepare_sample(sample) for sample in samples]
         self._criterion.prepare_update([sample for sample, filler in prepared if not filler])
+        logs, sample_size = self._share(*self._accumulate(self._small_enough(prepared)))
+        self.skipped = self._spike(logs, sample_size) or self._step(sample_size)
+        if self.skipped is not None:
+            logger.warning(self.skipped)
+        output = self._log_update(logs) if self.skipped is None else None
+        metrics.log_stop_time("train_wall")
+        return output
+
+    def _accumulate(self, prepared: list[tuple[Any, bool]]) -> tuple[list[dict[str, Any]], Any]:
+        """Run all micro-batches forward and backward, in smaller ones if memory runs out.
+
+        Returns:
+            ``(logging outputs, sum of their sample sizes)``.
+        """
+        while True:
+            try:
+                return self._accumulate_once(prepared)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self.world > 1:  # others wait inside a reduce
+                    raise
+                logger.warning("out of memory: %s", error)
+                prepared = self._smaller(prepared, error)
+            self.optimizer.zero_grad()  # a backward pass that failed has left a part of itself
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _accumulate_once(
+        self, prepared: list[tuple[Any, bool]]
+    ) -> tuple[list[dict[str, Any]], Any]:
         logs: list[dict[str, Any]] = []
         sample_size: Any = 0
         for micro, (sample, is_filler) in enumerate(prepared):
+            self._cells = cells_of(sample)
             self._seed(micro)
             with self._no_sync_unless(micro == len(prepared) - 1), self._precision():
                 _, size, log = self.task.train_step(
@@ -221,13 +276,50 @@ class Trainer(TrainingState):
             if not is_filler:
                 logs.append(log)
                 sample_size = sample_size + size
-        logs, sample_size = self._share(logs, sample_size)
-        self.skipped = self._step(sample_size)
-        if self.skipped is not None:
-            logger.warning(self.skipped)
-        output = self._log_update(logs) if self.skipped is None else None
-        metrics.log_stop_time("train_wall")
-        return output
+        return logs, sample_size
+
+    def _smaller(
+        self, prepared: list[tuple[Any, bool]], error: RuntimeError
+    ) -> list[tuple[Any, bool]]:
+        """Divide the batches that are at least as large as the one that did not fit.
+
+        Raises:
+            FairseqError: if that is impossible.
+        """
+        self.progress["most_cells"] = self._cells
+        smaller = self._small_enough(prepared)
+        if len(smaller) == len(prepared):
+            raise FairseqError(
+                f"out of memory, and the batch cannot be divided: {error}. Lower --batch-size or "
+                "--max-tokens, and raise --update-freq to keep the update"
+            ) from error
+        return smaller
+
+    def _small_enough(self, prepared: list[tuple[Any, bool]]) -> list[tuple[Any, bool]]:
+        """Return micro-batches that are smaller than what did not fit into memory, if any did."""
+        most = self.progress.get("most_cells")
+        if most is None or self.world > 1 or not self._criterion.sums_over_rows:
+            return prepared
+        parts: list[tuple[Any, bool]] = []
+        dataset = self.task.dataset(self.cfg.dataset.train_subset)
+        for sample, is_filler in prepared:
+            divided = halves(sample, dataset, self._epoch) if cells_of(sample) >= most else None
+            pairs = [self._prepare_sample(part) for part in divided or ()]
+            parts += self._small_enough(pairs) if pairs else [(sample, is_filler)]
+        return parts
+
+    def _spike(self, logs: list[Any], sample_size: Any) -> str | None:
+        """Drop an update whose loss jumps, if a policy says so; return why."""
+        self.spiked = False
+        if self.spikes.kind == "none":
+            return None
+        total = sum(float(utils.item(log.get("loss", 0.0))) for log in logs)
+        loss = total / float(utils.item(sample_size) or 1.0)
+        reason = self.spikes.verdict(loss, self._num_updates, self.progress)
+        if reason is not None:
+            self.spiked = True
+            self.optimizer.zero_grad()
+        return reason
 
     def _ema_model(self) -> dict[str, Any]:
         """Return the averaged model for tasks that ask for it by their attribute ``uses_ema``."""

@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import re
 import resource
 import shutil
 import signal
@@ -306,6 +307,30 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(prepared: tuple[Any, Path])
         assert names(folder) == before
         assert leftovers(folder) == []
         assert updates_in(folder / "checkpoint_last.pt") == 20
+
+
+def test_a_failure_says_what_is_there(
+    prepared: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link that fails, or a folder that cannot be synced, comes after a new file is there."""
+    _, folder = prepared
+    cfg = settings(folder, **{**RICH, "no_epoch_checkpoints": False})
+
+    def no_space(*unused: Any, **also: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fairseq.checkpoint.files._link", no_space)
+        with pytest.raises(CheckpointError, match="It is as it was; (.*) holds the new state") as e:
+            third_save(cfg)
+    written = re.search(r"; (\S+) holds the new state", str(e.value))
+    assert written is not None and updates_in(Path(written[1])) == 30
+    assert updates_in(folder / "checkpoint_last.pt") == 20
+    with monkeypatch.context() as patch:
+        patch.setattr("fairseq.checkpoint.files.fsync_directory", no_space)
+        with pytest.raises(CheckpointError, match="It holds the new state") as e:
+            third_save(cfg)
+    assert "untouched" not in str(e.value)
 
 
 def test_files_reach_the_disk_before_their_names(prepared: tuple[Any, Path]) -> None:

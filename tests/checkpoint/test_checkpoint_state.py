@@ -34,7 +34,7 @@ PLAIN = (str, int, float, bool, type(None), torch.Tensor)
 # A flag of the original's RoBERTa that its Namespace holds only if it is given.
 SUPPRESSED = {"load_checkpoint_heads"}
 # What the original's main branch has and its release 0.12, which the fork is made of, has not.
-MAIN_ONLY = {"min_params_to_wrap", "debug_param_names", "include_index", "skip_masking"}
+MAIN_ONLY = {"min_params_to_wrap", "debug_param_names"}  # where no loader is strict
 FORK_KEYS = {
     "encoder_alibi",
     "encoder_alibi_asymmetrical",
@@ -462,3 +462,33 @@ def test_a_misfit_is_explained(shared: Path, trained: Path) -> None:
         load_model_ensemble_and_task([path], {"encoder_layers": 3})
     with pytest.raises(CheckpointError, match="(?s)architectures match.*missing|not in the model"):
         load_model_ensemble_and_task([path], {"encoder_layers_to_keep": "0", "head": "clap"})
+
+
+def test_the_strict_sections_hold_nothing_that_older_programs_refuse(shared: Path) -> None:
+    """The fork and 0.12 stop at an unknown key of the task; what is not default is written."""
+    file = shared / "compat/checkpoints/baseline/structure.json"
+    theirs = json.loads(file.read_text())["cfg"]
+    ours = original_cfg(plain_config())
+    assert set(ours["task"]) - SUPPRESSED == set(theirs["task"]) - {"omit_mask"}
+    assert set(ours["criterion"]) <= set(theirs["criterion"])
+    said = original_cfg(plain_config(skip_masking=True, include_index=False))["task"]
+    assert said["skip_masking"] is True and said["include_index"] is False
+    pairs = plain_config(task="sentence_prediction", criterion="sentence_prediction", num_classes=2)
+    newer = {"d2v2_multi", "report_mcc", "report_acc_and_f1", "report_pearson_and_spearman"}
+    assert not newer & {*original_cfg(pairs)["task"], *original_cfg(pairs)["criterion"]}
+
+
+CAUSAL = {"arch": "transformer_lm", "task": "language_modeling", "criterion": "cross_entropy"}
+
+
+def test_a_decoder_with_alibi_carries_what_the_fork_needs() -> None:
+    prenorm = {**CAUSAL, "position": "alibi", "decoder_normalize_before": True}
+    model = original_cfg(plain_config(**prenorm))["model"]
+    assert model["_name"] == "transformer_lm_alibi"  # a name that the original does not know
+    assert model["decoder_alibi"] is True and model["no_token_positional_embeddings"] is True
+    back = config_of({"cfg": original_cfg(plain_config(**prenorm, decoder_layers=3))})
+    assert (back.model.position_kind(), back.model.decoder_layers) == ("alibi", 3)
+    # the fork makes every decoder of that name a pre-norm one
+    postnorm = original_cfg(plain_config(**{**prenorm, "decoder_normalize_before": False}))["model"]
+    assert postnorm["_name"] == "transformer_lm" and postnorm["position"] == "alibi"
+    assert "decoder_alibi" not in original_cfg(plain_config(**CAUSAL))["model"]

@@ -202,3 +202,18 @@ def test_sums_cope_with_missing_names(tmp_path: Path) -> None:
 
 def test_alone_a_sum_is_what_it_was() -> None:
     assert utils.sum_over_processes({"loss": 2.0}, torch.device("cpu")) == {"loss": 2.0}
+
+
+def test_the_launcher_leaves_an_interrupt_to_its_children() -> None:
+    import signal
+
+    from fairseq.distributed.utils import left_to_children
+
+    before, waited = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(SystemExit) as end, left_to_children():
+        os.kill(os.getpid(), signal.SIGINT)
+        waited.append("for the children")
+    assert waited and end.value.code == 130
+    assert signal.getsignal(signal.SIGINT) == before
+    with left_to_children():
+        pass

@@ -478,3 +478,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     command = [str(tmp_path / "theirs"), "--from", "hf", "--out", str(tmp_path / "ours"), "--json"]
     assert export.main(command) == 0
     assert json.loads(capsys.readouterr().out)["head"] == "none"
+
+
+@pytest.mark.parametrize("knob", ["scale_attn", "scale_fc", "scale_heads", "scale_resids"])
+def test_the_export_says_that_the_original_reads_no_normformer(
+    knob: str, words: Path, tmp_path: Path
+) -> None:
+    from fairseq.export.original_and_safetensors import to_fairseq
+
+    source = checkpoint_of(words, tmp_path / "a.pt", **{knob: True})
+    with pytest.raises(UnsupportedError, match=f"no {knob} True"):
+        to_fairseq(source, tmp_path / "b.pt")
+    assert not (tmp_path / "b.pt").exists()

@@ -16,7 +16,7 @@ from compat_checkpoints import DETERMINISTIC, load, load_classifier
 
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.data.storage.indexed_dataset import MMapIndexedDataset
-from fairseq.errors import ConfigError
+from fairseq.errors import CheckpointError, ConfigError
 from fairseq.models.roberta import RobertaConfig, RobertaHubInterface, RobertaModel
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 
@@ -223,3 +223,20 @@ def test_probabilities_are_over_the_whole_vocabulary(shared: Path) -> None:
     assert len(answers) == len(dictionary) - left_out
     assert math.fsum(p for _, p, _ in answers) == pytest.approx(1, abs=0.02)
     assert math.fsum(p for _, p, _ in answers) < 1
+
+
+def test_each_interface_checks_the_kind_of_model(tmp_path: Path) -> None:
+    from tiny_run import config, make_corpus, train
+
+    from fairseq.models.transformer_lm import TransformerLanguageModel
+
+    data = make_corpus(tmp_path / "data")
+    causal = {"task": "language_modeling", "criterion": "cross_entropy", "arch": "transformer_lm"}
+    small = {"decoder_layers": 1, "decoder_embed_dim": 16, "decoder_attention_heads": 2}
+    train(config(data, tmp_path / "masked", max_update=1))
+    train(config(data, tmp_path / "causal", max_update=1, **causal, **small))
+    where = ("checkpoint_last.pt", str(data))
+    with pytest.raises(CheckpointError, match="no masked language model.*TransformerLanguage"):
+        RobertaModel.from_pretrained(str(tmp_path / "causal"), *where)
+    with pytest.raises(CheckpointError, match="no causal language model.*RobertaModel"):
+        TransformerLanguageModel.from_pretrained(str(tmp_path / "masked"), *where)

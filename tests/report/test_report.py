@@ -11,7 +11,7 @@ from fairseq.logging.sinks import JsonlSink
 from fairseq.report import FillMaskExample, load_runs, summarize, write_report
 from fairseq.report import page as page_module
 from fairseq.report.charts import MAX_POINTS, PANELS, THEMES, _thinned, _tick, draw
-from fairseq.report.runs import config_differences
+from fairseq.report.runs import config_differences, trained_seconds, trained_tokens
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -227,3 +227,96 @@ def test_command(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])
     assert stopped.value.code == 0 and "examples:" in capsys.readouterr().out
+
+
+def logged(folder, *rows):
+    """A run folder whose metrics are ``(tag, epoch, update, time, figures)``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = ("tag", "epoch", "update", "time")
+    records = [{**dict(zip(keys, row, strict=False)), **row[4]} for row in rows]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "metrics.jsonl").write_text(lines)
+    return folder
+
+
+def test_time_is_added_up_over_restarts(tmp_path):
+    def inner(update, time, wall):
+        return "train_inner", 1, update, time, {"wall": wall, "wpb": 1.0}
+
+    folder = logged(tmp_path / "a", inner(1, 105, 5), inner(2, 110, 10), inner(3, 203, 3))
+    assert trained_seconds(*load_runs([folder])) == 13
+    # from the checkpoint at update 1: update 2 was done twice, and counts once
+    folder = logged(
+        tmp_path / "b", inner(1, 105, 5), inner(2, 110, 10), inner(2, 203, 3), inner(3, 206, 6)
+    )
+    assert trained_seconds(*load_runs([folder])) == 11
+    # the second process logs later than the first ended: only its start tells them apart
+    folder = logged(tmp_path / "c", inner(1, 103, 3), inner(2, 209, 9))
+    assert trained_seconds(*load_runs([folder])) == 9
+    (folder / "events.jsonl").write_text('{"event": "start", "time": 200}\n')
+    assert trained_seconds(*load_runs([folder])) == 12
+    assert summarize(*load_runs([folder]))["wall_seconds"] == 12
+
+
+def test_tokens_are_counted(tmp_path):
+    folder = logged(
+        tmp_path / "a",
+        ("train_inner", 1, 2, 0, {"wpb": 10.0}),
+        ("train", 1, 3, 0, {"wpb": 9.0}),
+        ("train_inner", 2, 4, 0, {"wpb": 6.0}),
+        ("train", 2, 4, 0, {"wpb": 8.0}),  # stopped in the second epoch, which goes on
+        ("train", 2, 6, 0, {"wpb": 7.0}),
+        ("train_inner", 3, 8, 0, {"wpb": 5.0}),
+    )
+    assert trained_tokens(*load_runs([folder])) == 3 * 9 + 3 * 7 + 2 * 5
+
+
+def test_the_figures_of_a_real_run_that_was_stopped(tmp_path):
+    """Time as its checkpoint has it, tokens as the data have them, losses with all their digits."""
+    import os
+    import signal
+
+    from tiny_run import config, content, make_corpus, train
+
+    from fairseq.logging.sinks import read_jsonl
+    from fairseq.training.trainer import Trainer
+
+    data, save_dir = make_corpus(tmp_path / "data"), tmp_path / "run"
+    counted, take = [], Trainer.train_step
+
+    def train_step(trainer, samples, raise_oom=False):
+        counted.append(sum(int(sample["ntokens"]) for sample in samples))
+        if trainer.get_num_updates() == 3 and len(counted) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take(trainer, samples, raise_oom)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", train_step)
+        with pytest.raises(SystemExit):
+            train(config(data, save_dir))
+        train(config(data, save_dir))
+    assert len(counted) == 9
+    (loaded,) = load_runs([save_dir])
+    assert trained_tokens(loaded) == sum(counted)
+    state = content(save_dir / "checkpoint_last.pt")
+    assert len(loaded.starts) == 2
+    assert trained_seconds(loaded) == pytest.approx(
+        state["extra_state"]["previous_training_time"], abs=0.5
+    )
+    rows = [row for row in read_jsonl(save_dir / "metrics.jsonl") if row["tag"] == "valid"]
+    assert round(rows[-1]["loss"], 3) != rows[-1]["loss"]
+    assert rows[-1]["ppl"] == pytest.approx(2 ** rows[-1]["loss"], rel=1e-9)
+
+
+def test_a_rounded_figure_is_shown_and_the_exact_one_is_kept():
+    import copy
+
+    from fairseq.logging import metrics
+    from fairseq.logging.progress_bar import format_stat
+    from fairseq.logging.sinks import to_number
+
+    with metrics.aggregate(new_root=True) as aggregated:
+        metrics.log_scalar("loss", 1 / 3, round=3)
+    shown = aggregated.get_smoothed_values()["loss"]
+    assert (shown, format_stat(shown), to_number(shown)) == (0.333, "0.333", 1 / 3)
+    assert type(copy.deepcopy(shown)) is type(shown * 1) is float

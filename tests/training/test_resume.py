@@ -181,7 +181,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     assert digest(tmp_path / LAST) == expected.digest
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 @pytest.mark.parametrize("update", [2, EPOCH - 1])
 def test_a_signal_saves_after_the_update_and_the_run_goes_on(
     update: int,
@@ -190,6 +190,7 @@ def test_a_signal_saves_after_the_update_and_the_run_goes_on(
     tmp_path: Path,
     reference: Callable[..., Outcome],
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     expected = reference()
     recorder = Recorder(monkeypatch, signal_at(update, number))
@@ -198,7 +199,10 @@ def test_a_signal_saves_after_the_update_and_the_run_goes_on(
     assert end.value.code == 128 + number
     assert updates_of(tmp_path) == update + 1
     assert events(tmp_path, "stop")[-1]["reason"] == signal.Signals(number).name
-    assert signal.getsignal(number) == signal.SIG_DFL
+    default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    assert signal.getsignal(number) == default
+    said = f"stopped by {signal.Signals(number).name}: saved at update {update + 1}; the same"
+    assert said in caplog.text
     train(config(data, tmp_path))
     assert recorder.losses == expected.losses
     assert digest(tmp_path / LAST) == expected.digest
@@ -439,7 +443,7 @@ def test_signals_at_any_time_save_within_one_update(
         pid = launch(data, folder, counted, **flags)
         counted.wait_for(rng.randrange(1, 12))
         time.sleep(rng.uniform(0, 0.02))
-        which = rng.choice([signal.SIGTERM, signal.SIGUSR1])
+        which = rng.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
         began, started = counted.value, time.monotonic()
         os.kill(pid, which)
         assert wait(pid) == 128 + which
@@ -448,7 +452,7 @@ def test_signals_at_any_time_save_within_one_update(
         assert run(lambda folder=folder: train(config(data, folder, **flags))) == 0  # type: ignore[misc]
         assert digest(folder / LAST) == expected.digest
     seconds.sort()
-    figure("SIGTERM or SIGUSR1, all saved", signals)
+    figure("SIGTERM, SIGUSR1 or SIGINT, all saved", signals)
     figure("signal to exit, p95 in s", round(seconds[int(0.95 * (signals - 1))], 2))
 
 
@@ -470,6 +474,23 @@ def test_a_second_signal_ends_at_once(data: Path, tmp_path: Path) -> None:
     os.kill(pid, signal.SIGTERM)
     assert wait(pid) == 128 + signal.SIGTERM
     assert time.monotonic() - started < 2
+    assert not (tmp_path / LAST).exists()
+
+
+def test_a_second_interrupt_ends_at_once_without_waiting(data: Path, tmp_path: Path) -> None:
+    counted = Counted()
+
+    def slow(trainer: Trainer, calls: int) -> None:
+        counted(trainer, calls)
+        if calls == 1:
+            time.sleep(60)
+
+    pid = launch(data, tmp_path, slow)
+    counted.wait_for(2)
+    os.kill(pid, signal.SIGINT)
+    time.sleep(0.1)
+    os.kill(pid, signal.SIGINT)
+    assert wait(pid, 2) == 128 + signal.SIGINT
     assert not (tmp_path / LAST).exists()
 
 
@@ -721,6 +742,17 @@ def test_patience_counts_across_restarts(
     assert recorder.losses == {}
     train(config(data, tmp_path / "cut", **{**flags, "patience": 4}))
     assert list(recorder.losses) == [9, 10]
+
+
+def test_patience_does_not_count_the_validation_of_an_end(data: Path, tmp_path: Path) -> None:
+    flags = {"lr": [0.0], "warmup_updates": 0, "patience": 3, "validate_interval_updates": 4}
+    flags |= {"lr_scheduler": "fixed", "total_num_update": None, "validate_interval": 100}
+    train(config(data, tmp_path / "whole", **flags, max_update=40))
+    assert updates_of(tmp_path / "whole") == 16
+    for stop in (5, 7, 10, 40):  # each one ends between two validations, with one of its own
+        train(config(data, tmp_path / "prolonged", **flags, max_update=stop))
+    assert updates_of(tmp_path / "prolonged") == 16
+    assert "patience" in events(tmp_path / "prolonged", "stop")[-1]["reason"]
 
 
 def test_best_is_the_best_checkpoint_saved(data: Path, tmp_path: Path) -> None:

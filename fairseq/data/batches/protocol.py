@@ -55,3 +55,15 @@ class EpochBatchIterating:
     def first_batch(self) -> Any:
         """Return some batch, to try things out with, or ``"DUMMY"`` if that is impossible."""
         return "DUMMY"
+
+
+class FinishedEpoch:
+    """An epoch iterator as it was at the end of the epoch before the one where it stands."""
+
+    def __init__(self, epoch_itr: Any) -> None:
+        self.epoch = epoch_itr.epoch - 1
+        self.state_dict = epoch_itr.state_dict
+
+    def end_of_epoch(self) -> bool:
+        """Return True."""
+        return True

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -68,7 +72,9 @@ class BatchLoader:
             FairseqError: if a worker dies or is stuck.
         """
         self._requests.items = requests
-        return watched(iter(self._loader))
+        batches = iter(self._loader)
+        _open.add(batches)
+        return watched(batches)
 
 
 def watched(batches: Iterator[Any]) -> Iterator[Any]:
@@ -83,17 +89,67 @@ def watched(batches: Iterator[Any]) -> Iterator[Any]:
                 raise batch
             yield batch
     except RuntimeError as error:
-        if "DataLoader worker (pid" in str(error):
-            raise FairseqError(
-                f"a process that reads data died: {error}. It may have been killed for want of "
-                "memory; use fewer --num-workers, or --num-workers 0 to see its error"
-            ) from error
-        if "DataLoader timed out" in str(error):
-            raise FairseqError(
-                f"the processes that read data are stuck or too slow: {error}. Check the disk, or "
-                "use --num-workers 0"
-            ) from error
+        explained = _explained(error)
+        if explained is error:
+            raise
+        raise explained from error
+
+
+def _explained(error: RuntimeError) -> Exception:
+    """Return an error that says what happened to a worker; any other one as it is."""
+    if "DataLoader worker (pid" in str(error):
+        return FairseqError(
+            f"a process that reads data died: {error}. It may have been killed for want of "
+            "memory; use fewer --num-workers, or --num-workers 0 to see its error"
+        )
+    if "DataLoader timed out" in str(error):
+        return FairseqError(
+            f"the processes that read data are stuck or too slow: {error}. Check the disk, or "
+            "use --num-workers 0"
+        )
+    return error
+
+
+# Iterators of torch loaders that are still needed.
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@contextlib.contextmanager
+def workers_ended() -> Iterator[None]:
+    """End data workers with the block if an error ends it, and explain the death of one.
+
+    Torch tells of a death by raising in the main thread, wherever that is; batches are read in
+    another. Workers that are left would not heed the SIGTERM that Python's exit sends them, since
+    they outlive a scheduler's, and keep this process waiting.
+
+    Raises:
+        FairseqError: if a worker died or was stuck.
+    """
+    try:
+        yield
+    except BaseException as error:
+        _kill_workers()
+        if isinstance(error, RuntimeError) and (explained := _explained(error)) is not error:
+            raise explained from error
         raise
+
+
+def _kill_workers() -> None:
+    workers = [w for batches in list(_open) for w in getattr(batches, "_workers", ())]
+    if (
+        not workers
+        or not hasattr(signal, "SIGCHLD")
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        return
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise again
+    try:
+        for worker in workers:
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+    finally:
+        signal.signal(signal.SIGCHLD, previous)
 
 
 class _BatchReader(torch.utils.data.Dataset):

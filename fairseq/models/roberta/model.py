@@ -22,7 +22,12 @@ from torch import Tensor, nn
 from fairseq.checkpoint.tensor_names import upgrade_roberta_state
 from fairseq.errors import ConfigError
 from fairseq.models import register_model, register_model_architecture
-from fairseq.models.base import FairseqEncoder, FairseqEncoderModel
+from fairseq.models.base import (
+    FairseqEncoder,
+    FairseqEncoderModel,
+    FairseqLanguageModel,
+    wrong_kind,
+)
 from fairseq.models.roberta.config import RobertaConfig, encoder_shape
 from fairseq.modules.heads import (
     ClapHead,
@@ -416,6 +421,8 @@ class RobertaModel(FairseqEncoderModel):
         """Return the interface that fills masks."""
         from fairseq.models.roberta.hub_interface import RobertaHubInterface
 
+        if isinstance(models[0], FairseqLanguageModel):
+            raise wrong_kind(models[0], "the checkpoint", "no masked language model")
         return RobertaHubInterface(args, task, models[0])
 
 

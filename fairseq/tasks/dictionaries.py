@@ -1,0 +1,120 @@
+"""Which dictionaries a checkpoint was trained with: kept as digests, compared on every load.
+
+A table of embeddings fits any dictionary of its size; in another order its rows mean other words,
+and no tensor shows it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fairseq.checkpoint.layout import record_of
+from fairseq.data.storage.dictionary import Dictionary
+from fairseq.errors import CheckpointError, FairseqError
+
+logger = logging.getLogger(__name__)
+
+RECORD = "dictionaries"
+LABELS = "labels"
+
+
+def meaningful_symbols(dictionary: Dictionary) -> list[str]:
+    """Return the symbols in the order of their ids, without what each load may add or drop.
+
+    That is ``madeupwordNNNN``, which rounds the size, and ``<mask>`` at the end, which a task adds.
+    """
+    symbols = [s for i, s in enumerate(dictionary.symbols) if not dictionary.is_filler(i)]
+    if symbols and symbols[-1] == dictionary.mask_word:
+        symbols.pop()
+    return symbols
+
+
+def digest_of(symbols: Sequence[str]) -> str:
+    """Return the SHA-256 of symbols; a line end cannot be part of one."""
+    return hashlib.sha256("\n".join(symbols).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def dictionaries_of(task: Any) -> dict[str, Dictionary]:
+    """Return the dictionaries of a task by their part; empty where it has none."""
+    own = getattr(task, "dictionaries", None)
+    found = own() if callable(own) else {}
+    return {name: value for name, value in found.items() if isinstance(value, Dictionary)}
+
+
+def dictionary_record(task: Any) -> dict[str, Any]:
+    """Return what a checkpoint keeps: ``{"dictionaries": {part: {"symbols": n, "sha256": s}}}``."""
+    parts = {name: meaningful_symbols(value) for name, value in dictionaries_of(task).items()}
+    return {RECORD: {k: {"symbols": len(v), "sha256": digest_of(v)} for k, v in parts.items()}}
+
+
+def check_dictionaries(
+    path: str, state: Mapping[str, Any], task: Any, but: Sequence[str] = ()
+) -> None:
+    """Compare the dictionaries of a task with those that a checkpoint was trained with.
+
+    A file of another program records none: then the ``dict.txt`` beside it is compared, and if
+    there is none, it is said that nothing could be.
+
+    Args:
+        path: of the checkpoint, for messages.
+        state: its content.
+        task: that goes to use it.
+        but: parts that may differ; ``labels`` when a model is trained on another task.
+
+    Raises:
+        CheckpointError: if one differs in more than words in place of symbols that round the size.
+    """
+    kept = record_of(state).get(RECORD)
+    kept = kept if isinstance(kept, Mapping) else {}
+    for part, dictionary in dictionaries_of(task).items():
+        if part in but:
+            continue
+        here = meaningful_symbols(dictionary)
+        record = kept.get(part)
+        if isinstance(record, Mapping):
+            _compare(path, part, here, int(record.get("symbols", 0)), record.get("sha256"))
+        elif part != LABELS:
+            _compare_with_neighbour(path, part, here)
+
+
+def _compare(path: str, part: str, here: Sequence[str], symbols: int, sha256: Any) -> None:
+    if digest_of(here[:symbols]) != sha256 or len(here) < symbols:
+        raise CheckpointError(
+            f"the dictionary of the data ({part}, {len(here)} symbols) is not the one that {path} "
+            f"was trained with ({symbols} symbols): the same ids mean other words. Use the data "
+            "folder of the training, or binarize the text anew with its dict.txt (--srcdict)"
+        )
+    if len(here) > symbols:
+        logger.warning(
+            "the dictionary has %s symbols more than %s was trained with, in place of symbols that "
+            "rounded its size: their embeddings are untrained",
+            len(here) - symbols,
+            path,
+        )
+
+
+def _compare_with_neighbour(path: str, part: str, here: Sequence[str]) -> None:
+    neighbour = Path(os.path.dirname(path)) / "dict.txt"
+    try:
+        known = meaningful_symbols(Dictionary.load(str(neighbour))) if neighbour.is_file() else None
+    except (FairseqError, OSError):
+        known = None
+    if known is not None and known != here[: len(known)]:
+        logger.warning(
+            "the dictionary of the data is not %s, which lies beside %s: if the model was trained "
+            "with that one, the same ids mean other words",
+            neighbour,
+            path,
+        )
+    if known is not None:
+        return
+    logger.warning(
+        "%s does not say which dictionary it was trained with, and no dict.txt lies beside it: "
+        "only its size was compared. In another order, the same ids would mean other words",
+        path,
+    )
