@@ -14,6 +14,8 @@ TASKS = {
 }
 
 MODELS = {
+    "ligo_roberta": "fairseq.growth.ligo_model:LigoRoberta",
+    "ligo_transformer_lm": "fairseq.growth.ligo_model:LigoTransformerLanguageModel",
     "roberta": "fairseq.models.roberta.model:RobertaModel",
     "transformer_lm": "fairseq.models.transformer_lm.model:TransformerLanguageModel",
 }
@@ -54,6 +56,10 @@ ARCHITECTURES = {
     **{arch: ("transformer_lm", f"{_LM_PRESETS}:{arch}") for arch in _LM_ARCHITECTURES},
     "transformer_lm_gbw": ("transformer_lm", f"{_LM_PRESETS}:transformer_lm_baevski_gbw"),
     "transformer_lm_wiki103": ("transformer_lm", f"{_LM_PRESETS}:transformer_lm_baevski_wiki103"),
+}
+# the same sizes, with weights that are a learned function of a smaller model's
+ARCHITECTURES |= {
+    f"ligo_{arch}": (f"ligo_{model}", preset) for arch, (model, preset) in ARCHITECTURES.items()
 }
 
 CRITERIONS = {
@@ -101,6 +107,26 @@ BPES = {
 
 TOKENIZERS = {
     "space": "fairseq.data.encoders.space_tokenizer:SpaceTokenizer",
+}
+
+# ways to grow a checkpoint: name -> a method of fairseq/growth
+GROWTH = {
+    "aki": "fairseq.growth.bert2bert:aki",
+    "copy": "fairseq.growth.copy:copy",
+    "enlarge": "fairseq.growth.enlarge:enlarge",
+    "extract": "fairseq.growth.depth:extract",
+    "fpi": "fairseq.growth.bert2bert:fpi",
+    "gstack": "fairseq.growth.depth:gstack",
+    "hyperclone": "fairseq.growth.enlarge:hyperclone",
+    "interlace": "fairseq.growth.depth:interlace",
+    "interpolate": "fairseq.growth.depth:interpolate",
+    "lemon": "fairseq.growth.lemon:lemon",
+    "ligo": "fairseq.growth.ligo:ligo",
+    "mslt": "fairseq.growth.depth:mslt",
+    "net2net": "fairseq.growth.net2net:net2net",
+    "pool": "fairseq.growth.pool:pool",
+    "random": "fairseq.growth.ligo_init:random",
+    "stack": "fairseq.growth.depth:stack",
 }
 
 # What a lower floor asks a higher one for, when it is called: there is this one thing.

@@ -164,7 +164,7 @@ def known_flags() -> set[str]:
     parsers += [
         parser_of(f"fairseq-{name}")
         for name in (
-            *("bpe", "export", "glue", "report", "average", "hydra_train"),
+            *("bpe", "export", "glue", "grow", "report", "average", "hydra_train"),
             *("eval_lm", "generate", "interactive"),
         )
     ]

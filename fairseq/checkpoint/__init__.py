@@ -234,13 +234,13 @@ def checkpoint_to_start_from(cfg: Any) -> tuple[str, dict[str, bool]]:
     path = os.path.join(cfg.save_dir, f"checkpoint_last{suffix}.pt")
     if PathManager.exists(path):
         return path, resets
-    for flag in ("continue_once", "finetune_from_model"):
+    for flag in ("continue_once", "finetune_from_model", "grow_from"):
         named = getattr(cfg, flag, None)
         if named is None:
             continue
         if not PathManager.exists(named):
             raise MissingFileError(f"--{flag.replace('_', '-')} not found: {named}")
-        if flag == "finetune_from_model":
+        if flag != "continue_once":
             logger.info("loading the weights of %s; everything else starts afresh", named)
             resets = dict.fromkeys(resets, True)
         return named, resets

@@ -60,6 +60,8 @@ def _numbers(config: FairseqConfig) -> None:
     chosen = [name for name in ("fp16", "bf16", "amp") if getattr(common, name)]
     if len(chosen) > 1:
         raise ConfigError(f"--{' and --'.join(chosen)} exclude each other; choose one")
+    if hasattr(config.model, "ligo_source") and (common.fp16 or common.bf16):
+        raise ConfigError(f"--{chosen[0]} would round the growth operator; use --amp instead")
     if common.cpu and common.device not in ("auto", "cpu"):
         raise ConfigError(f"--cpu and --device {common.device} contradict each other")
     if common.cpu:
@@ -93,8 +95,22 @@ def _checkpoints(config: FairseqConfig) -> None:
             raise ConfigError("--finetune-from-model and --continue-once exclude each other")
     if config.common.profile and checkpoint.no_save:
         raise ConfigError("--profile writes into the run folder, which --no-save leaves alone")
+    _growth(checkpoint)
     _dict_text("--optimizer-overrides", checkpoint.optimizer_overrides)
     _dict_text("--model-overrides", config.common_eval.model_overrides)
+
+
+def _growth(checkpoint: Any) -> None:
+    """Refuse what contradicts ``--grow-from``, which starts everything but the weights afresh."""
+    if checkpoint.grow_from is None:
+        if checkpoint.grow_method is not None or checkpoint.grow_layers:
+            raise ConfigError("--grow-method and --grow-layers need --grow-from FILE")
+        return
+    if checkpoint.restore_file != "checkpoint_last.pt":
+        raise ConfigError("--grow-from and --restore-file exclude each other")
+    for name in ("finetune_from_model", "continue_once", "reset_optimizer", "reset_lr_scheduler"):
+        if getattr(checkpoint, name):
+            raise ConfigError(f"--grow-from and --{name.replace('_', '-')} exclude each other")
 
 
 def _dict_text(flag: str, text: str | None) -> None:
@@ -185,6 +201,9 @@ def _positions(config: FairseqConfig) -> None:
             raise ConfigError(
                 f"--{side}-embed-dim {dim} is not divisible by {heads} attention heads"
             )
+        slopes = getattr(model, "alibi_slopes", None)
+        if heads and slopes is not None and len(slopes) != heads:
+            raise ConfigError(f"--alibi-slopes gives {len(slopes)} numbers for {heads} heads")
         if getattr(model, "position", None) == "sinusoidal" and dim and dim < 4:
             raise ConfigError("sinusoidal positions need a width of at least 4")
 

@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fairseq.catalog import GROWTH
 from fairseq.config.schema import (
     II,
     MOST_WORKERS,
@@ -217,10 +218,10 @@ class OptimizationConfig(FairseqDataclass):
         new=True,
     )
     spike_factor: float = option(
-        6.0, "a jump is so many (robust) deviations above the median", new=True
+        6.0, "a jump is so many (robust) deviations above the median", new=True, above=1
     )
-    spike_window: int = option(128, "of the losses of so many updates", new=True)
-    spike_back: int = option(10, "go back at least so many updates", new=True)
+    spike_window: int = option(128, "of the losses of so many updates", new=True, minimum=2)
+    spike_back: int = option(10, "go back at least so many updates", new=True, minimum=1)
     spike_reseed: bool = option(
         True, "after that, draw other random numbers (dropout) than before", new=True
     )
@@ -239,6 +240,29 @@ class CheckpointConfig(FairseqDataclass):
     finetune_from_model: str | None = option(
         None, "take the weights of this model, nothing else", path=True
     )
+    grow_from: str | None = option(
+        None,
+        "start from this model, grown to the sizes of --arch; nothing else is taken",
+        new=True,
+        path=True,
+    )
+    grow_method: str | None = option(
+        None, "how: " + ", ".join(GROWTH) + " (a learned operator: ligo)", new=True
+    )
+    grow_layers: list[int] = option(
+        [], "the source's layer for every layer, such as 0,1,1,3", new=True, minimum=0
+    )
+    grow_seed: int = option(1, "of what growth draws", new=True, **SEED)
+    grow_noise: float | None = option(
+        None,
+        "noise on copied channels that cancels, in standard deviations",
+        new=True,
+        minimum=0,
+    )
+    grow_norms: Literal["own", "above"] = option(
+        "own", "aki: whose layer norms new channels get", new=True
+    )
+    grow_fill: Literal["fresh", "zero"] = option("fresh", "copy: what new entries hold", new=True)
     reset_dataloader: bool = option(False, "start at the first epoch")
     reset_lr_scheduler: bool = option(False, "do not load the state of the LR schedule")
     reset_meters: bool = option(False, "do not load the meters")

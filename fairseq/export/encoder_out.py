@@ -188,7 +188,14 @@ def check_difference(worst: float, greatest: float = 1.0) -> None:
 
 
 def native_family(config: Any) -> str | None:
-    """Return the native class of Hugging Face that computes the same, None if there is none."""
+    """Return the native class of Hugging Face that computes the same, None if there is none.
+
+    Raises:
+        UnsupportedError: for what no class can express, ours included.
+    """
+    for name in ("embedding_multiplier", "alibi_slopes"):
+        if getattr(config, name) is not None:
+            raise UnsupportedError(f"{name} of an encoder is not known to Hugging Face's models")
     plain = (
         config.head in ("roberta", "none")
         and config.position == "learned"

@@ -21,6 +21,9 @@ ORIGINAL = {
     "segments": 0,
     "layer_norm_eps": 1e-5,
     "position_offset": None,
+    "embedding_multiplier": None,
+    "alibi_slopes": None,
+    "ligo_source": None,
     "clap_normalize_hidden": False,
     # NormFormer: the original has the flags, but its decoders are built without what they ask for
     "scale_attn": False,

@@ -40,8 +40,14 @@ def check_sizes(config: Any, tensors: Mapping[str, Any]) -> None:
     """
     model = config.model
     shapes = {k: tuple(v.shape) for k, v in tensors.items() if isinstance(v, torch.Tensor)}
-    for side in ("encoder", "decoder"):
-        _check_layers(model, side, list(shapes))
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    if any(name.startswith("operator.") for name in shapes):
+        # a growth operator holds the source and what is new: together they are what it makes
+        _check_operator(model, 2 * largest)
+        shapes = {}
+    else:
+        for side in ("encoder", "decoder"):
+            _check_layers(model, side, list(shapes))
     for name, pattern, dimension in _SHAPES:
         for side in ("encoder", "decoder"):
             setting = name.replace("S", side)
@@ -51,12 +57,20 @@ def check_sizes(config: Any, tensors: Mapping[str, Any]) -> None:
                 for tensor, shape in shapes.items():
                     if regex.fullmatch(tensor) and shape[dimension : dimension + 1] != (claimed,):
                         _refuse(setting, claimed, f"{tensor} has the shape {shape}")
-    largest = max((size for shape in shapes.values() for size in shape), default=0)
     for section in (model, config.task):
         for setting in _COUNTS:
             claimed = getattr(section, setting, None)
             if isinstance(claimed, int) and claimed > max(largest, MOST_UNCHECKED):
                 _refuse(setting, claimed, f"no tensor is larger than {largest} in any dimension")
+
+
+def _check_operator(model: Any, largest: int) -> None:
+    for side in ("encoder", "decoder"):
+        for name in ("layers", "embed_dim", "ffn_embed_dim"):
+            claimed = getattr(model, f"{side}_{name}", None)
+            if isinstance(claimed, int) and claimed > largest:
+                fact = f"source and operator together are not larger than {largest}"
+                _refuse(f"{side}_{name}", claimed, fact)
 
 
 def _check_layers(model: Any, side: str, names: list[str]) -> None:

@@ -25,7 +25,7 @@ from fairseq.files import archives
 from fairseq.files.archives import cached_name as url_to_filename  # noqa: F401 - for plug-ins
 from fairseq.files.safe_load import safe_load
 from fairseq.lazy import lazy_names
-from fairseq.tasks.dictionaries import check_dictionaries
+from fairseq.tasks.dictionaries import check_dictionaries, fit_dictionary
 
 logger = logging.getLogger("fairseq.hub_utils")
 
@@ -296,36 +296,6 @@ def load_model_ensemble_and_task(
             raise explain(error, name) from error
         loaded.append(model)
     return loaded, config, task
-
-
-def fit_dictionary(task: Any, rows: int | None) -> None:
-    """Make the task's dictionary as large as the checkpoint's table, if that is harmless.
-
-    Surplus ``madeupwordNNNN`` entries (count 0, used only to round the size) are dropped from the
-    end, missing ones are added; the user's file is never touched.
-
-    Args:
-        task: whose dictionary is changed in memory.
-        rows: rows of the embedding table, None to do nothing.
-
-    Raises:
-        CheckpointError: if real words would be lost, or more than padding is missing.
-    """
-    dictionary = getattr(task, "source_dictionary", None)
-    if rows is None or dictionary is None or len(dictionary) == rows:
-        return
-    have = len(dictionary)
-    fit = getattr(task, "fit_dictionary", None)
-    if fit is None or not fit(rows):
-        raise CheckpointError(
-            f"the dictionary has {have} entries, but the checkpoint's embedding table has {rows} "
-            "rows: point the data folder to the dict.txt the model was trained with"
-        )
-    logger.warning(
-        "the dictionary was %s by %s unused madeupword entries to fit the checkpoint",
-        "cut" if rows < have else "extended",
-        abs(have - rows),
-    )
 
 
 def stated_settings(cfg: Any, task: str | None = None) -> dict[str, Any]:

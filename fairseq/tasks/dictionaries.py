@@ -1,4 +1,4 @@
-"""Which dictionaries a checkpoint was trained with: kept as digests, compared on every load.
+"""Dictionaries and checkpoints: digests that are compared on every load, and fillers that fit.
 
 A table of embeddings fits any dictionary of its size; in another order its rows mean other words,
 and no tensor shows it.
@@ -117,4 +117,34 @@ def _compare_with_neighbour(path: str, part: str, here: Sequence[str]) -> None:
         "%s does not say which dictionary it was trained with, and no dict.txt lies beside it: "
         "only its size was compared. In another order, the same ids would mean other words",
         path,
+    )
+
+
+def fit_dictionary(task: Any, rows: int | None) -> None:
+    """Make the task's dictionary as large as the checkpoint's table, if that is harmless.
+
+    Surplus ``madeupwordNNNN`` entries (count 0, used only to round the size) are dropped from the
+    end, missing ones are added; the user's file is never touched.
+
+    Args:
+        task: whose dictionary is changed in memory.
+        rows: rows of the embedding table, None to do nothing.
+
+    Raises:
+        CheckpointError: if real words would be lost, or more than padding is missing.
+    """
+    dictionary = getattr(task, "source_dictionary", None)
+    if rows is None or dictionary is None or len(dictionary) == rows:
+        return
+    have = len(dictionary)
+    fit = getattr(task, "fit_dictionary", None)
+    if fit is None or not fit(rows):
+        raise CheckpointError(
+            f"the dictionary has {have} entries, but the checkpoint's embedding table has {rows} "
+            "rows: point the data folder to the dict.txt the model was trained with"
+        )
+    logger.warning(
+        "the dictionary was %s by %s unused madeupword entries to fit the checkpoint",
+        "cut" if rows < have else "extended",
+        abs(have - rows),
     )

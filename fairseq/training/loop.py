@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 
 from fairseq import checkpoint as checkpoint_utils
-from fairseq import spikes, tasks, utils
+from fairseq import tasks, utils
 from fairseq.checkpoint.layout import data_rng_of, settle_data_rng
 from fairseq.config.resolve import required_settings, resolve
 from fairseq.config.sections import FairseqConfig
@@ -26,11 +26,13 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.distributed.device import choose_device
 from fairseq.distributed.signals import StopSignal
 from fairseq.errors import ConfigError, DataError
+from fairseq.growth.start import grow_loaded, recall_source
 from fairseq.logging import metrics
 from fairseq.logging.meters import StopwatchMeter, exact, safe_round
 from fairseq.logging.progress_bar import BaseProgressBar, progress_bar
 from fairseq.logging.sinks import close_sinks
 from fairseq.models.base import count_parameters
+from fairseq.training import spikes
 from fairseq.training.profiling import UpdateProfiler
 from fairseq.training.run_folder import RunFolder
 from fairseq.training.trainer import Trainer
@@ -79,10 +81,12 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any]:
     """Build everything, restore what there is to restore; return trainer and data iterator."""
     utils.set_torch_seed(cfg.common.seed)
     loaded = _read_checkpoint(cfg)
+    recall_source(cfg.model, loaded)
     task = tasks.setup_task(cfg.task)
     if cfg.bpe is not None and hasattr(task, "bpe"):
         task.bpe = task.build_bpe(cfg.bpe)
     model = task.build_model(cfg.model)
+    loaded = grow_loaded(cfg, loaded, task, model)
     criterion = task.build_criterion(cfg.criterion)
     cfg.freeze()
     folder.describe(cfg, parameters=count_parameters(model))

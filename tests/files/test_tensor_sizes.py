@@ -7,6 +7,7 @@ import copy
 import resource
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,3 +95,17 @@ def test_small_expanded_tensors_load(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(1).expand(1000), "v": torch.arange(6).view(2, 3).T}, tmp_path / "a")
     found = safe_load(tmp_path / "a")
     assert found["w"].sum() == 1000 and found["v"].shape == (3, 2)
+
+
+def test_an_operator_is_as_large_as_the_model_it_makes() -> None:
+    model = SimpleNamespace(encoder_layers=3, encoder_embed_dim=32, encoder_ffn_embed_dim=96)
+    config = SimpleNamespace(model=model, task=SimpleNamespace())
+    tensors = {
+        "operator.depth": torch.zeros(3, 2),
+        "operator.width": torch.zeros(96, 64),
+        "source.encoder.sentence_encoder.layers.0.fc1.weight": torch.zeros(64, 32),
+    }
+    check_sizes(config, tensors)
+    model.encoder_layers = 10**9
+    with pytest.raises(CheckpointError, match="encoder_layers is 1000000000"):
+        check_sizes(config, tensors)

@@ -1,0 +1,235 @@
+"""From checkpoint to grown checkpoint: what fairseq-grow does."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq import tasks
+from fairseq.checkpoint.layout import config_of, record_of, upgrade_state, vocabulary_of
+from fairseq.config.registries import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY
+from fairseq.config.schema import assign
+from fairseq.errors import CheckpointError, ConfigError, DataError
+from fairseq.export.encoder_out import find_data
+from fairseq.export.model_files import write_model
+from fairseq.files.io import require_file, sha256_of
+from fairseq.files.safe_load import safe_load
+from fairseq.growth.enlarge import slopes_of
+from fairseq.growth.methods import Options
+from fairseq.growth.sizes import (
+    FIELDS,
+    Config,
+    Pair,
+    position_of,
+    resized,
+    scale_of,
+    side_of,
+    sizes_of,
+)
+from fairseq.growth.start import (
+    Source,
+    check_operator,
+    choose_method,
+    dtype_of,
+    grow_state,
+    read_source,
+)
+from fairseq.tasks.dictionaries import fit_dictionary
+
+ROWS, LENGTH = 4, 12  # of tokens that source and target are compared on
+TOLERANCE = 1e-9  # in fp64, in units of the largest logit
+
+
+class Opened:
+    """A checkpoint to grow from, its task and its model.
+
+    Args:
+        path: the file.
+        data: folder with its dictionary; None for its own folder, or the recorded one.
+    """
+
+    def __init__(self, path: Path, data: Path | None) -> None:
+        require_file(path, "checkpoint", "Give the .pt file.")
+        folder = find_data(path, data)
+        if not (folder / "input0" / "dict.txt").is_file():  # where sentence tasks have it
+            require_file(folder / "dict.txt", "dictionary", "Name its folder with --data.")
+        self.path = path
+        self.content = upgrade_state(safe_load(path))
+        self.config = config_of(self.content, {"data": str(folder)})
+        self.task = tasks.setup_task(self.config.task)
+        fit_dictionary(self.task, vocabulary_of(self.content))
+        self.source: Source = read_source(str(path), self.content, self.task)
+
+
+def target_of(
+    source: Source, flags: Mapping[str, Any], arch: str | None, options: Options, factor: int | None
+) -> Config:
+    """Return the configuration of the target.
+
+    Args:
+        source: the model to grow from; an operator knows its target.
+        flags: settings of the model by field name, as stated by the user.
+        arch: an architecture whose sizes are wanted.
+        options: ``layers`` says how many there are.
+        factor: times which width, FFN and heads grow.
+
+    Raises:
+        ConfigError: for an architecture of another family.
+    """
+    config = source.target or source.config
+    side, stated = side_of(config), dict(flags)
+    if arch is not None:
+        preset = argparse.Namespace()
+        ARCH_CONFIG_REGISTRY[arch](preset)
+        if not hasattr(preset, FIELDS["width"].format(side)):
+            model = ARCH_MODEL_NAME_REGISTRY[arch]
+            raise ConfigError(f"--arch {arch} is of the family {model}, the source is another one")
+        stated = {**{n: v for n, v in vars(preset).items() if n in config}, **stated}
+    sizes = {name: stated.get(field.format(side)) for name, field in FIELDS.items()}
+    if options.layers is not None and sizes["layers"] is None:
+        sizes["layers"] = len(options.layers)
+    if factor is not None:
+        if factor < 1 or sizes["width"] is not None:
+            raise ConfigError("--grow-width is a whole number, and excludes other widths")
+        sizes["width"] = factor * sizes_of(config).width
+    target = resized(config, **sizes)
+    assign(target, stated, "model")
+    return target
+
+
+def settle_target(name: str, source: Config, target: Config, stated: Mapping[str, Any]) -> None:
+    """Set, in place, what keeps the function the same where the target leaves it open.
+
+    Means over channels need a smaller eps, heads keep their slopes, and embeddings of unit length
+    are scaled up.
+    """
+    pair = Pair(source, target)
+    small, large = pair.small, pair.large
+    if name == "lemon" and large.width % small.width and "layer_norm_eps" not in stated:
+        target.layer_norm_eps = source.layer_norm_eps * small.width / large.width
+    if name not in ("enlarge", "hyperclone", "lemon"):
+        return
+    if position_of(source).startswith("alibi") and small.heads != large.heads:
+        target.alibi_slopes = (
+            slopes_of(source).repeat(-(-large.heads // small.heads))[: large.heads].tolist()
+        )
+    if pair.unit_rows and large.width != small.width and "embedding_multiplier" not in stated:
+        target.embedding_multiplier = scale_of(source) * (large.width / small.width) ** 0.5
+
+
+def logits_of(task: Any, config: Config, state: Mapping[str, Tensor], tokens_BT: Tensor) -> Tensor:
+    """Return the logits of a model in fp64 (hidden states if it has no head), fp64 (B, T, V)."""
+    model = task.build_model(dataclasses.replace(config), from_checkpoint=True).double().eval()
+    model.load_state_dict(dict(state))
+    headless = config.get("head") == "none" or bool(config.get("adaptive_softmax_cutoff"))
+    with torch.no_grad():
+        return model(tokens_BT, features_only=headless)[0]
+
+
+def largest_change(opened: Opened, target: Config, state: Mapping[str, Tensor]) -> float | None:
+    """Return the largest difference of logits, in units of the largest logit.
+
+    None if they cannot be compared: hidden states of another width.
+    """
+    source, dictionary = opened.source, opened.task.source_dictionary
+    drawn = torch.Generator().manual_seed(0)
+    first = min(dictionary.nspecial, len(dictionary) - 1)
+    tokens_BT = torch.randint(first, len(dictionary), (ROWS, LENGTH), generator=drawn)
+    limit = (
+        source.config.get("max_positions") or source.config.get("max_target_positions") or LENGTH
+    )
+    tokens_BT = tokens_BT[:, : min(LENGTH, limit)]
+    before = logits_of(opened.task, source.config, source.state, tokens_BT)
+    after = logits_of(opened.task, target, state, tokens_BT)
+    if before.shape != after.shape:
+        return None
+    return float((after - before).abs().max() / before.abs().max().clamp(min=1))
+
+
+def grow_file(
+    opened: Opened,
+    out: Path,
+    method: str | None,
+    target: Config,
+    options: Options,
+    operator: Source | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write the grown model: an ordinary checkpoint without a training history.
+
+    Where the method claims to be exact the logits of both models are compared first.
+
+    Args:
+        opened: the source.
+        out: the file.
+        method: its name; None for what a learned operator says.
+        target: configuration of the target.
+        options: of the method.
+        operator: a learned operator from a file of its own.
+        force: replace ``out``.
+
+    Returns:
+        ``{"method", "exact", "reason", "logit_change", "layers", "width", "ffn", "heads"}``.
+
+    Raises:
+        DataError: if ``out`` exists.
+        ConfigError: for what does not fit.
+        CheckpointError: if a method that claims to be exact is not.
+    """
+    if out.exists() and not force:
+        raise DataError(f"{out} exists; choose another --out, or give --force to replace it")
+    source = opened.source if operator is None else _with_operator(opened.source, operator)
+    name, chosen = choose_method(method, source.operator is not None)
+    check_operator(source, target)
+    reason = chosen.check(source.config, target, options)
+    if chosen.needs_fresh:
+        torch.manual_seed(options.seed)
+        fresh = opened.task.build_model(dataclasses.replace(target)).state_dict()
+        options = dataclasses.replace(options, fresh=fresh)
+    state = grow_state(source, target, chosen, options)
+    change = largest_change(opened, target, state)
+    if reason is None and change is not None and change > TOLERANCE:
+        raise CheckpointError(f"{name} should not change logits, but moves them by {change:.1e}")
+    dtype = dtype_of(source.state)
+    written = {n: x.to(dtype) if x.dtype == torch.float64 else x for n, x in state.items()}
+    facts = {"method": name, "source": sha256_of(str(opened.path)), "updates": _updates(opened)}
+    old = record_of(opened.content)
+    record = {"lineage": [*(old.get("lineage") or []), facts]}
+    if "text_encoder" in old:
+        record["text_encoder"] = old["text_encoder"]
+    opened.config.model = target
+    write_model(out, written, opened.config, {"grown": facts}, record)
+    sizes = sizes_of(target)._asdict()
+    return {
+        "method": name,
+        "exact": reason is None,
+        "reason": reason,
+        "logit_change": change,
+    } | sizes
+
+
+def _updates(opened: Opened) -> int:
+    return int(opened.content["optimizer_history"][-1].get("num_updates", 0))
+
+
+def _with_operator(source: Source, operator: Source) -> Source:
+    """Return the source with an operator that was learned for it.
+
+    Raises:
+        ConfigError: if it was learned for another one.
+    """
+    if operator.operator is None:
+        raise ConfigError("--operator names an ordinary model; give a checkpoint of --arch ligo_*")
+    same = source.state.keys() >= operator.state.keys() and all(
+        x.shape == source.state[name].shape and torch.equal(x, source.state[name].to(x.dtype))
+        for name, x in operator.state.items()
+    )
+    if not same:
+        raise ConfigError("the operator belongs to another pair: it was learned for another source")
+    return operator

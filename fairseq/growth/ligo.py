@@ -1,0 +1,150 @@
+"""LiGO: the large weights as a learned linear function of the small ones.
+
+``W'_l = B_out,l (sum_j w_lj W_j) B_in,l^T``: layers are mixed, then widened. ``B = [I; C]``; only C
+and the mixing weights w (u for biases) are learned. Every axis has one matrix, used by all tensors
+that write to it or read from it: new inputs are added on top of old ones, nothing is normalised.
+
+Names of an operator's tensors, l a layer of the target: ``width.emb``, ``width.cls``,
+``width.{q,k,v,ffn}.l`` (n2 - n1, n1); ``depth.MODULE.{weight,bias}`` (L2, L1); ``residual.NAME`` of
+the large tensor's shape.
+
+Source: Wang et al. 2023 (LiGO), section 3, in the order of its published code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fairseq.errors import CheckpointError, ConfigError
+from fairseq.growth.copies import tiled_map
+from fairseq.growth.maps import Matrix, Select
+from fairseq.growth.methods import Options, method
+from fairseq.growth.sizes import Pair
+from fairseq.growth.tensors import AxisMap, Maps, Parts, join, split, widen
+
+LINEAR_AXES = ("emb", "v")  # what no activation or softmax stands behind
+Operator = Mapping[str, Tensor]
+
+
+def axis_sizes(pair: Pair, axis: str) -> tuple[int, int]:
+    """Return n1 and n2 of an axis."""
+    name = {"ffn": "ffn", "heads": "heads"}.get(axis, "width")
+    return getattr(pair.small, name), getattr(pair.large, name)
+
+
+def matrix_name(
+    pair: Pair, share: str, axis: str, layer: int | None, module: str, reads: bool
+) -> str:
+    """Return which matrix of the operator a tensor uses for an axis.
+
+    Args:
+        pair: the configurations; RoBERTa's head has no matrix of its own if it is tied, since the
+            table that follows it grows by the stream's.
+        share: ``layer`` has one matrix an axis and layer, ``global`` one an axis, ``none`` one for
+            every use.
+        axis: see :mod:`fairseq.growth.tensors`.
+        layer: of the target, None outside the layers.
+        module: the tensor's, without ``weight`` or ``bias``.
+        reads: whether it reads from the axis.
+    """
+    if axis == "cls" and pair.tied:
+        axis = "emb"
+    if share == "none":
+        where = module if layer is None else f"{module}.{layer}"
+        return f"width.{where}.{'in' if reads else 'out'}"
+    whole = share == "global" or layer is None or axis == "emb"
+    return f"width.{axis}" if whole else f"width.{axis}.{layer}"
+
+
+def ligo_maps(
+    operator: Operator, pair: Pair, share: str = "layer", in_matrix: str = "same"
+) -> Maps:
+    """Return how every axis grows by an operator.
+
+    Args:
+        operator: its tensors.
+        pair: the configurations.
+        share: see :func:`matrix_name`.
+        in_matrix: what readers are multiplied with: ``same`` the matrix of the axis, ``pinv`` its
+            left inverse; ``orthonormal`` makes the columns of B orthonormal on the axes that no
+            activation follows, so that reading undoes writing.
+    """
+    made: dict[str, AxisMap] = {}
+
+    def maps(axis: str, layer: int | None, module: str, reads: bool) -> AxisMap | None:
+        small, large = axis_sizes(pair, axis)
+        if small == large:
+            return None
+        if axis == "heads":
+            return Select(tiled_map(small, large), small)
+        name = matrix_name(pair, share, axis, layer, module, reads)
+        if name not in made:
+            if name not in operator:
+                raise CheckpointError(f"the operator has no {name}: it belongs to another pair")
+            if operator[name].shape != (large - small, small):
+                raise CheckpointError(
+                    f"the operator's {name} is {tuple(operator[name].shape)}, this pair needs "
+                    f"{(large - small, small)}: it belongs to another pair"
+                )
+            linear = in_matrix == "pinv" or axis in LINEAR_AXES
+            made[name] = _matrix(operator[name], in_matrix if linear else "same")
+        return made[name]
+
+    return maps
+
+
+def _matrix(new: Tensor, in_matrix: str) -> Matrix:
+    if in_matrix == "same":
+        return Matrix(new)
+    whole = torch.cat([torch.eye(new.shape[1], dtype=new.dtype, device=new.device), new])
+    gram = whole.T @ whole
+    if in_matrix == "pinv":
+        return Matrix(new, reader=torch.linalg.solve(gram, whole.T).T)
+    # Cholesky's way to orthonormal columns has a gradient everywhere, unlike that by eigenvectors
+    lower = torch.linalg.cholesky(gram)
+    return Matrix(new, whole=torch.linalg.solve_triangular(lower, whole.T, upper=False).T)
+
+
+def mix(parts: Parts, operator: Operator, layers: int) -> Parts:
+    """Return L2 layers, each a weighted sum of the L1 layers; unchanged without depth weights."""
+    mixed: list[dict[str, Tensor]] = [{} for _ in range(layers)]
+    for name in parts.layers[0]:
+        weight = operator.get(f"depth.{name}")
+        if weight is None:
+            if layers != len(parts.layers):
+                raise CheckpointError(f"the operator has no depth.{name}: it is for another pair")
+            rows = [layer[name] for layer in parts.layers]
+        else:
+            if weight.shape != (layers, len(parts.layers)):
+                raise CheckpointError(
+                    f"the operator's depth.{name} is {tuple(weight.shape)}, this pair needs "
+                    f"{(layers, len(parts.layers))}: it belongs to another pair"
+                )
+            stacked = torch.stack([layer[name] for layer in parts.layers])
+            rows = list(torch.tensordot(weight.to(stacked.dtype), stacked, dims=1).unbind())
+        for layer, row in zip(mixed, rows, strict=True):
+            layer[name] = row
+    return parts._replace(layers=mixed)
+
+
+def apply_operator(
+    parts: Parts, operator: Operator, pair: Pair, share: str = "layer", in_matrix: str = "same"
+) -> Parts:
+    """Return the large tensors."""
+    maps = ligo_maps(operator, pair, share, in_matrix)
+    grown = widen(mix(parts, operator, pair.large.layers), maps)
+    residuals = {name: x for name, x in operator.items() if name.startswith("residual.")}
+    if not residuals:
+        return grown
+    return split({n: x + residuals.get(f"residual.{n}", 0) for n, x in join(grown).items()})
+
+
+@method(lambda pair, options: "every weight is a mixture, learned for the loss")
+def ligo(parts: Parts, pair: Pair, options: Options) -> Parts:
+    """The operator that training learned, applied once."""
+    if options.operator is None:
+        raise ConfigError("ligo needs a learned operator: --operator FILE, or --grow-from FILE")
+    return apply_operator(parts, options.operator, pair, options.share, options.in_matrix)

@@ -1,0 +1,200 @@
+"""Growth between checkpoints: a source that was read becomes a state that a target loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fairseq.checkpoint.layout import config_of, explain, record_of
+from fairseq.errors import ConfigError, FairseqError
+from fairseq.growth.ligo_model import LigoModel, LigoSettings
+from fairseq.growth.methods import GROWTH, Method, Options
+from fairseq.growth.sizes import Config, sizes_of
+from fairseq.growth.tensors import join, split
+
+logger = logging.getLogger(__name__)
+HEADS = "load_checkpoint_heads"
+
+
+class Source(NamedTuple):
+    """A model to grow from.
+
+    Attributes:
+        config: its settings.
+        state: its weights under today's names.
+        operator: a learned operator that came with it, else None.
+        target: settings of the model that operator makes, else None.
+        share, in_matrix: how the operator was learned.
+    """
+
+    config: Config
+    state: dict[str, Tensor]
+    operator: dict[str, Tensor] | None = None
+    target: Config | None = None
+    share: str = "layer"
+    in_matrix: str = "same"
+
+
+def read_source(path: str, content: Mapping[str, Any], task: Any) -> Source:
+    """Return the model of a checkpoint.
+
+    Args:
+        path: for messages.
+        content: of the checkpoint, in today's layout.
+        task: builds the model; its dictionary must be the checkpoint's.
+
+    Raises:
+        CheckpointError: if the file does not fit its own configuration, or the dictionary.
+    """
+    config = dataclasses.replace(config_of(content).model)
+    built = dataclasses.replace(config, **({HEADS: True} if HEADS in config else {}))
+    model = task.build_model(built, from_checkpoint=True)
+    try:
+        model.load_state_dict(content["model"], model_cfg=config)
+    except (FairseqError, RuntimeError) as error:
+        raise explain(error, path) from error
+    if not isinstance(model, LigoModel):
+        sizes_of(config)  # or say that this kind of model does not grow
+        dtype = dtype_of(content["model"])
+        state = {
+            name: x if name.endswith("version") else x.to(dtype)
+            for name, x in model.state_dict().items()
+        }
+        return Source(config, state)
+    pair, settings = model.pair, model.config
+    operator = {name: x.detach() for name, x in model.operator.by_name().items()}
+    return Source(
+        pair.source,
+        join(split(model.source.by_name()), pair.one_table),
+        operator,
+        pair.target,
+        settings.ligo_share,
+        settings.ligo_in_matrix,
+    )
+
+
+def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
+    """Return the type of a model's weights."""
+    return next(x.dtype for name, x in state.items() if x.dim() > 1)
+
+
+def choose_method(name: str | None, learned: bool) -> tuple[str, Method]:
+    """Return the method's name and the method; a learned operator brings its own.
+
+    Raises:
+        ConfigError: if none is named, or one that contradicts the source.
+        RegistryError: for an unknown name.
+    """
+    if learned:
+        if name not in (None, "ligo"):
+            raise ConfigError(
+                f"the source is a learned operator, which the method {name} would ignore"
+            )
+        name = "ligo"
+    if name is None:
+        raise ConfigError(
+            f"growth needs a method (fairseq-train: --grow-method): {', '.join(GROWTH)}"
+        )
+    if name == "ligo" and not learned:
+        raise ConfigError("ligo grows from a learned operator: a checkpoint of --arch ligo_*")
+    return name, GROWTH[name]
+
+
+def check_operator(source: Source, target: Config) -> None:
+    """Make sure that an operator makes this target.
+
+    Raises:
+        ConfigError: naming the sizes, if it makes another one.
+    """
+    if source.target is not None and sizes_of(source.target) != sizes_of(target):
+        raise ConfigError(
+            f"the operator belongs to another pair: it makes {_words(source.target)}, the target "
+            f"has {_words(target)}"
+        )
+
+
+def _words(config: Config) -> str:
+    return ", ".join(f"{name} {size}" for name, size in sizes_of(config)._asdict().items())
+
+
+def options_of(settings: Any) -> Options:
+    """Return what the ``--grow-*`` flags say: of a run's checkpoint section, or of fairseq-grow."""
+    return Options(
+        layers=settings.grow_layers or None,
+        seed=settings.grow_seed,
+        noise=settings.grow_noise,
+        norms=settings.grow_norms,
+        fill=settings.grow_fill,
+    )
+
+
+def grow_state(
+    source: Source, target: Config, method: Method, options: Options
+) -> dict[str, Tensor]:
+    """Return the grown weights, computed in fp64: they are rounded once, when they are loaded."""
+
+    def wide(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {n: x.double() if x.is_floating_point() else x for n, x in state.items()}
+
+    options = dataclasses.replace(
+        options,
+        operator=None if source.operator is None else wide(source.operator),
+        fresh=None if options.fresh is None else wide(options.fresh),
+        share=source.share,
+        in_matrix=source.in_matrix,
+    )
+    return method(wide(source.state), source.config, target, options)
+
+
+def grow_loaded(
+    cfg: Any, loaded: tuple[str, dict[str, Any]] | None, task: Any, model: Any
+) -> tuple[str, dict[str, Any]] | None:
+    """Return what a run starts from, grown if ``--grow-from`` is what it starts from.
+
+    Args:
+        cfg: the configuration of the run; its model's is the target.
+        loaded: path and content of the file; a run that goes on has another file, and is left
+            alone.
+        task: of the run.
+        model: the target, new.
+    """
+    settings = cfg.checkpoint
+    if loaded is None or settings.grow_from is None or loaded[0] != settings.grow_from:
+        return loaded
+    path, content = loaded
+    learned = isinstance(config_of(content).model, LigoSettings)
+    name, method = choose_method(settings.grow_method, learned)
+    options = options_of(settings)
+    if method.needs_fresh:
+        options = dataclasses.replace(options, fresh=model.state_dict())
+    if not learned:  # before anything is built
+        method.check(config_of(content).model, cfg.model, options)
+    source = read_source(path, content, task)
+    check_operator(source, cfg.model)
+    reason = method.check(source.config, cfg.model, options)
+    logger.info("grown by %s from %s: %s", name, os.path.basename(path), _verdict(reason))
+    state = grow_state(source, cfg.model, method, options)
+    return path, {**content, "model": state, "criterion": None}
+
+
+def _verdict(reason: str | None) -> str:
+    return "the same function" if reason is None else f"not exact: {reason}"
+
+
+def recall_source(model: Any, loaded: tuple[str, dict[str, Any]] | None) -> None:
+    """Let an operator that goes on learning do without the file of its source.
+
+    Args:
+        model: settings of the run's model; those of an operator are completed in place.
+        loaded: path and content of the file that the run starts from.
+    """
+    if loaded is None or "ligo_source_config" not in (model or {}):
+        return
+    saved = (record_of(loaded[1]).get("config") or {}).get("model") or {}
+    model.ligo_source_config = saved.get("ligo_source_config")

@@ -1,0 +1,477 @@
+"""What holds for growth whatever the sizes: identity, linearity, untouched corners, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from growth_pairs import a_config, build, grown, logits_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fairseq import catalog
+from fairseq.errors import CheckpointError, ConfigError, FairseqError, RegistryError
+from fairseq.growth import layers
+from fairseq.growth.ligo import apply_operator
+from fairseq.growth.ligo_init import WIDTH, depth_weights, new_operator, width_rows
+from fairseq.growth.maps import Pool, Select
+from fairseq.growth.methods import GROWTH, Options
+from fairseq.growth.sizes import Pair, resized
+from fairseq.growth.tensors import join, split
+from fairseq.models.roberta import RobertaConfig, RobertaEncoder, RobertaModel
+
+FAMILIES = ("encoder", "decoder")
+PLAIN = [name for name in catalog.GROWTH if name not in ("ligo", "random")]
+
+
+def options_for(method: str, model: Any, layers_: int = 2) -> Options:
+    fresh = build(model.config, seed=3).state_dict()
+    return Options(layers=range(layers_) if method == "extract" else None, fresh=fresh)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", PLAIN)
+def test_growth_by_nothing_is_bit_exact(method: str, family: str) -> None:
+    for dtype in (torch.float32, torch.float16):
+        model = build(a_config(family)).to(dtype)
+        before = {name: x.clone() for name, x in model.state_dict().items()}
+        options = options_for(method, model)
+        assert GROWTH[method].check(model.config, model.config, options) is None
+        after = GROWTH[method](model.state_dict(), model.config, model.config, options)
+        assert after.keys() == before.keys()
+        assert all(after[name].equal(before[name]) for name in before)
+        assert all(x.equal(before[name]) for name, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_operator_of_nothing_is_bit_exact(family: str) -> None:
+    model = build(a_config(family))
+    pair = Pair(model.config, model.config)
+    parts = split(model.state_dict(), pair.one_table)
+    operator = new_operator(parts, pair, None, depth="stack")
+    assert not any(name.startswith("width.") for name in operator)
+    after = join(apply_operator(parts, operator, pair), pair.one_table)
+    assert all(after[name].equal(x) for name, x in model.state_dict().items())
+
+
+def test_layers_in_any_order() -> None:
+    for family in FAMILIES:
+        model = build(a_config(family, **{f"{family}_layers": 4}))
+        order = (0, 1, 1, 3, 0)
+        target = resized(model.config, layers=5)
+        after = grown("extract", model, target, layers=order)
+        stacks = [
+            m.encoder.sentence_encoder if family == "encoder" else m.decoder for m in (model, after)
+        ]
+        for layer, source in zip(stacks[1].layers, order, strict=True):
+            for name, x in stacks[0].layers[source].state_dict().items():
+                assert layer.state_dict()[name].equal(x)
+        assert torch.isfinite(logits_of(after)).all()
+
+
+def test_layers_that_are_kept_count() -> None:
+    """A source with --encoder-layers-to-keep has only those layers."""
+    model = build(a_config("encoder", encoder_layers=4))
+    pruned = dataclasses.replace(model.config, encoder_layers_to_keep="1,3")
+    target = resized(pruned, layers=4)
+    assert target.encoder_layers_to_keep is None
+    after = GROWTH["stack"](model.state_dict(), pruned, target)
+    stem = "encoder.sentence_encoder.layers."
+    for layer, source in enumerate((1, 3, 1, 3)):
+        name = "fc1.weight"
+        assert after[f"{stem}{layer}.{name}"].equal(model.state_dict()[f"{stem}{source}.{name}"])
+
+
+SIZED = st.tuples(
+    st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(0, 3), st.integers(0, 2)
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SIZED, st.sampled_from(FAMILIES), st.integers(0, 99))
+def test_random_shapes(sized: tuple[int, ...], family: str, seed: int) -> None:
+    """Shapes are the target's, corners are the source's, and exact methods are exact."""
+    depth, heads, times, deeper, wider = sized
+    norm = {"encoder_normalize_before": True, "layernorm_embedding": False, "head": "none"}
+    if family == "decoder":
+        norm = {"decoder_normalize_before": True, "position": "rotary"}
+        norm |= {"decoder_input_dim": 4 * heads, "decoder_output_dim": 4 * heads}
+    sizes = {"layers": depth, "embed_dim": 4 * heads, "attention_heads": heads, "ffn_embed_dim": 5}
+    model = build(a_config(family, **norm, **{f"{family}_{k}": v for k, v in sizes.items()}), seed)
+    target = resized(
+        model.config, layers=depth + deeper, width=4 * heads * times, ffn=5 * times + wider
+    )
+    shapes = {name: x.shape for name, x in build(target).state_dict().items()}
+    for method in ("enlarge", "lemon", "hyperclone", "fpi", "aki", "net2net", "random", "stack"):
+        after = GROWTH[method](model.state_dict(), model.config, target, Options(seed=seed))
+        assert {name: x.shape for name, x in after.items()} == shapes, method
+        if family == "decoder" and GROWTH[method].check(model.config, target, Options()) is None:
+            result = build(target)
+            result.load_state_dict(after)
+            torch.testing.assert_close(logits_of(result), logits_of(model), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_operator_is_linear_and_leaves_the_corner(family: str) -> None:
+    models = [build(a_config(family), seed) for seed in (0, 1)]
+    pair = Pair(models[0].config, resized(models[0].config, width=16, layers=3))
+    one, two = (split(model.state_dict(), pair.one_table) for model in models)
+    operator = new_operator(one, pair, None)
+    sums = {n: 2 * x - 3 * join(two)[n] for n, x in join(one).items()}
+    a, b, both = (
+        join(apply_operator(split(join(parts)), operator, pair))
+        for parts in (one, two, split(sums))
+    )
+    for name, x in both.items():
+        torch.testing.assert_close(x, 2 * a[name] - 3 * b[name])
+    for layer, rows in enumerate(operator["depth.fc1.weight"].double()):
+        mixed = sum(w * x["fc1.weight"] for w, x in zip(rows, one.layers, strict=True))
+        assert a[f"{one.stem}{layer}.fc1.weight"][: len(mixed), : mixed.shape[1]].equal(
+            torch.tensordot(rows, torch.stack([x["fc1.weight"] for x in one.layers]), dims=1)
+        )
+
+
+def test_one_hot_operators_are_depth_maps_and_shared_matrices_commute() -> None:
+    model = build(a_config("encoder"))
+    deeper = resized(model.config, layers=5)
+    pair = Pair(model.config, deeper)
+    parts = split(model.state_dict(), True)
+    for kind, method in (("stack", "stack"), ("interlace", "interpolate")):
+        operator = new_operator(parts, pair, None, depth=kind)
+        after = join(apply_operator(parts, operator, pair), True)
+        wanted = GROWTH[method](model.state_dict(), model.config, deeper)
+        assert all(x.equal(after[name]) for name, x in wanted.items())
+    large, wider = resized(model.config, layers=5, width=16), resized(model.config, width=16)
+    operator = new_operator(parts, Pair(model.config, large), None, share="global")
+    at_once = apply_operator(parts, operator, Pair(model.config, large), "global")
+    width = {name: x for name, x in operator.items() if name.startswith("width.")}
+    depth = {name: x for name, x in operator.items() if name.startswith("depth.")}
+    first = apply_operator(parts, width, Pair(model.config, wider), "global")
+    then = join(apply_operator(first, depth, Pair(wider, large), "global"))
+    for name, x in join(at_once).items():
+        torch.testing.assert_close(x, then[name])
+
+
+def test_orthonormal_matrices_undo_themselves_and_so_does_the_inverse() -> None:
+    """Reading after writing is the identity on the axes without an activation."""
+    model = build(a_config("encoder"))
+    pair = Pair(model.config, resized(model.config, width=16))
+    parts = split(model.state_dict(), True)
+    drawn = new_operator(parts, pair, None, depth="stack")
+    operator = {name: x.double() for name, x in drawn.items()}
+    for in_matrix in ("pinv", "orthonormal"):
+        after = apply_operator(parts, operator, pair, in_matrix=in_matrix)
+        (small, *_), (large, *_) = parts.layers, after.layers
+        ov = small["self_attn.out_proj.weight"] @ small["self_attn.v_proj.weight"]
+        grown_ov = large["self_attn.out_proj.weight"] @ large["self_attn.v_proj.weight"]
+        # compared through the stream: B^+ (O' V' B) = O V, with B from a table that it widened
+        eye = dataclasses.replace(pair.source)
+        table = {
+            **join(parts),
+            "encoder.sentence_encoder.embed_tokens.weight": torch.eye(8).double(),
+        }
+        b = join(
+            apply_operator(split(table), operator, Pair(eye, pair.target), in_matrix=in_matrix)
+        )
+        b_81 = b["encoder.sentence_encoder.embed_tokens.weight"].T
+        torch.testing.assert_close(torch.linalg.pinv(b_81) @ grown_ov @ b_81, ov)
+
+
+def test_first_values() -> None:
+    uniform = torch.rand(5, 3, dtype=torch.float64)
+    for kind in ("stack", "interlace", "rand", "rand_softmax", "sel", "stack_noisy", "sel_noisy"):
+        rows = depth_weights(kind, uniform, 0.03)
+        torch.testing.assert_close(rows.sum(-1), torch.ones(5).double())
+    assert depth_weights("interlace", uniform, 0).argmax(-1).tolist() == [0, 0, 1, 1, 2]
+    for kind in set(WIDTH) - {"zero"}:
+        torch.testing.assert_close(width_rows(kind, uniform, 0.03).sum(-1), torch.ones(5).double())
+    assert not width_rows("zero", uniform, 0.03).any()
+
+
+def test_a_seed_decides_new_entries_alone() -> None:
+    model = build(a_config("encoder"))
+    target = resized(model.config, width=16, layers=3)
+    for method in ("fpi", "hyperclone", "net2net", "lemon", "random"):
+        one, same, other = (
+            GROWTH[method](model.state_dict(), model.config, target, Options(seed=seed))
+            for seed in (1, 1, 2)
+        )
+        assert all(one[name].equal(same[name]) for name in one)
+        assert any(not one[name].equal(other[name]) for name in one)
+        if method in ("fpi", "net2net"):  # rows of writers are copies; the first ones are fixed
+            name = "encoder.sentence_encoder.embed_tokens.weight"
+            assert one[name][:, :8].equal(model.state_dict()[name])
+
+
+def test_the_corner_of_a_copy() -> None:
+    model = build(a_config("decoder"))
+    target = resized(model.config, width=16, layers=3)
+    fresh = build(target, seed=4).state_dict()
+    for fill in ("fresh", "zero"):
+        after = GROWTH["copy"](
+            model.state_dict(), model.config, target, Options(fresh=fresh, fill=fill)
+        )
+        for name, x in model.state_dict().items():
+            corner = tuple(slice(size) for size in x.shape)
+            assert after[name][corner].equal(x)
+        rest = after["decoder.layers.2.fc1.weight"]
+        assert (
+            rest.equal(fresh["decoder.layers.2.fc1.weight"]) if fill == "fresh" else not rest.any()
+        )
+    with pytest.raises(ConfigError, match="needs the weights of a new model"):
+        GROWTH["copy"](model.state_dict(), model.config, target)
+
+
+def test_pooling_is_a_moving_mean() -> None:
+    x = torch.randn(6, 5, dtype=torch.float64)
+    wanted = torch.nn.functional.avg_pool1d(x[None], 3, 1)[0]
+    torch.testing.assert_close(Pool(5, 3).write(x, 1), wanted)
+    model = build(a_config("encoder", encoder_attention_heads=1))
+    target = resized(model.config, width=4, ffn=6, layers=1, heads=1)
+    assert torch.isfinite(logits_of(grown("pool", model, target))).all()
+
+
+def test_noise_on_copies_cancels() -> None:
+    x = torch.randn(4, 3, dtype=torch.float64)
+    chosen = Select(torch.tensor([0, 1, 2, 0, 0, 1]), 3, None, 0.5, torch.Generator())
+    columns = chosen.read(x, 1)
+    assert not columns[:, 0].equal(columns[:, 3])
+    torch.testing.assert_close(
+        torch.zeros(4, 3, dtype=torch.float64).index_add(1, chosen.index_M, columns), x
+    )
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "options", "message"),
+    [
+        ("stack", {"encoder_layers": 1}, {}, "--encoder-layers would decrease from 2 to 1"),
+        ("fpi", {"encoder_ffn_embed_dim": 8}, {}, "--encoder-ffn-embed-dim would decrease"),
+        ("pool", {"encoder_embed_dim": 16}, {}, "would increase from 8 to 16"),
+        ("fpi", {"encoder_attention_heads": 4}, {}, "heads of the source have 4 channels"),
+        ("fpi", {"head": "clap"}, {}, "--head is roberta in the source, clap in the target"),
+        ("fpi", {"position": "alibi"}, {}, "--position is learned in the source"),
+        ("fpi", {"encoder_normalize_before": True}, {}, "--encoder-normalize-before is False"),
+        ("fpi", {"max_positions": 20}, {}, "--max-positions is 10 in the source"),
+        ("gstack", {"encoder_layers": 5}, {}, "5 layers are no multiple of 2"),
+        ("extract", {}, {}, "needs --grow-layers"),
+        ("extract", {}, {"layers": (0, 2)}, "names layer 2, but the source has layers 0 to 1"),
+        ("stack", {}, {"layers": (0, 1, 1)}, "names 3 layers, but the target has 2"),
+        ("extract", {"encoder_ffn_embed_dim": 16}, {"layers": (0, 1)}, "takes whole layers"),
+        ("ligo", {"encoder_layers": 3}, {}, "needs a learned operator"),
+    ],
+)
+def test_what_does_not_fit(
+    method: str, changes: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    model = build(a_config("encoder"))
+    target = dataclasses.replace(model.config, **changes)
+    with pytest.raises(FairseqError, match=message):
+        GROWTH[method](model.state_dict(), model.config, target, Options(**options))
+
+
+def test_other_families_and_unknown_names() -> None:
+    encoder, decoder = (build(a_config(family)) for family in FAMILIES)
+    with pytest.raises(ConfigError, match="the source is an encoder .* the target a decoder"):
+        GROWTH["stack"](encoder.state_dict(), encoder.config, decoder.config)
+    with pytest.raises(RegistryError, match="did you mean 'stack'"):
+        GROWTH["stak"]
+    wider = resized(encoder.config, width=16)
+    foreign = {**encoder.state_dict(), "encoder.adapter.weight": torch.zeros(8)}
+    with pytest.raises(FairseqError, match="does not know the tensor encoder.adapter.weight"):
+        GROWTH["fpi"](foreign, encoder.config, wider)
+    operator = {"width.emb": torch.zeros(3, 8)}
+    with pytest.raises(CheckpointError, match="another pair"):
+        GROWTH["ligo"](encoder.state_dict(), encoder.config, wider, Options(operator=operator))
+
+
+# -- reference outputs -----------------------------------------------------------------------------
+
+
+def test_the_checker_accepts_the_references_and_nothing_else(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.references import ligo
+
+    folder = shared / "compat" / "ligo" / "b"
+    assert ligo.check(folder) == 0
+    assert "fpi_8to12.npz" in capsys.readouterr().out
+    for path in folder.glob("*.npz"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    wrong = dict(np.load(tmp_path / "fpi_8to12.npz"))
+    wrong["layers.0.fc1.bias"] = wrong["layers.0.fc1.bias"] + 1e-5
+    np.savez(tmp_path / "fpi_8to12.npz", **wrong)
+    assert ligo.check(tmp_path) == 1
+    assert "fpi_8to12.npz: 1.0e-05 DIFFERS" in capsys.readouterr().out
+    (tmp_path / "fpi_8to12.npz").unlink()
+    np.savez(tmp_path / "mystery.npz", x=wrong["layers.0.fc1.bias"])
+    assert ligo.check(tmp_path) == 1
+    assert "mystery.npz: not understood" in capsys.readouterr().out
+
+
+SHORT = {
+    **{f"emb.{a}": f"embed_{b}" for a, b in (("word", "tokens"), ("pos", "positions"))},
+    "emb.type": "token_type",
+    "emb.ln": "layernorm_embedding",
+    "head.dense": "lm_head.dense",
+    "head.ln": "lm_head.layer_norm",
+    "head.out": "lm_head",
+    **{z: f"self_attn.{z}_proj" for z in "qkv"},
+    **{"o": "self_attn.out_proj", "f1": "fc1", "f2": "fc2"},
+    **{"ln1": "self_attn_layer_norm", "ln2": "final_layer_norm"},
+}
+
+
+def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors under RoBERTa's names; the references have short ones."""
+    result = {}
+    for name, x in state.items():
+        key, _, part = name.rpartition(".") if name[-2:] in (".w", ".b") else (name, "", "w")
+        layer, _, inner = key.partition(".")
+        stem = f"layers.{layer[1:]}." if layer[0] == "l" and layer[1:].isdigit() else ""
+        full = f"{stem}{SHORT[inner if stem else key]}.{'weight' if part == 'w' else 'bias'}"
+        prefix = "encoder." if full.startswith("lm_head") else "encoder.sentence_encoder."
+        result[prefix + full] = x
+    return result
+
+
+def group(file: Any, name: str) -> dict[str, Tensor]:
+    prefix = f"{name}/"
+    return {
+        k.removeprefix(prefix): torch.from_numpy(file[k])
+        for k in file.files
+        if k.startswith(prefix)
+    }
+
+
+def pair_of(layers_: tuple[int, int], **settings: Any) -> Pair:
+    small = RobertaConfig(
+        encoder_layers=layers_[0], encoder_embed_dim=8, encoder_ffn_embed_dim=16,
+        encoder_attention_heads=2, max_positions=10, **settings,
+    )  # fmt: skip
+    return Pair(small, resized(small, layers=layers_[1], width=12))
+
+
+def operator_name(key: str) -> tuple[str, int | None]:
+    """Return our name of a number of the references' operator, and its row if it is one."""
+    kind, *rest = key.split(".")
+    if kind == "S":
+        axis = {"e": "emb", "c": "cls", "f": "ffn"}.get(rest[0], rest[0])
+        return ".".join(["width", axis, *rest[1:]]), None
+    layer, module, part = rest
+    return f"depth.{SHORT[module]}.{'weight' if part == 'w' else 'bias'}", int(layer)
+
+
+def operator_of(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+    operator: dict[str, Tensor] = {}
+    for key, x in numbers.items():
+        name, row = operator_name(key)
+        if row is None:
+            operator[name] = x
+        else:
+            operator.setdefault(name, torch.zeros(4, 2).double())[row] = x
+    return operator
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_operator(shared: Path, tied: bool) -> None:
+    name = "ligo_fairseq_roberta_tied" if tied else "ligo_bert_2L8d_4L12d"
+    file = np.load(shared / "compat" / "ligo" / f"{name}.npz")
+    pair = pair_of((2, 4), untie_weights_roberta=not tied)
+    small, wanted = group(file, "small"), group(file, "grown")
+    if not tied:
+        small, wanted = renamed(small), renamed(wanted)
+    operator = operator_of(group(file, "op"))
+    after = GROWTH["ligo"](small, *pair, Options(operator=operator))
+    assert set(wanted) <= set(after)
+    for key, x in wanted.items():
+        torch.testing.assert_close(after[key], x, rtol=0, atol=1e-12)
+
+
+def test_residuals_are_added(shared: Path) -> None:
+    folder = shared / "compat" / "ligo"
+    file, other = (
+        np.load(folder / "ligo_bert_2L8d_4L12d.npz"),
+        np.load(folder / "ligo_residual.npz"),
+    )
+    extra = {f"residual.{k}": x for k, x in renamed(group(other, "residual")).items()}
+    operator = {**operator_of(group(file, "op")), **extra}
+    pair = pair_of((2, 4), untie_weights_roberta=True)
+    after = GROWTH["ligo"](renamed(group(file, "small")), *pair, Options(operator=operator))
+    (name,) = {key.partition("/")[0] for key in other.files} - {"residual"}
+    for key, x in renamed(group(other, name)).items():
+        torch.testing.assert_close(after[key], x, rtol=0, atol=1e-12)
+
+
+def test_gradients_of_an_operator(shared: Path) -> None:
+    """The gradient of the loss with respect to every number of the operator."""
+    file = np.load(shared / "compat" / "ligo" / "ligo_bert_2L8d_4L12d.npz")
+    bert = {
+        "segments": 2,
+        "position_offset": 0,
+        "layer_norm_eps": 1e-12,
+        "untie_weights_roberta": True,
+    }
+    pair = pair_of((2, 4), **bert)
+    operator = {n: x.requires_grad_() for n, x in operator_of(group(file, "op")).items()}
+    small = {
+        n.replace("token_type", "embed_segments"): x
+        for n, x in renamed(group(file, "small")).items()
+    }
+
+    class Rows:
+        def __len__(self) -> int:
+            return 13
+
+        def pad(self) -> int:
+            return 0
+
+    model = RobertaModel(pair.target, RobertaEncoder(pair.target, Rows())).double().eval()
+    weights = join(apply_operator(split(small), operator, pair))
+    ids, labels = torch.from_numpy(file["ids"]), torch.from_numpy(file["labels"])
+    logits, _ = torch.func.functional_call(model, weights, (ids,))
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    assert abs(float(loss.detach()) - float(file["grown_loss"])) < 1e-12
+    loss.backward()
+    for key, wanted in group(file, "grad").items():
+        name, row = operator_name(key)
+        found = operator[name].grad if row is None else operator[name].grad[row]
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-8, msg=key)
+
+
+@pytest.mark.parametrize("method", ["fpi", "aki"])
+def test_bert2bert(shared: Path, method: str) -> None:
+    file = np.load(shared / "compat" / "ligo" / "bert2bert_fpi_aki_8_12.npz")
+    maps = {
+        f"g_{n}.{layer}": torch.from_numpy(file[f"g_{n}"])
+        for n in ("head", "ffn")
+        for layer in (0, 1)
+    }
+    maps["g_emb"] = torch.from_numpy(file["g_emb"])
+    small, wanted = renamed(group(file, "small")), renamed(group(file, method))
+    after = GROWTH[method](small, *pair_of((2, 2), untie_weights_roberta=True), Options(maps=maps))
+    for key, x in wanted.items():
+        torch.testing.assert_close(after[key], x, rtol=0, atol=1e-12, msg=key)
+
+
+def test_depth_maps(shared: Path) -> None:
+    file = np.load(shared / "compat" / "ligo" / "depth_maps.npz")
+    kinds = {
+        "stack": layers.stack_map,
+        "interpolate": layers.interpolate_map,
+        "bert2bert_stack": layers.bert2bert_map,
+    }
+    seen = 0
+    for key in file.files:
+        kind, small, large = key.rsplit("_", 2)
+        if kind in kinds:  # the original's interlacing, l // 2, names layers that are not there
+            assert kinds[kind](int(small), int(large)) == file[key].tolist(), key
+            seen += 1
+    assert seen == 12
