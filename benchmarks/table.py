@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-ORDER = ("startup", "masking", "preprocess", "bpe", "training", "heads", "minilm", "faults")
+ORDER = (
+    "startup",
+    "masking",
+    "preprocess",
+    "bpe",
+    "training",
+    "heads",
+    "distillation",
+    "minilm",
+    "faults",
+)
 HEAD = """# Benchmarks
 
 `make bench` measures again (all of it takes about ten minutes); `python benchmarks/run.py NAME`
@@ -22,8 +32,9 @@ second against a plain `transformers.RobertaForMaskedLM` loop with the same drop
 `ratio_to_gathering` against such a loop that projects the masked positions only. In `heads`, CE is
 cross-entropy over V words and CWT contrastive weight tying; an encoder predicts 15 % of the tokens,
 a decoder all; MB is what a loss needs at its peak beyond its operands; "N x N" is the original's
-way, "distinct" the way here, with equal values. The machine below was shared while it was measured:
-see `load`.
+way, "distinct" the way here, with equal values. `distillation` compares forms of T^2 KL between two
+projections, forward and backward, with equal values. The machine below was shared while it was
+measured: see `load`.
 This page is printed by `benchmarks/table.py`.
 """
 

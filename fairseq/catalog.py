@@ -68,6 +68,7 @@ CRITERIONS = {
         "fairseq.criterions.contrastive_weight_tying:ContrastiveWeightTyingCriterion"
     ),
     "cross_entropy": "fairseq.criterions.cross_entropy:CrossEntropyCriterion",
+    "distillation": "fairseq.criterions.distillation:DistillationCriterion",
     "label_smoothed_cross_entropy": (
         "fairseq.criterions.label_smoothed_cross_entropy:LabelSmoothedCrossEntropyCriterion"
     ),

@@ -17,6 +17,9 @@ EXAMPLES = """examples:
   fairseq-validate data-bin --path runs/alibi/checkpoint_best.pt --at-lengths 128 256 512
   fairseq-validate data-bin --path runs/mine/checkpoint_best.pt --pseudo-ppl \\
       --sample-break-mode eos --pseudo-ppl-blocks 500
+  fairseq-validate data-bin --path runs/teacher/checkpoint_best.pt --valid-subset train,valid \\
+      --write-teacher-cache cache --top-k 64 --cache-temperatures 1,2
+  fairseq-validate data-bin --path runs/student/checkpoint_best.pt --per-sample scores.csv
 
 Settings that are not given are the checkpoint's own.
 """
@@ -65,6 +68,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         words = evaluate_last_words(given, texts, key)
         print(json.dumps(words) if as_json else describe(words))
         return 0
+    teaching = {name: given.pop(name) for name in _TEACHER_FLAGS if name in given}
+    if {"write_teacher_cache", "per_sample"} & set(teaching):
+        return _about_teachers(given, teaching, as_json)
     if pseudo or lengths:
         return _scores(given, lengths, most, as_json)
     results = main(given)
@@ -74,7 +80,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def add_scores(parser: Any) -> Any:
-    """Add the flags of the scores that only masked LMs have; return the parser."""
+    """Add the flags of scores and of teachers; return the parser."""
     from fairseq_cli.flags import add_last_word_flags
 
     scores = parser.add_argument_group("scores of masked LMs")
@@ -90,7 +96,67 @@ def add_scores(parser: Any) -> Any:
         help="evaluate in blocks of these lengths (the trained one, twice, four times it)",
     )  # fmt: skip
     add_last_word_flags(parser)
+    _add_teacher_flags(parser)
     return parser
+
+
+_TEACHER_FLAGS = ("write_teacher_cache", "cache_method", "top_k", "cache_temperatures",
+                  "cache_epochs", "cache_force", "per_sample", "plot")  # fmt: skip
+
+
+def _add_teacher_flags(parser: Any) -> None:
+    group = parser.add_argument_group("teachers")
+    add = group.add_argument
+    add("--write-teacher-cache", metavar="DIR", help="store what --path says, for its students")
+    add(
+        "--cache-method", choices=("topk", "sample"), default="topk",
+        help="keep the likeliest words and the mass of the others (a lower bound of the full "
+        "divergence), or words drawn by their probability (unbiased)",
+    )  # fmt: skip
+    add("--top-k", type=int, default=64, metavar="K", help="words kept of each position (64)")
+    add(
+        "--cache-temperatures", default="1", metavar="T,T",
+        help="values of --distillation-temperature that students may use (1)",
+    )  # fmt: skip
+    add(
+        "--cache-epochs", type=int, default=1, metavar="N",
+        help="store masked training data with the masks of epochs 1 to N (1)",
+    )  # fmt: skip
+    add("--cache-force", action="store_true", help="replace DIR")
+    add(
+        "--per-sample", metavar="FILE",
+        help="write length, cross-entropies of student and teacher and their KL of each sample",
+    )  # fmt: skip
+    add("--plot", metavar="FILE", help="draw the samples of --per-sample, student against teacher")
+
+
+def _about_teachers(given: Any, flags: dict[str, Any], as_json: bool) -> int:
+    """Write a teacher's cache, or the scores of samples beside it."""
+    from pathlib import Path
+
+    from fairseq.config.schema import list_parser
+
+    if "per_sample" in flags:
+        from fairseq.evaluation.teacher_scores import write_sample_scores
+
+        plot = Path(flags["plot"]) if "plot" in flags else None
+        count = write_sample_scores(given, Path(flags["per_sample"]), plot)
+        found: dict[str, Any] = {"samples": count}
+    else:
+        from fairseq.evaluation.teacher_outputs import write_teacher_cache
+
+        found = write_teacher_cache(
+            given,
+            Path(flags["write_teacher_cache"]),
+            flags.get("cache_method", "topk"),
+            flags.get("top_k", 64),
+            list_parser(float)(flags.get("cache_temperatures", "1")),
+            flags.get("cache_epochs", 1),
+            flags.get("cache_force", False),
+        )
+    lines = [f"{name}: {value}" for name, value in found.items()]
+    print(json.dumps(found) if as_json else "\n".join(lines))
+    return 0
 
 
 def _numbers(results: Any) -> Any:

@@ -37,3 +37,15 @@ def test_the_benchmark_of_heads_runs() -> None:
     assert set(losses) == {"encoder V=32k", "decoder V=32k"} and set(steps) == {"V=32k"}
     for row in losses.values():
         assert row["CWT, distinct"]["ms"] < row["CE, every token"]["ms"]
+
+
+def test_the_benchmark_of_distillation_runs() -> None:
+    """All forms give the same loss, or the program says so and fails."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "distillation.py"), "--quick"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    result = json.loads(done.stdout)["result"]
+    assert set(result["V=2k, 64 tokens"]) == {
+        "whole logits", "autograd by chunks", "linear_distillation",
+    }  # fmt: skip

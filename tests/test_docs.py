@@ -97,6 +97,8 @@ def parse(words: list[str], patch: pytest.MonkeyPatch) -> None:
         assert preprocess.run(argv) == 0
     elif name == "fairseq-validate":
         patch.setattr("fairseq.evaluation.validate", lambda given: {})
+        patch.setattr("fairseq.evaluation.teacher_outputs.write_teacher_cache", lambda *given: {})
+        patch.setattr("fairseq.evaluation.teacher_scores.write_sample_scores", lambda *given: 0)
         assert validate.run(argv) == 0
     elif name == "fairseq-glue":
         _, rest = parser_of(name).parse_known_args(argv)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from fairseq.config.schema import FairseqDataclass, default_of, public_fields
 from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
 from fairseq.config.upgrade import FORK_ONLY, LATER, downgrade
 from fairseq.errors import CheckpointError
+from fairseq.files.io import sha256_of
 from fairseq.files.tensor_sizes import check_sizes
 from fairseq.version import __version__
 
@@ -103,15 +105,41 @@ _WRITTEN_UNDER_OLD_NAMES = {
 }
 
 
-def our_record(config: FairseqConfig, progress: Mapping[str, Any]) -> dict[str, Any]:
+def our_record(config: FairseqConfig, progress: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """Return what ``extra_state`` keeps beyond the original.
 
     Args:
         config: the full configuration.
         progress: what the training loop wants to find again after a resume.
+        **more: further plain values, left out where they are empty: ``facts`` of the criterion,
+            and the ``lineage`` (see :func:`descended`).
     """
     settings = {name: value for name, value in plain(config).items() if name != "stated"}
-    return {"version": __version__, "config": settings, "progress": plain(progress)}
+    kept = {name: plain(value) for name, value in more.items() if value}
+    return {"version": __version__, "config": settings, "progress": plain(progress), **kept}
+
+
+def descended(state: Mapping[str, Any], path: str, method: str) -> list[dict[str, Any]]:
+    """Return the lineage of a run that begins with the weights of another one.
+
+    A lineage is a list of steps, the oldest first: method, name and SHA-256 of the source, its
+    updates and, where its record tells them, its tokens and FLOPs.
+
+    Args:
+        state: the source, loaded.
+        path: its file.
+        method: how the weights were taken over, such as ``finetune``.
+    """
+    record, history = record_of(state), state.get("optimizer_history") or [{}]
+    progress = record.get("progress") or {}
+    step = {
+        "method": method,
+        "source": os.path.basename(path),
+        "sha256": sha256_of(path),
+        "updates": history[-1].get("num_updates", 0),
+        **{name: progress[name] for name in ("tokens", "flops") if name in progress},
+    }
+    return [*(record.get("lineage") or []), step]
 
 
 def record_of(state: Mapping[str, Any]) -> dict[str, Any]:

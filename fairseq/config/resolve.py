@@ -152,7 +152,12 @@ def _head_and_criterion(config: FairseqConfig) -> None:
     if criterion == "contrastive_weight_tying" and head is not None:
         _headless(model, config.criterion)
         head = model.head
-    needs_vocabulary = criterion in ("masked_lm", "cross_entropy", "label_smoothed_cross_entropy")
+    needs_vocabulary = criterion in (
+        "masked_lm",
+        "cross_entropy",
+        "label_smoothed_cross_entropy",
+        "distillation",
+    )
     if head == "none" and needs_vocabulary:
         raise ConfigError(f"criterion {criterion} needs a vocabulary head, but --head is none")
     if head == "clap":

@@ -95,6 +95,13 @@ class FairseqCriterion(nn.Module):
     def prepare_update(self, samples: list[dict[str, Any]]) -> None:
         """See all micro-batches of this process before the first one of an update runs."""
 
+    def facts(self) -> dict[str, Any]:
+        """Return plain values that checkpoints keep, such as the digest of a file it relies on."""
+        return {}
+
+    def check_facts(self, saved: dict[str, Any]) -> None:
+        """Raise if a run cannot go on because ``saved``, its earlier :meth:`facts`, differ."""
+
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
         """Log the figures of all processes; old plug-ins return them instead.

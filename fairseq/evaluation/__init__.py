@@ -16,6 +16,7 @@ from fairseq.errors import CheckpointError, DataError
 from fairseq.hub.load import load_by_settings
 from fairseq.logging import metrics
 from fairseq.logging.progress_bar import progress_bar
+from fairseq.teacher import attach_teacher
 
 logger = logging.getLogger("fairseq.evaluation")
 
@@ -40,6 +41,7 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     device = choose_device(config)
     model = models[0].to(device).eval()
     criterion = task.build_criterion(config.criterion)
+    attach_teacher(config, task, model, criterion, required=False)
     _load_criterion(criterion, utils.split_paths(given["path"])[0])
     criterion = criterion.to(device).eval()
     results = {}
@@ -70,6 +72,23 @@ def subsets_of(config: Any) -> list[str]:
     return str(config.dataset.valid_subset).replace(" ", "").split(",")
 
 
+def batches_of(config: Any, task: Any, model: Any, subset: str, epoch: int = 1) -> Any:
+    """Return the iterator over a loaded subset, masked as in the given epoch."""
+    data = config.dataset
+    return task.get_batch_iterator(
+        dataset=task.dataset(subset),
+        max_tokens=data.max_tokens_valid,
+        max_sentences=data.batch_size_valid,
+        max_positions=utils.resolve_max_positions(task.max_positions(), model.max_positions()),
+        ignore_invalid_inputs=data.skip_invalid_size_inputs_valid_test,
+        required_batch_size_multiple=data.required_batch_size_multiple,
+        seed=config.common.seed,
+        num_workers=data.num_workers,
+        epoch=epoch,
+        data_buffer_size=data.data_buffer_size,
+    )
+
+
 def _validate_subset(
     config: Any,
     task: Any,
@@ -83,17 +102,7 @@ def _validate_subset(
     validations does not count here.
     """
     data, common, most = config.dataset, config.common, given.get("max_valid_steps")
-    every = task.get_batch_iterator(
-        dataset=task.dataset(subset),
-        max_tokens=data.max_tokens_valid,
-        max_sentences=data.batch_size_valid,
-        max_positions=utils.resolve_max_positions(task.max_positions(), model.max_positions()),
-        ignore_invalid_inputs=data.skip_invalid_size_inputs_valid_test,
-        required_batch_size_multiple=data.required_batch_size_multiple,
-        seed=common.seed,
-        num_workers=data.num_workers,
-        data_buffer_size=data.data_buffer_size,
-    )
+    every = batches_of(config, task, model, subset)
     if data.data_rng != "philox" and "data_rng" not in given:
         _say_other_mode(subset, getattr(every, "frozen_batches", []), data)
     bar = progress_bar(

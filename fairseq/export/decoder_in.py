@@ -75,11 +75,11 @@ def convert(
     settings = our_settings(described)
     heads = settings["decoder_attention_heads"]
     state = to_ours(found, family, heads, described.get("attention_bias", True))
-    settings.update(_settle_head(state, described, family))
+    settings.update(settle_head(state, described, family))
     tokenizer = decoder_tokenizer.find_tokenizer(source)
     rows = len(state[TABLE])
     dictionary = decoder_tokenizer.make_dictionary(tokenizer, described, rows)
-    _add_rows(state, len(dictionary) - rows)
+    add_rows(state, len(dictionary) - rows)
     dictionary.save(folder / "dict.txt")
     encoder = decoder_tokenizer.save_encoder(folder, out, tokenizer, dictionary)
     split = encoder.pop("tokenizer")
@@ -192,7 +192,7 @@ def _rotary(described: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _settle_head(state: State, described: Mapping[str, Any], family: CausalFamily) -> Any:
+def settle_head(state: State, described: Mapping[str, Any], family: CausalFamily) -> Any:
     """Return the settings of the head; drop a copy of a tied table, or add one.
 
     An untied model whose file lacks the head is a headless one, as headless-lm publishes them.
@@ -218,7 +218,7 @@ def _settle_head(state: State, described: Mapping[str, Any], family: CausalFamil
     }
 
 
-def _add_rows(state: State, added: int) -> None:
+def add_rows(state: State, added: int) -> None:
     """Add rows to the tables, in place: the mean of those they have."""
     for name in (TABLE, OUTPUT):
         if name in state:

@@ -67,7 +67,7 @@ def _convert(
         return result
     state = to_ours(read_weights(source), FAMILIES[kind])
     with encoder_out.new_folder(out, force) as folder:
-        settings = _our_settings(described, kind, state)
+        settings = encoder_settings(described, kind, state)
         dictionary, encoder = _import_tokenizer(source, folder, out, described, kind)
         dictionary.save(folder / "dict.txt")
         rows = len(state[f"{ENCODER}embed_tokens.weight"])
@@ -108,7 +108,7 @@ def _compare(transformers: Any, source: Path, folder: Path, sentences: Sequence[
     return encoder_out.largest_difference(hub, theirs, tokens, tokens)
 
 
-def _our_settings(described: Mapping[str, Any], kind: str, state: Mapping[str, Tensor]) -> Any:
+def encoder_settings(described: Mapping[str, Any], kind: str, state: Mapping[str, Tensor]) -> Any:
     """Return our settings of one of their models."""
     act = described.get("hidden_act", described.get("activation", "gelu"))
     if act not in _OUR_ACTS:

@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fairseq.errors import ConfigError, did_you_mean
+from fairseq.ops.single_backward import single_backward
 
 Backend = Literal["auto", "reference", "chunked"]
 BACKENDS = ("reference", "chunked")
@@ -60,7 +60,7 @@ def linear_cross_entropy(
         bias_V: added to the logits.
         ignore_index: target that is skipped.
         backend: ``reference`` keeps all logits in fp32; ``chunked`` computes them in blocks of rows
-            and forms the gradients on the way (and cannot be differentiated twice); ``auto``
+            and forms the gradients on the way (differentiating them again raises); ``auto``
             chooses by size.
         want_argmax: also return the most likely class.
         want_sum_logits: also return the sum of the logits over the classes.
@@ -76,7 +76,7 @@ def linear_cross_entropy(
         raise ConfigError(
             f"unknown loss backend '{backend}'{hint}: choose auto, {', '.join(BACKENDS)}"
         )
-    dtype = _factor_type(hidden_NC, backend)
+    dtype = factor_type(hidden_NC, backend)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     hidden_NC, weight_VC = hidden_NC.to(dtype), weight_VC.to(dtype)
     bias_V = None if bias_V is None else bias_V.to(wide)
@@ -88,7 +88,7 @@ def linear_cross_entropy(
     return LinearCrossEntropy(*results)
 
 
-def _factor_type(hidden: Tensor, backend: str) -> torch.dtype:
+def factor_type(hidden: Tensor, backend: str) -> torch.dtype:
     """Return the type that both factors of the product are read in."""
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -127,11 +127,11 @@ def _reference(
     )
 
 
-def _chunks(
-    hidden_NC: Tensor, weight_VC: Tensor, bias_V: Tensor | None
+def logit_chunks(
+    hidden_NC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, elements: int | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield (rows, their logits_RV in fp32 or fp64), a bounded number of elements at a time."""
-    step = max(16, CHUNK_ELEMENTS // max(1, weight_VC.shape[0]))
+    step = max(16, (elements or CHUNK_ELEMENTS) // max(1, weight_VC.shape[0]))
     for start in range(0, len(hidden_NC), step):
         rows = slice(start, start + step)
         logits_RV = _product(hidden_NC[rows], weight_VC.t())
@@ -162,8 +162,10 @@ class _Chunked(torch.autograd.Function):
         loss_N, lse_N = hidden_NC.new_zeros(n, dtype=wide), hidden_NC.new_zeros(n, dtype=wide)
         argmax_N = target_N.new_zeros(n) if want_argmax else None
         sum_N = hidden_NC.new_zeros(n, dtype=wide) if want_sum else None
-        gradients = _Gradients(ctx, hidden_NC, weight_VC) if any(ctx.needs_input_grad) else None
-        for rows, logits_RV in _chunks(hidden_NC, weight_VC, bias_V):
+        gradients = (
+            ProjectionGradients(ctx, hidden_NC, weight_VC) if any(ctx.needs_input_grad) else None
+        )
+        for rows, logits_RV in logit_chunks(hidden_NC, weight_VC, bias_V):
             keep_R = target_N[rows] != ignore_index
             index_R1 = target_N[rows].where(keep_R, 0)[:, None]
             if argmax_N is not None:
@@ -185,7 +187,7 @@ class _Chunked(torch.autograd.Function):
         return loss_N, lse_N, argmax_N, sum_N
 
     @staticmethod
-    @once_differentiable
+    @single_backward
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         """Scale the unit gradients, or recompute when positions are weighted differently."""
         loss_grad_N, lse_grad_N, _, sum_grad_N = upstream
@@ -203,8 +205,8 @@ def _weighted(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of hidden, weight and bias for any upstream gradients."""
     hidden_NC, weight_VC, bias_V, target_N, lse_N = ctx.saved_tensors[:5]
-    gradients = _Gradients(ctx, hidden_NC, weight_VC)
-    for rows, logits_RV in _chunks(hidden_NC, weight_VC, bias_V):
+    gradients = ProjectionGradients(ctx, hidden_NC, weight_VC)
+    for rows, logits_RV in logit_chunks(hidden_NC, weight_VC, bias_V):
         keep_R = target_N[rows] != ctx.ignore_index
         loss_grad_R = keep_R * (0.0 if loss_grad_N is None else loss_grad_N[rows])
         lse_grad_R = loss_grad_R if lse_grad_N is None else loss_grad_R + lse_grad_N[rows]
@@ -217,7 +219,7 @@ def _weighted(
     return gradients.tensors()
 
 
-class _Gradients:
+class ProjectionGradients:
     """Sums up the gradients of hidden, weight and bias, those that are needed, chunk by chunk."""
 
     def __init__(self, ctx: Any, hidden_NC: Tensor, weight_VC: Tensor) -> None:

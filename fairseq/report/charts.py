@@ -89,7 +89,7 @@ def draw(panel: Panel, runs: Sequence[Run], theme: Theme, wide: bool = False) ->
     curves = [_curves(panel, run) for run in runs]
     if not any(curves):
         return None
-    figure, axes = _canvas(theme, (10.4, 4.6) if wide else (5.1, 3.5))
+    figure, axes = canvas(theme, (10.4, 4.6) if wide else (5.1, 3.5))
     figure.suptitle(panel.title, x=0.012, ha="left", color=theme.ink, fontsize=11, weight="bold")
     for index, run_curves in enumerate(curves):
         style = LINE_STYLES[index // len(COLOURS) % len(LINE_STYLES)]
@@ -143,7 +143,12 @@ def _valid_look(points: int, theme: Theme) -> dict[str, Any]:
     return look
 
 
-def _canvas(theme: Theme, size: tuple[float, float]) -> tuple[Any, Any]:
+def canvas(theme: Theme, size: tuple[float, float]) -> tuple[Any, Any]:
+    """Return an empty figure, in inches, and its axes.
+
+    Raises:
+        FairseqError: if matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

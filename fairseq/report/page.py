@@ -229,6 +229,13 @@ def _origin(run: Run) -> str:
     parts = [f"<p class=muted>{escape(str(run.folder))}</p>"]
     if run.command:
         parts.append(f"<pre>{escape(run.command)}</pre>")
+    if run.lineage:
+        lines = (
+            f"{step.get('method')} of {step.get('source')} after {step.get('updates')} updates "
+            f"(SHA-256 {step.get('sha256')})"
+            for step in run.lineage
+        )
+        parts.append(f"<h3>Began with</h3><pre>{escape(chr(10).join(lines))}</pre>")
     if run.versions:
         lines = (f"{key} {value}" for key, value in run.versions.items())
         parts.append(f"<h3>Versions</h3><pre>{escape(chr(10).join(lines))}</pre>")

@@ -40,6 +40,7 @@ class Run:
         versions: versions of the software, and ``parameters`` (how many the model has).
         notes: what could not be read.
         starts: when its processes began, Unix seconds.
+        lineage: the runs whose weights this one began with, the oldest first.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Run:
     versions: Mapping[str, Any]
     notes: Sequence[str]
     starts: Sequence[float] = ()
+    lineage: Sequence[Mapping[str, Any]] = ()
 
     @property
     def valid_tags(self) -> list[str]:
@@ -123,6 +125,7 @@ def _load_run(folder: Path, name: str) -> Run:
         versions=_read_mapping(folder / "versions.json", notes),
         notes=notes,
         starts=_starts(folder / "events.jsonl"),
+        lineage=_lineage(folder / "events.jsonl"),
     )
 
 
@@ -147,6 +150,15 @@ def _starts(events: Path) -> list[float]:
     found = read_jsonl(events) if events.is_file() else []
     times = [number_or_none(event.get("time")) for event in found if event.get("event") == "start"]
     return [time for time in times if time is not None]
+
+
+def _lineage(path: Path) -> list[Mapping[str, Any]]:
+    """Return what the latest start of a run says that it descends from."""
+    starts = (
+        [row for row in read_jsonl(path) if row.get("event") == "start"] if path.is_file() else []
+    )
+    steps = starts[-1].get("lineage") if starts else None
+    return [step for step in steps if isinstance(step, Mapping)] if isinstance(steps, list) else []
 
 
 def _by_tag(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -29,6 +29,7 @@ from fairseq.data.datasets.wrappers import (
     RightPadDataset,
     StripTokenDataset,
 )
+from fairseq.data.line_dataset import ShiftedLineDataset
 from fairseq.data.storage.dictionary import Dictionary, TruncatedDictionary
 from fairseq.data.storage.load import load_lines
 from fairseq.errors import ConfigError, UnsupportedError
@@ -48,7 +49,8 @@ class LanguageModelingConfig(FairseqDataclass):
     sample_break_mode: BreakMode = option(
         "none",
         "how blocks are cut: none = at any token, complete = at sentences, complete_doc = also at "
-        "documents, eos = one sentence a block",
+        "documents, eos = one sentence a block, line = <s> line </s>, long ones cut, short and "
+        "mostly unknown ones left out",
     )
     tokens_per_sample: int = option(1024, "longest block", minimum=1)
     output_dictionary_size: int = option(
@@ -166,15 +168,7 @@ class LanguageModelingTask(FairseqTask):
             cfg.seed,
             data_rng=self.data_rng,
         )
-        blocks = TokenBlockDataset(
-            lines,
-            lines.sizes,
-            cfg.tokens_per_sample,
-            pad=dictionary.pad(),
-            eos=dictionary.eos(),
-            break_mode=cfg.sample_break_mode,
-            include_targets=True,
-        )
+        blocks = self._blocks(lines)
         logger.info("loaded %s blocks from: %s/%s", f"{len(blocks):,}", folder, split)
         batch_size = cfg.batch_size if split == self.train_split else cfg.batch_size_valid
         self.datasets[split] = MonolingualDataset(
@@ -188,6 +182,26 @@ class LanguageModelingTask(FairseqTask):
             add_bos_token=cfg.add_bos_token,
             fixed_pad_length=cfg.tokens_per_sample if cfg.pad_to_fixed_length else None,
             pad_to_bsz=batch_size if cfg.pad_to_fixed_bsz else None,
+        )
+
+    def _blocks(self, lines: Any) -> TokenBlockDataset | ShiftedLineDataset:
+        """Return blocks of lines, with their targets."""
+        cfg, dictionary = self.cfg, self.dictionary
+        if cfg.sample_break_mode == "line":
+            if self.targets != ["future"] or cfg.add_bos_token:
+                raise ConfigError(
+                    "--sample-break-mode line predicts the next token of <s> line </s>: drop "
+                    "--self-target, --past-target and --add-bos-token"
+                )
+            return ShiftedLineDataset(lines, lines.sizes, dictionary, cfg.tokens_per_sample + 1)
+        return TokenBlockDataset(
+            lines,
+            lines.sizes,
+            cfg.tokens_per_sample,
+            pad=dictionary.pad(),
+            eos=dictionary.eos(),
+            break_mode=cfg.sample_break_mode,
+            include_targets=True,
         )
 
     def build_dataset_for_inference(

@@ -30,6 +30,7 @@ from fairseq.data.datasets.wrappers import (
     RightPadDataset,
     SortDataset,
 )
+from fairseq.data.line_dataset import LineDataset
 from fairseq.data.masking.dataset import MaskedLMDataset
 from fairseq.data.masking.item_by_item import MaskSpec
 from fairseq.data.storage.dictionary import Dictionary
@@ -51,7 +52,8 @@ class MaskedLMConfig(FairseqDataclass):
     sample_break_mode: BreakMode = option(
         "none",
         "how blocks are cut: none = at any token, complete = at sentences, complete_doc = also at "
-        "documents, eos = one sentence a block",
+        "documents, eos = one sentence a block, line = <s> line </s>, long ones cut, short and "
+        "mostly unknown ones left out",
     )
     tokens_per_sample: int = option(1024, "longest block, <s> included", minimum=1)
     mask_prob: float = option(0.15, "share of the tokens that are predicted", **SHARE)
@@ -63,6 +65,12 @@ class MaskedLMConfig(FairseqDataclass):
     mask_whole_words: bool = option(False, "mask all pieces of a word or none; needs --bpe")
     mask_multiple_length: int = option(1, "mask runs of so many tokens", minimum=1)
     mask_stdev: float = option(0.0, "standard deviation of the length of such runs", minimum=0)
+    mask_smoothing: float = option(
+        0.0,
+        "choose rarer tokens more often: by their count to the power of minus this",
+        new=True,
+        minimum=0,
+    )
     shorten_method: Literal["none", "truncate", "random_crop"] = option(
         "none", "what to do with lines longer than a block"
     )
@@ -158,7 +166,7 @@ class MaskedLMTask(FairseqTask):
 
     def unmasked_blocks(
         self, split: str, epoch: int = 1, combine: bool = False
-    ) -> PrependTokenDataset:
+    ) -> PrependTokenDataset | LineDataset:
         """Return the blocks of a split, unmasked, with ``<s>`` in front."""
         cfg, dictionary = self.cfg, self.dictionary
         folder = self.data_folder(split, epoch)
@@ -170,6 +178,8 @@ class MaskedLMTask(FairseqTask):
             dataset_impl=cfg.dataset_impl,
             combine=combine,
         )
+        if cfg.sample_break_mode == "line":
+            return LineDataset(lines, lines.sizes, dictionary, cfg.tokens_per_sample)
         # one token of the block is <s>; the original truncates one token too late
         exact = self.data_rng == "philox"
         lines = maybe_shorten_dataset(
@@ -202,6 +212,7 @@ class MaskedLMTask(FairseqTask):
             self.dictionary,
             mask=self.mask_idx,
             freq_weighted_replacement=cfg.freq_weighted_replacement,
+            smoothing=self._smoothing(),
             word_begin_V=self._word_begins() if cfg.mask_whole_words else None,
             mask_prob=cfg.mask_prob,
             leave_unmasked_prob=cfg.leave_unmasked_prob,
@@ -209,6 +220,18 @@ class MaskedLMTask(FairseqTask):
             mask_multiple_length=cfg.mask_multiple_length,
             mask_stdev=cfg.mask_stdev,
         )
+
+    def _smoothing(self) -> float:
+        """Return the checked ``--mask-smoothing``."""
+        cfg = self.cfg
+        if cfg.mask_smoothing < 0:
+            raise ConfigError(f"--mask-smoothing must not be negative, not {cfg.mask_smoothing}")
+        if cfg.mask_smoothing and (self.data_rng != "philox" or cfg.mask_whole_words):
+            raise ConfigError(
+                "--mask-smoothing weighs single tokens, as the original cannot: drop "
+                "--mask-whole-words and --data-rng fairseq-*"
+            )
+        return cfg.mask_smoothing
 
     def _word_begins(self) -> np.ndarray:
         """Return for every id whether it begins a word."""

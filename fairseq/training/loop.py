@@ -32,6 +32,7 @@ from fairseq.logging.meters import StopwatchMeter, exact, safe_round
 from fairseq.logging.progress_bar import BaseProgressBar, progress_bar
 from fairseq.logging.sinks import close_sinks
 from fairseq.models.base import count_parameters
+from fairseq.teacher import attach_teacher
 from fairseq.training import spikes
 from fairseq.training.profiling import UpdateProfiler
 from fairseq.training.run_folder import RunFolder
@@ -88,6 +89,7 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any]:
     model = task.build_model(cfg.model)
     loaded = grow_loaded(cfg, loaded, task, model)
     criterion = task.build_criterion(cfg.criterion)
+    attach_teacher(cfg, task, model, criterion)
     cfg.freeze()
     folder.describe(cfg, parameters=count_parameters(model))
     raise_if_valid_subsets_unintentionally_ignored(cfg)
@@ -102,7 +104,9 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any]:
         cfg.checkpoint, trainer, disable_iterator_cache=task.has_sharded_data("train")
     )
     path = None if loaded is None else loaded[0]
-    folder.note("start", update=trainer.get_num_updates(), epoch=epoch_itr.epoch, checkpoint=path)
+    more = {"lineage": trainer.lineage} if trainer.lineage else {}
+    update = trainer.get_num_updates()
+    folder.note("start", update=update, epoch=epoch_itr.epoch, checkpoint=path, **more)
     return trainer, epoch_itr
 
 

@@ -20,6 +20,7 @@ from fairseq import utils
 from fairseq.checkpoint import files, load_newest
 from fairseq.checkpoint.layout import (
     OURS,
+    descended,
     explain,
     original_cfg,
     our_record,
@@ -31,7 +32,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.distributed.device import choose_device
 from fairseq.distributed.wrap import wrap_model
 from fairseq.errors import CheckpointError, FairseqError
-from fairseq.files.io import PathManager
+from fairseq.files.io import PathManager, sha256_of
 from fairseq.files.safe_load import safe_load
 from fairseq.logging import meters, metrics
 from fairseq.models.base import count_parameters
@@ -55,6 +56,7 @@ class TrainingState:
     Attributes:
         best: best validation metric among the checkpoints saved, None before the first.
         progress: what the training loop wants to find again after a resume; plain values.
+        lineage: the runs whose weights this one began with, the oldest first.
         ema: moving average of the weights, None without ``--store-ema``.
     """
 
@@ -76,6 +78,7 @@ class TrainingState:
         self._loaded: tuple[str, dict[str, Any]] | None = None
         self.best: float | None = None
         self.progress: dict[str, Any] = {}
+        self.lineage: list[dict[str, Any]] = []
         self.ema = self._build_ema()
         self._start_wall_clock()
         logger.info(
@@ -235,7 +238,10 @@ class TrainingState:
             "extra_state": {
                 "metrics": metrics.state_dict(),
                 "previous_training_time": self.cumulative_training_time(),
-                OURS: our_record(self.cfg, self.progress) | self._dictionary_record,
+                OURS: our_record(
+                    self.cfg, self.progress, facts=self._criterion.facts(), lineage=self.lineage
+                )
+                | self._dictionary_record,
             },
         }
         if self.ema is not None:
@@ -298,14 +304,20 @@ class TrainingState:
         self._loaded = None
         check_dictionaries(filename, state, self.task, (LABELS,) if reset_optimizer else ())
         self._load_modules(filename, state)
-        extra_state = state["extra_state"]
+        extra_state, record = state["extra_state"], record_of(state)
+        if reset_optimizer:
+            self.lineage = descended(state, filename, self.cfg.checkpoint.grow_method or "finetune")
+        else:
+            self._criterion.check_facts(record.get("facts") or {})
+            self.lineage = list(record.get("lineage") or [])
+            self._check_lineage()
         self._optim_history = state["optimizer_history"]
         self._optimizer = self._lr_scheduler = None  # masters are copied from the loaded weights
         if not reset_optimizer:
             self._load_optimizer(filename, state, reset_lr_scheduler, optimizer_overrides)
         self._load_ema(extra_state, anew=reset_optimizer)
         if not reset_optimizer and not reset_meters:
-            self.progress = dict(record_of(state).get("progress") or {})
+            self.progress = dict(record.get("progress") or {})
         self.task.load_state_dict(state["task_state"])
         position = extra_state.get("train_iterator") or {}
         if not reset_meters:
@@ -330,6 +342,20 @@ class TrainingState:
         self._load_optimizer(filename, state, False, None)
         self._optim_history = history
         self._load_ema(state["extra_state"], anew=False)
+
+    def _check_lineage(self) -> None:
+        """Warn if the file that the run began with is another one by now."""
+        named = self.cfg.checkpoint.finetune_from_model
+        if named and self.lineage and PathManager.exists(named):
+            last = self.lineage[-1]
+            if sha256_of(named) != last.get("sha256"):
+                logger.warning(
+                    "this run began with the weights of %s (SHA-256 %s), which %s does not hold "
+                    "any more; it goes on from its own checkpoint",
+                    last.get("source"),
+                    last.get("sha256"),
+                    named,
+                )
 
     def _load_modules(self, filename: str, state: Mapping[str, Any]) -> None:
         try:

@@ -110,4 +110,4 @@ def block_to_dataset_index(
     return np.stack([first_K, offset_K, last_K], axis=1)
 
 
-BreakMode = Literal["none", "complete", "complete_doc", "eos"]
+BreakMode = Literal["none", "complete", "complete_doc", "eos", "line"]

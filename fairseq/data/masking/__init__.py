@@ -54,6 +54,7 @@ class MaskSpec:
         word_begin_V: true where an id begins a word, to mask whole words; None to mask tokens.
         mask_multiple_length: mean number of consecutive units masked from each chosen one.
         mask_stdev: standard deviation of that number; 0 for always the same.
+        weight_V: weights for choosing the tokens to predict, positive; None for equal ones.
 
     Raises:
         ConfigError: if a probability or length is out of range, or nothing is left to draw.
@@ -72,6 +73,7 @@ class MaskSpec:
     word_begin_V: np.ndarray | None = None
     mask_multiple_length: int = 1
     mask_stdev: float = 0.0
+    weight_V: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.mask_prob <= 1.0:
@@ -103,6 +105,7 @@ class MaskSpec:
         pad: int | None = None,
         freq_weighted_replacement: bool = False,
         word_begin_V: np.ndarray | None = None,
+        smoothing: float = 0.0,
         **knobs: Any,
     ) -> MaskSpec:
         """Read the special ids from a dictionary.
@@ -116,6 +119,7 @@ class MaskSpec:
             pad: padding id, the dictionary's by default.
             freq_weighted_replacement: draw random tokens by their counts.
             word_begin_V: see the class.
+            smoothing: tokens are chosen with the weight ``max(count, 1)^-smoothing``.
             **knobs: the probabilities and span lengths of the class.
 
         Raises:
@@ -136,6 +140,7 @@ class MaskSpec:
             n_special=vocab.nspecial,
             counts_V=counts if freq_weighted_replacement else None,
             word_begin_V=word_begin_V,
+            weight_V=np.maximum(counts, 1.0) ** -smoothing if smoothing else None,
             **knobs,
         )
 
@@ -220,7 +225,10 @@ def mask_tokens(
         ) from None
     maskable_BT &= positions_T < lengths_B[:, None]
     begins_BT = _unit_begins(tokens_BT, maskable_BT, spec)
-    chosen_BT = _choose_units(begins_BT, words_BW[:, 0], choice_BT, spec)
+    weight_BT = None
+    if spec.weight_V is not None:
+        weight_BT = spec.weight_V[np.minimum(tokens_BT, len(spec.weight_V) - 1)]
+    chosen_BT = _choose_units(begins_BT, words_BW[:, 0], choice_BT, spec, weight_BT)
     if spec.word_begin_V is None and spec.mask_multiple_length == 1 and spec.mask_stdev == 0.0:
         masked_BT = chosen_BT
     else:
@@ -254,9 +262,18 @@ def _unit_begins(tokens_BT: np.ndarray, maskable_BT: np.ndarray, spec: MaskSpec)
 
 
 def _choose_units(
-    begins_BT: np.ndarray, rounding_B: np.ndarray, choice_BT: np.ndarray, spec: MaskSpec
+    begins_BT: np.ndarray,
+    rounding_B: np.ndarray,
+    choice_BT: np.ndarray,
+    spec: MaskSpec,
+    weight_BT: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return bool (B, T): true at the first tokens of the chosen units, uniform over subsets."""
+    """Return bool (B, T): true at the first tokens of the chosen units.
+
+    All subsets of a size are equally likely; with weights w it is as if units were drawn one after
+    the other, without replacement, with probabilities proportional to w: those with the greatest
+    u^(1/w) are taken, u uniform (Efraimidis and Spirakis 2006, algorithm A).
+    """
     units_B = begins_BT.sum(axis=1)
     uniform_B = (rounding_B >> np.uint64(11)) * 2.0**-53
     expected_B = spec.mask_prob * units_B / spec.mask_multiple_length
@@ -264,7 +281,12 @@ def _choose_units(
     wanted_B = np.minimum((expected_B + uniform_B).astype(np.int64), units_B)
     # The wanted_B smallest of distinct random keys; the position in the low bits settles ties.
     positions_T = np.arange(begins_BT.shape[1], dtype=np.uint64)
-    key_BT = np.where(begins_BT, (choice_BT & ~_LOW_BITS) | positions_T, ~np.uint64(0))
+    order_BT = choice_BT & ~_LOW_BITS
+    if weight_BT is not None:
+        # -log(u) / w, increasing as u^(1/w) falls; bits of positive floats are ordered as they are
+        uniform_BT = ((choice_BT >> _HALF) + 0.5) * 2.0**-32
+        order_BT = (-np.log(uniform_BT) / weight_BT).view(np.uint64) & ~_LOW_BITS
+    key_BT = np.where(begins_BT, order_BT | positions_T, ~np.uint64(0))
     last_B = np.maximum(wanted_B - 1, 0)[:, None]
     threshold_BT = np.sort(key_BT, axis=1)
     if not threshold_BT.size:

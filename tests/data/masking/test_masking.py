@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq.data.masking import MaskSpec, mask_tokens
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, DataError
 from fairseq.rng import philox
 
@@ -335,3 +336,50 @@ def test_a_spec_is_read_from_the_dictionary():
     assert weighted.drawable_cdf_N.tolist() == [0.75, 1.0]
     outside = MaskSpec.from_dictionary(vocabulary(("the", 9)), mask=5, pad=5)
     assert outside.drawable_N.tolist() == [4] and outside.special_V[5]
+
+
+# -- weighted choices ------------------------------------------------------------------------------
+
+
+def test_rarer_tokens_are_chosen_as_often_as_their_weights_say() -> None:
+    """Against the probabilities of drawing without replacement, enumerated; by 20,000 items."""
+    vocab = Dictionary()
+    for word, count in (("often", 1000), ("seldom", 10), ("once", 1)):
+        vocab.add_symbol(word, n=count)
+    spec = MaskSpec.from_dictionary(
+        vocab, mask=7, smoothing=0.7, mask_prob=0.5, random_token_prob=0.0, leave_unmasked_prob=0.0
+    )
+    counts = np.maximum(np.array(vocab.count), 1.0)
+    np.testing.assert_allclose(spec.weight_V, counts**-0.7)  # type: ignore[arg-type]
+    row = [4, 4, 5, 6]
+    weights = [float(counts[t] ** -0.7) for t in row]
+    chance = np.zeros(4)  # that a position is among the two that are chosen
+    for first in range(4):
+        for second in set(range(4)) - {first}:
+            p = weights[first] / sum(weights) * weights[second] / (sum(weights) - weights[first])
+            chance[[first, second]] += p
+    items = 20_000
+    tokens_BT = np.tile(np.array(row), (items, 1))
+    source_BT, target_BT = mask_tokens(
+        tokens_BT, np.full(items, 4), np.arange(items), spec=spec, seed=1, epoch=1
+    )
+    chosen_BT = target_BT != spec.pad
+    assert (chosen_BT.sum(1) == 2).all() and (source_BT[chosen_BT] == 7).all()
+    error = np.sqrt(chance * (1 - chance) / items)
+    assert (np.abs(chosen_BT.mean(0) - chance) < 4 * error).all()
+
+
+def test_equal_weights_are_no_weights_in_distribution_and_pads_stay() -> None:
+    vocab = Dictionary()
+    for word in range(20):
+        vocab.add_symbol(f"w{word}", n=5)
+    spec = MaskSpec.from_dictionary(vocab, mask=24, smoothing=0.7, mask_prob=0.3)
+    tokens_BT = np.full((3, 12), vocab.pad())
+    tokens_BT[:, :8] = [[0, *range(4, 10), 2]] * 3
+    lengths_B, indices_B = np.full(3, 8), np.array([5, 1, 9])
+    _, target_BT = mask_tokens(tokens_BT, lengths_B, indices_B, spec=spec, seed=1, epoch=2)
+    assert (target_BT[:, [0, 7, 8, 9, 10, 11]] == vocab.pad()).all()
+    _, alone_BT = mask_tokens(
+        tokens_BT[1:2, :8], lengths_B[1:2], indices_B[1:2], spec=spec, seed=1, epoch=2
+    )
+    assert (target_BT[1, :8] == alone_BT[0]).all()  # a function of seed, epoch and item alone

@@ -1,0 +1,382 @@
+"""Distillation: a student learns from the data and from a teacher.
+
+The gradient is that of ``sum_k alpha_k sum_i L_ki / n_k``: every term is averaged over its own
+positions in the whole update, however it is split over micro-batches and processes.
+
+Shapes: B batch, T time, C channels, N positions, H heads, D channels of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fairseq.criterions import register_criterion
+from fairseq.criterions.base import FairseqCriterion, perplexity_of, predicted_positions
+from fairseq.criterions.distillation_settings import (
+    DistillationConfig,
+    Stack,
+    read_layer_map,
+    weights_of_terms,
+)
+from fairseq.distributed import utils as distributed_utils
+from fairseq.errors import ConfigError, DataError, UnsupportedError
+from fairseq.logging import metrics
+from fairseq.modules.heads import Projection
+from fairseq.modules.layer_choice import choose_layers
+from fairseq.ops.hidden_distillation import (
+    Relation,
+    cosine_distance,
+    direction_distance,
+    relation_divergence,
+)
+from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+from fairseq.ops.linear_distillation import SparseTeacher, linear_distillation
+
+# Term -> which count it is divided by. The selected positions are those the divergence looks at.
+_COUNTS = {
+    "nll": "predicted",
+    "ce": "selected",
+    "mse": "selected",
+    **dict.fromkeys(("cos", "pkd", "attention", "value"), "real"),
+}
+_IN_BITS = ("nll", "ce", "attention", "value")
+
+
+class TeacherLike(Protocol):
+    """What a teacher does; see :class:`fairseq.teacher.Teacher`."""
+
+    facts: dict[str, str]
+    model: Any
+
+    def outputs(self, net_input: Any, positions_N: Tensor | None, **wanted: Any) -> tuple[Any, Any]:
+        """Return the operands of the projection, and further outputs."""
+
+
+class CacheLike(Protocol):
+    """What stored outputs do; see :class:`fairseq.teacher.cache.TeacherCache`."""
+
+    facts: dict[str, str]
+
+    def lookup(
+        self, tokens_BT: Tensor, positions_N: Tensor, pad: int, temperature: float
+    ) -> SparseTeacher | None:
+        """Return what is stored of these positions, None if it is not."""
+
+
+@register_criterion("distillation", dataclass=DistillationConfig)
+class DistillationCriterion(FairseqCriterion):
+    """A weighted sum of the student's own loss and of its distances from a teacher.
+
+    Without a teacher (it is attached when a run is set up) only the student's loss is computed.
+
+    Args:
+        cfg: the settings.
+        task: whose targets are predicted.
+
+    Attributes:
+        projections: learned maps from the student's width to the teacher's, where they differ.
+
+    Raises:
+        ConfigError: for settings that contradict each other.
+
+    Sources: Hinton et al. 2015; Sanh et al. 2019 (DistilBERT), section 3; Sun et al. 2019 (PKD);
+    Wang et al. 2020 (MiniLM).
+    """
+
+    def __init__(self, cfg: DistillationConfig, task: Any) -> None:
+        super().__init__(task)
+        self.cfg = cfg
+        self.masked = hasattr(task, "mask_idx")
+        self.alphas = weights_of_terms(cfg, self.masked)
+        self.layers = read_layer_map(cfg.layer_map)
+        self.projections = nn.ModuleDict()
+        self._teacher: TeacherLike | None = None
+        self._cache: CacheLike | None = None
+        self._totals: dict[str, float] | None = None
+        self._device = torch.device("cpu")
+
+    # -- the teacher -----------------------------------------------------------------------------
+
+    def wanted(self) -> set[str]:
+        """Return what the terms need: ``teacher``, ``cache``, both or nothing.
+
+        Raises:
+            ConfigError: if they need a teacher and none is named.
+        """
+        needs = {name for name, alpha in self.alphas.items() if alpha and name != "nll"}
+        stored = {"cache"} if self.cfg.teacher_cache and "ce" in needs else set()
+        live = needs - {"ce"} if stored else needs
+        if live and not self.cfg.teacher_path:
+            raise ConfigError(
+                f"--criterion distillation needs --teacher-path for the terms {sorted(live)}; put "
+                "their weights to 0 to train without a teacher"
+            )
+        return stored | ({"teacher"} if live else set())
+
+    def attach(self, model: Any, teacher: TeacherLike | None, cache: CacheLike | None) -> None:
+        """Take over teacher and cache, and make the projections that unequal widths need.
+
+        Raises:
+            ConfigError: if a term cannot compare this student with this teacher.
+        """
+        # both are plain objects, so that nothing that walks over modules finds them
+        self._teacher, self._cache = teacher, cache
+        if teacher is None or not any(self.alphas[k] for k in ("cos", "pkd", "attention", "value")):
+            return
+        student, theirs = Stack(model), Stack(teacher.model)
+        if self.alphas["cos"]:
+            self._project("features", student.features, theirs.features)
+        if self.alphas["pkd"]:
+            self.layers = self.layers or dict(
+                enumerate(choose_layers("spread", theirs.layers, student.layers))
+            )
+            for own, other in self.layers.items():
+                if own >= student.layers or other >= theirs.layers:
+                    raise ConfigError(
+                        f"--layer-map {other}:{own}: the teacher has {theirs.layers} layers, the "
+                        f"student {student.layers}, counted from 0"
+                    )
+                self._project(f"layer{own}", *(side.width_of(n) for side, n in (
+                    (student, own), (theirs, other))))  # fmt: skip
+        if self.alphas["attention"] or self.alphas["value"]:
+            student.check_relations(theirs, self.cfg.minilm_relation_heads)
+        if student.drops_layers:
+            raise ConfigError("terms of hidden layers need a student without layer drop")
+        self._last = student.layers - 1, theirs.layers - 1
+
+    def _project(self, name: str, own: int, other: int) -> None:
+        if own != other:
+            self.projections[name] = nn.Linear(own, other, bias=False)
+
+    def _as_teacher(self, name: str, hidden_BTC: Tensor) -> Tensor:
+        """Return hidden states in the width of the teacher's."""
+        if name not in self.projections:
+            return hidden_BTC
+        linear: Any = self.projections[name]
+        return linear(hidden_BTC.to(linear.weight.dtype))
+
+    def facts(self) -> dict[str, Any]:
+        """Return whose student this is."""
+        parts = {"teacher": self._teacher, "teacher_cache": self._cache}
+        return {name: dict(part.facts) for name, part in parts.items() if part is not None}
+
+    def check_facts(self, saved: dict[str, Any]) -> None:
+        """Refuse to go on with another teacher than the run began with."""
+        for name, own in self.facts().items():
+            before = saved.get(name)
+            if before is not None and before.get("sha256") != own["sha256"]:
+                raise ConfigError(
+                    f"this run began with the {name.replace('_', ' ')} {before.get('path')} "
+                    f"(SHA-256 {before.get('sha256')}), {own['path']} has {own['sha256']}: name "
+                    "the same one, or begin anew with --reset-optimizer"
+                )
+
+    # -- one batch -------------------------------------------------------------------------------
+
+    def prepare_update(self, samples: list[dict[str, Any]]) -> None:
+        """Count the positions of the whole update, on all processes."""
+        counts = [
+            sum(len(predicted_positions(s, self.padding_idx)) for s in samples),
+            sum(s["ntokens"] for s in samples),
+        ]
+        if distributed_utils.get_world_size() > 1:
+            device = samples[0]["target"].device if samples else self._device
+            total_2 = torch.tensor(counts, dtype=torch.float64, device=device)
+            counts = distributed_utils.all_reduce(total_2).tolist()
+        self._totals = {"predicted": counts[0], "real": counts[1]}
+
+    def forward(
+        self, model: Any, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """Compute the loss of a batch.
+
+        Args:
+            model: the student.
+            sample: the batch.
+            reduce: must be True: the terms have different positions.
+
+        Returns:
+            ``(loss, sample_size, logging_output)``; ``sample_size`` is the number of predicted
+            positions, by which the trainer divides; the loss is scaled so that each term is then
+            divided by its own number.
+        """
+        if not reduce:
+            raise UnsupportedError(
+                "the terms of distillation have different positions: no reduce=False"
+            )
+        net_input, pad = sample["net_input"], self.padding_idx
+        self._device = sample["target"].device
+        predicted_N = predicted_positions(sample, pad)
+        stored = self._stored(sample, predicted_N, model.training)
+        teacher = self._teacher
+        at_logits = stored is not None or (
+            teacher is not None and bool(self.alphas["ce"] or self.alphas["mse"])
+        )
+        positions_N, counted = predicted_N, "predicted"
+        if self.masked and at_logits and not self.cfg.restrict_ce_to_mask:
+            positions_N = net_input["src_tokens"].ne(pad).flatten().nonzero()[:, 0]
+            counted = "real"
+        counts = {"predicted": len(predicted_N), "real": sample["ntokens"]}
+        counts["selected"] = counts[counted]
+        scale = self._scales(counts, counted, model.training)
+        operands, extra = model(
+            **net_input, predicted_positions=positions_N, **self._requests(teacher, 0)
+        )
+        if not isinstance(operands, Projection):
+            raise ConfigError("--criterion distillation needs a student with a table of all logits")
+        theirs, their_extra = None, dict[str, Any]()
+        if teacher is not None:
+            live = at_logits and stored is None
+            theirs, their_extra = teacher.outputs(
+                net_input, positions_N if live else None, **self._requests(teacher, 1)
+            )
+        target_N = sample["target"].reshape(-1)[positions_N]
+        source = theirs if stored is None else stored
+        loss, sums = self._logit_terms(
+            operands, source if at_logits else None, target_N, scale, model.training
+        )
+        if teacher is not None:
+            for name, value_BT in self._hidden_terms(net_input["src_tokens"], extra, their_extra):
+                sums[name] = value_BT.sum()
+                loss = loss + self.alphas[name] * scale["real"] * sums[name]
+        log = {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
+        log |= {"loss": loss.detach(), "sample_size": len(predicted_N)}
+        for name, value in sums.items():
+            log[f"{name}_sum"] = value.detach()
+            log[f"{name}_weighted"] = self.alphas[name] * value.detach()
+            log[f"{name}_count"] = counts[_COUNTS[name]]
+        return loss, len(predicted_N), log
+
+    def _stored(
+        self, sample: dict[str, Any], predicted_N: Tensor, training: bool
+    ) -> SparseTeacher | None:
+        """Return what the cache holds of a batch; only validation may do without."""
+        if self._cache is None:
+            return None
+        tokens_BT = sample["net_input"]["src_tokens"]
+        temperature = self.cfg.distillation_temperature
+        stored = self._cache.lookup(tokens_BT, predicted_N, self.padding_idx, temperature)
+        if stored is None and training:
+            raise DataError(
+                f"--teacher-cache {self.cfg.teacher_cache} does not hold this batch: it was made "
+                "of other data, blocks or masks (a cache of masked inputs holds the masks of the "
+                "epochs it was made for)"
+            )
+        return stored
+
+    def _scales(self, counts: dict[str, int], selected: str, training: bool) -> dict[str, float]:
+        """Return what turns a mean over predicted positions into one over others."""
+        totals = self._totals if training and self._totals else counts
+        scale = {name: totals["predicted"] / max(1, totals[name]) for name in ("predicted", "real")}
+        return {**scale, "selected": scale[selected]}
+
+    def _requests(self, teacher: TeacherLike | None, side: int) -> dict[str, Any]:
+        """Return what the student (0) or the teacher (1) is asked for beside logits."""
+        asked: dict[str, Any] = {}
+        if teacher is None:
+            return asked
+        if self.alphas["pkd"]:
+            asked["return_all_hiddens"] = True
+        if self.alphas["attention"] or self.alphas["value"]:
+            asked["qkv_layers"] = (self._last[side],)
+        return asked
+
+    def _logit_terms(
+        self,
+        student: Projection,
+        teacher: Projection | SparseTeacher | None,
+        target_N: Tensor,
+        scale: dict[str, float],
+        training: bool,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss at the logits, and the sums of its terms."""
+        cfg, alphas = self.cfg, self.alphas
+        if teacher is None:
+            if training and not alphas["nll"]:
+                # every parameter is used, as wrappers for several processes want
+                return 0.0 * torch.stack([x.sum() for x in student if x is not None]).sum(), {}
+            nll_N = linear_cross_entropy(
+                student.hidden_NC, student.weight_VC, target_N, bias_V=student.bias_V,
+                ignore_index=self.padding_idx, backend=cfg.loss_backend,
+            ).loss_N  # fmt: skip
+            nll = nll_N.sum()
+            return alphas["nll"] * nll, {"nll": nll}
+        result = linear_distillation(
+            student, teacher, target_N,
+            temperature=cfg.distillation_temperature,
+            alpha_ce=alphas["ce"] * scale["selected"],
+            alpha_lm=alphas["nll"],
+            alpha_mse=alphas["mse"] * scale["selected"],
+            divergence=cfg.divergence, jsd_beta=cfg.jsd_beta,
+            ignore_index=self.padding_idx, backend=cfg.loss_backend,
+        )  # fmt: skip
+        sums = {"nll": result.nll_N.sum()}
+        if alphas["ce"]:
+            sums["ce"] = result.divergence_N.sum()
+        if alphas["mse"]:
+            sums["mse"] = result.mse_N.sum()
+        return result.loss, sums
+
+    def _hidden_terms(
+        self, tokens_BT: Tensor, own: dict[str, Any], theirs: dict[str, Any]
+    ) -> list[tuple[str, Tensor]]:
+        """Return the terms of hidden states as (name, values_BT), zero at pads."""
+        pad_BT, alphas = tokens_BT.eq(self.padding_idx), self.alphas
+        terms: list[tuple[str, Tensor]] = []
+        if alphas["cos"]:
+            mapped_BTC = self._as_teacher("features", own["features"])
+            terms.append(("cos", cosine_distance(mapped_BTC, theirs["features"])))
+        if alphas["pkd"]:
+            layers = [
+                direction_distance(
+                    self._as_teacher(f"layer{mine}", _state(own, mine)), _state(theirs, other)
+                )
+                for mine, other in self.layers.items()
+            ]
+            terms.append(("pkd", torch.stack(layers).sum(0)))
+        if alphas["attention"] or alphas["value"]:
+            qkv = own["qkv"][self._last[0]], theirs["qkv"][self._last[1]]
+            for name, left, right in (("attention", 0, 1), ("value", 2, 2)):
+                if alphas[name]:
+                    student, teacher = (Relation(side[left], side[right]) for side in qkv)
+                    heads = self.cfg.minilm_relation_heads
+                    value_BT = relation_divergence(student, teacher, pad_BT, not self.masked, heads)
+                    terms.append((name, value_BT))
+        return [(name, value_BT.masked_fill(pad_BT, 0.0)) for name, value_BT in terms]
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        """Log the objective, the student's own loss and every term, each by its own count.
+
+        The objective, likelihoods and divergences are in bits, distances as they are.
+        """
+        total = {
+            key: sum(log.get(key, 0) for log in logging_outputs)
+            for key in {key: None for log in logging_outputs for key in log}
+        }
+        names = [name for name in _COUNTS if total.get(f"{name}_count")]
+        loss = sum(total[f"{name}_weighted"] / total[f"{name}_count"] for name in names)
+        size = total.get("sample_size", 0)
+        metrics.log_scalar("loss", loss / math.log(2), size, round=3)
+        for name in names:
+            unit = math.log(2) if name in _IN_BITS else 1.0
+            count = total[f"{name}_count"]
+            key = "nll_loss" if name == "nll" else f"loss_{name}"
+            metrics.log_scalar(key, total[f"{name}_sum"] / count / unit, count, round=3)
+        if "nll" in names:
+            metrics.log_derived("ppl", perplexity_of("nll_loss"))
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """Return True: every figure is a sum."""
+        return True
+
+
+def _state(extra: dict[str, Any], layer: int) -> Tensor:
+    """Return the output of a layer, (B, T, C); that of the last one after the final norm."""
+    states = extra["inner_states"]
+    return extra["features"] if layer == len(states) - 2 else states[layer + 1].transpose(0, 1)

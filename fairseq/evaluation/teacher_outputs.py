@@ -1,0 +1,76 @@
+"""Storing what a teacher says of a corpus, so that students need not run it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fairseq import evaluation, utils
+from fairseq.distributed.device import choose_device
+from fairseq.errors import ConfigError
+from fairseq.export.encoder_out import new_folder
+from fairseq.files.io import sha256_of
+from fairseq.hub.load import load_by_settings
+from fairseq.teacher.cache import METHODS, VERSION, CacheWriter, digest_of
+
+
+def write_teacher_cache(
+    given: Mapping[str, Any],
+    folder: Path,
+    method: str = "topk",
+    k: int = 64,
+    temperatures: Sequence[float] = (1.0,),
+    epochs: int = 1,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Store what a checkpoint says of the subsets ``given["valid_subset"]``.
+
+    Args:
+        given: flat settings, see :func:`fairseq.evaluation.validate`; ``path`` is the teacher.
+        folder: the folder to make.
+        method: ``topk`` or ``sample``.
+        k: entries of each position.
+        temperatures: those that students may use.
+        epochs: store masked training data as they are in the first so many epochs.
+        force: replace the folder.
+
+    Returns:
+        what ``meta.json`` says.
+
+    Raises:
+        ConfigError: for senseless settings.
+    """
+    if method not in METHODS or k < 1 or not temperatures or min(temperatures) <= 0:
+        raise ConfigError(
+            f"--cache-method is one of {', '.join(METHODS)}, --top-k at least 1, and temperatures "
+            f"are positive, not {method}, {k} and {list(temperatures)}"
+        )
+    models, config, task = load_by_settings(given)
+    device = choose_device(config)
+    model = models[0].to(device).eval()
+    dictionary = task.target_dictionary
+    k = min(k, len(dictionary)) if method == "topk" else k
+    meta: dict[str, Any] = {
+        "version": VERSION,
+        "method": method,
+        "k": k,
+        "temperatures": list(temperatures),
+        "symbols": len(dictionary),
+        "dictionary": digest_of(dictionary),
+        "teacher": str(given["path"]),
+        "teacher_sha256": sha256_of(utils.split_paths(str(given["path"]))[0]),
+    }
+    with new_folder(folder, force) as unfinished:
+        with CacheWriter(unfinished, meta, config.common.seed) as writer:
+            for subset in evaluation.subsets_of(config):
+                task.load_dataset(subset, combine=False, epoch=1)
+                for epoch in range(1, 1 + (epochs if subset == task.train_split else 1)):
+                    batches = evaluation.batches_of(config, task, model, subset, epoch)
+                    for sample in batches.next_epoch_itr(shuffle=False):
+                        if sample:
+                            sample = utils.move_to_device(sample, device)
+                            writer.add(model, sample, dictionary.pad())
+        (unfinished / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    return meta

@@ -1,0 +1,94 @@
+"""Models of Hugging Face read from their folders, without the transformers library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fairseq.data.storage.dictionary import Dictionary
+from fairseq.errors import UnsupportedError
+from fairseq.export import decoder_in, decoder_names, decoder_tokenizer, encoder_tokenizer
+from fairseq.export.encoder_in import encoder_settings
+from fairseq.export.encoder_names import FAMILIES, to_ours
+from fairseq.export.model_files import read_weights
+from fairseq.files.io import require_file
+
+# What files leave out, as the families define it.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": None,
+        "activation_function": "gelu_new", "resid_pdrop": 0.1, "attn_pdrop": 0.1,
+        "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True, "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
+    },
+    "gpt_neox": {
+        "hidden_act": "gelu", "max_position_embeddings": 2048, "hidden_dropout": 0.0,
+        "attention_dropout": 0.0, "layer_norm_eps": 1e-5, "use_parallel_residual": True,
+        "tie_word_embeddings": False, "add_cross_attention": False,
+    },
+}  # fmt: skip
+
+
+class ReadModel(NamedTuple):
+    """A model of theirs in our terms.
+
+    Attributes:
+        state: its weights under our names.
+        settings: ours, flat.
+        dictionary: what its ids stand for; None if the folder does not tell.
+    """
+
+    state: dict[str, Tensor]
+    settings: dict[str, Any]
+    dictionary: Dictionary | None
+
+
+def read_huggingface(source: Path) -> ReadModel:
+    """Read a folder of RoBERTa, BERT, DistilBERT, GPT-2 or GPT-NeoX.
+
+    Raises:
+        CheckpointError: if weights are missing or not known.
+        MissingFileError: if the folder holds no model.
+        UnsupportedError: for other kinds of models.
+    """
+    path = require_file(source / "config.json", "configuration", "Is this a model folder?")
+    described = json.loads(path.read_text(encoding="utf-8"))
+    kind = described.get("model_type")
+    if kind in FAMILIES:
+        state = to_ours(read_weights(source), FAMILIES[kind])
+        settings = encoder_settings(described, kind, state)
+        return ReadModel(state, settings, _dictionary(source, described, kind))
+    if kind not in decoder_names.CAUSAL:
+        known = ", ".join([*FAMILIES, *decoder_names.CAUSAL])
+        raise UnsupportedError(f"{source}: model_type {kind!r} cannot be read; {known} can")
+    described = {**_DEFAULTS[kind], **described}
+    family, settings = decoder_names.CAUSAL[kind], decoder_in.our_settings(described)
+    state = decoder_names.to_ours(
+        read_weights(source), family, settings["decoder_attention_heads"],
+        described.get("attention_bias", True),
+    )  # fmt: skip
+    if described["tie_word_embeddings"]:  # files need not hold a tied head
+        described.setdefault("architectures", [family.classes[0]])
+    settings |= decoder_in.settle_head(state, described, family)
+    tokenizer, rows = decoder_tokenizer.find_tokenizer(source), len(state[decoder_names.TABLE])
+    dictionary = decoder_tokenizer.make_dictionary(tokenizer, described, rows)
+    decoder_in.add_rows(state, len(dictionary) - rows)
+    return ReadModel(state, settings, dictionary if tokenizer.vocabulary else None)
+
+
+def _dictionary(source: Path, described: dict[str, Any], kind: str) -> Dictionary | None:
+    """Return the dictionary of an encoder, None without the files of its tokenizer."""
+    if kind != "roberta":
+        files = ("vocab.txt", "tokenizer.json")
+    else:
+        files = ("tokenizer.json", "vocab.json")
+    if not any((source / name).is_file() for name in files):
+        return None
+    if kind != "roberta":
+        return encoder_tokenizer.read_wordpiece(source)
+    roles = {"bos": 0, "pad": 1, "eos": 2}
+    special = {role: described.get(f"{role}_token_id", index) for role, index in roles.items()}
+    return encoder_tokenizer.read_byte_level(source, {**special, "unk": 3})[0]
