@@ -52,6 +52,7 @@ matrix: $(TESTABLE)
 bench: $(TESTABLE)
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/distillation.py
+	$(BIN)/python benchmarks/pcfg.py
 
 # The same on your own text. TOKENIZER= (empty) takes the words as they stand.
 TOKENIZER ?= tokenizer.json

@@ -10,12 +10,14 @@ TASKS = {
     "dummy_masked_lm": "fairseq.tasks.dummy_lm:DummyMaskedLMTask",
     "language_modeling": "fairseq.tasks.language_modeling:LanguageModelingTask",
     "masked_lm": "fairseq.tasks.masked_lm:MaskedLMTask",
+    "pcfg_masked_lm": "fairseq.tasks.pcfg_masked_lm:PcfgMaskedLMTask",
     "sentence_prediction": "fairseq.tasks.sentence_prediction:SentencePredictionTask",
 }
 
 MODELS = {
     "ligo_roberta": "fairseq.growth.ligo_model:LigoRoberta",
     "ligo_transformer_lm": "fairseq.growth.ligo_model:LigoTransformerLanguageModel",
+    "pcfg_lookup": "fairseq.models.pcfg_lookup:PcfgLookup",
     "roberta": "fairseq.models.roberta.model:RobertaModel",
     "transformer_lm": "fairseq.models.transformer_lm.model:TransformerLanguageModel",
 }
@@ -46,6 +48,7 @@ _LM_ARCHITECTURES = (
 
 # architecture -> (model, the function that fills in its defaults)
 ARCHITECTURES = {
+    "pcfg_lookup": ("pcfg_lookup", "fairseq.models:_no_preset"),
     "roberta": ("roberta", "fairseq.models.roberta.model:base_architecture"),
     "roberta_base": ("roberta", "fairseq.models.roberta.model:roberta_base_architecture"),
     "roberta_large": ("roberta", "fairseq.models.roberta.model:roberta_large_architecture"),
@@ -59,7 +62,9 @@ ARCHITECTURES = {
 }
 # the same sizes, with weights that are a learned function of a smaller model's
 ARCHITECTURES |= {
-    f"ligo_{arch}": (f"ligo_{model}", preset) for arch, (model, preset) in ARCHITECTURES.items()
+    f"ligo_{arch}": (f"ligo_{model}", preset)
+    for arch, (model, preset) in ARCHITECTURES.items()
+    if f"ligo_{model}" in MODELS
 }
 
 CRITERIONS = {
@@ -73,6 +78,7 @@ CRITERIONS = {
         "fairseq.criterions.label_smoothed_cross_entropy:LabelSmoothedCrossEntropyCriterion"
     ),
     "masked_lm": "fairseq.criterions.masked_lm:MaskedLmLoss",
+    "masked_lm_truth": "fairseq.criterions.masked_lm_truth:MaskedLmTruthCriterion",
     "sentence_prediction": ("fairseq.criterions.sentence_prediction:SentencePredictionCriterion"),
 }
 

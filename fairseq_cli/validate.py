@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ EXAMPLES = """examples:
   fairseq-validate data-bin --path runs/teacher/checkpoint_best.pt --valid-subset train,valid \\
       --write-teacher-cache cache --top-k 64 --cache-temperatures 1,2
   fairseq-validate data-bin --path runs/student/checkpoint_best.pt --per-sample scores.csv
+  fairseq-validate data-bin --path runs      every checkpoint below a folder, in one table
 
 Settings that are not given are the checkpoint's own.
 """
@@ -59,7 +61,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     as_json, lengths = given.pop("json", False), given.pop("at_lengths", None)
     pseudo, most = given.pop("pseudo_ppl", False), given.pop("pseudo_ppl_blocks", None)
     setup_logging(stream="stderr" if as_json else "stdout")
-    if as_json:
+    whole = os.path.isdir(given.get("path") or "")
+    if as_json or whole:
         given.setdefault("log_format", "none")
     texts, key = given.pop("last_word", None), given.pop("text_key", "text")
     if texts is not None:
@@ -73,6 +76,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         return _about_teachers(given, teaching, as_json)
     if pseudo or lengths:
         return _scores(given, lengths, most, as_json)
+    if whole:
+        return _folder(given, as_json)
     results = main(given)
     if as_json:
         print(json.dumps(_numbers(results)))
@@ -166,6 +171,15 @@ def _numbers(results: Any) -> Any:
     if isinstance(results, dict):
         return {name: _numbers(value) for name, value in results.items()}
     return results if isinstance(results, str) else float(exact(results))
+
+
+def _folder(given: Any, as_json: bool) -> int:
+    """Print what every checkpoint below a folder is worth; 1 if one could not be evaluated."""
+    from fairseq.evaluation.folder import table, validate_folder
+
+    results = _numbers(validate_folder(given))
+    print(json.dumps(results) if as_json else table(results))
+    return int(any("refused" in found for found in results.values()))
 
 
 def _scores(given: Any, lengths: Sequence[int] | None, most: int | None, as_json: bool) -> int:

@@ -49,3 +49,13 @@ def test_the_benchmark_of_distillation_runs() -> None:
     assert set(result["V=2k, 64 tokens"]) == {
         "whole logits", "autograd by chunks", "linear_distillation",
     }  # fmt: skip
+
+
+def test_the_benchmark_of_grammars_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "pcfg.py"), "--quick"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    result = json.loads(done.stdout)["result"]
+    assert (result["symbols"], result["words"]) == (50, 200)
+    assert result["sample_s"] > result["single_mask_s"] > 0

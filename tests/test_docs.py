@@ -167,7 +167,7 @@ def known_flags() -> set[str]:
         parser_of(f"fairseq-{name}")
         for name in (
             *("bpe", "export", "glue", "grow", "report", "average", "hydra_train"),
-            *("eval_lm", "generate", "interactive"),
+            *("eval_lm", "generate", "interactive", "hessian", "pcfg", "probe"),
         )
     ]
     flags = {flag for parser in parsers for flag in of(parser)}

@@ -20,6 +20,7 @@ COMMANDS = [
     "report",
     "eval_lm",
     "generate",
+    "pcfg",
 ]
 
 

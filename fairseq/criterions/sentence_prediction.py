@@ -84,12 +84,13 @@ class SentencePredictionCriterion(FairseqCriterion):
         logits_BK, _ = model(
             **sample["net_input"], features_only=True, classification_head_name=self.head
         )
-        logits_BK = logits_BK.float()
+        if logits_BK.dtype != torch.float64:
+            logits_BK = logits_BK.float()
         targets = sample["target"].view(-1)
         sample_size = targets.numel()
         if self.regression_target:
             predicted = logits_BK.view(-1)
-            targets = targets.float()
+            targets = targets.to(logits_BK.dtype)
             loss = F.mse_loss(predicted, targets, reduction="sum" if reduce else "none")
         else:
             predicted = logits_BK.argmax(dim=1)

@@ -42,7 +42,7 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     model = models[0].to(device).eval()
     criterion = task.build_criterion(config.criterion)
     attach_teacher(config, task, model, criterion, required=False)
-    _load_criterion(criterion, utils.split_paths(given["path"])[0])
+    load_criterion(criterion, utils.split_paths(given["path"])[0])
     criterion = criterion.to(device).eval()
     results = {}
     for subset in subsets_of(config):
@@ -51,8 +51,12 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return results
 
 
-def _load_criterion(criterion: Any, path: str) -> None:
-    """Give a criterion with parameters those of the checkpoint."""
+def load_criterion(criterion: Any, path: str) -> None:
+    """Give a criterion with parameters those of the checkpoint.
+
+    Raises:
+        CheckpointError: if it has none, or others.
+    """
     if not utils.has_parameters(criterion):
         return
     state = checkpoint.load_checkpoint_to_cpu(path).get("criterion")

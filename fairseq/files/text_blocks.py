@@ -279,8 +279,8 @@ def _ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
 
 
 @contextlib.contextmanager
-def progress(label: str, size: int) -> Iterator[Callable[[int], None]]:
-    """Give a function that is told how many of ``size`` bytes are done.
+def progress(label: str, size: int, unit: str = "bytes") -> Iterator[Callable[[int], None]]:
+    """Give a function that is told how many of ``size`` bytes, or other units, are done.
 
     A bar with the time to go appears on standard error after two seconds, if that is a terminal.
     """
@@ -291,7 +291,7 @@ def progress(label: str, size: int) -> Iterator[Callable[[int], None]]:
         def show(done: int) -> None:
             nonlocal bar
             if bar is None and time.monotonic() - begun > _BAR_AFTER_SECONDS:
-                bar = stack.enter_context(_progress_bar())
+                bar = stack.enter_context(_progress_bar(unit))
                 bar.add_task(label, total=size)
             if bar is not None:
                 bar.update(bar.task_ids[0], completed=done)
@@ -299,15 +299,18 @@ def progress(label: str, size: int) -> Iterator[Callable[[int], None]]:
         yield show if sys.stderr.isatty() else lambda done: None
 
 
-def _progress_bar() -> Progress:
+def _progress_bar(unit: str) -> Progress:
     from rich import progress
     from rich.console import Console
 
     return progress.Progress(
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
+        *(
+            [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+            if unit == "bytes"
+            else [progress.MofNCompleteColumn(), progress.TextColumn(unit)]
+        ),
         progress.TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,

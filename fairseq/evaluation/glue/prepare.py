@@ -70,7 +70,7 @@ def open_pretrained(path: str, dict_dir: str | None = None, **settings: Any) -> 
     from fairseq.data.encoders import build_bpe
 
     file = require_file(path, "checkpoint", "Name the file of a pre-trained model.").resolve()
-    folder = Path(dict_dir) if dict_dir else _dictionary_folder(file)
+    folder = Path(dict_dir) if dict_dir else dictionary_folder(file)
     require_file(folder / "dict.txt", "dictionary", "Name its folder with --dict-dir.")
     loaded = from_pretrained(str(file.parent), file.name, str(folder.resolve()), **settings)
     model, config = loaded["models"][0], loaded["args"]
@@ -93,7 +93,7 @@ def open_pretrained(path: str, dict_dir: str | None = None, **settings: Any) -> 
     )
 
 
-def _dictionary_folder(checkpoint: Path) -> Path:
+def dictionary_folder(checkpoint: Path) -> Path:
     """Return the folder beside the checkpoint's dictionary, if it can be found."""
     from fairseq.checkpoint import config_of, upgrade_state
     from fairseq.files.safe_load import safe_load

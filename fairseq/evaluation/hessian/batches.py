@@ -1,0 +1,86 @@
+"""The batches a loss is averaged over, and the checkpoint it is the loss of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from fairseq import utils
+from fairseq.distributed.device import choose_device
+from fairseq.errors import DataError
+from fairseq.evaluation import load_criterion
+from fairseq.evaluation.hessian.objective import Objective, Sample
+from fairseq.hub.load import load_by_settings
+from fairseq.rng import philox
+
+
+def open_checkpoint(
+    given: Mapping[str, Any], double: bool = False
+) -> tuple[Objective, Any, Any, torch.device]:
+    """Load a checkpoint; return its loss, its task, its configuration, and the device.
+
+    Args:
+        given: flat settings, see :func:`fairseq.hub.load.load_by_settings`.
+        double: compute in fp64, otherwise in fp32.
+    """
+    models, config, task = load_by_settings(given)
+    device = choose_device(config)
+    dtype = torch.float64 if double else torch.float32
+    criterion = task.build_criterion(config.criterion)
+    load_criterion(criterion, given["path"])
+    return (
+        Objective(models[0].to(device, dtype), criterion.to(device, dtype)), task, config, device
+    )  # fmt: skip
+
+
+class Batches:
+    """Random batches of a subset.
+
+    Args:
+        task: with the dataset.
+        config: whether samples that are too long are skipped.
+        model: for the longest sample.
+        subset: name of the subset.
+        seed: of the draws.
+        device: where batches go.
+
+    Raises:
+        DataError: if there is no sample that fits.
+    """
+
+    def __init__(
+        self, task: Any, config: Any, model: Any, subset: str, seed: int, device: torch.device
+    ) -> None:
+        task.load_dataset(subset)
+        self.dataset, self.seed, self.device = task.dataset(subset), seed, device
+        longest = utils.resolve_max_positions(task.max_positions(), model.max_positions())
+        skip = config.dataset.skip_invalid_size_inputs_valid_test
+        everything = self.dataset.ordered_indices()
+        self.indices = np.sort(task.filter_indices_by_size(everything, self.dataset, longest, skip))
+        if not len(self.indices):
+            raise DataError(f"there is no sample in '{subset}'")
+
+    def draw(self, number: int, size: int) -> Sample:
+        """Return a batch of independent draws, with replacement; its masks are its own, too."""
+        places = philox(self.seed, "hessian batch", number).integers(len(self.indices), size=size)
+        return self._batch(self.indices[places], number + 1)
+
+    def fixed(self, sentences: int, size: int) -> list[Sample]:
+        """Return batches of distinct random samples, all samples if there are no more.
+
+        The samples do not depend on the batch size, nor, with the random numbers of this project
+        (--data-rng philox), do their masks.
+        """
+        order = philox(self.seed, "hessian sample").permutation(len(self.indices))[:sentences]
+        chosen = self.indices[order]
+        return [
+            self._batch(chosen[start : start + size], 1) for start in range(0, len(chosen), size)
+        ]
+
+    def _batch(self, indices: np.ndarray, epoch: int) -> Sample:
+        self.dataset.set_epoch(epoch)
+        sample = self.dataset.collater([self.dataset[int(index)] for index in indices])
+        return utils.move_to_device(sample, self.device)

@@ -1,0 +1,1 @@
+"""Linear probes: what a linear map can read from a frozen encoder."""

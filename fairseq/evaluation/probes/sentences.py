@@ -1,0 +1,62 @@
+"""Sentences with a label each, read from files."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+
+from fairseq.errors import DataError
+from fairseq.files.io import require_file
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Sentences and their labels.
+
+    Attributes:
+        texts: the sentences.
+        labels: one for each.
+    """
+
+    texts: list[str]
+    labels: list[str]
+
+
+def read_labelled(path: str, labels: str | None = None) -> Labelled:
+    """Read a CSV file with the columns ``text`` and ``label``, or lines and a file of labels.
+
+    Args:
+        path: ``.csv``, or any text file with a sentence a line.
+        labels: file with a label a line; needed unless ``path`` is a CSV file.
+
+    Raises:
+        MissingFileError: if a file is not there.
+        DataError: if it is not what it should be.
+    """
+    lines = _lines(path)
+    if labels is None:
+        if not path.endswith(".csv"):
+            raise DataError(f"{path} is no .csv with columns text and label: give its labels, too")
+        rows = list(csv.DictReader(lines))
+        for number, row in enumerate(rows, 2):
+            if not row.get("text") or not row.get("label") or None in row:
+                raise DataError(f"{path}, line {number}: expected the columns text and label")
+        found = Labelled([row["text"] for row in rows], [row["label"] for row in rows])
+    else:
+        found = Labelled(lines, [label.strip() for label in _lines(labels)])
+    if len(found.texts) != len(found.labels):
+        raise DataError(
+            f"{path} has {len(found.texts)} lines, but {labels} has {len(found.labels)} labels"
+        )
+    empty = [number for number, text in enumerate(found.texts, 1) if not text.strip()]
+    if empty or not found.texts:
+        raise DataError(f"{path}: " + (f"sentence {empty[0]} is empty" if empty else "it is empty"))
+    return found
+
+
+def _lines(path: str) -> list[str]:
+    file = require_file(path, "text file", "Name a file of sentences or labels.")
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a text file: {error}") from error

@@ -1,0 +1,194 @@
+"""Labels of spans: which symbol a part of a sentence comes from, most likely.
+
+Tasks, as in Liu et al. 2023: ``A`` asks which root the whole sentence has, ``B`` and ``C`` which
+symbol the first 4 and 2 words; ``span:i:j`` asks the same of words i to j. The label is the
+symbol X with the largest
+
+- ``likelihood``: P(words of the span | X), the sum over all parses, without a prior;
+- ``viterbi``: probability of the best derivation of the span from X;
+- ``map``: posterior probability that X spans these words of the whole sentence.
+
+Ties go to the first symbol in sorted order.
+
+Shape suffixes: B sentences, N words, X symbols, K labels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fairseq.data.storage.dictionary import Dictionary
+from fairseq.errors import ConfigError, DataError
+from fairseq.files.io import PathLike, atomic_write
+from fairseq.pcfg.draws import Sentences
+from fairseq.pcfg.sample import BLOCK, dictionary_of, draw_exactly
+from fairseq.pcfg.source import GrammarSource, batches
+from fairseq.pcfg.viterbi import Viterbi
+from fairseq.rng import philox
+
+HOW = ("likelihood", "viterbi", "map")
+
+
+class Labeller:
+    """Labels sentences of a grammar.
+
+    Args:
+        source: the grammar.
+        task: see the module.
+        how: one of ``HOW``.
+
+    Attributes:
+        names: the labels, sorted; the same for every file.
+        csv_numbers: their numbers in the original's csv files: for A among the roots, else among
+            all symbols.
+
+    Raises:
+        ConfigError: for an unknown task, or one the grammar does not have.
+    """
+
+    def __init__(self, source: GrammarSource, task: str, how: str = "likelihood") -> None:
+        grammar = source.grammar
+        spans = {"A": (0, None), "B": (0, 4), "C": (0, 2)}
+        if match := re.fullmatch(r"span:(\d+):(\d+)", task):
+            spans[task] = (int(match.group(1)), int(match.group(2)))
+        if task not in spans or how not in HOW:
+            raise ConfigError(
+                f"task {task}, labels by {how}: choose A, B, C or span:i:j, and {', '.join(HOW)}"
+            )
+        self.first, self.last = spans[task]
+        if self.last is not None and self.first >= self.last:
+            raise ConfigError(f"{task} is an empty span; write span:i:j with i < j")
+        self.source, self.how = source, how
+        self.symbols = grammar.candidates
+        self.csv_numbers = self.symbols
+        if task == "A":
+            self.symbols = np.flatnonzero(grammar.unary_XX[grammar.start])
+            self.csv_numbers = np.arange(len(self.symbols))
+            if not len(self.symbols):
+                raise ConfigError("task A asks for roots, but the start has no rule of one symbol")
+        self.names = [grammar.nonterminals[symbol] for symbol in self.symbols]
+        self._viterbi = Viterbi(grammar) if how == "viterbi" else None
+
+    def scores(self, words_BN: np.ndarray) -> np.ndarray:
+        """Return what is compared, float64 (B, K): zeros where no symbol fits, -1 if too short."""
+        last = words_BN.shape[1] if self.last is None else self.last
+        if words_BN.shape[1] < last:
+            return np.full((len(words_BN), len(self.symbols)), -1.0)
+        if self.how == "map":
+            inside = self.source.inside(words_BN)
+            found_BX = np.nan_to_num(self.source.span_marginals(inside, self.first, last))
+        elif self._viterbi is not None:
+            found_BX = self._viterbi.span_best(words_BN[:, self.first : last])
+        else:
+            found_BX = self.source.span_inside(words_BN[:, self.first : last])
+        return found_BX[:, self.symbols]
+
+    def labels(self, sentences: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the place of each sentence's label in ``names``, int64; -1 where none fits."""
+        found = np.full(len(sentences), -1, dtype=np.int64)
+        for indices_B, words_BN in batches(self.source, sentences):
+            score_BK = self.scores(words_BN)
+            found[indices_B] = np.where(score_BK.max(axis=1) > 0, score_BK.argmax(axis=1), -1)
+        return found
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What was written: sentences of each split, share of the commonest label, labels in use."""
+
+    sizes: dict[str, int]
+    majority: float
+    used: int
+    dropped: int
+
+
+def write_downstream(
+    labeller: Labeller,
+    folder: PathLike,
+    sizes: dict[str, int],
+    seed: int = 1,
+    lengths: tuple[int, int] = (5, 31),
+    drop_unparsable: bool = False,
+) -> Labelled:
+    """Write labelled sentences for the task ``sentence_prediction``.
+
+    For each split ``SPLIT.input0`` and ``SPLIT.label``, to be binarized with ``dict.txt`` and
+    ``label.dict.txt``, and ``SPLIT.csv`` (``text,label``) for the original's programs.
+
+    Args:
+        labeller: the task.
+        folder: made if it does not exist.
+        sizes: sentences of each split.
+        seed: another one gives other sentences.
+        lengths: fewest and most words of a sentence.
+        drop_unparsable: leave out sentences whose span no symbol fits.
+
+    Raises:
+        DataError: if there are such sentences, or hardly any of these lengths.
+    """
+    dictionary = dictionary_of(labeller.source.terminals)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    counts_K = np.zeros(len(labeller.names), dtype=np.int64)
+    dropped = 0
+    for split, size in sizes.items():
+        sentences = _sentences(labeller.source, seed, split, size, lengths)
+        label_S = labeller.labels(sentences)
+        if (label_S < 0).any() and not drop_unparsable:
+            raise DataError(
+                f"{split}: {int((label_S < 0).sum())} of {size} sentences have a span that no "
+                "symbol fits; choose another span or leave them out with --drop-unparsable"
+            )
+        dropped += int((label_S < 0).sum())
+        counts_K += np.bincount(label_S[label_S >= 0], minlength=len(counts_K))
+        _write(labeller, folder, split, sentences, label_S)
+    dictionary.save(folder / "dict.txt")
+    names = Dictionary()
+    for name in labeller.names:
+        names.add_symbol(name)
+    names.save(folder / "label.dict.txt")
+    written = max(int(counts_K.sum()), 1)
+    return Labelled(
+        dict(sizes), float(counts_K.max() / written), int((counts_K > 0).sum()), dropped
+    )
+
+
+def _sentences(
+    source: GrammarSource, seed: int, split: str, size: int, lengths: tuple[int, int]
+) -> list[np.ndarray]:
+    """Return sentences within the lengths, by blocks as in ``sample``."""
+    found: list[np.ndarray] = []
+    block = drawn = 0
+    while len(found) < size:
+        rng = philox(seed, f"pcfg/downstream/{split}", block)
+        sentences: Sentences = draw_exactly(source, rng, BLOCK, lengths[1])[0]
+        found += [words for words in sentences.split() if len(words) >= lengths[0]]
+        block, drawn = block + 1, drawn + BLOCK
+        if drawn > 1000 * (size + len(found)):
+            raise DataError(f"hardly any sentence has {lengths[0]} to {lengths[1]} words")
+    return found[:size]
+
+
+def _write(
+    labeller: Labeller, folder: Path, split: str, sentences: list[np.ndarray], label_S: np.ndarray
+) -> None:
+    """Write the three files of a split."""
+    terminals = labeller.source.terminals
+    with (
+        atomic_write(folder / f"{split}.input0", "w", newline="\n") as text,
+        atomic_write(folder / f"{split}.label", "w", newline="\n") as label,
+        atomic_write(folder / f"{split}.csv", "w", newline="\n") as csv,
+    ):
+        csv.write("text,label\n")
+        for words, number in zip(sentences, label_S.tolist(), strict=True):
+            if number >= 0:
+                line = " ".join(terminals[word] for word in words)
+                quoted = '"' + line.replace('"', '""') + '"' if {",", '"'} & {*line} else line
+                text.write(f"{line}\n")
+                label.write(f"{labeller.names[number]}\n")
+                csv.write(f"{quoted},{labeller.csv_numbers[number]}\n")

@@ -1,0 +1,127 @@
+"""Sentences of a grammar, many at a time: all open symbols of all sentences are expanded at once.
+
+Shape suffixes: X symbols, R rules, S symbols of all sentences, N words, B sentences.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fairseq.pcfg.grammar import Grammar
+
+
+class Sentences(NamedTuple):
+    """Word numbers of all sentences in a row, int64 (N,), and where each begins, int64 (B + 1,)."""
+
+    words_N: np.ndarray
+    offset_B1: np.ndarray
+
+    def split(self) -> list[np.ndarray]:
+        """Return the sentences one by one."""
+        return np.split(self.words_N, self.offset_B1[1:-1])
+
+    def take(self, count: int) -> Sentences:
+        """Return the first sentences."""
+        offset_B1 = self.offset_B1[: count + 1]
+        return Sentences(self.words_N[: offset_B1[-1]], offset_B1)
+
+    @classmethod
+    def join(cls, parts: list[Sentences]) -> Sentences:
+        """Return the sentences of all parts."""
+        lengths = [np.diff(part.offset_B1) for part in parts]
+        offset_B1 = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+        return cls(np.concatenate([part.words_N for part in parts]), offset_B1)
+
+
+class Choices:
+    """Weighted choices from many lists at once, each by one number and two look-ups.
+
+    Source: Walker 1977 (alias method), tables made as in Vose 1991.
+
+    Args:
+        weights: one list of weights per row, summing to anything above zero.
+    """
+
+    def __init__(self, weights: list[np.ndarray]) -> None:
+        self._sizes = np.array([len(row) for row in weights], dtype=np.int64)
+        self.first = np.concatenate([[0], np.cumsum(self._sizes)])
+        tables = [_alias(row / row.sum()) for row in weights]
+        self._keep = np.concatenate([keep for keep, _ in tables])
+        self._alias = np.concatenate(
+            [first + alias for first, (_, alias) in zip(self.first, tables, strict=False)]
+        )
+
+    def draw(self, rows_S: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return a choice for each row, counted over all rows (see ``first``), int64 (S,)."""
+        point_S = rng.random(len(rows_S)) * self._sizes[rows_S]
+        place_S = point_S.astype(np.int64)
+        point_S -= place_S
+        place_S += self.first[rows_S]
+        return np.where(point_S < self._keep[place_S], place_S, self._alias[place_S])
+
+
+def _alias(prob: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how much of its column each choice keeps, and who has the rest."""
+    keep, alias = prob * len(prob), np.arange(len(prob))
+    small = np.flatnonzero(keep < 1).tolist()
+    large = np.flatnonzero(keep >= 1).tolist()
+    while small and large:
+        less, more = small.pop(), large[-1]
+        alias[less] = more
+        keep[more] -= 1 - keep[less]
+        if keep[more] < 1:
+            small.append(large.pop())
+    for rest in small:  # 1 but for rounding, unless it is impossible
+        if prob[rest] > 0:
+            keep[rest] = 1.0
+        else:
+            alias[rest] = int(prob.argmax())
+    return keep, alias
+
+
+class Draws:
+    """Draws sentences from a grammar."""
+
+    def __init__(self, grammar: Grammar) -> None:
+        self.start, self.count = grammar.start, len(grammar.nonterminals)
+        place_of = {name: place for place, name in enumerate(grammar.nonterminals)}
+        # words get the numbers after those of the symbols
+        place_of |= {word: self.count + place for place, word in enumerate(grammar.terminals)}
+        rules: list[list[tuple[int, int, float]]] = [[] for _ in grammar.nonterminals]
+        for parent, right, prob in sorted(grammar.rules()):
+            second = place_of[right[1]] if len(right) == 2 else -1
+            rules[place_of[parent]].append((place_of[right[0]], second, prob))
+        self._choices = Choices([np.array([rule[2] for rule in own]) for own in rules])
+        flat = [rule for own in rules for rule in own]
+        self._left_R = np.array([rule[0] for rule in flat], dtype=np.int32)
+        self._right_R = np.array([rule[1] for rule in flat], dtype=np.int32)
+
+    def draw(self, rng: np.random.Generator, count: int, longest: int) -> Sentences:
+        """Draw ``count`` sentences; return those of at most ``longest`` words.
+
+        Leaving out the long ones changes no conditional: it divides the probability of all
+        sentences of a length by the same number.
+        """
+        symbol_S = np.full(count, self.start, dtype=np.int32)
+        sentence_S = np.arange(count, dtype=np.int32)
+        while len(open_S := np.flatnonzero(symbol_S < self.count)):
+            rule_S = self._choices.draw(symbol_S[open_S], rng)
+            right_S = self._right_R[rule_S]
+            symbol_S[open_S] = self._left_R[rule_S]
+            if len(pairs_S := np.flatnonzero(right_S >= 0)):
+                behind_S = open_S[pairs_S] + np.arange(1, len(pairs_S) + 1)
+                repeats_S = np.ones(len(symbol_S), dtype=np.int64)
+                repeats_S[open_S[pairs_S]] = 2
+                symbol_S = np.repeat(symbol_S, repeats_S)
+                symbol_S[behind_S] = right_S[pairs_S]
+                sentence_S = np.repeat(sentence_S, repeats_S)
+            # a symbol is at least one word, so what is too long now stays so
+            fits_B = np.bincount(sentence_S, minlength=count) <= longest
+            if not fits_B.all():
+                kept_S = fits_B[sentence_S]
+                symbol_S, sentence_S = symbol_S[kept_S], sentence_S[kept_S]
+        lengths_B = np.bincount(sentence_S, minlength=count)
+        offset_B1 = np.concatenate([[0], np.cumsum(lengths_B[lengths_B > 0])])
+        return Sentences(symbol_S.astype(np.int64) - self.count, offset_B1)

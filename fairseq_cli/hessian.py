@@ -1,0 +1,142 @@
+"""fairseq-hessian: how flat the loss of a checkpoint is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fairseq_cli.entry import run_command
+
+EXAMPLES = """examples:
+  fairseq-hessian runs/mine/checkpoint_best.pt data-bin --probes 1000 --rel-se .02
+      trace of the Hessian by random signs (Hutchinson), until its error is 2 %
+  fairseq-hessian model.pt data-bin --method fisher
+      mean squared gradient of labels drawn from the model
+  fairseq-hessian model.pt data-bin --method ggn            Gauss-Newton: works at any vocabulary
+  fairseq-hessian model.pt data-bin --method lanczos --top 10       eigenvalues and spectrum
+  fairseq-hessian model.pt data-bin --residual      also Tr G, and Tr H - Tr G: zero in saturation
+
+A trace depends on the parameters counted, on how they are scaled, on the labels and on what the
+loss is averaged over: compare only traces that are printed with the same convention.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    from fairseq.evaluation.hessian.curvature import LABELS, MATRICES
+    from fairseq.evaluation.hessian.estimators import VECTORS
+    from fairseq.evaluation.hessian.measure import METHODS, Settings
+
+    parser = argparse.ArgumentParser(
+        prog="fairseq-hessian",
+        description="Measure the curvature of a checkpoint's loss: trace, blocks, eigenvalues.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    own = Settings()
+    numbers = ", ".join(f"{name} {count}" for name, count in METHODS.items() if count)
+    add = parser.add_argument
+    add("checkpoint", metavar="CKPT", help="a checkpoint of any task")
+    add("data", metavar="DATA", help="folder of binarized data")
+    add("--method", choices=list(METHODS), help=f"({own.method})")
+    add("--matrix", choices=MATRICES, help=f"what the method is applied to ({own.matrix})")
+    add(
+        "--labels",
+        choices=LABELS,
+        help="those of the data, or drawn from the model (data; fisher: model)",
+    )
+    add("--vector", choices=VECTORS, help=f"probes ({own.vector})")
+    add("--params", metavar="all|paper|REGEX", help="parameters that count; paper: without pooler "
+        "and bias of the vocabulary (all)")  # fmt: skip
+    add("--probes", type=int, metavar="M", help=f"probes, batches, products or starts ({numbers})")
+    add("--rel-se", type=float, metavar="E", help="stop at a standard error of this share of the "
+        "trace")  # fmt: skip
+    add("--batch-size", type=int, metavar="N", help=f"samples of a batch ({own.batch_size})")
+    add("--sentences", type=int, metavar="N", help="the same N samples for every probe, instead of "
+        "a new batch for each (exact, hutch++, lanczos: 16 batches)")  # fmt: skip
+    add("--subset", metavar="NAME", help=f"subset of the data ({own.subset})")
+    add("--steps", type=int, metavar="N", help=f"of Lanczos ({own.steps})")
+    add("--top", type=int, metavar="K", help=f"eigenvalues to print, from either end ({own.top})")
+    add("--dtype", choices=("fp32", "fp64"), help="type of all numbers (fp32)")
+    add("--residual", action="store_true", help="also the Gauss-Newton trace G, and Tr H - Tr G")
+    add("--seed", type=int, metavar="N", help=f"of batches, probes and labels ({own.seed})")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), help="where to compute (auto)")
+    add("--model-overrides", metavar="DICT", help="settings that replace the checkpoint's")
+    add("--user-dir", metavar="FOLDER", help="a plug-in to import first")
+    add("--log-format", help="progress: simple, json, rich or none (rich)")
+    add("--out", metavar="FILE", help="also write the results there, as JSON")
+    add("--json", action="store_true", help="print the results as one JSON object")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print.
+
+    Args:
+        argv: arguments without the program name; None takes those of the process.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    stated = vars(make_parser().parse_args(argv))
+    from fairseq.config.plugins import import_from_argv
+    from fairseq.errors import MissingFileError
+    from fairseq.evaluation.hessian.measure import Settings, measure
+    from fairseq.files.io import atomic_write
+    from fairseq.logging.progress_bar import setup_logging
+
+    setup_logging(stream="stderr")
+    import_from_argv(argv)
+    as_json, out = stated.pop("json", False), stated.pop("out", None)
+    log_format = stated.pop("log_format", None)
+    if out is not None and not os.path.isdir(os.path.dirname(os.path.abspath(out))):
+        raise MissingFileError(f"--out {out}: there is no such folder; make it first")
+    given = {"path": stated.pop("checkpoint"), "data": stated.pop("data")}
+    for name in ("device", "model_overrides"):
+        if name in stated:
+            given[name] = stated.pop(name)
+    stated.pop("user_dir", None)
+    double = stated.pop("dtype", "fp32") == "fp64"
+    result = measure(given, Settings(double=double, **stated), log_format)
+    if out is not None:
+        with atomic_write(out, "w") as file:
+            json.dump(result, file)
+    print(json.dumps(result) if as_json else describe(result))
+    return 0
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """Return the results as lines of text, what they are the trace of first."""
+    lines = [result["convention"], _figure("trace", result["trace"], result["se"])]
+    if "interval" in result:
+        low, high = result["interval"]
+        lines[-1] += f"  (95 %: {low:.6g} to {high:.6g}, {result['probes']} estimates)"
+    for name in ("trace_ggn", "residual"):
+        if name in result:
+            lines.append(_figure(name, result[name], result[f"{name}_se"]))
+    sizes = result["block_sizes"]
+    for name, block in result.get("blocks", {}).items():
+        lines.append(_figure(f"  {name}", block["trace"], block["se"]))
+        lines[-1] += f"  ({sizes[name]:,.0f} parameters)"
+    for side, values in result.get("eigenvalues", {}).items():
+        shown = ", ".join(f"{value['value']:.6g} +- {value['error']:.1g}" for value in values)
+        lines.append(f"{side} eigenvalues: {shown}")
+    lines.append(f"loss {result['loss']:.6g}; {result['seconds']} seconds")
+    return "\n".join(lines)
+
+
+def _figure(name: str, value: float, error: float) -> str:
+    return f"{name:<12} {value:.6g} +- {error:.2g}"
+
+
+def cli_main() -> None:
+    """Run the command and exit with its status."""
+    run_command(main)
+
+
+if __name__ == "__main__":
+    cli_main()

@@ -1,0 +1,293 @@
+"""``fairseq-pcfg``: corpora whose truth is known, their labels and their true conditionals."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from fairseq_cli.entry import run_command
+
+EXAMPLES = """\
+examples:
+  a grammar of your own, a corpus of it, and what a perfect model would answer:
+    fairseq-pcfg grammar --seed 0 --levels 3 --width 6 --vocab 60 --emit 20 --out g.rules
+    fairseq-pcfg sample g.rules corpus --num 100000 --valid 5000 --test 5000 --workers 2
+    fairseq-pcfg score g.rules corpus/test.txt --masks single --out test.npz
+  or train on the stream itself, and validate against the truth:
+    fairseq-train --task pcfg_masked_lm --grammar g.rules --criterion masked_lm_truth \\
+        --arch roberta_tiny --optimizer adam --lr 0.001 --batch-size 64 --max-update 1000
+  sentences with the symbol of their first four words, for --task sentence_prediction:
+    fairseq-pcfg downstream g.rules task-b --task B --num 50000 --valid 10000
+  a grammar like CFG3, a hidden-Markov model, a mixture of five:
+    fairseq-pcfg grammar --kind tree --levels 6 --width 3 --vocab 3 --out cfg3.rules
+    fairseq-pcfg grammar --kind hmm --states 100 --lengths 16 16 --out h.json
+    fairseq-pcfg grammar --kind hmm --states 10 --components 5 --out ginc.json
+"""
+
+SAMPLE_NOTES = """\
+Writes train.txt, valid.txt and test.txt (one sentence a line) and dict.txt. The same seed gives the
+same bytes for any --workers. Binarize with
+  fairseq-preprocess --only-source --srcdict DEST/dict.txt --trainpref DEST/train.txt \\
+      --validpref DEST/valid.txt --destdir data-bin
+and train with --sample-break-mode eos: then every block is one sentence.
+"""
+
+DOWNSTREAM_NOTES = """\
+Writes SPLIT.input0, SPLIT.label and SPLIT.csv with dict.txt and label.dict.txt. Binarize with
+  fairseq-preprocess --only-source --srcdict DEST/dict.txt --trainpref DEST/train.input0 \\
+      --validpref DEST/valid.input0 --destdir data/input0
+  fairseq-preprocess --only-source --srcdict DEST/label.dict.txt --trainpref DEST/train.label \\
+      --validpref DEST/valid.label --destdir data/label
+"""
+
+SCORE_NOTES = """\
+The npz holds, for sentence s, the rows offset[s] to offset[s + 1] of: position, target (number of
+the word that stands there, a place in terminals), logq (natural log of the true distribution) and
+entropy; logp_sentence and terminals. -inf: an impossible word; NaN: no word fits the others.
+"""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command and its sub-commands."""
+    parser = argparse.ArgumentParser(
+        "fairseq-pcfg",
+        description="Corpora whose truth is known.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{grammar,sample,downstream,score,probe}"
+    )
+    _add_grammar(_command(commands, "grammar", "draw a new grammar or hidden-Markov model", ""))
+    sample = _command(commands, "sample", "draw a corpus", SAMPLE_NOTES, "DEST")
+    sample.add_argument(
+        "--num", type=int, default=1_000_000, metavar="N", help="of train (1000000)"
+    )
+    sample.add_argument("--valid", type=int, default=10_000, metavar="N", help="of valid (10000)")
+    sample.add_argument("--test", type=int, default=10_000, metavar="N", help="of test (10000)")
+    sample.add_argument(
+        "--shards", type=int, default=1, metavar="N", help="train files of --num sentences each (1)"
+    )
+    sample.add_argument("--max-len", type=int, default=32, metavar="N", help="most words (32)")
+    sample.add_argument(
+        "--blank-lines", action="store_true", help="an empty line after every sentence"
+    )
+    sample.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
+    labels = _command(commands, "downstream", "draw labelled sentences", DOWNSTREAM_NOTES, "DEST")
+    labels.add_argument(
+        "--task", default="B", metavar="TASK",
+        help="A: the whole sentence; B, C: its first 4, 2 words; span:i:j (B)",
+    )  # fmt: skip
+    labels.add_argument(
+        "--label", default="likelihood", choices=["likelihood", "viterbi", "map"],
+        help="how the symbol is chosen (likelihood)",
+    )  # fmt: skip
+    labels.add_argument("--num", type=int, default=10_000, metavar="N", help="of train (10000)")
+    labels.add_argument("--valid", type=int, default=1_000, metavar="N", help="of valid (1000)")
+    labels.add_argument("--min-len", type=int, default=5, metavar="N", help="fewest words (5)")
+    labels.add_argument("--max-len", type=int, default=31, metavar="N", help="most words (31)")
+    labels.add_argument(
+        "--drop-unparsable", action="store_true", help="leave out spans that no symbol fits"
+    )
+    score = _command(commands, "score", "write true conditionals", SCORE_NOTES, "FILE")
+    score.add_argument(
+        "--masks", default="single", metavar="HOW",
+        help="single: each position given all others; random:k: k at a time (single)",
+    )  # fmt: skip
+    score.add_argument(
+        "--vocab-file", metavar="FILE",
+        help="FILE is HDF5 of masked samples in these word pieces; its own masks are scored",
+    )  # fmt: skip
+    score.add_argument("--out", required=True, metavar="F.npz", help="file to write")
+    commands.add_parser("probe", help="linear probes of encoders: another name of fairseq-probe")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, help: str, notes: str, last: str = ""
+) -> argparse.ArgumentParser:
+    """Add a sub-command with what all have in common."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help,
+        description=help,
+        epilog=notes,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if last:
+        command.add_argument("grammar", metavar="GRAMMAR", help="rules, or a model (.json)")
+        command.add_argument("target", metavar=last, help="folder" if last == "DEST" else "text")
+        command.add_argument(
+            "--normalize", action="store_true", help="accept rules that do not sum to one"
+        )
+    command.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="of all that is drawn (1)"
+    )
+    command.add_argument("--json", action="store_true", help="print the summary as JSON")
+    return command
+
+
+def _add_grammar(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, metavar="FILE", help="file to write")
+    parser.add_argument(
+        "--kind", default="levelled", choices=["levelled", "tree", "hmm"],
+        help="levelled: binary rules and words on every level; tree: like CFG3; hmm (levelled)",
+    )  # fmt: skip
+    for flag, kinds in (
+        ("levels", "levelled, tree: levels"),
+        ("width", "levelled, tree: symbols of a level"),
+        ("roots", "levelled: choices of the start"),
+        ("binary", "levelled: pairs of an inner symbol"),
+        ("vocab", "words"),
+        ("emit", "levelled: words of a last symbol"),
+        ("rules-each", "tree: rules of a symbol"),
+        ("states", "hmm: hidden states"),
+        ("components", "hmm: models of the mixture"),
+    ):
+        parser.add_argument(f"--{flag}", type=int, metavar="N", help=kinds)
+    parser.add_argument(
+        "--term-prob", type=float, nargs=2, metavar="P",
+        help="levelled: range of the probability that an inner symbol is a word",
+    )  # fmt: skip
+    parser.add_argument("--peak", type=float, help="levelled, hmm: Dirichlet parameter of words")
+    parser.add_argument(
+        "--children", type=int, nargs=2, metavar="N", help="tree: fewest and most symbols of a rule"
+    )
+    parser.add_argument(
+        "--lengths", type=int, nargs=2, metavar="N", help="hmm: shortest and longest sentence"
+    )
+
+
+def _grammar(args: argparse.Namespace) -> dict[str, Any]:
+    """Draw a source with the settings that are given, refusing those of another kind."""
+    import inspect
+
+    from fairseq.errors import ConfigError
+    from fairseq.pcfg import random_sources
+    from fairseq.pcfg.grammar import Grammar
+
+    makers = {
+        "levelled": random_sources.levelled_grammar,
+        "tree": random_sources.tree_grammar,
+        "hmm": random_sources.random_hmm,
+    }
+    maker: Any = makers[args.kind]
+    shared = ("command", "out", "kind", "json")
+    given = {k: v for k, v in vars(args).items() if v is not None and k not in shared}
+    strangers = given.keys() - inspect.signature(maker).parameters.keys()
+    if strangers:
+        flag = min(strangers).replace("_", "-")
+        raise ConfigError(f"--{flag} does not belong to --kind {args.kind}; leave it out")
+    source = maker(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    source.save(args.out)
+    record: dict[str, Any] = {"out": args.out, "terminals": len(source.terminals)}
+    if isinstance(source, Grammar):
+        law_W = source.length_law(32)[source.start]
+        record |= {"nonterminals": len(source.nonterminals), "rules": len(source.rules())}
+        record["reachable"] = int(source.reachable().sum())
+        record["length_law"] = [round(float(p), 6) for p in law_W]
+    return record
+
+
+def _sample(args: argparse.Namespace, source: Any) -> dict[str, Any]:
+    from fairseq.pcfg.sample import write_samples
+
+    train = [f"train{k}" for k in range(args.shards)] if args.shards > 1 else ["train"]
+    sizes = dict.fromkeys(train, args.num)
+    sizes |= {name: size for name, size in (("valid", args.valid), ("test", args.test)) if size}
+    done = write_samples(
+        source, args.target, sizes, args.seed, args.max_len, args.workers, args.blank_lines
+    )
+    return dataclasses.asdict(done)
+
+
+def _downstream(args: argparse.Namespace, source: Any) -> dict[str, Any]:
+    from fairseq.errors import ConfigError
+    from fairseq.pcfg.downstream import Labeller, write_downstream
+    from fairseq.pcfg.source import GrammarSource
+
+    if not isinstance(source, GrammarSource):
+        raise ConfigError("labels of spans need a grammar; a hidden-Markov model has none")
+    done = write_downstream(
+        Labeller(source, args.task, args.label),
+        args.target,
+        {"train": args.num, "valid": args.valid},
+        args.seed,
+        (args.min_len, args.max_len),
+        args.drop_unparsable,
+    )
+    return {"task": args.task, "label": args.label, **dataclasses.asdict(done)}
+
+
+def _score(args: argparse.Namespace, source: Any) -> dict[str, Any]:
+    from fairseq.files.io import sha256_of
+    from fairseq.pcfg.hdf5 import read_masked_samples
+    from fairseq.pcfg.score import write_scores
+    from fairseq.pcfg.source import read_sentences
+
+    masks: Any = args.masks
+    if args.vocab_file:
+        sentences, masks = read_masked_samples(args.target, args.vocab_file, source.terminals)
+    else:
+        sentences = read_sentences(args.target, source.terminals)
+    digest = sha256_of(args.grammar)
+    found = write_scores(args.out, source, sentences, masks, args.seed, digest).optimum()
+    if found["undefined"]:
+        print(
+            f"note: {found['undefined']} sentences have words that never stand together; they are "
+            "not in the means",
+            file=sys.stderr,
+        )
+    return {
+        "out": args.out,
+        "masks": args.masks if isinstance(masks, str) else "of the file",
+        **found,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status.
+
+    Args:
+        argv: arguments without the program's name, ``sys.argv[1:]`` by default.
+
+    Raises:
+        FairseqError: on files or flags that cannot be used.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["probe"]:
+        from fairseq_cli import probe
+
+        return probe.main(argv[1:])
+    args = get_parser().parse_args(argv)
+    if args.command == "grammar":
+        record = _grammar(args)
+    else:
+        from fairseq.pcfg.source import GrammarSource, load_source
+
+        source = load_source(args.grammar, args.normalize)
+        if isinstance(source, GrammarSource):
+            for note in source.grammar.notes:
+                print(f"note: {args.grammar}: {note}", file=sys.stderr)
+        actions = {"sample": _sample, "downstream": _downstream, "score": _score}
+        record = actions[args.command](args, source)
+    if args.json:
+        print(json.dumps({"command": args.command, **record}))
+    else:
+        print("\n".join(f"{name}: {value}" for name, value in record.items()))
+    return 0
+
+
+def cli_main() -> None:
+    """Entry point of the console script."""
+    run_command(main)
+
+
+if __name__ == "__main__":
+    cli_main()

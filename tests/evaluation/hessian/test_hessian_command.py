@@ -1,0 +1,163 @@
+"""fairseq-hessian on checkpoints of every task; what it prints; what it refuses."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairseq.errors import FairseqError, UnsupportedError
+from fairseq.evaluation.hessian.measure import Settings, measure
+from fairseq_cli import hessian, train
+from tests.documents import TINY, narrow
+from tests.tasks.test_sentence_prediction import LABELS, SENTENCES, binarize, write_numbers
+
+ENCODER = ["--arch", "roberta", *narrow("encoder"), *TINY, "--optimizer", "adam", "--lr", "0.01"]
+DECODER = "--arch transformer_lm --decoder-input-dim 16 --decoder-output-dim 16".split()
+SENTENCE = "--task sentence_prediction --criterion sentence_prediction --init-token 0".split()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    """One checkpoint of every task, with its data."""
+    root = tmp_path_factory.mktemp("runs")
+    binarize(SENTENCES, root / "bin" / "input0")
+    binarize(LABELS, root / "bin" / "label")
+    write_numbers(root / "bin")
+    text, pairs = str(root / "bin" / "input0"), str(root / "bin")
+    wide = [*DECODER, *narrow("decoder"), *TINY, "--optimizer", "adam", "--lr", "0.01"]
+    regression = ["--num-classes", "1", "--regression-target"]
+    adaptive = ["--adaptive-softmax-cutoff", "4,8", "--criterion", "adaptive_loss"]
+    flags = {
+        "masked_lm": (text, ["--task", "masked_lm", "--criterion", "masked_lm", *ENCODER]),
+        "language_modeling": (text, ["--task", "language_modeling", *wide]),
+        "adaptive": (text, ["--task", "language_modeling", *adaptive, *wide]),
+        "sentence_prediction": (pairs, [*SENTENCE, "--num-classes", "2", *ENCODER]),
+        "regression": (pairs, [*SENTENCE, *regression, *ENCODER]),
+    }
+    found = {}
+    for name, (data, words) in flags.items():
+        save = str(root / name)
+        if "sentence" not in words[1]:
+            words = [*words, "--tokens-per-sample", "16", "--sample-break-mode", "eos"]
+        assert (
+            train.run([data, "--save-dir", save, *words, "--batch-size", "8", "--max-update", "2"])
+            == 0
+        )
+        found[name] = (f"{save}/checkpoint_last.pt", data)
+    return found
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    """Return what the command prints with --json."""
+    capsys.readouterr()
+    words = (*words, "--device", "cpu", "--log-format", "none", "--json")
+    assert hessian.main(words) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "task", ["masked_lm", "language_modeling", "sentence_prediction", "adaptive"]
+)
+def test_every_method_measures_a_checkpoint_of_every_task(
+    runs: dict[str, tuple[str, str]], task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a fixed set of sentences estimates agree with the exact trace within 6 errors."""
+    fixed = ["--sentences", "6", "--dtype", "fp64", "--params", r"layers\.0\.fc1\.bias"]
+    exact = run(capsys, *runs[task], *fixed, "--method", "exact")
+    flat = run(capsys, *runs[task], *fixed, "--method", "exact", "--matrix", "ggn")
+    assert exact["parameters"] == 16 and len(exact["spectrum"]["values"]) == 16
+    assert math.isclose(sum(exact["spectrum"]["values"]), exact["trace"], abs_tol=1e-12)
+    for method, aim in (("hutchinson", exact), ("hutch++", exact), ("lanczos", exact),
+                        ("ggn", flat), ("fisher --labels model", flat)):  # fmt: skip
+        words = ["--method", *method.split(), "--probes", "24"]
+        found = run(capsys, *runs[task], *fixed, *words)
+        assert abs(found["trace"] - aim["trace"]) < 6 * found["se"] + 1e-6 * abs(aim["trace"])
+        assert "in nats" in found["convention"] and "tied tensors once" in found["convention"]
+        assert "6 samples" in found["convention"] and "fp64" in found["convention"]
+        for block in found.get("blocks", {}):
+            assert block == "bias"
+        if method == "lanczos":
+            largest = found["eigenvalues"]["largest"][0]
+            wanted = exact["eigenvalues"]["largest"][0]["value"]
+            assert math.isclose(largest["value"], wanted, rel_tol=1e-6)
+    assert abs(flat["loss"] - exact["loss"]) < 1e-5
+
+
+def test_a_regression_has_a_hessian_but_no_labels_of_its_own(
+    runs: dict[str, tuple[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--params", "out_proj", "--sentences", "8", "--dtype", "fp64"]
+    found = run(capsys, *runs["regression"], *few, "--method", "exact")
+    assert found["trace"] > 0  # squared error of a linear layer
+    with pytest.raises(UnsupportedError, match="a regression has no distribution of labels"):
+        run(capsys, *runs["regression"], "--method", "ggn")
+
+
+def test_draws_repeat_and_the_residual_is_the_difference(
+    runs: dict[str, tuple[str, str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = [*runs["masked_lm"], "--probes", "4", "--residual", "--out", str(tmp_path / "h.json")]
+    first, second = run(capsys, *words), run(capsys, *words)
+    assert first["values"] == second["values"] and len(first["values"]) == 4
+    assert run(capsys, *words, "--seed", "2")["values"] != first["values"]
+    assert math.isclose(
+        first["residual"], first["trace"] - first["trace_ggn"], rel_tol=1e-6, abs_tol=1e-9
+    )
+    assert json.loads((tmp_path / "h.json").read_text())["settings"]["seed"] == 2
+    total = sum(block["trace"] for block in first["blocks"].values())
+    assert math.isclose(total, first["trace"], rel_tol=1e-9)
+    assert sum(first["block_sizes"].values()) == first["parameters"]
+
+
+def test_it_stops_at_the_error_that_is_asked_for(runs: dict[str, tuple[str, str]]) -> None:
+    given = dict(zip(("path", "data"), runs["masked_lm"], strict=True)) | {"cpu": True}
+    found = measure(given, Settings(method="fisher", rel_se=0.2, probes=90), "none")
+    assert 10 <= found["probes"] < 90 and found["se"] <= 0.2 * found["trace"]
+
+
+def test_the_text_names_the_convention_first(
+    runs: dict[str, tuple[str, str]],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    logging.getLogger("train").addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, logger="train")
+    words = ["--probes", "2", "--device", "cpu", "--labels", "model", "--log-format", "simple"]
+    assert hessian.main([*runs["masked_lm"], *words]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("Hessian of the mean loss per target in nats (MaskedLmLoss, labels: ")
+    assert "labels: model" in first and "params: all" in first and "fp32" in first
+    assert second.startswith("trace") and "2 estimates" in second
+    assert "trace of the Hessian" in caplog.text and "seconds_left" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "exact"], "at most 5,000 parameters, not "),
+        (["--params", "("], "not a regular expression"),
+        (["--params", "nowhere"], "fits no parameter"),
+        (["--probes", "1"], "needs --probes of at least 2"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--rel-se", "0"], "--rel-se must be positive"),
+        (["--out", "/nowhere/at/all.json"], "there is no such folder"),
+        (["--method", "fisher", "--residual"], "--residual belongs to"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    runs: dict[str, tuple[str, str]],
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "fairseq.evaluation.hessian.measure.EXACT_LIMIT", 5000 if "exact" not in words else 100
+    )
+    message = message.replace("5,000", "100")
+    with pytest.raises(FairseqError, match=message):
+        hessian.main([*runs["masked_lm"], *words, "--device", "cpu", "--log-format", "none"])
