@@ -3,7 +3,7 @@
 A reference is a JSON file about one grammar, given as ``rules`` inside or as a ``.rules`` file that
 ``grammar`` names or that has its stem. What is known is compared by name of the key, wherever it
 stands; a file in which nothing is known is not understood. Files about curvature go to
-``pcfg_hessian``.
+``_pcfg_hessian``.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def check_pairs(path: Path) -> bool:
 def check_curvature(folder: Path) -> bool:
     """Hand the files about curvature to their own checker."""
     try:
-        compared = importlib.import_module("tests.references.pcfg_hessian").check(folder)
+        compared = importlib.import_module("tests.references._pcfg_hessian").check(folder)
     except AssertionError as error:
         print(f"curvature: {error}")
         return False
@@ -122,7 +122,7 @@ def check(folder: Path) -> int:
         fine &= check_pairs(path)
     curvature = [path for path in curvature if path not in notes]
     if curvature:
-        if importlib.util.find_spec("tests.references.pcfg_hessian") is None:
+        if importlib.util.find_spec("tests.references._pcfg_hessian") is None:
             print(f"{', '.join(path.name for path in curvature)}: not understood (no checker)")
             fine = False
         else:

@@ -26,7 +26,7 @@ from fairseq.models.roberta.model import RobertaEncoder, RobertaModel
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
 from fairseq.ops import linear_cross_entropy as projected
-from tests.references.pcfg_hessian import Reference, check
+from tests.references._pcfg_hessian import Reference, check
 
 
 class SmallTask:
