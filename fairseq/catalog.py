@@ -88,6 +88,7 @@ OPTIMIZERS = {
     "adagrad": "fairseq.optim.optimizers:Adagrad",
     "adam": "fairseq.optim.adam:FairseqAdam",
     "adamax": "fairseq.optim.optimizers:FairseqAdamax",
+    "muon": "fairseq.optim.muon:FairseqMuon",
     "nag": "fairseq.optim.optimizers:FairseqNAG",
     "sgd": "fairseq.optim.optimizers:SGD",
 }
@@ -103,6 +104,7 @@ LR_SCHEDULERS = {
     "step": "fairseq.optim.lr_schedules:StepLRSchedule",
     "tri_stage": "fairseq.optim.lr_schedules:TriStageLRSchedule",
     "triangular": "fairseq.optim.lr_schedules:TriangularLRSchedule",
+    "wsd": "fairseq.optim.lr_schedules:WSDSchedule",
 }
 
 BPES = {

@@ -225,6 +225,9 @@ class OptimizationConfig(FairseqDataclass):
     spike_reseed: bool = option(
         True, "after that, draw other random numbers (dropout) than before", new=True
     )
+    param_groups: str = option(
+        "", "rates and decay by parameter name, such as 'embed=lr*0.1,norm=wd0'", new=True
+    )
     debug_param_names: bool = option(False, "name parameters in the optimizer's groups", inert=True)
 
 

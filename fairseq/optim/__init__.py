@@ -10,9 +10,15 @@ from typing import Any
 
 from fairseq.config.registries import OPTIMIZER_REGISTRY
 from fairseq.config.registry import setup_registry
-from fairseq.errors import UnsupportedError
+from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.lazy import lazy_names
-from fairseq.optim.base import FairseqOptimizer, LegacyFairseqOptimizer, trainable
+from fairseq.optim.base import (
+    FairseqOptimizer,
+    LegacyFairseqOptimizer,
+    named_trainable,
+    trainable,
+)
+from fairseq.optim.param_groups import arrange
 from fairseq.optim.read_settings import setting
 
 __all__ = [
@@ -25,6 +31,7 @@ __all__ = [
     "LegacyFairseqOptimizer",
     "MemoryEfficientFP16Optimizer",
     "build_optimizer",
+    "groups_by_name",
     "register_optimizer",
 ]
 
@@ -49,7 +56,20 @@ __getattr__, __dir__, _ = lazy_names(
 )
 
 
-def build_optimizer(cfg: Any, params: Iterable[Any], *extra: Any) -> FairseqOptimizer:
+def _name(cfg: Any) -> Any:
+    return cfg if isinstance(cfg, str) else setting(cfg, "_name") or setting(cfg, "optimizer")
+
+
+def groups_by_name(cfg: Any, param_groups: str = "") -> bool:
+    """Tell whether parameters are grouped by their names: by rules, or by the optimizer itself."""
+    return bool(param_groups) or getattr(
+        OPTIMIZER_REGISTRY.get(_name(cfg)), "splits_by_name", False
+    )
+
+
+def build_optimizer(
+    cfg: Any, params: Iterable[Any], *extra: Any, param_groups: str = ""
+) -> FairseqOptimizer:
     """Build the optimizer that ``cfg`` names.
 
     Args:
@@ -57,12 +77,32 @@ def build_optimizer(cfg: Any, params: Iterable[Any], *extra: Any) -> FairseqOpti
         params: tensors, dicts ``name -> tensor``, or torch parameter groups; what requires no
             gradient is left out.
         *extra: passed on to the class.
+        param_groups: rules by name, see :mod:`fairseq.optim.param_groups`.
 
     Raises:
         RegistryError: if no optimizer is named, or an unknown one.
+        ConfigError: if parameters are to be grouped by names and have none, or a rule is wrong.
         UnsupportedError: if the original's optimizer is left out here; the reason is given.
     """
-    name = cfg if isinstance(cfg, str) else setting(cfg, "_name") or setting(cfg, "optimizer")
+    name, params = _name(cfg), list(params)
     if name in REFUSED and name not in OPTIMIZER_REGISTRY:
         raise UnsupportedError(f"--optimizer {name} is not supported: {REFUSED[name]}")
-    return _build(cfg, trainable(params), *extra)
+    if not groups_by_name(cfg, param_groups):
+        return _build(cfg, trainable(params), *extra)
+    named = named_trainable(params)
+    if not named:
+        trainable(params)  # says so if nothing is trained
+        raise ConfigError(
+            f"--optimizer {name} and --param-groups go by names: give dicts of name and tensor"
+        )
+    own = OPTIMIZER_REGISTRY[name].settings_by_name(cfg, named)
+    optimizer: FairseqOptimizer = _build(cfg, arrange(named, param_groups, own), *extra)
+    for group in optimizer.param_groups:
+        group["lr"] *= group.get("lr_scale", 1.0)
+        if "weight_decay" in group.get("by_rule", ()) and not _has_decay(optimizer):
+            raise ConfigError(f"--param-groups: --optimizer {name} has no weight decay to set")
+    return optimizer
+
+
+def _has_decay(optimizer: FairseqOptimizer) -> bool:
+    return "weight_decay" in optimizer.optimizer.defaults

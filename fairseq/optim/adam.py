@@ -74,6 +74,7 @@ class Adam(PerTensorOptimizer):
         eps: see the module.
         weight_decay: see the module.
         impl: ``"fused"``, ``"reference"`` or ``"apex"``.
+        more: further settings of groups, with their defaults.
     """
 
     def __init__(
@@ -84,9 +85,10 @@ class Adam(PerTensorOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         impl: str = "reference",
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "amsgrad": False})
+        super().__init__(params, {**defaults, "amsgrad": False, **(more or {})})
         self.kernel: Callable[..., None] | None = None
         if impl != "reference":
             self.kernel = apex_kernel() if impl == "apex" else fused_kernel
@@ -227,7 +229,7 @@ def _without_decay_on_vectors(params: list[Any]) -> list[dict[str, Any]]:
         matrices = [p for p in group["params"] if p.dim() > 1]
         vectors = [p for p in group["params"] if p.dim() <= 1]
         split.append({**group, "params": matrices})
-        split.append({**group, "params": vectors, "weight_decay": 0.0})
+        split.append({"weight_decay": 0.0, **group, "params": vectors})  # --param-groups wins
     return [group for group in split if group["params"]]
 
 
@@ -254,8 +256,10 @@ class FairseqAdam(FairseqOptimizer):
             )
         if getattr(cfg, "weight_decay_mode", "all") == "matrices":
             params = _without_decay_on_vectors(params)
-        impl = self._implementation(params)
-        self._optimizer = Adam(params, impl=impl, **self.optimizer_config)
+        self._optimizer = self._make(params)
+
+    def _make(self, params: list[Any]) -> Adam:
+        return Adam(params, impl=self._implementation(params), **self.optimizer_config)
 
     def _implementation(self, params: list[Any]) -> str:
         chosen = getattr(self.cfg, "adam_impl", "auto")
@@ -291,7 +295,8 @@ class FairseqAdam(FairseqOptimizer):
         for group in self.param_groups:
             group_step = group.pop("step", 0)  # apex counts per group
             for param in group["params"]:
-                if state := self.optimizer.state.get(param):
+                state = self.optimizer.state.get(param)
+                if state and "exp_avg" in state:
                     state["step"] = int(state.get("step", group_step))
                     for name in ("exp_avg", "exp_avg_sq"):
                         state[name] = _laid_out_like(param, state[name])

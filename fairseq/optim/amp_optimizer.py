@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fairseq.optim import build_optimizer
-from fairseq.optim.base import FairseqOptimizer, trainable
+from fairseq.optim.base import FairseqOptimizer
 from fairseq.optim.read_settings import setting
 
 logger = logging.getLogger(__name__)
@@ -58,8 +58,8 @@ class AMPOptimizer(FairseqOptimizer):
     @classmethod
     def build_optimizer(cls, cfg: Any, params: Iterable[Any], **kwargs: Any) -> AMPOptimizer:
         """Build the optimizer of ``cfg.optimizer`` over ``params`` and wrap it."""
-        params = trainable(params)
-        optimizer = build_optimizer(cfg.optimizer, params)
+        rules = setting(cfg, "optimization.param_groups", "")
+        optimizer = build_optimizer(cfg.optimizer, params, param_groups=rules)
         return cls(cfg, list(optimizer.params), optimizer, **kwargs)
 
     @property

@@ -22,7 +22,12 @@ class FairseqOptimizer:
 
     Args:
         cfg: the configuration of the optimizer.
+
+    Attributes:
+        splits_by_name: parameters are treated by their names, see :meth:`settings_by_name`.
     """
+
+    splits_by_name = False
 
     def __init__(self, cfg: Any) -> None:
         self.cfg = cfg
@@ -56,14 +61,21 @@ class FairseqOptimizer:
         for group in self.param_groups:
             yield from group["params"]
 
+    @staticmethod
+    def settings_by_name(cfg: Any, named: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+        """Return settings of the parameter groups that parameters of these names belong to."""
+        return {}
+
     def get_lr(self) -> float:
-        """Return the learning rate in force (of the first group)."""
-        return self.param_groups[0]["lr"]
+        """Return the learning rate in force, before the factors of ``--param-groups``."""
+        groups = self.param_groups
+        plain = next((g for g in groups if g.get("lr_scale", 1.0) == 1.0), None)
+        return plain["lr"] if plain else groups[0]["lr"] / groups[0]["lr_scale"]
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of every group."""
+        """Set the learning rate of every group, times the factor that the group may have."""
         for group in self.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the wrapped optimizer, in the layout of ``torch.optim``."""
@@ -73,6 +85,8 @@ class FairseqOptimizer:
         self, state_dict: dict[str, Any], optimizer_overrides: Mapping[str, Any] | None = None
     ) -> None:
         """Load a state; its hyperparameters win over the configuration, overrides over both.
+
+        Overrides leave alone what ``--param-groups`` set for a group.
 
         Args:
             state_dict: what :meth:`state_dict` returned.
@@ -97,7 +111,8 @@ class FairseqOptimizer:
                     f"{did_you_mean(name, known)}; it has {', '.join(known)}"
                 )
             for group in self.param_groups:
-                group[name] = value
+                if name not in group.get("by_rule", ()):
+                    group[name] = value * group.get("lr_scale", 1.0) if name == "lr" else value
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss`` (a 0-dim tensor) to the parameters."""
@@ -186,6 +201,18 @@ def scale_(gradients: list[Tensor], factor: float | Tensor) -> None:
         torch._foreach_mul_(gradients, factor)
 
 
+def named_trainable(params: Iterable[Any]) -> dict[str, Tensor]:
+    """Return what requires a gradient in dicts ``name -> tensor``; nothing for other ``params``."""
+    params = list(params)
+    if any(not isinstance(p, dict) or _is_group(p) for p in params):
+        return {}
+    return {name: p for named in params for name, p in named.items() if p.requires_grad}
+
+
+def _is_group(params: Any) -> bool:
+    return isinstance(params, dict) and not isinstance(params.get("params", params), (Tensor, dict))
+
+
 def trainable(params: Iterable[Any]) -> list[Any]:
     """Return what an optimizer should see of ``params``: only what requires a gradient.
 
@@ -198,7 +225,7 @@ def trainable(params: Iterable[Any]) -> list[Any]:
     """
     params = list(params)
     kept: list[Any]
-    if params and all(isinstance(p, dict) and "params" in p for p in params):
+    if params and all(map(_is_group, params)):
         kept = [{**g, "params": [p for p in g["params"] if p.requires_grad]} for g in params]
         kept = [group for group in kept if group["params"]]
     else:
@@ -218,7 +245,8 @@ def check_state_fits(state_dict: Mapping[str, Any], optimizer: torch.optim.Optim
     """
     remedy = (
         "It was saved for another model or precision (--fp16 without --fp16-no-flatten-grads keeps "
-        "one flat vector). Use the same flags, or start afresh with --reset-optimizer."
+        "one flat vector) or --param-groups. Use the same flags, or start afresh with "
+        "--reset-optimizer."
     )
     saved = [group["params"] for group in state_dict["param_groups"]]
     ours = [group["params"] for group in optimizer.param_groups]

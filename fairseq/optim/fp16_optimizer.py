@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from fairseq.errors import ConfigError, UnsupportedError
-from fairseq.optim import build_optimizer
-from fairseq.optim.base import FairseqOptimizer, match_state, trainable
+from fairseq.optim import build_optimizer, groups_by_name
+from fairseq.optim.base import FairseqOptimizer, match_state, named_trainable, trainable
 from fairseq.optim.loss_scaler import DynamicLossScaler
 from fairseq.optim.read_settings import setting
 
@@ -184,7 +184,8 @@ class MemoryEfficientFP16Optimizer(HalfPrecisionOptimizer):
         cls, cfg: Any, params: Iterable[Any], **kwargs: Any
     ) -> MemoryEfficientFP16Optimizer:
         """Build the optimizer of ``cfg.optimizer`` over ``params`` and wrap it."""
-        optimizer = build_optimizer(cfg.optimizer, params)
+        rules = setting(cfg, "optimization.param_groups", "")
+        optimizer = build_optimizer(cfg.optimizer, params, param_groups=rules)
         return cls(cfg, optimizer.params, optimizer, **kwargs)
 
     def load_state_dict(
@@ -231,20 +232,26 @@ class FP16Optimizer(HalfPrecisionOptimizer):
     def build_optimizer(cls, cfg: Any, params: Iterable[Any], **kwargs: Any) -> FP16Optimizer:
         """Copy ``params`` to fp32 and build the optimizer of ``cfg.optimizer`` on the copies.
 
-        fp16 keeps one flat vector like the original, unless ``--fp16-no-flatten-grads`` or
-        ``--weight-decay-mode matrices`` (which needs the shapes) is given; bf16 never does.
+        fp16 keeps one flat vector like the original, unless ``--fp16-no-flatten-grads`` or what
+        needs shapes or names is given (``--weight-decay-mode matrices``, ``--param-groups``,
+        ``--optimizer muon``); bf16 never does.
         """
-        params = trainable(params)
+        params = list(params)
+        names, params = list(named_trainable(params)), trainable(params)
+        rules = setting(cfg, "optimization.param_groups", "")
         if isinstance(params[0], dict):
             raise ConfigError("parameter groups are not supported with --fp16 and --bf16")
         flat = not (
             setting(cfg, "common.bf16", False)
             or setting(cfg, "common.fp16_no_flatten_grads", False)
             or setting(cfg, "optimizer.weight_decay_mode", "all") == "matrices"
+            or groups_by_name(cfg.optimizer, rules)
         )
         masters = build_masters(params, flat)
         fp32_params = list(masters.values()) if isinstance(masters, dict) else masters
-        optimizer = build_optimizer(cfg.optimizer, fp32_params)
+        named = names and not flat
+        own: list[Any] = [dict(zip(names, fp32_params, strict=True))] if named else fp32_params
+        optimizer = build_optimizer(cfg.optimizer, own, param_groups=rules)
         if flat and not optimizer.supports_flat_params:
             raise ConfigError(
                 f"{type(optimizer).__name__} needs the shapes of the parameters; "

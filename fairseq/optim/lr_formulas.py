@@ -100,6 +100,34 @@ def tri_stage(
     return final_scale * lr
 
 
+def wsd(
+    n: int,
+    warmup: int,
+    decay_from: float,
+    total: float,
+    lr: float,
+    end: float = 0.0,
+    start: float = 0.0,
+    shape: str = "linear",
+) -> float:
+    """Return the rate of warm-up, stable part, decay.
+
+    It rises linearly from ``start`` to ``lr``, stays there, and falls from n = ``decay_from`` to
+    ``end`` at n = ``total``: with x the share of the decay that is over, ``end`` plus ``lr - end``
+    times ``1 - x`` ("linear") or ``1 - sqrt(x)`` ("1-sqrt").
+    Source: Haegele et al. 2024 ("Scaling Laws and Compute-Optimal Training Beyond Fixed Training
+    Durations"), section 3; the name is that of Hu et al. 2024 (MiniCPM), section 4.
+    """
+    if n < warmup:
+        return linear_warmup(n, warmup, start, lr)
+    if n <= decay_from:
+        return lr
+    if n >= total:
+        return end
+    x = (n - decay_from) / (total - decay_from)
+    return end + (lr - end) * (1 - (math.sqrt(x) if shape == "1-sqrt" else x))
+
+
 def triangular(
     n: int,
     period: float,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fairseq.config.schema import (
     II,
@@ -17,6 +18,8 @@ from fairseq.optim import lr_formulas
 from fairseq.optim.base import FairseqOptimizer
 from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
 from fairseq.optim.read_settings import learning_rates, require_value, single_rate, unless_negative
+
+logger = logging.getLogger(__name__)
 
 
 class PureSchedule(FairseqLRScheduler):
@@ -351,4 +354,86 @@ class StepLRSchedule(PureSchedule):
         period, decay = cfg.lr_deacy_period, cfg.lr_decay
         return lr_formulas.step_decay(
             num_updates, cfg.warmup_updates, period, decay, self.lr, cfg.min_lr, start
+        )
+
+
+@dataclass
+class WSDScheduleConfig(FairseqDataclass):
+    """Settings of ``--lr-scheduler wsd``."""
+
+    warmup_updates: int = option(0, "updates of linear warm-up")
+    warmup_init_lr: float = option(-1.0, "rate of the first update (default: 0)")
+    decay_updates: float = option(
+        0.1, "updates of the decay, below 1 their share of all (0: no decay)", new=True
+    )
+    decay_shape: Literal["linear", "1-sqrt"] = option("linear", "how the rate falls", new=True)
+    end_learning_rate: float = option(0.0, "rate from the last update on")
+    total_num_update: float = option(
+        II("optimization.max_update"), "update at which the decay ends (default: --max-update)"
+    )
+    lr: list[float] = II("optimization.lr")
+
+
+@register_lr_scheduler("wsd", dataclass=WSDScheduleConfig)
+class WSDSchedule(PureSchedule):
+    """Linear warm-up, a stable part, decay at the end.
+
+    The stable part knows nothing of the end: a run that starts from any checkpoint of it with
+    another end equals one that had this end from its beginning.
+    """
+
+    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+        super().__init__(cfg, optimizer)
+        self.lr = single_rate(cfg, "wsd")
+        self.num_updates = 0
+        self.total, self.decay_from = math.inf, math.inf
+        if cfg.decay_updates < 0:
+            raise ConfigError("--decay-updates must not be negative")
+        if cfg.decay_updates:
+            self._set_end(float(require_value(cfg.total_num_update, "--total-num-update")))
+
+    def _set_end(self, total: float) -> None:
+        length, warmup = self.cfg.decay_updates, self.cfg.warmup_updates
+        length = round(total * length) if length < 1 else length
+        if total <= 0 or total - length < warmup:
+            raise ConfigError(
+                f"wsd: {warmup} updates of warm-up and {length:g} of decay do not fit into "
+                f"{total:g}: set --max-update or --total-num-update, or --decay-updates 0"
+            )
+        self.total, self.decay_from = total, total - length
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best loss, the updates done and the one at which the decay begins."""
+        return {
+            **super().state_dict(),
+            "num_updates": self.num_updates,
+            "decay_from": self.decay_from if math.isfinite(self.decay_from) else None,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best loss; warn if the rate jumps because the decay begins elsewhere."""
+        super().load_state_dict(state_dict)
+        self.num_updates = done = state_dict.get("num_updates", 0)
+        saved = state_dict.get("decay_from")
+        saved = math.inf if saved is None else saved
+        if saved != self.decay_from and done > min(saved, self.decay_from):
+            logger.warning(
+                "the rate jumps: after %d updates the checkpoint's decay had begun at %g, here it "
+                "begins at %g; a decay joins the stable part if it begins at %d or later",
+                *(done, saved, self.decay_from, done),
+            )
+
+    def step_update(self, num_updates: int) -> float:
+        """Set and return the rate after ``num_updates`` updates."""
+        self.num_updates = num_updates
+        return super().step_update(num_updates)
+
+    def rate(self, num_updates: int) -> float:
+        """Return the rate after ``num_updates`` updates."""
+        cfg = self.cfg
+        start = unless_negative(cfg.warmup_init_lr, 0.0)
+        ends = self.decay_from, self.total
+        return lr_formulas.wsd(
+            *(num_updates, cfg.warmup_updates, *ends, self.lr, cfg.end_learning_rate, start),
+            shape=cfg.decay_shape,
         )

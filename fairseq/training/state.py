@@ -137,8 +137,13 @@ class TrainingState:
 
     def parameters(self) -> list[nn.Parameter]:
         """Return everything that is trained, the criterion's parameters last."""
-        modules = (self._model, self._criterion)
-        return [p for module in modules for p in module.parameters() if p.requires_grad]
+        return list(self.named_parameters().values())
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Return :meth:`parameters` by name; the criterion's names begin with ``criterion.``."""
+        named = dict(self._model.named_parameters())
+        named |= {f"criterion.{name}": p for name, p in self._criterion.named_parameters()}
+        return {name: p for name, p in named.items() if p.requires_grad}
 
     def _build_ema(self) -> EMA | None:
         """Return a moving average that begins with the weights of now, or with a given model's."""
@@ -153,7 +158,7 @@ class TrainingState:
         return ema
 
     def _build_optimizer(self) -> None:
-        cfg, params = self.cfg, self.parameters()
+        cfg, params = self.cfg, [self.named_parameters()]
         common = cfg.common
         if common.fp16 or common.bf16:
             from fairseq.optim import FP16Optimizer, MemoryEfficientFP16Optimizer
@@ -166,7 +171,8 @@ class TrainingState:
 
             self._optimizer = AMPOptimizer.build_optimizer(cfg, params)
         else:
-            self._optimizer = build_optimizer(cfg.optimizer, params)
+            rules = cfg.optimization.param_groups
+            self._optimizer = build_optimizer(cfg.optimizer, params, param_groups=rules)
         self._lr_scheduler = build_lr_scheduler(cfg.lr_scheduler, self._optimizer)
         self._lr_scheduler.step_update(0)
 

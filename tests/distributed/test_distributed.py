@@ -102,6 +102,21 @@ def test_two_processes_equal_one(data: Path, tmp_path: Path, frequency: int) -> 
     assert_same(alone, pair)
 
 
+def test_muon_with_groups_on_two_processes(data: Path, tmp_path: Path) -> None:
+    flags = {
+        "optimizer": "muon",
+        "param_groups": "embed=lr*0.1,norm=wd0",
+        "weight_decay": 0.1,
+        "clip_norm": 1.0,
+        "max_update": 8,
+        "required_batch_size_multiple": 1,
+    }
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    assert finish(start(data, alone, 1, update_freq=[2], **flags)) == [0]
+    assert finish(start(data, pair, 2, **flags)) == [0, 0]
+    assert_same(alone, pair)
+
+
 def test_a_criterion_with_weights_and_global_negatives(data: Path, tmp_path: Path) -> None:
     """Negatives come from both processes, and the criterion's own weights move as one."""
     flags = {

@@ -172,6 +172,49 @@ def test_inverse_sqrt_formula(n, warmup):
     assert got == pytest.approx(expected, rel=1e-12)
 
 
+@given(
+    n=st.integers(0, 3000),
+    warmup=st.integers(1, 500),
+    stable=st.integers(0, 1000),
+    decay=st.integers(1, 1000),
+    shape=st.sampled_from(["linear", "1-sqrt"]),
+)
+def test_wsd_formula(n, warmup, stable, decay, shape):
+    lr, low, total = 0.01, 0.001, warmup + stable + decay
+    left = min(max((total - n) / decay, 0.0), 1.0)  # share of the decay that is to come
+    expected = low + (lr - low) * (left if shape == "linear" else 1 - math.sqrt(1 - left))
+    if n < warmup:
+        expected = lr * n / warmup
+    got = lr_formulas.wsd(n, warmup, warmup + stable, total, lr, low, shape=shape)
+    assert got == pytest.approx(expected, rel=1e-12)
+
+
+def test_wsd_by_updates_by_share_and_without_end():
+    flags = {"lr": 1.0, "warmup_updates": 2, "total_num_update": 10, "end_learning_rate": 0.2}
+    rates = [0, 0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2]
+    assert run(make("wsd", decay_updates=4, **flags), 12) == pytest.approx(rates, rel=1e-12)
+    assert run(make("wsd", decay_updates=0.4, **flags), 12) == pytest.approx(rates, rel=1e-12)
+    roots = [1 - 0.8 * (k / 4) ** 0.5 for k in range(5)]
+    schedule = make("wsd", decay_updates=4, decay_shape="1-sqrt", **flags)
+    assert run(schedule, 10)[6:] == pytest.approx(roots, rel=1e-12)
+    assert run(make("wsd", decay_updates=0, lr=1.0), 60)[1:] == [1.0] * 60
+    schedule = make("wsd", decay_updates=0, lr=1.0, warmup_updates=4, warmup_init_lr=0.2)
+    assert schedule.step_update(1) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "jumps"), [(6, 100, False), (6, 8, False), (7, 100, True), (7, 8, True)]
+)
+def test_a_decay_joins_the_stable_part_or_says_that_it_does_not(done, total, jumps, caplog):
+    first = make("wsd", total_num_update=10, decay_updates=4)
+    run(first, done)
+    state = json.loads(json.dumps(first.state_dict()))
+    make("wsd", total_num_update=10, decay_updates=4).load_state_dict(state)
+    assert not caplog.records
+    make("wsd", total_num_update=total, decay_updates=1.5).load_state_dict(state)
+    assert [record.getMessage()[:14] for record in caplog.records] == ["the rate jumps"] * jumps
+
+
 def test_tri_stage_by_shares_of_max_update():
     by_steps = make("tri_stage", warmup_steps=10, hold_steps=40, decay_steps=50)
     by_shares = make("tri_stage", phase_ratio="(0.1, 0.4, 0.5)", max_update=100)
@@ -247,6 +290,7 @@ def test_state_goes_through_json_and_back(name):
         "triangular": {"max_lr": 1},
         "manual": {"epoch2lr": '{"2": 0.5}'},
         "reduce_lr_on_plateau": {"lr_shrink": 0.5},
+        "wsd": {"total_num_update": 50},
     }.get(name, {})
     first, second = make(name, **settings), make(name, **settings)
     run(first, 20)
@@ -259,7 +303,9 @@ def test_state_goes_through_json_and_back(name):
         assert state["best"] == 4
 
 
-@pytest.mark.parametrize("name", ["cosine", "inverse_sqrt", "tri_stage", "triangular", "step"])
+@pytest.mark.parametrize(
+    "name", ["cosine", "inverse_sqrt", "tri_stage", "triangular", "step", "wsd"]
+)
 def test_several_rates_are_refused(name):
     with pytest.raises(ConfigError, match="takes one learning rate"):
         make(name, lr=[0.1, 0.2])
@@ -280,6 +326,10 @@ def test_several_rates_are_refused(name):
         ("manual", {"epoch2lr": '{"a": 1}'}, "--epoch2lr"),
         ("manual", {"update2lr": "[1]"}, "--update2lr"),
         ("manual", {"update2lr": "__import__('os')"}, "not a plain value"),
+        ("wsd", {}, "--total-num-update has no value"),
+        ("wsd", {"total_num_update": 0}, "do not fit into 0"),
+        ("wsd", {"total_num_update": 9, "warmup_updates": 5, "decay_updates": 5}, "do not fit"),
+        ("wsd", {"total_num_update": 9, "decay_updates": -1}, "must not be negative"),
         ("pass_through", {}, "has none"),
         ("fixed", {"lr": []}, "--lr is empty"),
     ],

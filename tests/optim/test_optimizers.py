@@ -24,6 +24,7 @@ CLASS_NAMES = {
     "adagrad": "Adagrad",
     "adam": "FairseqAdam",
     "adamax": "FairseqAdamax",
+    "muon": "FairseqMuon",
     "nag": "FairseqNAG",
     "sgd": "SGD",
 }
@@ -191,6 +192,10 @@ def test_torch_does_the_rest(name, values, reference, kwargs):
     assert torch.equal(ours, theirs) and not torch.equal(ours, parameter([1.0, 2.0]))
 
 
+def named(params):
+    return [{f"layers.{number}.weight": p for number, p in enumerate(params)}]
+
+
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_every_row_round_trips(name):
     shapes, generator = [(3, 2), (4,)], torch.Generator().manual_seed(0)
@@ -202,12 +207,12 @@ def test_every_row_round_trips(name):
             optimizer.step()
 
     whole = [parameter(torch.randn(s, generator=generator)) for s in shapes]
-    optimizer = make(name, whole, weight_decay=0.01)
+    optimizer = make(name, named(whole), weight_decay=0.01)
     assert type(optimizer).__name__ == CLASS_NAMES[name]
     train(whole, optimizer, range(3))
     again = [parameter(p.detach()) for p in whole]
     state = optimizer.state_dict()
-    second = make(name, again, lr=0.7)
+    second = make(name, named(again), lr=0.7)
     second.load_state_dict(state)
     saved = state["state"].get(0, {})  # sgd without momentum has none
     before = {k: v.clone() for k, v in saved.items() if torch.is_tensor(v)}
@@ -260,8 +265,9 @@ def test_what_counts_as_parameters():
     on, off, other = parameter([1.0]), parameter([2.0]), parameter([3.0])
     off.requires_grad_(False)
     assert list(make("sgd", [on, off, other]).params) == [on, other]
-    named = [{"a": on, "b": off}, {"c": other}]
-    assert list(make("sgd", named).params) == [on, other]
+    by_name = [{"a": on, "b": off}, {"c": other}]
+    assert list(make("sgd", by_name).params) == [on, other]
+    assert list(make("sgd", [{"params": on}]).params) == [on]  # a name, no group
     groups = make(
         "sgd", [{"params": [on, off], "weight_decay": 0.5}, {"params": [other]}]
     ).param_groups
@@ -299,14 +305,14 @@ def test_registry():
         optim.register_optimizer("sgd")(OPTIMIZER_REGISTRY["sgd"])
 
 
-def test_wd_is_an_alias_except_for_adam_and_nag():
+def test_wd_is_an_alias_except_for_adam_muon_and_nag():
     aliases = {
         name: OPTIMIZER_DATACLASS_REGISTRY[name]
         .__dataclass_fields__["weight_decay"]
         .metadata.get("argparse_alias")
         for name in OPTIMIZERS
     }
-    assert {name for name, alias in aliases.items() if alias is None} == {"adam", "nag"}
+    assert {name for name, alias in aliases.items() if alias is None} == {"adam", "muon", "nag"}
     assert set(aliases.values()) == {None, "--wd"}
 
 

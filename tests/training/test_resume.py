@@ -159,6 +159,19 @@ CUTS: dict[str, tuple[dict[str, Any], int]] = {
     "when the loss drives the schedule": (PLATEAU, 2),
     "when the loss drives the schedule, later": (PLATEAU, 5),
     "when epochs drive the schedule": ({**BY_EPOCH, "max_update": 7}, 4),
+    "with muon, groups and a decay": (
+        {**EVERY_3, "optimizer": "muon", "param_groups": "embed=lr*0.1,norm=wd0", "clip_norm": 1.0}
+        | {"weight_decay": 0.1, "lr_scheduler": "wsd", "decay_updates": 4},
+        7,
+    ),
+    "with muon in fp16": (
+        {**EVERY_3, "optimizer": "muon", "fp16": True, "fp16_scale_window": 4, "lr": [1e-3]},
+        5,
+    ),
+    "with muon in bf16 without fp32 weights": (
+        {**EVERY_3, "optimizer": "muon", "memory_efficient_bf16": True, "weight_decay": 0.1},
+        4,
+    ),
     "when the schedule is annealed": ({**EVERY_3, **SHORT, "force_anneal": 1}, 4),
 }
 
@@ -179,6 +192,28 @@ def test_a_killed_run_ends_with_the_same_bits(
     train(config(data, tmp_path, **flags))
     assert recorder.losses == expected.losses
     assert digest(tmp_path / LAST) == expected.digest
+
+
+def test_a_decay_branch_equals_a_run_that_had_this_end(
+    data: Path, tmp_path: Path, reference: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From any checkpoint of the stable part, here that of a run without an end."""
+    wsd = {"lr_scheduler": "wsd", "decay_updates": 2, "decay_shape": "1-sqrt"}
+    short = {"max_update": 8, "total_num_update": 8}
+    expected = reference(**wsd, **short)
+    train(config(data, tmp_path / "whole", **wsd, **short))
+    whole = content(tmp_path / "whole" / LAST)
+    endless = {"decay_updates": 0, "save_interval_updates": 2}
+    train(config(data, tmp_path / "stable", **{**wsd, **endless}))
+    for update in (4, 6):
+        source = str(tmp_path / f"stable/checkpoint_1_{update}.pt")
+        recorder = Recorder(monkeypatch)
+        branch = tmp_path / str(update)
+        train(config(data, branch, **wsd, **short, restore_file=source))
+        assert recorder.losses == {n: expected.losses[n] for n in range(update + 1, 9)}
+        found = content(branch / LAST)
+        for part in ("model", "last_optimizer_state"):
+            torch.testing.assert_close(found[part], whole[part], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
