@@ -195,25 +195,25 @@ def test_a_killed_run_ends_with_the_same_bits(
 
 
 def test_a_decay_branch_equals_a_run_that_had_this_end(
-    data: Path, tmp_path: Path, reference: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From any checkpoint of the stable part, here that of a run without an end."""
-    wsd = {"lr_scheduler": "wsd", "decay_updates": 2, "decay_shape": "1-sqrt"}
-    short = {"max_update": 8, "total_num_update": 8}
-    expected = reference(**wsd, **short)
-    train(config(data, tmp_path / "whole", **wsd, **short))
-    whole = content(tmp_path / "whole" / LAST)
-    endless = {"decay_updates": 0, "save_interval_updates": 2}
-    train(config(data, tmp_path / "stable", **{**wsd, **endless}))
-    for update in (4, 6):
+    recorder = Recorder(monkeypatch)
+
+    def end_of(name: str, **flags: Any) -> tuple[dict[int, str], dict[str, Any]]:
+        recorder.losses.clear()
+        wsd = {"lr_scheduler": "wsd", "decay_updates": 2, "decay_shape": "1-sqrt", "max_update": 8}
+        train(config(data, tmp_path / name, **{**wsd, "total_num_update": 8, **flags}))
+        return dict(recorder.losses), content(tmp_path / name / LAST)
+
+    losses, whole = end_of("whole")
+    end_of("stable", decay_updates=0, save_interval_updates=2)
+    for update in (2, 4):
         source = str(tmp_path / f"stable/checkpoint_1_{update}.pt")
-        recorder = Recorder(monkeypatch)
-        branch = tmp_path / str(update)
-        train(config(data, branch, **wsd, **short, restore_file=source))
-        assert recorder.losses == {n: expected.losses[n] for n in range(update + 1, 9)}
-        found = content(branch / LAST)
+        found, branch = end_of(f"from {update}", restore_file=source)
+        assert found == {n: losses[n] for n in range(update + 1, 9)}
         for part in ("model", "last_optimizer_state"):
-            torch.testing.assert_close(found[part], whole[part], rtol=0, atol=0)
+            torch.testing.assert_close(branch[part], whole[part], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
