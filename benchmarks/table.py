@@ -19,13 +19,14 @@ ORDER = (
     "heads",
     "distillation",
     "minilm",
+    "muon",
     "pcfg",
     "faults",
 )
 HEAD = """# Benchmarks
 
 `make bench` measures again (all of it takes about ten minutes); `python benchmarks/run.py NAME`
-measures one; `heads.py`, `minilm.py` and `pcfg.py` are programs of their own. Each record in
+measures one; `heads.py`, `minilm.py`, `muon.py` and `pcfg.py` are programs of their own. Each record in
 [results](results) names its command, machine, date and versions. What is compared with another
 program runs in the same process, interleaved. "Times original" is against 1.3 MB/s (preprocess) and
 1.4 MB/s (BPE), which the original fairseq reached on another two-core machine. `ratio` is tokens a

@@ -18,6 +18,8 @@ EXAMPLES = """examples:
   fairseq-eval-lm data-bin --path a.pt:b.pt            an ensemble of two
   fairseq-eval-lm data-bin --path runs/lm/checkpoint_best.pt --bpe gpt2 \\
       --last-word lambada.jsonl                        how often the last word is predicted
+  fairseq-eval-lm data-bin --path runs/lm/checkpoint_best.pt \\
+      --minimal-pairs blimp/data                       how often the good sentence is likelier
 
 Settings that are not given are the checkpoint's own.
 """
@@ -54,22 +56,18 @@ def main(cfg: Any, **unused: Any) -> dict[str, Any]:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and evaluate."""
-    from fairseq_cli.flags import stated_flags
+    from fairseq_cli.flags import score_texts, stated_flags
 
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser(argv)
     parser.prog, parser.usage, parser.epilog = "fairseq-eval-lm", USAGE, EXAMPLES
     given = stated_flags(parser, argv, "language_modeling")
-    as_json, texts = given.pop("json", False), given.pop("last_word", None)
-    key = given.pop("text_key", "text")
+    as_json = given.pop("json", False)
     if as_json:
         given.setdefault("log_format", "none")
-    if texts is not None:
-        from fairseq.evaluation.continuations import describe, evaluate_last_words
-
-        words = evaluate_last_words(given, texts, key)
-        print(json.dumps(words) if as_json else describe(words))
-    elif as_json:
+    if score_texts(given, as_json):
+        return 0
+    if as_json:
         from fairseq.evaluation.perplexity import evaluate
 
         print(json.dumps(evaluate(given)))

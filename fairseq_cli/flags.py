@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,8 +31,10 @@ def stated_flags(parser: Any, argv: Sequence[str], task: str) -> dict[str, Any]:
     given = vars(explicitly_given(parser, argv))
     if "bpe" in names:
         given.setdefault("bpe", names["bpe"])
-    if given.get("bpe") == "none" and "last_word" not in given:
-        raise ConfigError("--bpe none belongs to --last-word; without it, leave --bpe out")
+    if given.get("bpe") == "none" and not {"last_word", "minimal_pairs"} & set(given):
+        raise ConfigError(
+            "--bpe none belongs to --last-word and --minimal-pairs; without them, leave --bpe out"
+        )
     return given
 
 
@@ -55,8 +58,13 @@ def encoder_of_flags(argv: Sequence[str]) -> str | None:
 
 
 def add_last_word_flags(parser: Any) -> Any:
-    """Add ``--last-word`` and ``--text-key``, let ``--bpe`` be ``none``; return the parser."""
-    group = parser.add_argument_group("last words")
+    """Add the flags of :func:`score_texts`, let ``--bpe`` be ``none``; return the parser."""
+    group = parser.add_argument_group("scores of texts")
+    group.add_argument(
+        "--minimal-pairs",
+        metavar="FILE",
+        help="is sentence_good more likely than sentence_bad? a .jsonl file or a folder (BLiMP)",
+    )
     group.add_argument(
         "--last-word",
         metavar="FILE",
@@ -68,5 +76,29 @@ def add_last_word_flags(parser: Any) -> Any:
     if (bpe := parser._option_string_actions.get("--bpe")) is not None:
         known = bpe.type
         bpe.type = lambda name: name if name == "none" else known(name)
-        bpe.help += "; with --last-word also none: words are the dictionary's"
+        bpe.help += "; with --last-word and --minimal-pairs also none: words are the dictionary's"
     return parser
+
+
+def score_texts(given: dict[str, Any], as_json: bool) -> bool:
+    """Score and print what ``--last-word`` or ``--minimal-pairs`` ask for; tell if one was given.
+
+    Args:
+        given: what the command line states; these flags are taken out.
+        as_json: print one JSON object.
+    """
+    texts, key = given.pop("last_word", None), given.pop("text_key", "text")
+    pairs = given.pop("minimal_pairs", None)
+    if texts is not None and pairs is not None:
+        raise ConfigError("--last-word and --minimal-pairs are two scores: ask for one at a time")
+    if pairs is not None:
+        from fairseq.evaluation import minimal_pairs
+
+        found = minimal_pairs.evaluate_minimal_pairs(given, pairs)
+        print(json.dumps(found) if as_json else minimal_pairs.describe(found))
+    elif texts is not None:
+        from fairseq.evaluation import continuations
+
+        found = continuations.evaluate_last_words(given, texts, key)
+        print(json.dumps(found) if as_json else continuations.describe(found))
+    return texts is not None or pairs is not None

@@ -22,6 +22,7 @@ EXAMPLES = """examples:
       --write-teacher-cache cache --top-k 64 --cache-temperatures 1,2
   fairseq-validate data-bin --path runs/student/checkpoint_best.pt --per-sample scores.csv
   fairseq-validate data-bin --path runs      every checkpoint below a folder, in one table
+  fairseq-validate data-bin --path runs/mine/checkpoint_best.pt --minimal-pairs blimp/data
 
 Settings that are not given are the checkpoint's own.
 """
@@ -50,7 +51,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and evaluate."""
     from fairseq.config import options
     from fairseq.logging.progress_bar import setup_logging
-    from fairseq_cli.flags import stated_flags
+    from fairseq_cli.flags import score_texts, stated_flags
 
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = options.get_validation_parser(argv=argv)
@@ -64,12 +65,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     whole = os.path.isdir(given.get("path") or "")
     if as_json or whole:
         given.setdefault("log_format", "none")
-    texts, key = given.pop("last_word", None), given.pop("text_key", "text")
-    if texts is not None:
-        from fairseq.evaluation.continuations import describe, evaluate_last_words
-
-        words = evaluate_last_words(given, texts, key)
-        print(json.dumps(words) if as_json else describe(words))
+    if score_texts(given, as_json):
         return 0
     teaching = {name: given.pop(name) for name in _TEACHER_FLAGS if name in given}
     if {"write_teacher_cache", "per_sample"} & set(teaching):

@@ -326,16 +326,38 @@ def load(given: Mapping[str, Any]) -> tuple[list[Any], Any, Any, Any, torch.devi
     return models, config, task, task.build_bpe(config.bpe), device
 
 
-def read_texts(path: str, text_key: str = "text") -> Iterator[str]:
+def read_texts(path: str, text_key: str = "text", remedy: str = REMEDY) -> Iterator[str]:
     """Yield the texts of a file of JSON lines, or of a saved datasets folder.
+
+    Args:
+        path: the file or folder.
+        text_key: key of the text.
+        remedy: what a message says is to be done about records without text.
 
     Raises:
         MissingFileError: if it does not exist.
         DataError: on a record without text.
     """
-    reader: Any = reader_of(path, DocumentOptions(text_key, remedy=REMEDY))
+    reader: Any = reader_of(path, DocumentOptions(text_key, remedy=remedy))
     for block in reader.blocks():
         yield from reader.texts(block).texts
+
+
+def watched(common: Any, prefix: str) -> Callable[[Batches], Iterable[Any]]:
+    """Return what shows the progress through batches, as the settings ``common`` ask for it."""
+
+    def watch(batches: Batches) -> Iterator[Any]:
+        bar = progress_bar(
+            batches,
+            log_format=common.log_format,
+            log_interval=common.log_interval,
+            prefix=prefix,
+            default_log_format="simple" if common.no_progress_bar else "rich",
+        )
+        with bar as progress:
+            yield from progress
+
+    return watch
 
 
 def evaluate_last_words(
@@ -349,19 +371,7 @@ def evaluate_last_words(
         text_key: key of the text.
     """
     models, config, task, bpe, device = load(given)
-    common = config.common
-
-    def watch(batches: Batches) -> Iterator[Any]:
-        bar = progress_bar(
-            batches,
-            log_format=common.log_format,
-            log_interval=common.log_interval,
-            prefix="last words",
-            default_log_format="simple" if common.no_progress_bar else "rich",
-        )
-        with bar as progress:
-            yield from progress
-
+    watch = watched(config.common, "last words")
     texts = read_texts(path, text_key)
     batch_size = given.get("batch_size") or BATCH_SIZE
     return last_word(models, task, bpe, texts, batch_size, device, watch)

@@ -323,7 +323,11 @@ def test_the_flags() -> None:
     parser = add_last_word_flags(argparse.ArgumentParser())
     args = parser.parse_args(["--last-word", "x.jsonl", "--text-key", "a.b"])
     assert (args.last_word, args.text_key) == ("x.jsonl", "a.b")
-    assert vars(parser.parse_args([])) == {"last_word": None, "text_key": "text"}
+    assert vars(parser.parse_args([])) == {
+        "last_word": None,
+        "text_key": "text",
+        "minimal_pairs": None,
+    }
 
 
 def test_texts_of_a_file(tmp_path: Path) -> None:
