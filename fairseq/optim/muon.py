@@ -82,7 +82,7 @@ def shape_factor(kind: str, rows: int, columns: int) -> float:
 
 
 def torch_kernel() -> Callable[..., None] | None:
-    """Return the function under ``torch.optim.Muon``, None where torch has none (before 2.9)."""
+    """Return the function under ``torch.optim.Muon``, None where torch has none there."""
     try:
         from torch.optim._muon import muon
     except ImportError:
@@ -164,7 +164,7 @@ class Muon(Adam):
 
 @register_optimizer("muon", dataclass=FairseqMuonConfig)
 class FairseqMuon(FairseqAdam):
-    """``--optimizer muon``; weights in the flat vector of ``--fp16`` are kept apart.
+    """``--optimizer muon``.
 
     Args:
         cfg: a :class:`FairseqMuonConfig`.
@@ -182,7 +182,7 @@ class FairseqMuon(FairseqAdam):
             raise ConfigError("--muon-momentum must be in [0, 1), --muon-steps from 1 to 99")
         kernel = None if cfg.muon_impl == "reference" else torch_kernel()
         if cfg.muon_impl == "torch" and kernel is None:
-            raise ConfigError("--muon-impl torch needs torch 2.9 or later; use reference")
+            raise ConfigError("--muon-impl torch: this torch has no Muon; use reference")
         return Muon(
             params,
             momentum=cfg.muon_momentum,

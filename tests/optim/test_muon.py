@@ -156,7 +156,7 @@ def test_names_are_needed(monkeypatch):
     with pytest.raises(ConfigError, match="dicts of name and tensor"):
         build_optimizer(config(), tensors().values())
     monkeypatch.setattr(module, "torch_kernel", lambda: None)
-    with pytest.raises(ConfigError, match=r"torch 2\.9"):
+    with pytest.raises(ConfigError, match="this torch has no Muon"):
         build_optimizer(config(muon_impl="torch"), [tensors()])
     assert build_optimizer(config(), [tensors()]).optimizer.muon_kernel is None
 
