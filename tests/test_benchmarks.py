@@ -7,15 +7,24 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
-def test_page_is_printed_from_the_records() -> None:
-    spec = importlib.util.spec_from_file_location("table", ROOT / "table.py")
+def program(name: str) -> Any:
+    """Return a program of the folder as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
     assert spec is not None and spec.loader is not None
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_page_is_printed_from_the_records() -> None:
+    table = program("table")
     assert (ROOT / "README.md").read_text(encoding="utf-8") == table.page()
 
 
@@ -59,3 +68,26 @@ def test_the_benchmark_of_grammars_runs() -> None:
     result = json.loads(done.stdout)["result"]
     assert (result["symbols"], result["words"]) == (50, 200)
     assert result["sample_s"] > result["single_mask_s"] > 0
+
+
+def test_the_comparison_of_muon_extends_its_rates_and_pairs_its_seeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    module = program("muon")
+    comparison = object.__new__(module.Comparison)
+    for best, rates in (
+        (0.004, [0.002, 0.004, 0.008]),
+        (0.03, [0.002, 0.004, 0.008, 0.016, 0.032]),
+    ):
+        comparison.losses = lambda wanted, best=best: [abs(rate - best) for _, rate, _ in wanted]
+        found = list(comparison.tuned("Muon"))
+        assert found[: len(rates)] == rates and found[-1] > best
+    # 4.303 standard errors (1 / sqrt 3) on either side
+    assert module.paired([1.0, 2.0, 3.0]) == {
+        "mean": 2.0,
+        "interval_95": [-0.4843, 4.4843],
+        "so": "cannot be told",
+    }
+    assert module.paired([-1.0, -1.1, -0.9])["so"] == "Muon is better"
+    assert module.paired([1.0, 1.1, 0.9])["so"] == "AdamW is better"

@@ -361,13 +361,13 @@ class StepLRSchedule(PureSchedule):
 class WSDScheduleConfig(FairseqDataclass):
     """Settings of ``--lr-scheduler wsd``."""
 
-    warmup_updates: int = option(0, "updates of linear warm-up")
-    warmup_init_lr: float = option(-1.0, "rate of the first update (default: 0)")
+    warmup_updates: int = option(0, "updates of linear warm-up", minimum=0)
+    warmup_init_lr: float = option(-1.0, "rate of the first update (default: 0)", minimum=0)
     decay_updates: float = option(
-        0.1, "updates of the decay, below 1 their share of all (0: no decay)", new=True
+        0.1, "updates of the decay, below 1 their share of all (0: no decay)", new=True, minimum=0
     )
     decay_shape: Literal["linear", "1-sqrt"] = option("linear", "how the rate falls", new=True)
-    end_learning_rate: float = option(0.0, "rate from the last update on")
+    end_learning_rate: float = option(0.0, "rate from the last update on", minimum=0)
     total_num_update: float = option(
         II("optimization.max_update"), "update at which the decay ends (default: --max-update)"
     )

@@ -42,8 +42,12 @@ class FairseqMuonConfig(FairseqAdamConfig):
     """Settings of ``--optimizer muon``; those of Adam are for the other parameters."""
 
     muon_params: str = option("layers.", "matrices with this in their names are Muon's", new=True)
-    muon_momentum: float = option(0.95, "decay rate of the running mean of gradients", new=True)
-    muon_steps: int = option(5, "steps of the Newton-Schulz iteration", new=True)
+    muon_momentum: float = option(
+        0.95, "decay rate of the running mean of gradients", new=True, minimum=0, maximum=1
+    )
+    muon_steps: int = option(
+        5, "steps of the Newton-Schulz iteration", new=True, minimum=1, maximum=99
+    )
     muon_adjust_lr: Adjustment = option(
         "match_rms_adamw", "factor of the rate by shape; original: sqrt(max(1, R/C))", new=True
     )
