@@ -6,6 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # Editable, with the tested versions; repeated only when what is asked for changes.
 INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.installed-test
+EXCHANGEABLE := $(VENV)/.installed-hf
 
 .PHONY: help setup demo test check faults matrix bench data train clean
 
@@ -16,7 +17,8 @@ help:
 	@echo "make data     TRAIN=file VALID=file TOKENIZER=file DATA=folder: encode and binarize text"
 	@echo "make train    DATA=folder TOKENIZER=file RUN=folder UPDATES=n: train the demo's model on it"
 	@echo "make faults   hundreds of kills, full disks and damaged files"
-	@echo "make matrix   the long tests: every combination of knobs, the oldest supported torch"
+	@echo "make matrix   the long tests: every combination of knobs, exports (with transformers),"
+	@echo "              the oldest supported torch"
 	@echo "make bench    measure speed; results go to benchmarks/results"
 
 $(INSTALLED): pyproject.toml constraints.txt fairseq/version.py
@@ -26,6 +28,10 @@ $(INSTALLED): pyproject.toml constraints.txt fairseq/version.py
 
 $(TESTABLE): $(INSTALLED)
 	$(PIP) install -c constraints.txt -e '.[plot,test,dev]'
+	@touch $@
+
+$(EXCHANGEABLE): $(TESTABLE)
+	$(PIP) install -c constraints.txt -e '.[plot,test,dev,hf]'
 	@touch $@
 
 setup: $(TESTABLE)
@@ -46,8 +52,9 @@ faults: $(TESTABLE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "faults or hostile" -s tests \
 		--figures benchmarks/results/faults.json
 
-matrix: $(TESTABLE)
+matrix: $(EXCHANGEABLE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "matrix" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests -k "export or imported"
 
 bench: $(TESTABLE)
 	$(BIN)/python benchmarks/run.py

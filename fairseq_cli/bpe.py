@@ -45,6 +45,9 @@ examples:
   GPT-2's encoding, from its published files:
     fairseq-bpe encode --bpe gpt2 --gpt2-encoder-json encoder.json --gpt2-vocab-bpe vocab.bpe \\
         --keep-empty --inputs train.txt --outputs train.bpe
+  BERT's word pieces, for a model that was imported:
+    fairseq-bpe encode --bpe wordpiece --vocab bert/vocab.txt --keep-empty \\
+        --inputs train.txt --outputs train.bpe
   sentence pairs that stay pairs:
     fairseq-bpe encode --inputs train.a train.b --outputs train.a.bpe train.b.bpe
   one JSON object per line: each is a document, its lines become lines, an empty line parts two
@@ -74,6 +77,9 @@ OPTIONS = {
             "byte_level_tokenizer",
             "tokenizer.json written by fairseq-bpe train",
         ),
+    ],
+    "wordpiece": [
+        (["--wordpiece-vocab", "--vocab"], "wordpiece_vocab", "BERT's vocab.txt"),
     ],
     "sentencepiece": [
         (["--sentencepiece-model"], "sentencepiece_model", "SentencePiece .model file"),
@@ -180,6 +186,23 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     for name, options in OPTIONS.items():
         for flags, field, text in options:
             parser.add_argument(*flags, dest=field, metavar="FILE", help=f"{name}: {text}")
+    word: Any = {"default": argparse.SUPPRESS}
+    parser.add_argument(
+        "--wordpiece-cased", action="store_true", help="wordpiece: keep capital letters", **word
+    )
+    parser.add_argument(
+        "--wordpiece-accents",
+        choices=["auto", "keep", "strip"],
+        help="wordpiece: keep or strip accents (auto: they go with the capital letters)",
+        **word,
+    )
+    parser.add_argument(
+        "--no-wordpiece-chinese",
+        dest="wordpiece_chinese",
+        action="store_false",
+        help="wordpiece: Chinese characters are no words of their own",
+        **word,
+    )
 
 
 def _build(args: argparse.Namespace) -> TextEncoder:
@@ -190,7 +213,12 @@ def _build(args: argparse.Namespace) -> TextEncoder:
         for flags, field, _ in options:
             if name != args.bpe and getattr(args, field) is not None:
                 raise ConfigError(f"{flags[0]} belongs to --bpe {name}, not to --bpe {args.bpe}")
+    switches = {k: v for k, v in vars(args).items() if k.startswith("wordpiece_") and v is not None}
+    if switches and args.bpe != "wordpiece":
+        raise ConfigError(f"settings of wordpiece were given, but --bpe is {args.bpe}")
     config = BPE_DATACLASS_REGISTRY[args.bpe]()
+    for field, value in switches.items():
+        setattr(config, field, value)
     for _, field, _ in OPTIONS[args.bpe]:
         if getattr(args, field) is not None:
             setattr(config, field, getattr(args, field))

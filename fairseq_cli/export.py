@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from fairseq_cli.bpe import OPTIONS
 from fairseq_cli.entry import run_command
 
 EXAMPLES = """examples:
@@ -18,9 +19,11 @@ EXAMPLES = """examples:
   fairseq-export runs/mine/checkpoint_best.pt --to fairseq --out plain.pt
   fairseq-export runs/mine/checkpoint_best.pt --to safetensors --out weights.safetensors
 
-RoBERTa, BERT and DistilBERT come as roberta, GPT-2 and GPT-NeoX as transformer_lm. Logits of 100
-sentences are compared before the result gets its name; a difference above 1e-5 (times the greatest
-logit of a causal model) is an error, and nothing is written.
+RoBERTa, XLM-R, CamemBERT, BERT and DistilBERT come as roberta, GPT-2, GPT-NeoX and OPT as
+transformer_lm; classifiers of sentences come and go with their head and labels. Logits,
+log-probabilities, perplexity and greedy continuations on 100 sentences, and on 60 texts that
+tokenizers differ on, are compared before the result gets its name; a difference above 1e-5 (times
+the greatest logit) is an error, and nothing is written.
 """
 
 
@@ -53,6 +56,14 @@ def get_parser() -> argparse.ArgumentParser:
     own.add_argument("--byte-level-tokenizer", help="tokenizer.json of --bpe byte_level")
     own.add_argument("--gpt2-encoder-json", help="encoder.json of --bpe gpt2")
     own.add_argument("--gpt2-vocab-bpe", help="vocab.bpe of --bpe gpt2")
+    own.add_argument("--wordpiece-vocab", help="vocab.txt of --bpe wordpiece")
+    own.add_argument("--sentencepiece-model", help="model of --bpe sentencepiece")
+    own.add_argument(
+        "--classification-head",
+        metavar="NAME",
+        help="with --to hf: take this head of an encoder along, or none: the vocabulary head "
+        "(default: the one it was fine-tuned with)",
+    )
     own.add_argument("--sentences", type=Path, help="text to compare on (default: Python's help)")
     own.add_argument(
         "--log-unigram-bias",
@@ -91,10 +102,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif args.origin == "hf":
         result = encoder_in.from_huggingface(args.source, args.out, lines, args.force)
     elif args.to == "hf":
-        names = ("bpe", "byte_level_tokenizer", "gpt2_encoder_json", "gpt2_vocab_bpe")
+        names = ("bpe", *(field for row in OPTIONS.values() for _, field, _ in row))
         settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
         result = encoder_out.to_huggingface(
-            args.source, args.out, args.data, lines, args.force, **settings
+            args.source,
+            args.out,
+            args.data,
+            lines,
+            args.force,
+            args.classification_head,
+            **settings,
         )
         if args.push is not None:
             result["pushed"] = push.push(args.out, args.push, private=not args.public)

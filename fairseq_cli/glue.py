@@ -13,6 +13,8 @@ DESCRIPTION = "Fine-tune a checkpoint on tasks of GLUE, several seeds each, and 
 EXAMPLES = """examples:
   fairseq-glue runs/mine/checkpoint_best.pt --glue-dir glue --tasks CoLA SST-2 MRPC \\
       --seeds 1 2 3 --out runs/mine-glue
+  a classifier for transformers, with its head and the names of its labels:
+    fairseq-glue model.pt --glue-dir glue --tasks SST-2 --out runs/sst2 --export hf
   a probe: the encoder stays as it is, its mean feeds the new head
     fairseq-glue model.pt --glue-dir glue --tasks CoLA --out probe \\
         --freeze-encoder --pooling mean --lr 0.001
@@ -21,7 +23,8 @@ EXAMPLES = """examples:
 dev_mismatched.tsv). Each task has its recipe; any flag of fairseq-train (--lr, --max-epoch,
 --batch-size, --cpu, ...) wins over it, and the schedule follows. What is finished is kept in
 OUT/results.json and not repeated; what was interrupted goes on. In the table "best" is the epoch
-that validated best, "majority" what the most frequent label would score.
+that validated best, "majority" what the most frequent label would score. With --export hf, a run
+that is finished but was not exported is repeated.
 """
 
 
@@ -50,6 +53,9 @@ def get_parser() -> argparse.ArgumentParser:
         for flags, field, text in encoder_options:
             own.add_argument(*flags, dest=field, metavar="FILE", help=f"{name}: {text}")
     own.add_argument("--keep-checkpoints", action="store_true", help="keep the fine-tuned models")
+    own.add_argument(
+        "--export", choices=["hf"], help="export the best model of each run, into its folder hf"
+    )
     own.add_argument("--json", action="store_true", help="print the summary as JSON")
     return own
 
@@ -72,7 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = {field: value for field, value in settings.items() if value is not None}
     pretrained = open_pretrained(args.checkpoint, args.dict_dir, **given)
     runs = run_glue(
-        chosen, args.seeds, pretrained, args.glue_dir, Path(args.out), flags, args.keep_checkpoints
+        chosen,
+        args.seeds,
+        pretrained,
+        args.glue_dir,
+        Path(args.out),
+        flags,
+        args.keep_checkpoints,
+        args.export is not None,
     )
     rows = summarize(runs)
     print(json.dumps(rows) if args.json else table(rows))

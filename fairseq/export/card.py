@@ -96,10 +96,10 @@ def write_card(
         "Compared with the checkpoint on export: largest difference "
         f"{result['max_abs_difference']:.1e}.\n",
     ]
-    if result.get("extra_rows"):
+    if result.get("extra_rows") and not result.get("remote_code"):
         lines.append(
             f"The last {result['extra_rows']} rows of the table stand for pieces of text that the "
-            "model does not know. They are copies of the row of the unknown symbol.\n"
+            "model does not know: they read as the unknown symbol, and are never predicted.\n"
         )
     how = _table(training) if training else "The checkpoint records no training.\n"
     lines += ["## Training\n", how, "## Loading\n"]

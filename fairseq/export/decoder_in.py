@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq.errors import CheckpointError, UnsupportedError
+from fairseq.errors import UnsupportedError
 from fairseq.export import decoder_out, decoder_tokenizer, encoder_out
+from fairseq.export.compare import ODD_TEXTS, same_tokens
 from fairseq.export.decoder_names import CAUSAL, OUTPUT, TABLE, CausalFamily, State, to_ours
 from fairseq.export.model_files import write_ours
 
@@ -39,6 +40,10 @@ _KNOWN: dict[str, tuple[Any, ...]] = {
     "scale_attn_weights": (True, None),
     "scale_attn_by_inverse_layer_idx": (False, None),
     "add_cross_attention": (False, None),
+    "do_layer_norm_before": (True, None),
+    "_remove_final_layer_norm": (False, None),
+    "layer_norm_elementwise_affine": (True, None),
+    "enable_bias": (True, None),
 }
 
 
@@ -63,8 +68,8 @@ def convert(
         found: their weights.
 
     Returns:
-        ``{"model_type", "head", "tokenizer", "added_rows", "sentences", "greatest_logit",
-        "max_abs_difference"}``.
+        ``{"model_type", "head", "tokenizer", "added_rows", "sentences", "max_abs_difference",
+        ...}``.
 
     Raises:
         CheckpointError: if weights are missing, or the imported model differs.
@@ -81,6 +86,8 @@ def convert(
     dictionary = decoder_tokenizer.make_dictionary(tokenizer, described, rows)
     add_rows(state, len(dictionary) - rows)
     dictionary.save(folder / "dict.txt")
+    if dictionary.nspecial:
+        settings["add_bos_token"] = described.get("bos_token_id") == dictionary.bos()
     encoder = decoder_tokenizer.save_encoder(folder, out, tokenizer, dictionary)
     split = encoder.pop("tokenizer")
     state = {"decoder.version": torch.tensor([3.0]), **state}
@@ -90,40 +97,29 @@ def convert(
     theirs = theirs.from_pretrained(str(clean)).float().eval()
     tokens = []
     if not split.startswith("none"):
-        tokens = decoder_out.our_tokens(hub, sentences)
-        _check_tokens(transformers, clean, sentences, tokens, decoder_out.first_symbol(hub))
+        texts = [*sentences, *ODD_TEXTS]
+        tokens = decoder_out.our_tokens(hub, texts)
+        its = transformers.AutoTokenizer.from_pretrained(str(clean))
+        first = decoder_out.first_symbol(hub)
+        front = [] if first is None else [dictionary.index(first)]
+        same_tokens(
+            lambda text: {"input_ids": [*front, *its(text, add_special_tokens=False)["input_ids"]]},
+            texts,
+            tokens,
+            dictionary.unk(),
+            len(dictionary) - 1,
+        )
     limit = min(int(hub.model.max_positions()), settings["max_target_positions"])
     tokens += decoder_out.random_tokens(dictionary, limit)
-    difference, greatest = decoder_out.compare(hub, theirs, tokens, tokens)
+    agreement = decoder_out.compare(hub, theirs, tokens, tokens)
     return {
         "model_type": family.model_type,
         "head": settings["head"],
         "tokenizer": split,
         "added_rows": len(dictionary) - rows,
-        "sentences": len(tokens) - len(decoder_out.RANDOM_LENGTHS),
-        "greatest_logit": greatest,
-        "max_abs_difference": difference,
+        "sentences": len(sentences) if not split.startswith("none") else 0,
+        **agreement.facts(),
     }
-
-
-def _check_tokens(
-    transformers: Any,
-    source: Path,
-    sentences: Sequence[str],
-    tokens: Sequence[Tensor],
-    first: str | None,
-) -> None:
-    """Raise unless their tokenizer splits sentences as ours does."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(source))
-    skipped = 0 if first is None else 1
-    for text, row in zip(sentences, tokens, strict=True):
-        theirs = tokenizer(text, add_special_tokens=False)["input_ids"]
-        ours = row.tolist()[skipped:]
-        if theirs[: len(ours)] != ours:
-            raise CheckpointError(
-                f"the imported tokenizer splits {text!r} into {ours}, the folder's into {theirs}; "
-                "nothing was written"
-            )
 
 
 # -- settings ------------------------------------------------------------------------------------
@@ -138,21 +134,20 @@ def our_settings(described: Mapping[str, Any]) -> dict[str, Any]:
     for name, known in _KNOWN.items():
         if described.get(name) not in known:
             raise UnsupportedError(f"{name} {described[name]!r} is not supported")
-    neox = described["model_type"] == "gpt_neox"
-    names = {
-        "width": "hidden_size" if neox else "n_embd",
-        "inner": "intermediate_size" if neox else "n_inner",
-        "layers": "num_hidden_layers" if neox else "n_layer",
-        "heads": "num_attention_heads" if neox else "n_head",
-        "act": "hidden_act" if neox else "activation_function",
-        "length": "max_position_embeddings" if neox else "n_positions",
-        "dropout": "hidden_dropout" if neox else "resid_pdrop",
-        "attention": "attention_dropout" if neox else "attn_pdrop",
-        "eps": "layer_norm_eps" if neox else "layer_norm_epsilon",
-    }
-    value = {ours: described[theirs] for ours, theirs in names.items()}
+    if described.get("word_embed_proj_dim", described.get("hidden_size")) != described.get(
+        "hidden_size"
+    ):
+        raise UnsupportedError(
+            f"word_embed_proj_dim {described['word_embed_proj_dim']} is not hidden_size "
+            f"{described['hidden_size']}: embeddings of another width are not supported"
+        )
+    family = CAUSAL[described["model_type"]]
+    value = {ours: described[theirs] for ours, theirs in family.settings.items()}
+    eps = described.get("layer_norm_eps", described.get("layer_norm_epsilon", 1e-5))
     if value["act"] not in _OUR_ACTS:
         raise UnsupportedError(f"the activation {value['act']!r} is not supported")
+    rotary = family.positions is None
+    learned = {"position": "learned", "position_offset": family.first_position}
     return {
         "arch": "transformer_lm",
         "task": "language_modeling",
@@ -169,8 +164,8 @@ def our_settings(described: Mapping[str, Any]) -> dict[str, Any]:
         "activation_fn": _OUR_ACTS[value["act"]],
         "dropout": value["dropout"],
         "attention_dropout": value["attention"],
-        "layer_norm_eps": value["eps"],
-        **(_rotary(described) if neox else {"position": "learned", "position_offset": 0}),
+        "layer_norm_eps": eps,
+        **(_rotary(described) if rotary else learned),
     }
 
 

@@ -1,4 +1,4 @@
-"""Weights of causal language models: our names, and those of Hugging Face's GPT-2 and GPT-NeoX.
+"""Weights of causal language models: our names, and those of Hugging Face's families.
 
 Shapes: V rows of the embedding table, C channels, P positions, H heads, D channels of a head.
 """
@@ -40,11 +40,14 @@ class CausalFamily:
         table: the embedding table.
         positions: the table of positions, None where there is none.
         norm: the layer norm after the last layer.
-        fused: queries, keys and values of a layer, one linear map.
+        fused: queries, keys and values of a layer, one linear map; None where they are three.
         layer: our name -> theirs, of the rest of a layer.
         per_head: the fused map holds q, k and v of the first head, then of the second, and so on;
             otherwise q of all heads, then k, then v.
         transposed: linear maps are stored as (inputs, outputs).
+        config: the class of the settings.
+        settings: what they call the settings that all have.
+        first_position: row of the position table that the first token takes.
     """
 
     model_type: str
@@ -54,10 +57,13 @@ class CausalFamily:
     table: str
     positions: str | None
     norm: str
-    fused: str
+    fused: str | None
     layer: Mapping[str, str]
     per_head: bool
     transposed: bool
+    config: str
+    settings: Mapping[str, str]
+    first_position: int = 0
 
 
 CAUSAL = {
@@ -79,6 +85,12 @@ CAUSAL = {
         },
         per_head=False,
         transposed=True,
+        config="GPT2Config",
+        settings={
+            "width": "n_embd", "inner": "n_inner", "layers": "n_layer", "heads": "n_head",
+            "act": "activation_function", "length": "n_positions", "dropout": "resid_pdrop",
+            "attention": "attn_pdrop",
+        },
     ),
     "gpt_neox": CausalFamily(
         model_type="gpt_neox",
@@ -98,8 +110,39 @@ CAUSAL = {
         },
         per_head=True,
         transposed=False,
+        config="GPTNeoXConfig",
+        settings={
+            "width": "hidden_size", "inner": "intermediate_size", "layers": "num_hidden_layers",
+            "heads": "num_attention_heads", "act": "hidden_act",
+            "length": "max_position_embeddings", "dropout": "hidden_dropout",
+            "attention": "attention_dropout",
+        },
     ),
-}
+    "opt": CausalFamily(
+        model_type="opt",
+        classes=("OPTForCausalLM", "OPTModel"),
+        body="model.decoder.",
+        layers="layers.",
+        table="embed_tokens.weight",
+        positions="embed_positions.weight",
+        norm="final_layer_norm",
+        fused=None,
+        layer={
+            **{name: name for name in (*_QKV, "self_attn.out_proj", "self_attn_layer_norm")},
+            **{name: name for name in ("fc1", "fc2", "final_layer_norm")},
+        },
+        per_head=False,
+        transposed=False,
+        config="OPTConfig",
+        settings={
+            "width": "hidden_size", "inner": "ffn_dim", "layers": "num_hidden_layers",
+            "heads": "num_attention_heads", "act": "activation_function",
+            "length": "max_position_embeddings", "dropout": "dropout",
+            "attention": "attention_dropout",
+        },
+        first_position=2,
+    ),
+}  # fmt: skip
 
 
 def _single_names(family: CausalFamily, layers: int) -> dict[str, str]:
@@ -148,7 +191,7 @@ def to_theirs(state: Mapping[str, Tensor], family: CausalFamily, layers: int, he
     theirs: State = {}
     for number in range(layers):
         ours = f"decoder.layers.{number}."
-        for kind in KINDS:
+        for kind in KINDS if family.fused else ():
             parts = [state.pop(f"{ours}{name}.{kind}") for name in _QKV]
             name = f"{family.body}{family.layers}{number}.{family.fused}.{kind}"
             theirs[name] = _turned(fuse(parts, heads, family.per_head), family)
@@ -177,14 +220,15 @@ def to_ours(
     Raises:
         CheckpointError: if a weight is missing, or one is not known.
     """
-    rest = {k.removeprefix(family.body): v for k, v in found.items() if not _CONSTANTS.search(k)}
+    prefix = re.compile("^" + "".join(f"(?:{re.escape(part)})?" for part in _parts(family.body)))
+    rest = {prefix.sub("", k): v for k, v in found.items() if not _CONSTANTS.search(k)}
     if _OLD_OUTPUT in rest:
         rest[THEIR_OUTPUT] = rest.pop(_OLD_OUTPUT)
     layers = len({key.split(".")[1] for key in rest if key.startswith(family.layers)})
     if not attention_bias:
         _add_zeros(rest, family, layers)
     names = {k: v.removeprefix(family.body) for k, v in _single_names(family, layers).items()}
-    fused = [f"{family.layers}{number}.{family.fused}" for number in range(layers)]
+    fused = [f"{family.layers}{n}.{family.fused}" for n in range(layers) if family.fused]
     expected = {*names.values(), *(f"{name}.{kind}" for name in fused for kind in KINDS)}
     missing = sorted(expected - rest.keys() - {THEIR_OUTPUT})
     unknown = sorted(rest.keys() - expected)
@@ -206,10 +250,15 @@ def to_ours(
     return ours
 
 
+def _parts(body: str) -> list[str]:
+    """Return the parts of a prefix, each of which a file may lack."""
+    return re.findall(r"[^.]+\.", body)
+
+
 def _add_zeros(state: State, family: CausalFamily, layers: int) -> None:
     """Add the biases that an attention without any has not, in place."""
     for number in range(layers):
-        for name in (family.fused, family.layer["self_attn.out_proj"]):
+        for name in filter(None, (family.fused, family.layer["self_attn.out_proj"])):
             weight = state.get(f"{family.layers}{number}.{name}.weight")
             if weight is not None:
                 outputs = weight.shape[1 if family.transposed else 0]

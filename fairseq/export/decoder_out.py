@@ -1,17 +1,23 @@
-"""Causal language models to Hugging Face's GPT-2 and GPT-NeoX, compared before they get a name.
+"""Causal language models to Hugging Face: GPT-2, GPT-NeoX and OPT, compared before they get a name.
 
-What has no place there is folded into weights where that is exact, and refused where it is not:
+What has no place there is folded into weights where that is exact:
 
 - token embeddings times sqrt(C), and CLAP's rows of unit length, go into the embedding table;
 - where the output layer is that table, what it must not see of this (and CLAP's beta) goes into the
   last layer norm, whose output feeds nothing else: hidden states are then larger by one factor;
-- positions that are sinusoidal, or that do not start at row 0, go into a table that does.
+- positions that are sinusoidal, or that do not start at row 0, go into a table that does;
+- pieces of text that the dictionary lacks get rows of their own, equal to that of the unknown where
+  they are read; their logits, and a bias of the head, are a matter of the last layer norm and an
+  output table of its own (:mod:`fairseq.export.norm_bias`).
+
+What does not fit goes out as the class whose file travels with it.
 
 Shapes: B rows, T tokens, V vocabulary, C channels, P positions.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +27,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq.errors import CheckpointError, UnsupportedError
-from fairseq.export import decoder_tokenizer
+from fairseq.export import decoder_tokenizer, norm_bias, travelling
+from fairseq.export.compare import (
+    ODD_TEXTS,
+    PROMPTS,
+    Agreement,
+    check_continuations,
+    nats,
+    perplexities,
+    same_tokens,
+)
 from fairseq.export.decoder_names import (
     BIAS,
     CAUSAL,
@@ -37,6 +52,9 @@ from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
 
 RANDOM_LENGTHS = (1, 2, 7, 31, 64)
 BETA = "decoder.output_projection.beta"
+# What a piece outside the dictionary scores below the unknown symbol, in nats: together they take
+# less than 1e-8 of its probability, and as labels they cost no more than this above it.
+BELOW_UNKNOWN = -30.0
 _ACTS = {
     "relu": "relu",
     "gelu": "gelu",
@@ -51,47 +69,51 @@ _ACTS = {
 # -- which family --------------------------------------------------------------------------------
 
 
-def family_of(model: Any) -> str:
-    """Return the family of Hugging Face that computes the same as a ``transformer_lm``.
-
-    Raises:
-        UnsupportedError: naming everything that none of them has.
-    """
+def refused(model: Any) -> list[str]:
+    """Return what of a ``transformer_lm`` no class can compute that an export may use."""
     config: TransformerLanguageModelConfig = model.config
-    decoder, kind = model.decoder, config.position_kind()
     obstacles = {
-        "layer norms after the blocks (--decoder-normalize-before is off)": (
-            not config.decoder_normalize_before
-        ),
-        "no layer norm after the last layer": decoder.layer_norm is None,
-        "a layer norm on the embeddings": config.layernorm_embedding,
         "adaptive input": config.adaptive_input,
         "an adaptive softmax": config.adaptive_softmax_cutoff is not None,
         "embeddings and hidden states of different widths": not (
             config.decoder_input_dim == config.decoder_embed_dim == config.decoder_output_dim
         ),
-        "ALiBi": kind == "alibi",
-        "--clap-normalize-hidden": config.head == "clap" and config.clap_normalize_hidden,
-        "a bias in the vocabulary head": _has_bias(model),
         "fewer outputs than embeddings": _fewer_outputs(model),
-        "--parallel-residual without rotary positions": (
-            config.parallel_residual and kind != "rotary"
-        ),
         **{
             f"--{name.replace('_', '-')}": getattr(config, name)
             for name in ("scale_attn", "scale_fc", "scale_heads", "scale_resids")
         },
     }
-    if found := [name for name, there in obstacles.items() if there]:
-        raise UnsupportedError(
-            f"neither GPT-2 nor GPT-NeoX of Hugging Face has: {'; '.join(found)}"
-        )
-    return "gpt_neox" if kind == "rotary" else "gpt2"
+    return [name for name, there in obstacles.items() if there]
 
 
-def _has_bias(model: Any) -> bool:
-    bias_V = getattr(model.decoder.output_projection, "bias", None)
-    return bias_V is not None and bool(bias_V.ne(0).any())
+def family_of(model: Any) -> str | None:
+    """Return the family of Hugging Face that computes the same as a ``transformer_lm``.
+
+    None if only the class that travels with the model does.
+
+    Raises:
+        UnsupportedError: naming everything that this one lacks, too.
+    """
+    config: TransformerLanguageModelConfig = model.config
+    if found := refused(model):
+        raise UnsupportedError(f"no class for Hugging Face has: {'; '.join(found)}")
+    decoder, kind = model.decoder, config.position_kind()
+    if (
+        not config.decoder_normalize_before
+        or decoder.layer_norm is None
+        or config.layernorm_embedding
+        or kind == "alibi"
+        or (config.head == "clap" and config.clap_normalize_hidden)
+        or (config.parallel_residual and kind != "rotary")
+        or not norm_bias.can_carry(decoder.layer_norm.weight)
+    ):
+        return None
+    if kind == "rotary":
+        return "gpt_neox"
+    first = decoder.pad + 1 if config.position_offset is None else config.position_offset
+    is_opt = kind == "learned" and first == 2 and config.activation_fn == "relu"
+    return "opt" if is_opt and decoder.pad == 1 else "gpt2"
 
 
 def _fewer_outputs(model: Any) -> bool:
@@ -109,7 +131,6 @@ def plain_state(model: Any) -> State:
     config, decoder = model.config, model.decoder
     state = {key: value.detach().float() for key, value in model.state_dict().items()}
     state.pop("decoder.version")
-    state.pop(BIAS, None)  # zero, or the export was refused
     table_VC = state[TABLE]
     if config.head == "clap" and config.clap_normalize:
         table_VC = F.normalize(table_VC, dim=-1)
@@ -139,74 +160,103 @@ def _positions(config: TransformerLanguageModelConfig, decoder: Any) -> Tensor:
     return rows_PC[first : first + length].clone()
 
 
-def _their_rows(state: State, kept: int, extra: int, unknown: int) -> State:
-    """Drop the rows that an import added; add copies of the row of the unknown."""
-    changed = dict(state)
+def _their_rows(state: State, kept: int, extra: int, unknown: int) -> bool:
+    """Drop the rows that an import added; add rows that read as unknown, in place.
+
+    Returns:
+        whether the output layer is still the embedding table, if it was.
+    """
+    bias_V = state.pop(BIAS, None)
     for name in (TABLE, OUTPUT):
         if name in state:
             copies = state[name][unknown].expand(extra, -1)
-            changed[name] = torch.cat([state[name][:kept], copies])
-    return changed
+            state[name] = torch.cat([state[name][:kept], copies])
+    if OUTPUT not in state:
+        return True
+    bias_V = torch.zeros(max(kept, unknown + 1)) if bias_V is None else bias_V
+    bias_V = torch.cat([bias_V[:kept], (bias_V[unknown] + BELOW_UNKNOWN).expand(extra)])
+    if not bool(bias_V.any()):
+        return True
+    gain_C, shift_C = state[f"{NORM}.weight"], state[f"{NORM}.bias"]
+    state[OUTPUT], state[f"{NORM}.bias"] = norm_bias.carry(state[OUTPUT], gain_C, shift_C, bias_V)
+    return False
 
 
-def their_config(transformers: Any, model: Any, family: str, rows: int, positions: int) -> Any:
+def their_config(
+    transformers: Any, hub: Any, family: str, rows: int, positions: int, tied: bool
+) -> Any:
     """Return the settings of their class."""
+    model = hub.model
     config, dictionary = model.config, model.decoder.dictionary
     kept = decoder_tokenizer.rows_kept(dictionary)
     ids = {f"{role}_token_id": getattr(dictionary, role)() for role in ("bos", "eos", "pad")}
+    if (first := first_symbol(hub)) is not None:
+        ids["bos_token_id"] = dictionary.index(first)
     common = {
         "vocab_size": rows,
-        "tie_word_embeddings": _is_tied(config),
+        "tie_word_embeddings": tied and _is_tied(config),
         **{name: index if index < kept else None for name, index in ids.items()},
     }
+    names = CAUSAL[family].settings
+    values = {
+        "length": positions,
+        "width": config.decoder_embed_dim,
+        "layers": config.layers(),
+        "heads": config.decoder_attention_heads,
+        "inner": config.decoder_ffn_embed_dim,
+        "act": _ACTS[config.activation_fn],
+        "dropout": config.dropout,
+        "attention": config.attention_dropout,
+    }
+    settings = {names[name]: value for name, value in values.items()}
     if family == "gpt2":
-        return transformers.GPT2Config(
-            n_positions=positions,
-            n_embd=config.decoder_embed_dim,
-            n_layer=config.layers(),
-            n_head=config.decoder_attention_heads,
-            n_inner=config.decoder_ffn_embed_dim,
-            activation_function=_ACTS[config.activation_fn],
-            resid_pdrop=config.dropout,
-            embd_pdrop=config.dropout,
-            attn_pdrop=config.attention_dropout,
-            layer_norm_epsilon=config.layer_norm_eps,
-            **common,
-        )
-    return transformers.GPTNeoXConfig(
-        max_position_embeddings=positions,
-        hidden_size=config.decoder_embed_dim,
-        num_hidden_layers=config.layers(),
-        num_attention_heads=config.decoder_attention_heads,
-        intermediate_size=config.decoder_ffn_embed_dim,
-        hidden_act=_ACTS[config.activation_fn],
-        hidden_dropout=config.dropout,
-        attention_dropout=config.attention_dropout,
-        layer_norm_eps=config.layer_norm_eps,
-        use_parallel_residual=config.parallel_residual,
-        rotary_pct=config.rotary_fraction,
-        rotary_emb_base=10000,
-        **common,
-    )
+        more = {"embd_pdrop": config.dropout, "layer_norm_epsilon": config.layer_norm_eps}
+    elif family == "opt":
+        more = {"word_embed_proj_dim": config.decoder_embed_dim, "layerdrop": 0.0}
+    else:
+        more = {
+            "layer_norm_eps": config.layer_norm_eps,
+            "use_parallel_residual": config.parallel_residual,
+            "rotary_pct": config.rotary_fraction,
+            "rotary_emb_base": 10000,
+        }
+    return getattr(transformers, CAUSAL[family].config)(**settings, **more, **common)
 
 
-def build_theirs(transformers: Any, model: Any, extra: int) -> Any:
-    """Return a model as their class, with ``extra`` more rows that read as unknown.
+def build_theirs(transformers: Any, hub: Any, extra: int) -> Any:
+    """Return a model as their class, or as the travelling one.
+
+    Args:
+        transformers: the package.
+        hub: our model with its task.
+        extra: how many pieces of text the dictionary lacks; they read as unknown.
 
     Raises:
         CheckpointError: if the weights do not fit it.
-        UnsupportedError: if no class of theirs computes the same.
+        UnsupportedError: if no class computes the same.
     """
-    name = family_of(model)
-    family, config, dictionary = CAUSAL[name], model.config, model.decoder.dictionary
-    kept = decoder_tokenizer.rows_kept(dictionary)
-    state = _their_rows(plain_state(model), kept, extra, dictionary.unk())
-    positions = len(state[POSITIONS]) if POSITIONS in state else config.max_target_positions
-    shape = their_config(transformers, model, name, kept + extra, positions)
-    renamed = to_theirs(state, family, config.layers(), config.decoder_attention_heads)
+    model, name = hub.model, family_of(hub.model)
+    dictionary = model.decoder.dictionary
     headless = model.decoder.output_projection is None
+    if name is None:
+        first = first_symbol(hub)
+        begin = None if first is None else dictionary.index(first)
+        settings = travelling.decoder_settings(hub, len(dictionary) + extra, begin)
+        kind = "Model" if headless else "ForCausalLM"
+        return travelling.build(model.state_dict(), settings, kind)
+    family, config = CAUSAL[name], model.config
+    kept = decoder_tokenizer.rows_kept(dictionary)
+    state = plain_state(model)
+    tied = _their_rows(state, kept, extra, dictionary.unk())
+    positions = len(state[POSITIONS]) if POSITIONS in state else config.max_target_positions
+    if family.first_position:  # rows of padding, which nothing reads
+        front_PC = model.decoder.embed_positions.weight[: family.first_position].detach().float()
+        state[POSITIONS] = torch.cat([front_PC, state[POSITIONS]])
+    shape = their_config(transformers, hub, name, kept + extra, positions, tied)
+    renamed = to_theirs(state, family, config.layers(), config.decoder_attention_heads)
     if headless:
-        renamed = {key.removeprefix(family.body): value for key, value in renamed.items()}
+        body = family.body.split(".")[0] + "."  # what the class with a head calls the body
+        renamed = {key.removeprefix(body): value for key, value in renamed.items()}
     theirs = getattr(transformers, family.classes[headless])(shape)
     missing, unexpected = theirs.load_state_dict(renamed, strict=False)
     if missing or unexpected:
@@ -252,10 +302,8 @@ def random_tokens(dictionary: Any, limit: int) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def compare(
-    hub: Any, theirs: Any, tokens: Sequence[Tensor], mapped: Sequence[Tensor]
-) -> tuple[float, float]:
-    """Return the greatest difference of logits, or of features where there is no head.
+def compare(hub: Any, theirs: Any, tokens: Sequence[Tensor], mapped: Sequence[Tensor]) -> Agreement:
+    """Return how far two models are apart; perplexities are those of all tokens but the first.
 
     Args:
         hub: our model.
@@ -263,24 +311,37 @@ def compare(
         tokens: token rows in our ids.
         mapped: the same in theirs.
 
-    Returns:
-        the difference, and the greatest absolute logit, with which rounding errors grow.
+    Raises:
+        CheckpointError: if they differ, in what they say or in how they go on.
     """
     headless = hub.model.decoder.output_projection is None
-    kept = decoder_tokenizer.rows_kept(hub.task.source_dictionary)
-    worst = greatest = 0.0
+    dictionary = hub.task.source_dictionary
+    kept = decoder_tokenizer.rows_kept(dictionary)
+    found, lost = Agreement(), []
     for ours_T, theirs_T in zip(tokens, mapped, strict=True):
         if not len(ours_T):
             continue
-        expected = hub.model(ours_T[None], features_only=headless)[0]
+        expected_TV = hub.model(ours_T[None], features_only=headless)[0][0]
         output = theirs(theirs_T[None])
-        found = output.last_hidden_state if headless else output.logits
+        found_TV = (output.last_hidden_state if headless else output.logits)[0]
         if not headless:
-            expected = expected[..., :kept]
-            found = found[..., :kept]
-        worst = max(worst, float((found - expected).abs().max()))
-        greatest = max(greatest, float(expected.abs().max()))
-    return worst, greatest
+            expected_TV = expected_TV[..., :kept]
+            right_T = ours_T[1:].clamp(max=kept - 1)
+            lost.append(
+                (
+                    nats(expected_TV[:-1], right_T),
+                    nats(found_TV[:-1], right_T),
+                )
+            )
+        found.add(expected_TV, found_TV, headless)
+    found.perplexities = perplexities(lost)
+    found.check()
+    if not headless:
+        prompts = [row[:5] for row in tokens if len(row) > 5][:PROMPTS]
+        check_continuations(
+            lambda x_1T: hub.model(x_1T)[0][..., :kept], lambda x_1T: theirs(x_1T).logits, prompts
+        )
+    return found
 
 
 # -- export --------------------------------------------------------------------------------------
@@ -293,65 +354,45 @@ def write(transformers: Any, hub: Any, folder: Path, sentences: Sequence[str]) -
         transformers: the package.
         hub: our model with its task and encoder.
         folder: an empty folder.
-        sentences: on which both models are compared, beside random tokens.
+        sentences: on which both models are compared, beside odd texts and random tokens.
 
     Returns:
-        ``{"class", "tokenizer", "extra_rows", "sentences", "greatest_logit",
-        "max_abs_difference"}``; without text encoder there is no tokenizer, and random tokens
-        alone are compared.
+        ``{"class", "remote_code", "tokenizer", "extra_rows", "sentences", "max_abs_difference",
+        ...}``; without text encoder there is no tokenizer, and random tokens alone are compared.
 
     Raises:
         CheckpointError: if the exported model or tokenizer differs.
-        UnsupportedError: if no class of theirs computes the same.
+        UnsupportedError: if no class computes the same.
     """
     dictionary = hub.task.source_dictionary
     kept = decoder_tokenizer.rows_kept(dictionary)
     extra = len(missing_pieces(hub.bpe, dictionary))
-    built = build_theirs(transformers, hub.model, extra)
+    built = build_theirs(transformers, hub, extra)
     built.save_pretrained(str(folder))
+    remote = family_of(hub.model) is None
+    if remote:
+        shutil.copy(Path(__file__).with_name(f"{travelling.FILE}.py"), folder)
     loaded = type(built).from_pretrained(str(folder)).eval()
     longest = int(hub.model.max_positions())
     tokens = mapped = random_tokens(dictionary, min(longest, max(RANDOM_LENGTHS)))
     splits = hub.bpe is not None or dictionary.unk() < kept
     if splits:
         first = first_symbol(hub)
-        decoder_tokenizer.save_tokenizer(folder, hub.bpe, dictionary, first, longest)
-        rows = our_tokens(hub, sentences)
-        tokens = [*tokens, *rows]
-        mapped = [*mapped, *_their_tokens(transformers, folder, sentences, rows, dictionary)]
-    worst, greatest = compare(hub, loaded, tokens, mapped)
+        after = len(dictionary) if remote else kept
+        decoder_tokenizer.save_tokenizer(folder, hub.bpe, dictionary, first, longest, after)
+        texts = [*sentences, *ODD_TEXTS]
+        rows = our_tokens(hub, texts)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=remote
+        )
+        tokens = [*rows, *tokens]
+        mapped = [*same_tokens(tokenizer, texts, rows, dictionary.unk(), after - 1), *mapped]
+    found = compare(hub, loaded, tokens, mapped)
     return {
         "class": type(loaded).__name__,
+        "remote_code": remote,
         "tokenizer": splits,
         "extra_rows": extra,
         "sentences": len(sentences) if splits else 0,
-        "greatest_logit": greatest,
-        "max_abs_difference": worst,
+        **found.facts(),
     }
-
-
-def _their_tokens(
-    transformers: Any,
-    folder: Path,
-    sentences: Sequence[str],
-    tokens: Sequence[Tensor],
-    dictionary: Any,
-) -> list[Tensor]:
-    """Return the tokens that the written tokenizer makes of sentences, int64 (T,) each.
-
-    Raises:
-        CheckpointError: if they are not ours, where ours are not unknown.
-    """
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
-    kept = decoder_tokenizer.rows_kept(dictionary)
-    mapped = []
-    for text, ours_T in zip(sentences, tokens, strict=True):
-        ids = tokenizer(text)["input_ids"][: len(ours_T)]
-        theirs_T = torch.tensor(ids, dtype=torch.int64)
-        if not torch.equal(theirs_T.masked_fill(theirs_T >= kept, dictionary.unk()), ours_T):
-            raise CheckpointError(
-                f"the exported tokenizer splits {text!r} into {ids}, the checkpoint's into "
-                f"{ours_T.tolist()}; nothing was written"
-            )
-        mapped.append(theirs_T)
-    return mapped

@@ -31,18 +31,14 @@ class FoundTokenizer(NamedTuple):
         vocabulary: token -> id.
         merges: pairs of tokens.
         unknown: the token that stands for unknown ones.
-        departures: what of it is left out here.
+        kept: more of its ``tokenizer.json``: the normalizer, and tokens found before text is cut.
     """
 
     kind: str
     vocabulary: dict[str, int]
     merges: list[list[str]]
     unknown: str | None = None
-    departures: tuple[str, ...] = ()
-
-    def remark(self) -> str:
-        """Return how text is split after an import."""
-        return ", without its ".join([self.kind, *self.departures])
+    kept: Mapping[str, Any] = {}
 
 
 def rows_kept(dictionary: Dictionary) -> int:
@@ -73,12 +69,8 @@ def find_tokenizer(folder: Path) -> FoundTokenizer:
     if not plain or not all(words.get(key) in values for key, values in PLAIN_WORDS.items()):
         reason = f"none: {model.get('type')} with {words.get('type')} is not known here"
         return FoundTokenizer(reason, vocabulary, merges, unknown)
-    departures = []
-    if content.get("normalizer") is not None:
-        departures.append(f"normalizer {content['normalizer'].get('type')}")
-    if added := [t for t in content.get("added_tokens", ()) if not t.get("special")]:
-        departures.append(f"{len(added)} added tokens such as {added[0]['content']!r}")
-    return FoundTokenizer("byte_level", vocabulary, merges, unknown, tuple(departures))
+    kept = {name: content.get(name) for name in ("normalizer", "added_tokens")}
+    return FoundTokenizer("byte_level", vocabulary, merges, unknown, kept)
 
 
 def _unknown(folder: Path) -> str | None:
@@ -115,7 +107,9 @@ def make_dictionary(found: FoundTokenizer, described: Mapping[str, Any], rows: i
             free = f"<{role}>" if f"<{role}>" not in found.vocabulary else f"<{role}:{index}>"
             symbols[index] = names.get(index, free)
     words = {role: symbols[index] for role, index in ids.items()}
-    if symbols[:4] == _NATIVE and [words[role] for role in ROLES] == _NATIVE:
+    native = [ids[role] for role in ("pad", "eos", "unk")] == [1, 2, 3] and ids["bos"] in (0, 2)
+    if native and [names.get(index) for index in range(4)] == _NATIVE:
+        # their bos is what texts begin with, which may be </s>
         dictionary = Dictionary()
         for symbol in symbols[4:]:
             dictionary.add_symbol(symbol, n=0)
@@ -141,6 +135,10 @@ def _roles(found: FoundTokenizer, described: Mapping[str, Any], rows: int) -> di
         unknown = found.vocabulary[found.unknown]
         if unknown not in {*ends, ids.get("pad")}:
             ids["unk"] = unknown
+    if (
+        "unk" not in ids and found.vocabulary.get(_NATIVE[3]) == 3
+    ):  # OPT has it, but does not say so
+        ids["unk"] = 3
     free = max(found.vocabulary.values(), default=rows) + 1
     spare = [index for index in range(free, rows) if index not in ids.values()]
     ids.setdefault("eos", ids.get("bos", rows))
@@ -167,13 +165,13 @@ def save_encoder(
         dictionary: the ids.
     """
     if found.kind != "byte_level":
-        return {"tokenizer": found.remark()}
+        return {"tokenizer": found.kind}
     from fairseq.data.encoders.byte_level import ByteLevelBPE, ByteLevelBPEConfig
 
     roles = {getattr(dictionary, f"{role}_word") for role in ROLES}
-    kept = {token: index for token, index in found.vocabulary.items() if token not in roles}
     path = folder / "tokenizer.json"
-    text = json.dumps(plain_content(kept, found.merges), ensure_ascii=False)
+    content = plain_content(found.vocabulary, found.merges, found.kept, roles)
+    text = json.dumps(content, ensure_ascii=False)
     path.write_text(text, encoding="utf-8")
     try:
         ByteLevelBPE(ByteLevelBPEConfig(byte_level_tokenizer=str(path)))
@@ -181,14 +179,14 @@ def save_encoder(
         path.unlink()
         return {"tokenizer": f"none: {error}"}
     settings = {"bpe": "byte_level", "byte_level_tokenizer": str(out / path.name)}
-    return {**settings, "tokenizer": found.remark()}
+    return {**settings, "tokenizer": found.kind}
 
 
 # -- writing -------------------------------------------------------------------------------------
 
 
 def save_tokenizer(
-    folder: Path, bpe: Any, dictionary: Dictionary, first: str | None, longest: int
+    folder: Path, bpe: Any, dictionary: Dictionary, first: str | None, longest: int, after: int
 ) -> None:
     """Write the tokenizer of a causal language model into a folder.
 
@@ -196,26 +194,27 @@ def save_tokenizer(
         folder: where.
         bpe: the encoder; None if words are separated by blanks.
         dictionary: the ids.
-        first: symbol that texts begin with, None for none.
+        first: symbol that texts begin with, None for none; it is their ``bos_token``.
         longest: longest input.
+        after: the id of the first piece that the dictionary lacks.
     """
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
     kept = rows_kept(dictionary)
     symbols = {symbol: index for index, symbol in enumerate(dictionary.symbols[:kept])}
-    tokenizer = plain_tokenizer(bpe, symbols, dictionary, kept)
+    tokenizer = plain_tokenizer(bpe, symbols, dictionary, after)
     front = f"{first} " if first else ""
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{front}$A",
         pair=f"{front}$A $B",
         special_tokens=[(first, dictionary.index(first))] if first else [],
     )
-    names = {
-        theirs: word
-        for role, theirs in ROLES.items()
-        if (word := getattr(dictionary, f"{role}_word")) in symbols
-    }
-    tokenizer.add_special_tokens(sorted(set(names.values()), key=symbols.__getitem__))
+    words = {theirs: getattr(dictionary, f"{role}_word") for role, theirs in ROLES.items()}
+    special = {word for word in words.values() if word in symbols}
+    tokenizer.add_special_tokens(sorted(special, key=symbols.__getitem__))
+    if first is not None:
+        words["bos_token"] = first
+    names = {theirs: word for theirs, word in words.items() if word in symbols}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=longest, **names)
     fast.save_pretrained(str(folder))

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from fairseq.errors import CheckpointError, UnsupportedError
-from fairseq.export import decoder_in, encoder_out, encoder_tokenizer
+from fairseq.export import decoder_in, encoder_out, encoder_tokenizers, heads, sentencepiece_files
+from fairseq.export.compare import ODD_TEXTS, Agreement, same_tokens
 from fairseq.export.decoder_names import CAUSAL
 from fairseq.export.encoder_names import ENCODER, FAMILIES, HEAD, to_ours
 from fairseq.export.model_files import read_weights, sound_folder, write_ours
 from fairseq.export.plain_folder import plain_folder, read_json
 from fairseq.files.io import require_file
 
+# Families that are RoBERTa with another tokenizer.
+FAMILY_OF = {"xlm-roberta": "roberta", "camembert": "roberta"}
 _OUR_ACTS = {"gelu": "gelu", "gelu_new": "gelu_accurate", "relu": "relu"}
 
 
@@ -26,7 +29,8 @@ def from_huggingface(
 ) -> dict[str, Any]:
     """Import a model folder as ``model.pt``, ``dict.txt`` and the file of its text encoder.
 
-    RoBERTa, BERT and DistilBERT become ``roberta``; GPT-2 and GPT-NeoX ``transformer_lm``.
+    RoBERTa, XLM-R, CamemBERT, BERT and DistilBERT become ``roberta``; GPT-2, GPT-NeoX and OPT
+    ``transformer_lm``. A classifier of sentences comes with its head and the names of its labels.
 
     Args:
         source: the folder.
@@ -55,21 +59,31 @@ def _convert(
         require_file(source / "config.json", "configuration", "Is this a model folder?")
     )
     kind = described.get("model_type")
-    if kind not in (*FAMILIES, *CAUSAL):
-        known = ", ".join([*FAMILIES, *CAUSAL])
+    if kind not in (*FAMILIES, *FAMILY_OF, *CAUSAL):
+        known = ", ".join([*FAMILIES, *FAMILY_OF, *CAUSAL])
         raise UnsupportedError(f"{source}: model_type {kind!r} cannot be imported; {known} can")
     sentences = list(sentences or encoder_out.default_sentences())
     if kind in CAUSAL:
         with encoder_out.new_folder(out, force) as folder, plain_folder(source) as clean:
             found = read_weights(source)
             result = decoder_in.convert(transformers, source, clean, folder, out, sentences, found)
-            encoder_out.check_difference(result["max_abs_difference"], result["greatest_logit"])
         return result
-    state = to_ours(read_weights(source), FAMILIES[kind])
-    with encoder_out.new_folder(out, force) as folder:
-        settings = encoder_settings(described, kind, state)
-        dictionary, encoder = _import_tokenizer(source, folder, out, described, kind)
+    shape = FAMILY_OF.get(kind, kind)
+    weights = read_weights(source)
+    _refuse(described, shape, weights)
+    classifies = heads.of_model(described, weights, shape)
+    state = to_ours(weights, FAMILIES[shape], bool(described.get("tie_word_embeddings", True)))
+    if classifies:
+        state = {name: value for name, value in state.items() if not name.startswith(HEAD)}
+        state.update(heads.to_ours(weights, shape))
+    with encoder_out.new_folder(out, force) as folder, plain_folder(source) as clean:
+        settings = encoder_settings(described, shape, state)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(clean))
+        dictionary, encoder = _import_tokenizer(tokenizer, source, folder, out, kind)
         dictionary.save(folder / "dict.txt")
+        if classifies:
+            settings.update(heads.our_settings(described, shape))
+            heads.write_dictionaries(folder, dictionary, described)
         rows = len(state[f"{ENCODER}embed_tokens.weight"])
         if rows < len(dictionary):
             raise CheckpointError(
@@ -77,35 +91,69 @@ def _convert(
             )
         state = {f"{ENCODER}version": torch.tensor([3.0]), **state}
         write_ours(folder, out, state, {**settings, **encoder})
-        with plain_folder(source) as clean:
-            worst = _compare(transformers, clean, folder, sentences)
-        encoder_out.check_difference(worst)
+        agreement = _compare(transformers, clean, folder, sentences, tokenizer, classifies)
+        agreement.check()
+    left = sorted({key for key in weights if any(part in key for part in heads.UNUSED)})
+    left = [] if classifies and shape == "bert" else left
     return {
         "model_type": kind,
-        "head": settings["head"],
+        "head": "classification" if classifies else settings["head"],
+        **({"labels": settings["num_classes"]} if classifies else {}),
+        **({"left_out": ", ".join(left)} if left else {}),
         "sentences": len(sentences),
-        "max_abs_difference": worst,
+        **agreement.facts(),
     }
 
 
-def _compare(transformers: Any, source: Path, folder: Path, sentences: Sequence[str]) -> float:
-    """Return the largest difference of an encoder from what was made of it.
+def _refuse(described: Mapping[str, Any], kind: str, weights: Mapping[str, Tensor]) -> None:
+    """Raise for settings with which a model computes what ours does not.
+
+    Raises:
+        UnsupportedError: naming them.
+    """
+    for name in ("is_decoder", "add_cross_attention"):
+        if described.get(name):
+            raise UnsupportedError(
+                f"{name} is true: this {kind} sees the past only, which roberta cannot; GPT-2, "
+                "GPT-NeoX and OPT come in as transformer_lm"
+            )
+    positions = described.get("position_embedding_type", "absolute")
+    if positions not in ("absolute", None):
+        raise UnsupportedError(f"position_embedding_type {positions!r} is not supported")
+    act = described.get("hidden_act", "gelu")
+    named = (described.get("architectures") or [""])[0]
+    if kind == "roberta" and act != "gelu" and named.endswith("MaskedLM"):
+        raise UnsupportedError(
+            f"hidden_act {act!r}: the vocabulary head of their RoBERTa has gelu all the same, ours "
+            "has the activation of its layers; remove lm_head.* to import it without"
+        )
+
+
+def _compare(
+    transformers: Any,
+    source: Path,
+    folder: Path,
+    sentences: Sequence[str],
+    tokenizer: Any,
+    classifies: bool,
+) -> Agreement:
+    """Return how far an encoder is from what was made of it.
 
     Raises:
         CheckpointError: if the tokenizers differ.
     """
     hub = encoder_out.load_ours(folder / "model.pt", folder)
-    theirs = _load_theirs(transformers, source, hub)
-    tokens = encoder_out.our_tokens(hub, sentences)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(source))
-    for text, row in zip(sentences, tokens, strict=True):
-        ids = tokenizer(text)["input_ids"][: len(row)]
-        if ids != row.tolist():
-            raise CheckpointError(
-                f"the imported tokenizer splits {text!r} into {row.tolist()}, the folder's "
-                f"into {ids}; nothing was written"
-            )
-    return encoder_out.largest_difference(hub, theirs, tokens, tokens)
+    headless = hub.model.encoder.lm_head is None
+    kind = heads.CLASSIFIER if classifies else "" if headless else "ForMaskedLM"
+    auto = getattr(transformers, f"AutoModel{kind}")
+    theirs = auto.from_pretrained(str(source)).float().eval()
+    texts = [*sentences, *ODD_TEXTS]
+    tokens = encoder_out.our_tokens(hub, texts)
+    dictionary = hub.task.source_dictionary
+    same_tokens(tokenizer, texts, tokens, dictionary.unk(), len(dictionary) - 1)
+    if classifies:
+        return heads.compare(hub, theirs, tokens, tokens, heads.NAME)
+    return encoder_out.compare(hub, theirs, tokens, tokens)
 
 
 def encoder_settings(described: Mapping[str, Any], kind: str, state: Mapping[str, Tensor]) -> Any:
@@ -115,7 +163,8 @@ def encoder_settings(described: Mapping[str, Any], kind: str, state: Mapping[str
         raise UnsupportedError(f"the activation {act!r} is not supported")
     get = described.get
     dropout = get("hidden_dropout_prob", get("dropout", 0.1))
-    length = len(state[f"{ENCODER}embed_positions.weight"]) - (2 if kind == "roberta" else 0)
+    front = described.get("pad_token_id", 1) + 1 if kind == "roberta" else 0
+    length = len(state[f"{ENCODER}embed_positions.weight"]) - front
     headless = f"{HEAD}dense.weight" not in state
     return {
         "arch": "roberta",
@@ -139,30 +188,22 @@ def encoder_settings(described: Mapping[str, Any], kind: str, state: Mapping[str
 
 
 def _import_tokenizer(
-    source: Path, folder: Path, out: Path, described: Mapping[str, Any], kind: str
+    tokenizer: Any, source: Path, folder: Path, out: Path, kind: str
 ) -> tuple[Any, dict[str, Any]]:
     """Write the encoder's file; return the dictionary and the encoder's settings, as of ``out``."""
-    if kind == "roberta":
-        roles = {"bos": 0, "pad": 1, "eos": 2}
-        special = {r: described.get(f"{r}_token_id", default) for r, default in roles.items()}
-        dictionary, content = encoder_tokenizer.read_byte_level(source, {**special, "unk": 3})
+    content = encoder_tokenizers.content_of(tokenizer, source)
+    model = content["model"].get("type")
+    if model == "Unigram":
+        dictionary = encoder_tokenizers.read_unigram(content, tokenizer, source)
+        path = folder / "sentencepiece.bpe.model"
+        sentencepiece_files.write_model(path, content, list(content["special"]))
+        return dictionary, {"bpe": "sentencepiece", "sentencepiece_model": str(out / path.name)}
+    if model == "BPE":
+        dictionary, plain = encoder_tokenizers.read_byte_level(content, tokenizer, source)
         path = folder / "tokenizer.json"
-        path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        path.write_text(json.dumps(plain, ensure_ascii=False), encoding="utf-8")
         return dictionary, {"bpe": "byte_level", "byte_level_tokenizer": str(out / path.name)}
-    dictionary = encoder_tokenizer.read_wordpiece(source)
+    dictionary, settings = encoder_tokenizers.read_wordpiece(content, tokenizer, source)
     path = folder / "vocab.txt"
     path.write_text("".join(f"{symbol}\n" for symbol in dictionary.symbols), encoding="utf-8")
-    settings = source / "tokenizer_config.json"
-    told = read_json(settings) if settings.is_file() else {}
-    cased = not told.get("do_lower_case", True)
-    vocabulary = str(out / path.name)
-    return dictionary, {
-        "bpe": "wordpiece", "wordpiece_vocab": vocabulary, "wordpiece_cased": cased,
-    }  # fmt: skip
-
-
-def _load_theirs(transformers: Any, source: Path, hub: Any) -> Any:
-    """Load their model with or without head, as ours."""
-    headless = hub.model.encoder.lm_head is None
-    auto = transformers.AutoModel if headless else transformers.AutoModelForMaskedLM
-    return auto.from_pretrained(str(source)).eval()
+    return dictionary, {"bpe": "wordpiece", "wordpiece_vocab": str(out / path.name), **settings}

@@ -146,8 +146,10 @@ def _is_ours_alone(key: str) -> bool:
     return key == f"{ENCODER}version" or key.startswith("classification_heads.")
 
 
-def to_ours(state: Mapping[str, Tensor], family: Family) -> State:
+def to_ours(state: Mapping[str, Tensor], family: Family, tied: bool = True) -> State:
     """Return their weights under our names; a body without a head is accepted.
+
+    An untied head adds the bias that belongs to its table; a tied one has a copy of its own.
 
     RoBERTa's single segment vector, which every token gets, is added to the position vectors.
 
@@ -168,6 +170,8 @@ def to_ours(state: Mapping[str, Tensor], family: Family) -> State:
         raise CheckpointError(
             f"these are no weights of {family.model_type}: missing {', '.join(missing[:5])}"
         )
+    if not tied and f"{HEAD}bias" in ours and family.tied[1] in state:
+        ours[f"{HEAD}bias"] = state[family.tied[1]].clone()
     segments = ours.get(f"{ENCODER}embed_segments.weight")
     if segments is not None and len(segments) == 1:
         del ours[f"{ENCODER}embed_segments.weight"]

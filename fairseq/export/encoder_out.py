@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,26 @@ from fairseq.errors import (
     UnsupportedError,
     install_hint,
 )
-from fairseq.export import decoder_out, encoder_tokenizer
+from fairseq.export import decoder_out, encoder_tokenizer, heads, travelling
 from fairseq.export.card import write_card
+from fairseq.export.compare import (
+    ODD_TEXTS,
+    Agreement,
+    batches,
+    masked,
+    nats,
+    perplexities,
+    same_tokens,
+)
 from fairseq.export.encoder_names import ENCODER, FAMILIES, HEAD, to_theirs
 from fairseq.files.io import require_file
 from fairseq.files.safe_load import safe_load
 from fairseq.models.base import FairseqLanguageModel
+from fairseq.models.roberta import RobertaModel
+from fairseq.models.roberta.hub_interface import RobertaHubInterface
 
-TOLERANCE = 1e-5
 SENTENCES = 100
 _ACTS = {"gelu": "gelu", "gelu_fast": "gelu_new", "gelu_accurate": "gelu_new", "relu": "relu"}
-REMOTE = "modeling_fairseq_roberta"
 
 
 def require_transformers() -> Any:
@@ -83,11 +92,20 @@ def find_data(checkpoint: Path, data: Path | None) -> Path:
         return data
     recorded = getattr(config_of(upgrade_state(safe_load(checkpoint))).task, "data", None)
     for folder in (checkpoint.parent, Path(str(recorded).split(":")[0])):
-        if (folder / "dict.txt").is_file():
+        if any((folder / name).is_file() for name in ("input0/dict.txt", "dict.txt")):
             return folder
     raise MissingFileError(
         f"no dict.txt beside {checkpoint} or in {recorded}; name its folder with --data"
     )
+
+
+class _AnyModel(RobertaModel):
+    """Loads encoders and decoders alike, to encode text and to read weights."""
+
+    @classmethod
+    def hub_interface(cls, args: Any, task: Any, models: list[Any]) -> RobertaHubInterface:
+        """Return the interface of an encoder for either kind."""
+        return RobertaHubInterface(args, task, models[0])
 
 
 def load_ours(checkpoint: Path, data: Path | None, **settings: Any) -> Any:
@@ -96,12 +114,10 @@ def load_ours(checkpoint: Path, data: Path | None, **settings: Any) -> Any:
     Raises:
         MissingFileError: if the checkpoint or its dictionary is not found.
     """
-    from fairseq.models.roberta import RobertaModel
-
     require_file(checkpoint, "checkpoint", "Give the .pt file.")
     data = find_data(checkpoint, data)
     folder = checkpoint.resolve().parent
-    return RobertaModel.from_pretrained(
+    return _AnyModel.from_pretrained(
         str(folder), checkpoint.name, str(data.resolve()), **settings
     ).eval()
 
@@ -132,19 +148,9 @@ def our_tokens(hub: Any, sentences: Sequence[str]) -> list[Tensor]:
     return [hub.encode(sentence)[:limit] for sentence in sentences]
 
 
-def _batches(tokens: Sequence[Tensor], pad: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield padded batches, and where their tokens are."""
-    for first in range(0, len(tokens), 10):
-        rows = list(tokens[first : first + 10])
-        tokens_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
-        yield tokens_BT, tokens_BT != pad
-
-
 @torch.inference_mode()
-def largest_difference(
-    hub: Any, theirs: Any, tokens: Sequence[Tensor], mapped: Sequence[Tensor]
-) -> float:
-    """Return the greatest absolute difference of logits, or of features where there is no head.
+def compare(hub: Any, theirs: Any, tokens: Sequence[Tensor], mapped: Sequence[Tensor]) -> Agreement:
+    """Return how far two models are apart; perplexities are those of tokens that are masked.
 
     Args:
         hub: our model.
@@ -152,63 +158,58 @@ def largest_difference(
         tokens: sentences in our ids.
         mapped: the same in theirs.
     """
-    worst = 0.0
-    pad = hub.task.source_dictionary.pad()
-    has_head = hub.model.encoder.lm_head is not None
-    for (ours_BT, kept_BT), (theirs_BT, _) in zip(
-        _batches(tokens, pad), _batches(mapped, pad), strict=True
-    ):
-        expected = hub.model(ours_BT, features_only=not has_head)[0]
+    pad, mask = hub.task.source_dictionary.pad(), hub._mask()
+    headless = hub.model.encoder.lm_head is None
+    found, lost = Agreement(), []
+
+    def said(ours_BT: Tensor, theirs_BT: Tensor, kept_BT: Tensor) -> tuple[Tensor, Tensor]:
+        expected = hub.model(ours_BT, features_only=headless)[0]
         output = theirs(theirs_BT, attention_mask=kept_BT.long())
-        found = output.logits if has_head else output.last_hidden_state
-        found = found[..., : expected.shape[-1]]
-        worst = max(worst, float((found - expected)[kept_BT].abs().max()))
-    return worst
+        return expected, output.last_hidden_state if headless else output.logits
 
-
-def check_difference(worst: float, greatest: float = 1.0) -> None:
-    """Raise if two models differ.
-
-    Args:
-        worst: their greatest absolute difference.
-        greatest: the greatest absolute logit; above 1 rounding errors grow with it.
-
-    Raises:
-        CheckpointError: if they do.
-    """
-    allowed = TOLERANCE * max(1.0, greatest)
-    if not worst <= allowed:
-        raise CheckpointError(
-            f"the converted model differs by {worst:.2e} (at most {allowed:.0e} is allowed); "
-            "nothing was written"
-        )
+    pairs = zip(batches(tokens, pad), batches(mapped, pad), strict=True)
+    for (ours_BT, kept_BT), (theirs_BT, _) in pairs:
+        expected, given = said(ours_BT, theirs_BT, kept_BT)
+        found.add(expected[kept_BT], given[kept_BT], headless)
+        if headless:
+            continue
+        masked_BT, hidden_BT = masked(ours_BT, kept_BT, mask)
+        expected, given = said(masked_BT, theirs_BT.masked_fill(hidden_BT, mask), kept_BT)
+        found.add(expected[hidden_BT], given[hidden_BT], headless)
+        right_N = ours_BT[hidden_BT]
+        has_row_N = right_N < expected.shape[-1]
+        both = (expected[hidden_BT][has_row_N], given[hidden_BT][has_row_N])
+        lost.append((nats(both[0], right_N[has_row_N]), nats(both[1], right_N[has_row_N])))
+    found.perplexities = perplexities(lost)
+    return found
 
 
 # -- to Hugging Face -----------------------------------------------------------------------------
 
 
-def native_family(config: Any) -> str | None:
+def native_family(config: Any, headless: bool = False) -> str | None:
     """Return the native class of Hugging Face that computes the same, None if there is none.
 
-    Raises:
-        UnsupportedError: for what no class can express, ours included.
+    Args:
+        config: of our model.
+        headless: whether the vocabulary head is left out.
     """
-    for name in ("embedding_multiplier", "alibi_slopes"):
-        if getattr(config, name) is not None:
-            raise UnsupportedError(f"{name} of an encoder is not known to Hugging Face's models")
     plain = (
         config.head in ("roberta", "none")
         and config.position == "learned"
         and config.mask_embedding == "learned"
         and config.layernorm_embedding
         and not config.scale_embedding
+        and config.embedding_multiplier is None
         and not config.encoder_normalize_before
         and config.activation_fn in _ACTS
     )
     if not plain:
         return None
     if config.position_offset is None:
-        return "roberta" if not config.segments else None
+        # the vocabulary head of their RoBERTa always has the exact gelu
+        same_head = headless or config.head == "none" or config.activation_fn == "gelu"
+        return "roberta" if not config.segments and same_head else None
     if config.position_offset == 0:
         return {0: "distilbert", 2: "bert"}.get(config.segments)
     return None
@@ -220,6 +221,8 @@ def to_huggingface(
     data: Path | None = None,
     sentences: Sequence[str] | None = None,
     force: bool = False,
+    head: str | None = None,
+    labels: Sequence[str] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Export a checkpoint as a folder of Hugging Face.
@@ -230,11 +233,14 @@ def to_huggingface(
         data: folder with ``dict.txt``.
         sentences: on which both models are compared.
         force: replace ``out``.
+        head: name of the classification head that goes with an encoder, ``none`` for its
+            vocabulary head; by default the head it was fine-tuned with.
+        labels: names of the classes; by default those of the label dictionary.
         **settings: override settings of the checkpoint, such as the files of its encoder.
 
     Returns:
-        ``{"class", "remote_code", "sentences", "max_abs_difference"}``; of causal language models
-        see :func:`fairseq.export.decoder_out.write`.
+        ``{"class", "remote_code", "extra_rows", "sentences", "max_abs_difference", ...}``; of
+        causal language models see :func:`fairseq.export.decoder_out.write`.
 
     Raises:
         CheckpointError: if the exported model or tokenizer differs.
@@ -242,94 +248,123 @@ def to_huggingface(
     transformers = require_transformers()
     hub = load_ours(checkpoint, data, **settings)
     sentences = list(sentences or default_sentences())
-    if isinstance(hub.model, FairseqLanguageModel):
-        with new_folder(out, force) as folder:
-            result = decoder_out.write(transformers, hub, folder, sentences)
-            check_difference(result["max_abs_difference"], result["greatest_logit"])
-            headless = result["class"] in ("GPT2Model", "GPTNeoXModel")
-            auto = "AutoModel" if headless else "AutoModelForCausalLM"
-            write_card(folder, hub, checkpoint, result, auto)
-        return result
     with new_folder(out, force) as folder:
-        family = native_family(hub.model.config)
-        dictionary, mask = hub.task.source_dictionary, hub._mask()
-        extra = encoder_tokenizer.missing_pieces(hub.bpe, dictionary)
-        first_free = max(len(dictionary), mask + 1)
-        longest = int(hub.model.max_positions())
-        model = _native(transformers, hub, family, len(extra)) if family else _remote(hub)
-        model.save_pretrained(str(folder))
-        if family is None:
-            shutil.copy(Path(__file__).with_name(f"{REMOTE}.py"), folder)
-        encoder_tokenizer.save_tokenizer(folder, hub.bpe, dictionary, mask, first_free, longest)
-        tokens = our_tokens(hub, sentences)
-        loaded, mapped = _reload(transformers, hub, folder, family, sentences, tokens)
-        worst = largest_difference(hub, loaded, tokens, mapped)
-        check_difference(worst)
-        result = {
-            "class": type(loaded).__name__,
-            "remote_code": family is None,
-            "sentences": len(sentences),
-            "max_abs_difference": worst,
-        }
-        auto = "AutoModel" if hub.model.config.head == "none" else "AutoModelForMaskedLM"
+        if isinstance(hub.model, FairseqLanguageModel):
+            heads.chosen(hub, head)
+            result = decoder_out.write(transformers, hub, folder, sentences)
+            headless = hub.model.decoder.output_projection is None
+            auto = "AutoModel" if headless else "AutoModelForCausalLM"
+        else:
+            taken = heads.chosen(hub, head)
+            auto, result = write(transformers, hub, folder, sentences, taken, labels)
         write_card(folder, hub, checkpoint, result, auto)
     return result
 
 
-def _reload(
+def write(
     transformers: Any,
     hub: Any,
     folder: Path,
-    family: str | None,
     sentences: Sequence[str],
-    tokens: Sequence[Tensor],
-) -> tuple[Any, list[Tensor]]:
-    """Load what was written; return the model and the tokens its own tokenizer gives."""
-    headless = hub.model.encoder.lm_head is None
-    auto = transformers.AutoModel if headless else transformers.AutoModelForMaskedLM
-    loaded = auto.from_pretrained(str(folder), trust_remote_code=family is None).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        str(folder), trust_remote_code=family is None
+    head: str | None,
+    labels: Sequence[str] | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """Write an encoder into a folder and compare what was written.
+
+    Args:
+        transformers: the package.
+        hub: our model with its task and encoder.
+        folder: an empty folder.
+        sentences: on which both models are compared, beside odd texts.
+        head: the classification head that goes with it, in the place of the vocabulary head.
+        labels: names of the classes.
+
+    Returns:
+        the class of transformers that loads it, and what :func:`to_huggingface` returns.
+    """
+    dictionary, mask = hub.task.source_dictionary, hub._mask()
+    extra = len(encoder_tokenizer.missing_pieces(hub.bpe, dictionary))
+    first_free = max(len(dictionary), mask + 1)
+    family = native_family(hub.model.config, head is not None)
+    if head and family and not heads.fits(hub, head, family):
+        family = None
+    headless = hub.model.config.head == "none"
+    kind = heads.CLASSIFIER if head else "" if headless else "ForMaskedLM"
+    auto = f"AutoModel{kind}"
+    told = heads.labels_of(hub, head, labels) if head else {}
+    if family:
+        model = _native(transformers, hub, family, extra, head, told)
+    else:
+        settings = {**travelling.encoder_settings(hub, first_free + extra), **told}
+        if head:
+            settings["pooler_size"] = hub.model.classification_head(head).shape[1]
+        model = travelling.build(hub.model.state_dict(), settings, kind or "Model", head)
+    model.save_pretrained(str(folder))
+    if family is None:
+        shutil.copy(Path(__file__).with_name(f"{travelling.FILE}.py"), folder)
+    longest = int(hub.model.max_positions())
+    pairs = head is not None and getattr(hub.task.cfg, "separator_token", None) is not None
+    encoder_tokenizer.save_tokenizer(folder, hub.bpe, dictionary, mask, first_free, longest, pairs)
+    trust = {"trust_remote_code": family is None}
+    loaded = getattr(transformers, auto).from_pretrained(str(folder), **trust).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **trust)
+    texts = [*sentences, *ODD_TEXTS]
+    tokens = our_tokens(hub, texts)
+    mapped = same_tokens(tokenizer, texts, tokens, dictionary.unk(), first_free - 1)
+    agreement = (
+        heads.compare(hub, loaded, tokens, mapped, head)
+        if head
+        else compare(hub, loaded, tokens, mapped)
     )
-    mapped = [
-        torch.tensor(tokenizer(text)["input_ids"])[: len(row)]
-        for text, row in zip(sentences, tokens, strict=True)
-    ]
-    dictionary = hub.task.source_dictionary
-    last = max(len(dictionary) - 1, hub._mask())
-    for text, ours, theirs in zip(sentences, tokens, mapped, strict=True):
-        seen = theirs.masked_fill(theirs > last, dictionary.unk())
-        if not torch.equal(seen, ours):
-            raise CheckpointError(
-                f"the exported tokenizer splits {text!r} into {theirs.tolist()}, the checkpoint's "
-                f"into {ours.tolist()}; nothing was written"
-            )
-    return loaded, mapped
+    agreement.check()
+    return auto, {
+        "class": type(loaded).__name__,
+        "remote_code": family is None,
+        "extra_rows": extra,
+        "sentences": len(sentences),
+        **agreement.facts(),
+    }
 
 
-def _native(transformers: Any, hub: Any, name: str, extra: int) -> Any:
-    """Return the model as a native class, with ``extra`` more rows that read as unknown."""
+def _native(
+    transformers: Any,
+    hub: Any,
+    name: str,
+    extra: int,
+    head: str | None = None,
+    told: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return the model as a native class, with ``extra`` more rows that read as unknown.
+
+    ``head`` is the classification head that goes with it, ``told`` what there is to say of it.
+    """
     config, dictionary = hub.model.config, hub.task.source_dictionary
     family, state = FAMILIES[name], dict(hub.model.state_dict())
     headless = config.head == "none"
+    if head:
+        state = {key: value for key, value in state.items() if not key.startswith(HEAD)}
     table = state[f"{ENCODER}embed_tokens.weight"]
     for key in (f"{ENCODER}embed_tokens.weight", f"{HEAD}weight"):
         if key in state:
             unknown = state[key][dictionary.unk()]
             state[key] = torch.cat([state[key], unknown.expand(extra, -1)])
     if f"{HEAD}bias" in state:
-        never = torch.full((extra,), -1e4)
-        state[f"{HEAD}bias"] = torch.cat([state[f"{HEAD}bias"], never])
+        below = state[f"{HEAD}bias"][dictionary.unk()] + decoder_out.BELOW_UNKNOWN
+        state[f"{HEAD}bias"] = torch.cat([state[f"{HEAD}bias"], below.expand(extra)])
     renamed = to_theirs(state, family, config.layers())
+    if head:
+        renamed.update(heads.to_theirs(state, head, name))
     if name == "roberta":
         renamed["roberta.embeddings.token_type_embeddings.weight"] = torch.zeros(
             1, config.encoder_embed_dim
         )
-    shape = _their_config(config, name, len(table) + extra, dictionary)
+    shape = {**_their_config(config, name, len(table) + extra, dictionary), **(told or {})}
     shape["max_position_embeddings"] = len(state[f"{ENCODER}embed_positions.weight"])
     prefix = {"roberta": "Roberta", "bert": "Bert", "distilbert": "DistilBert"}[name]
     their_config = getattr(transformers, f"{prefix}Config")(**shape)
-    if headless:
+    if head:
+        model = getattr(transformers, prefix + heads.CLASSIFIER)(their_config)
+    elif headless:
         renamed = {k.removeprefix(family.body): v for k, v in renamed.items()}
         options_ = {} if name == "distilbert" else {"add_pooling_layer": False}
         model = getattr(transformers, f"{prefix}Model")(their_config, **options_)
@@ -371,50 +406,3 @@ def _their_config(config: Any, name: str, rows: int, dictionary: Any) -> dict[st
         "tie_word_embeddings": not config.untie_weights_roberta,
         **(ids if name == "roberta" else {"pad_token_id": dictionary.pad()}),
     }
-
-
-def _remote(hub: Any) -> Any:
-    """Return the model as the class whose file travels with it."""
-    from fairseq.export import modeling_fairseq_roberta as remote
-
-    config, dictionary = hub.model.config, hub.task.source_dictionary
-    classes = {
-        "AutoConfig": "FairseqRobertaConfig",
-        "AutoModel": "FairseqRobertaModel",
-        "AutoModelForMaskedLM": "FairseqRobertaForMaskedLM",
-    }
-    their_config = remote.FairseqRobertaConfig(
-        vocab_size=len(dictionary),
-        hidden_size=config.encoder_embed_dim,
-        num_hidden_layers=config.layers(),
-        num_attention_heads=config.encoder_attention_heads,
-        intermediate_size=config.encoder_ffn_embed_dim,
-        activation_fn=config.activation_fn,
-        max_positions=config.max_positions,
-        normalize_before=config.encoder_normalize_before,
-        untied=config.untie_weights_roberta,
-        mask_id=hub._mask(),
-        auto_map={auto: f"{REMOTE}.{name}" for auto, name in classes.items()},
-        **{f"{r}_token_id": getattr(dictionary, r)() for r in ("bos", "pad", "eos", "unk")},
-        **{
-            name: getattr(config, name)
-            for name in (
-                "position", "position_offset", "head", "clap_normalize", "clap_normalize_hidden",
-                "mask_embedding", "scale_embedding", "layernorm_embedding", "segments",
-                "layer_norm_eps",
-            )
-        },
-    )  # fmt: skip
-    headless = config.head == "none"
-    state = {}
-    for key, value in hub.model.state_dict().items():
-        name = key.replace(ENCODER, "" if headless else "encoder.").replace(".self_attn.", ".")
-        name = name.replace(HEAD, "head_")
-        tied = key == f"{HEAD}weight" and not config.untie_weights_roberta
-        if not (tied or key.endswith(".version") or key.startswith("classification_heads.")):
-            state[name] = value.clone()
-    model: Any = (remote.FairseqRobertaModel if headless else remote.FairseqRobertaForMaskedLM)(
-        their_config
-    )
-    model.load_state_dict(state)
-    return model.eval()

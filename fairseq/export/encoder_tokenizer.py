@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from fairseq.data.encoders.byte_level import read_tokenizer
+from fairseq.data.encoders.byte_pair import byte_alphabet
+from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE
+from fairseq.data.encoders.wordpiece import Wordpiece
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import UnsupportedError
+from fairseq.export import sentencepiece_files
 
 MASK = "<mask>"
+WORDPIECE_UNKNOWN = "[UNK]"  # what an encoder of word pieces says of a word it cannot split
 ROLES = {"bos": "bos_token", "pad": "pad_token", "eos": "eos_token", "unk": "unk_token"}
 
 
@@ -29,17 +34,30 @@ def _pieces(bpe: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
         return ids, read_merges(local_file(config.gpt2_vocab_bpe, "--gpt2-vocab-bpe"))
     raise UnsupportedError(
         f"no tokenizer files can be written for the encoder {type(bpe).__name__}; byte-level BPE, "
-        "GPT-2's BPE, wordpiece and plain words can be exported"
+        "GPT-2's BPE, wordpiece, sentencepiece and plain words can be exported"
     )
 
 
+def is_foreign(bpe: Any, dictionary: Dictionary) -> bool:
+    """Tell a dictionary that is the vocabulary of an imported BERT."""
+    return isinstance(bpe, Wordpiece) and not dictionary.nspecial
+
+
 def missing_pieces(bpe: Any, dictionary: Dictionary) -> list[str]:
-    """Return the tokens of an encoder that the dictionary lacks, and the model reads as unknown."""
-    if bpe is None or hasattr(bpe, "vocabulary"):
+    """Return the tokens of an encoder that the dictionary lacks, and the model reads as unknown.
+
+    Bytes that no merge uses are not among them: a tokenizer finds by itself that it has none.
+    """
+    if bpe is None or is_foreign(bpe, dictionary):
         return []
+    if isinstance(bpe, Wordpiece):
+        return [token for token in bpe.tokens() if token not in dictionary]
+    if isinstance(bpe, SentencepieceBPE):
+        return [piece for piece, _ in sentencepiece_files.pieces(bpe) if piece not in dictionary]
     ids, merges = _pieces(bpe)
     used = {token for pair in merges for token in (*pair, "".join(pair))}
-    return [t for t, n in ids.items() if str(n) not in dictionary and (t in used or len(t) == 1)]
+    used |= set(getattr(bpe, "added", ()))
+    return [token for token, n in ids.items() if str(n) not in dictionary and token in used]
 
 
 def plain_tokenizer(
@@ -53,29 +71,55 @@ def plain_tokenizer(
         dictionary: tells which pieces of the encoder are not among them.
         first_free: id of the first such piece.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
+    unknown = dictionary.unk_word
     if bpe is None:
-        tokenizer = Tokenizer(models.WordLevel(dict(symbols), unk_token=dictionary.unk_word))
+        tokenizer = Tokenizer(models.WordLevel(dict(symbols), unk_token=unknown))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         return tokenizer
-    if hasattr(bpe, "vocabulary"):
-        from tokenizers.implementations import BertWordPieceTokenizer
+    missing = missing_pieces(bpe, dictionary)
+    extra = {token: first_free + place for place, token in enumerate(missing)}
+    if is_foreign(bpe, dictionary):
+        return bpe.engine()
+    if isinstance(bpe, Wordpiece):
+        whole = {**symbols, **extra}
+        unsplit = WORDPIECE_UNKNOWN if WORDPIECE_UNKNOWN in whole else unknown
+        tokenizer = Tokenizer(models.WordPiece(whole, unk_token=unsplit))
+        for part in ("normalizer", "pre_tokenizer", "decoder"):
+            setattr(tokenizer, part, getattr(bpe.engine(), part))
+        return tokenizer
+    if isinstance(bpe, SentencepieceBPE):
+        return sentencepiece_files.tokenizer(bpe, {**symbols, **extra}, unknown)
+    return _byte_level_tokenizer(bpe, dict(symbols), extra, unknown)
 
-        return BertWordPieceTokenizer(bpe.vocabulary, lowercase=bpe.lowercase)._tokenizer
+
+def _byte_level_tokenizer(
+    bpe: Any, symbols: dict[str, int], extra: Mapping[str, int], unknown: str
+) -> Any:
+    """Return a byte-level tokenizer; ``extra`` are the ids of pieces that are no symbols."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
     ids, merges = _pieces(bpe)
-    rest = dict(symbols)
-    tokens = {rest.pop(str(n)): t for t, n in ids.items() if str(n) in rest}
-    vocabulary = {**rest, **{token: index for index, token in tokens.items()}}
-    for place, token in enumerate(missing_pieces(bpe, dictionary)):
-        vocabulary[token] = first_free + place
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    added = getattr(bpe, "added", {})
+    ids = {**ids, **added}
+    tokens = {symbols.pop(str(n)): t for t, n in ids.items() if str(n) in symbols}
+    vocabulary = {**symbols, **{token: index for index, token in tokens.items()}, **extra}
+    lacks = any(byte not in vocabulary for byte in byte_alphabet())
+    model = models.BPE(vocab=vocabulary, merges=merges, unk_token=unknown if lacks else None)
+    tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if added:
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
+    if getattr(bpe, "normalizes", False):
+        tokenizer.normalizer = bpe.whole().normalizer
     return tokenizer
 
 
-def build_tokenizer(bpe: Any, dictionary: Dictionary, mask: int, first_free: int) -> Any:
+def build_tokenizer(
+    bpe: Any, dictionary: Dictionary, mask: int, first_free: int, pairs: bool = False
+) -> Any:
     """Return a tokenizer of the ``tokenizers`` library whose ids are those of the dictionary.
 
     Args:
@@ -83,13 +127,14 @@ def build_tokenizer(bpe: Any, dictionary: Dictionary, mask: int, first_free: int
         dictionary: the ids of its pieces.
         mask: id of the mask.
         first_free: id of the first token that the dictionary lacks.
+        pairs: join two sentences as ours do, in the tokenizer of an imported BERT, too.
     """
     from tokenizers import AddedToken, processors
 
     mask_word = dictionary.mask_word
     symbols = {**{s: i for i, s in enumerate(dictionary.symbols)}, mask_word: mask}
     tokenizer = plain_tokenizer(bpe, symbols, dictionary, first_free)
-    if hasattr(bpe, "vocabulary"):
+    if is_foreign(bpe, dictionary) and not pairs:
         return tokenizer
     bos, eos = dictionary.bos_word, dictionary.eos_word
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -107,53 +152,28 @@ def build_tokenizer(bpe: Any, dictionary: Dictionary, mask: int, first_free: int
 
 
 def save_tokenizer(
-    folder: Path, bpe: Any, dictionary: Dictionary, mask: int, first_free: int, longest: int
+    folder: Path,
+    bpe: Any,
+    dictionary: Dictionary,
+    mask: int,
+    first_free: int,
+    longest: int,
+    pairs: bool = False,
 ) -> None:
-    """Write the tokenizer files into a folder."""
+    """Write the tokenizer files into a folder; ``pairs`` are joined as ours, whatever BERT does."""
     from transformers import PreTrainedTokenizerFast
 
     names: dict[str, Any] = {
         theirs: getattr(dictionary, f"{role}_word") for role, theirs in ROLES.items()
     }
-    if hasattr(bpe, "vocabulary"):
-        names.update(cls_token=names["bos_token"], sep_token=names["eos_token"])
+    names.update(cls_token=names["bos_token"], sep_token=names["eos_token"])
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer(bpe, dictionary, mask, first_free),
+        tokenizer_object=build_tokenizer(bpe, dictionary, mask, first_free, pairs),
         mask_token=dictionary.mask_word,
         model_max_length=longest,
         **names,
     )
     fast.save_pretrained(str(folder))
-
-
-def read_byte_level(folder: Path, special: Mapping[str, int]) -> tuple[Dictionary, Any]:
-    """Read the tokenizer of a RoBERTa folder.
-
-    Args:
-        folder: holds ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``.
-        special: ids of the special symbols by role.
-
-    Returns:
-        the dictionary, and the content of the ``tokenizer.json`` of ``--bpe byte_level`` whose
-        piece numbers are the ids themselves.
-
-    Raises:
-        MissingFileError: if there are no such files.
-        UnsupportedError: if the special symbols do not come first, as fairseq's do.
-    """
-    vocabulary, merges = read_pieces(folder)
-    if [special[role] for role in ("bos", "pad", "eos", "unk")] != [0, 1, 2, 3]:
-        raise UnsupportedError(
-            f"{folder}: the special symbols have the ids {dict(special)}; RoBERTa's are 0 to 3"
-        )
-    names = {index: token for token, index in vocabulary.items()}
-    dictionary = Dictionary()
-    for index in range(4, max(names) + 1):
-        token = names.get(index, f"madeupword{index}")
-        is_mask = token == MASK
-        dictionary.add_symbol(MASK if is_mask else str(index), n=0)
-    kept = {t: i for t, i in vocabulary.items() if i > 3 and t != MASK}
-    return dictionary, plain_content(kept, merges)
 
 
 def read_pieces(folder: Path) -> tuple[dict[str, int], list[list[str]]]:
@@ -178,10 +198,29 @@ def read_pieces(folder: Path) -> tuple[dict[str, int], list[list[str]]]:
     return vocabulary, [m.split(" ") if isinstance(m, str) else list(m) for m in merges]
 
 
-def plain_content(vocabulary: Mapping[str, int], merges: list[list[str]]) -> Any:
-    """Return the content of the ``tokenizer.json`` of ``--bpe byte_level``."""
+def plain_content(
+    vocabulary: Mapping[str, int],
+    merges: list[list[str]],
+    kept: Mapping[str, Any],
+    roles: Collection[str],
+) -> Any:
+    """Return the content of the ``tokenizer.json`` of ``--bpe byte_level``.
+
+    Args:
+        vocabulary: token -> id.
+        merges: pairs of tokens.
+        kept: the normalizer and the tokens found in text before it is cut, as in their file.
+        roles: special symbols, which no text can hold.
+    """
     content = json.loads(PLAIN)
-    content["model"].update(vocab=dict(vocabulary), merges=merges)
+    added = [token for token in kept.get("added_tokens") or () if token["content"] not in roles]
+    plain = {token: index for token, index in vocabulary.items() if token not in roles}
+    plain.update((token["content"], token["id"]) for token in added)  # so that they keep their ids
+    free = max(vocabulary.values(), default=-1) + 1
+    lacking = [byte for byte in byte_alphabet() if byte not in plain]
+    plain.update((byte, free + place) for place, byte in enumerate(lacking))  # read as unknown
+    content["model"].update(vocab=plain, merges=merges)
+    content.update(added_tokens=added, normalizer=kept.get("normalizer"))
     return content
 
 
@@ -196,20 +235,3 @@ PLAIN = """{
            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
            "ignore_merges": false, "vocab": {}, "merges": []}
 }"""
-
-
-def read_wordpiece(folder: Path) -> Dictionary:
-    """Read ``vocab.txt`` (or ``tokenizer.json``) of a BERT folder as a dictionary with its ids."""
-    from fairseq.data.encoders.byte_pair import read_json
-    from fairseq.files.io import require_file
-
-    if (folder / "vocab.txt").is_file():
-        symbols = (folder / "vocab.txt").read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
-    else:
-        path = require_file(folder / "tokenizer.json", "tokenizer", "BERT's has vocab.txt.")
-        vocabulary = read_json(path, "tokenizer")["model"]["vocab"]
-        symbols = sorted(vocabulary, key=vocabulary.__getitem__)
-    roles = {"bos": "[CLS]", "pad": "[PAD]", "eos": "[SEP]", "unk": "[UNK]", "mask": "[MASK]"}
-    if absent := sorted(set(roles.values()) - set(symbols)):
-        raise UnsupportedError(f"{folder}: the vocabulary lacks {', '.join(absent)}")
-    return Dictionary.foreign(symbols, **roles)

@@ -23,17 +23,20 @@ from fairseq.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 _MODEL_KEYS = frozenset(
-    """activation activation_function add_cross_attention architectures attention_bias
-    attention_dropout attention_probs_dropout_prob attn_pdrop bos_token_id classifier_dropout
-    cls_token_id dim dropout embd_pdrop eos_token_id hidden_act hidden_dim hidden_dropout
-    hidden_dropout_prob hidden_size initializer_range intermediate_size is_decoder layer_norm_eps
-    layer_norm_epsilon mask_token_id max_position_embeddings model_type n_ctx n_embd n_head n_heads
-    n_inner n_layer n_layers n_positions num_attention_heads num_hidden_layers pad_token_id
-    partial_rotary_factor position_embedding_type qa_dropout reorder_and_upcast_attn resid_pdrop
-    rope_parameters rope_scaling rope_theta rotary_emb_base rotary_pct
-    scale_attn_by_inverse_layer_idx scale_attn_weights sep_token_id seq_classif_dropout
-    sinusoidal_pos_embds tie_weights_ tie_word_embeddings transformers_version type_vocab_size
-    unk_token_id use_cache use_parallel_residual vocab_size""".split()
+    """_remove_final_layer_norm activation activation_function add_cross_attention architectures
+    attention_bias attention_dropout attention_probs_dropout_prob attn_pdrop bos_token_id
+    classifier_dropout cls_token_id dim do_layer_norm_before dropout embd_pdrop enable_bias
+    eos_token_id ffn_dim hidden_act hidden_dim hidden_dropout hidden_dropout_prob hidden_size
+    id2label initializer_range intermediate_size is_decoder label2id
+    layer_norm_elementwise_affine layer_norm_eps layer_norm_epsilon layerdrop mask_token_id
+    max_position_embeddings model_type n_ctx n_embd n_head n_heads n_inner n_layer n_layers
+    n_positions num_attention_heads num_hidden_layers num_labels pad_token_id
+    partial_rotary_factor position_embedding_type problem_type qa_dropout
+    reorder_and_upcast_attn resid_pdrop rope_parameters rope_scaling rope_theta rotary_emb_base
+    rotary_pct scale_attn_by_inverse_layer_idx scale_attn_weights sep_token_id
+    seq_classif_dropout sinusoidal_pos_embds tie_weights_ tie_word_embeddings
+    transformers_version type_vocab_size unk_token_id use_cache use_parallel_residual vocab_size
+    word_embed_proj_dim""".split()
 )
 _TOKENIZER_KEYS = frozenset(
     """add_bos_token add_eos_token add_prefix_space added_tokens_decoder bos_token
@@ -42,11 +45,12 @@ _TOKENIZER_KEYS = frozenset(
     tokenize_chinese_chars tokenizer_class trim_offsets unk_token""".split()
 )
 _TOKENIZER_CLASS = re.compile(
-    r"(Bert|DistilBert|GPT2|GPTNeoX|Roberta|PreTrained)Tokenizer(Fast)?|TokenizersBackend"
+    r"(Bert|Camembert|DistilBert|GPT2|GPTNeoX|Roberta|XLMRoberta|PreTrained)Tokenizer(Fast)?|TokenizersBackend"
 )
 _NAMES_OF_CODE = re.compile(r"auto_map|_implementation|quantization|custom|adapter|kernel")
 _FILES = re.compile(
     r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|merges\.txt|"
+    r"sentencepiece\.bpe\.model|"
     r"(tokenizer|vocab|special_tokens_map|added_tokens)\.(json|txt)"
 )
 

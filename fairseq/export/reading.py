@@ -16,6 +16,7 @@ from fairseq.export.encoder_names import FAMILIES, to_ours
 from fairseq.export.model_files import read_weights
 from fairseq.files.io import require_file
 
+MASK = "<mask>"
 # What files leave out, as the families define it.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt2": {
@@ -88,7 +89,27 @@ def _dictionary(source: Path, described: dict[str, Any], kind: str) -> Dictionar
     if not any((source / name).is_file() for name in files):
         return None
     if kind != "roberta":
-        return encoder_tokenizer.read_wordpiece(source)
+        return _word_pieces(source)
     roles = {"bos": 0, "pad": 1, "eos": 2}
-    special = {role: described.get(f"{role}_token_id", index) for role, index in roles.items()}
-    return encoder_tokenizer.read_byte_level(source, {**special, "unk": 3})[0]
+    if any(described.get(f"{role}_token_id", index) != index for role, index in roles.items()):
+        raise UnsupportedError(f"{source}: the special symbols do not have RoBERTa's ids 0 to 3")
+    names = {index: token for token, index in encoder_tokenizer.read_pieces(source)[0].items()}
+    dictionary = Dictionary()
+    for index in range(4, max(names) + 1):
+        token = names.get(index, f"madeupword{index}")
+        dictionary.add_symbol(MASK if token == MASK else str(index), n=0)
+    return dictionary
+
+
+def _word_pieces(folder: Path) -> Dictionary:
+    """Read ``vocab.txt`` (or ``tokenizer.json``) of a BERT folder as a dictionary with its ids."""
+    if (folder / "vocab.txt").is_file():
+        symbols = (folder / "vocab.txt").read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+    else:
+        path = require_file(folder / "tokenizer.json", "tokenizer", "BERT's has vocab.txt.")
+        vocabulary = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
+        symbols = sorted(vocabulary, key=vocabulary.__getitem__)
+    roles = {"bos": "[CLS]", "pad": "[PAD]", "eos": "[SEP]", "unk": "[UNK]", "mask": "[MASK]"}
+    if absent := sorted(set(roles.values()) - set(symbols)):
+        raise UnsupportedError(f"{folder}: the vocabulary lacks {', '.join(absent)}")
+    return Dictionary.foreign(symbols, **roles)

@@ -324,6 +324,7 @@ def progress_bar(
     default_log_format: str = "rich",
     wandb_project: str | None = None,
     wandb_run_name: str | None = None,
+    wandb_folder: str | os.PathLike[str] | None = None,
     jsonl_path: str | os.PathLike[str] | None = None,
     num_updates: int | None = None,
     total_updates: int | None = None,
@@ -341,6 +342,7 @@ def progress_bar(
         default_log_format: the format if ``log_format`` is None.
         wandb_project: project of Weights & Biases.
         wandb_run_name: name of the run there.
+        wandb_folder: the run folder, which keeps the id of that run.
         jsonl_path: file for JSON lines with plain numbers.
         num_updates: updates done before this loop, for the live line.
         total_updates: updates of the whole run, for the live line's remaining time.
@@ -354,7 +356,14 @@ def progress_bar(
         "prefix": prefix,
         "log_interval": log_interval,
         "log_file": log_file,
-        "sinks": open_sinks(jsonl_path, tensorboard_logdir, wandb_project, wandb_run_name),
+        "sinks": open_sinks(
+            jsonl_path,
+            tensorboard_logdir,
+            wandb_project,
+            wandb_run_name,
+            wandb_folder,
+            num_updates,
+        ),
     }
     if kind == "rich":
         return RichProgressBar(

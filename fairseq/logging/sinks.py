@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import IO, Any, Protocol
 
 from fairseq.logging.deferred import to_python
@@ -23,6 +24,7 @@ from fairseq.logging.meters import AverageMeter, StopwatchMeter, SumMeter, TimeM
 logger = logging.getLogger(__name__)
 
 Stats = Mapping[str, Any]
+WANDB_FILE = "wandb.json"
 
 
 class MetricSink(Protocol):
@@ -120,6 +122,34 @@ def parse_record(line: str | bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
+def _is_from(record: Mapping[str, Any], update: float) -> bool:
+    own = record.get("update")
+    return isinstance(own, int | float) and own >= update
+
+
+def _set_aside(path: str | os.PathLike[str], done: int) -> None:
+    """Move records of updates after ``done`` to ``<path>.superseded``: they are made again."""
+    if not os.path.exists(path):
+        return
+    lines = Path(path).read_bytes().splitlines(keepends=True)
+    again = [_is_from(parse_record(line) or {}, done + 1) for line in lines]
+    if not any(again):
+        return
+    with open(f"{os.fspath(path)}.superseded", "ab") as handle:
+        handle.writelines(line for line, is_again in zip(lines, again, strict=True) if is_again)
+    _replace(path, b"".join(x for x, is_again in zip(lines, again, strict=True) if not is_again))
+
+
+def _replace(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file whole or not at all."""
+    new = f"{os.fspath(path)}.new"
+    with open(new, "wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(new, path)
+
+
 class JsonlSink:
     """One JSON object a line: ``tag``, ``epoch``, ``update``, ``time`` (Unix) and the figures.
 
@@ -127,10 +157,14 @@ class JsonlSink:
 
     Args:
         path: the file; it is continued if it exists, without the torn last line of a crash.
+        done: updates done when the run starts or goes on; records of later ones, which an
+            interrupted run left, are set aside.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], done: int | None = None) -> None:
         _remove_torn_record(path)
+        if done is not None:
+            _set_aside(path, done)
         self._lines = LineFile(path)
 
     def log(
@@ -166,22 +200,26 @@ class TensorBoardSink:
 
     Args:
         folder: the log folder to point TensorBoard at.
+        done: updates done when the run starts or goes on; TensorBoard hides later ones, which an
+            interrupted run wrote.
 
     Raises:
         ImportError: if tensorboardX is not installed.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], done: int | None = None) -> None:
         import tensorboardX  # noqa: F401 - fail now, with the sink's first record, not later
 
         self._folder = os.fspath(folder)
+        self._again = None if not done else done + 1
         self._writers: dict[str, Any] = {}
 
     def _writer(self, tag: str) -> Any:
         if tag not in self._writers:
             from tensorboardX import SummaryWriter
 
-            self._writers[tag] = SummaryWriter(os.path.join(self._folder, tag))
+            folder = os.path.join(self._folder, tag)
+            self._writers[tag] = SummaryWriter(folder, purge_step=self._again)
             self._writers[tag].add_text("sys.argv", str(sys.argv))
         return self._writers[tag]
 
@@ -214,18 +252,36 @@ class TensorBoardSink:
 class WandbSink:
     """A Weights & Biases run; keys are ``<tag>/<figure>``.
 
+    A training that goes on goes on in the same run, whose id the run folder keeps. ``WANDB_RUN_ID``
+    and ``WANDB_RUN_GROUP`` win.
+
     Args:
         project: name of the project.
         run_name: name of the run; None lets the service choose.
+        folder: the run folder; its ``wandb.json`` keeps the id.
 
     Raises:
         ImportError: if wandb is not installed.
     """
 
-    def __init__(self, project: str, run_name: str | None = None) -> None:
+    def __init__(
+        self,
+        project: str,
+        run_name: str | None = None,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
         import wandb
 
-        self._run: Any = wandb.init(project=project, name=run_name)
+        known = os.environ.get("WANDB_RUN_ID") or _kept_id(folder, project)
+        settings = {"id": known, "group": os.environ.get("WANDB_RUN_GROUP")}
+        given: dict[str, Any] = {name: value for name, value in settings.items() if value}
+        if folder is not None:
+            given["resume"] = "allow"
+        self._run: Any = wandb.init(project=project, name=run_name, **given)
+        if folder is not None:
+            record = {"project": project, "id": self._run.id, "name": run_name}
+            os.makedirs(folder, exist_ok=True)
+            _replace(os.path.join(folder, WANDB_FILE), json.dumps(record).encode())
 
     def log(
         self,
@@ -247,6 +303,16 @@ class WandbSink:
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
+
+
+def _kept_id(folder: str | os.PathLike[str] | None, project: str) -> str | None:
+    """Return the id of the run that a folder reported to in this project, None if there is none."""
+    try:
+        with open(os.path.join(folder or "", WANDB_FILE), encoding="utf-8") as handle:
+            record = parse_record(handle.read()) or {}
+    except OSError:
+        return None
+    return str(record["id"]) if record.get("project") == project and record.get("id") else None
 
 
 class GuardedSink:
@@ -330,6 +396,8 @@ def open_sinks(
     tensorboard_logdir: str | os.PathLike[str] | None = None,
     wandb_project: str | None = None,
     wandb_run_name: str | None = None,
+    wandb_folder: str | os.PathLike[str] | None = None,
+    done: int | None = None,
 ) -> list[GuardedSink]:
     """Return the sinks that were asked for, the same ones for the same destinations.
 
@@ -338,17 +406,23 @@ def open_sinks(
         tensorboard_logdir: folder for TensorBoard.
         wandb_project: project of Weights & Biases.
         wandb_run_name: name of the run there.
+        wandb_folder: the run folder, which keeps the run's id.
+        done: updates done so far; what the destinations hold of later ones is superseded.
     """
     sinks = []
     if jsonl_path:
-        sinks.append(_opened("JSON lines", os.fspath(jsonl_path), lambda: JsonlSink(jsonl_path)))
+        path = jsonl_path
+        sinks.append(_opened("JSON lines", os.fspath(path), lambda: JsonlSink(path, done)))
     if tensorboard_logdir:
         folder = tensorboard_logdir
-        sinks.append(_opened("TensorBoard", os.fspath(folder), lambda: TensorBoardSink(folder)))
+        sinks.append(
+            _opened("TensorBoard", os.fspath(folder), lambda: TensorBoardSink(folder, done))
+        )
     if wandb_project:
         project = wandb_project
         where = f"{project}/{wandb_run_name}" if wandb_run_name else project
-        sinks.append(_opened("Weights & Biases", where, lambda: WandbSink(project, wandb_run_name)))
+        name, run = wandb_run_name, wandb_folder
+        sinks.append(_opened("Weights & Biases", where, lambda: WandbSink(project, name, run)))
     return sinks
 
 

@@ -16,6 +16,7 @@ import torch
 from fairseq import checkpoint as checkpoint_utils
 from fairseq import tasks, utils
 from fairseq.checkpoint.layout import data_rng_of, settle_data_rng
+from fairseq.config.build import plain
 from fairseq.config.resolve import required_settings, resolve
 from fairseq.config.sections import FairseqConfig
 from fairseq.data.batches import epochs
@@ -169,6 +170,7 @@ class TrainLoop:
         self.saved_at = trainer.get_num_updates()
         profiled = cfg.common.profile and _writes(cfg)
         self.profiler = UpdateProfiler(cfg.checkpoint.save_dir, profiled)
+        self._told_settings = False
 
     def run(self) -> None:
         """Train until the last epoch, the last update, the time limit or a signal."""
@@ -327,10 +329,14 @@ class TrainLoop:
             default_log_format="simple" if common.no_progress_bar else "rich",
             wandb_project=common.wandb_project if master else None,
             wandb_run_name=os.environ.get("WANDB_NAME", os.path.basename(save_dir)),
+            wandb_folder=save_dir if _writes(cfg) else None,
             jsonl_path=os.path.join(save_dir, "metrics.jsonl") if _writes(cfg) else None,
             num_updates=self.trainer.get_num_updates(),
             total_updates=cfg.optimization.max_update or None,
         )
+        if common.wandb_project and not self._told_settings:
+            bar.update_config(plain(cfg))
+            self._told_settings = True
         return bar
 
     def _log_inner(self, progress: BaseProgressBar) -> None:
@@ -505,10 +511,9 @@ class TrainLoop:
                     f"of {', '.join(stats)}"
                 )
             value = exact(stats[metric])
-            if trainer.best is not None:
-                pick = max if cfg.checkpoint.maximize_best_checkpoint_metric else min
-                digits = getattr(aggregated.get(metric), "round", None)
-                best = pick(trainer.best, value)
-                stats[f"best_{metric}"] = safe_round(best, 3 if digits is None else digits)
+            pick = max if cfg.checkpoint.maximize_best_checkpoint_metric else min
+            best = value if trainer.best is None else pick(trainer.best, value)
+            digits = getattr(aggregated.get(metric), "round", None)
+            stats[f"best_{metric}"] = safe_round(best, 3 if digits is None else digits)
             progress.print(stats, tag=subset, step=trainer.get_num_updates())
         return value

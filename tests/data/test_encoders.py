@@ -266,7 +266,6 @@ def test_merges_that_are_not_utf8_are_named(tmp_path: Path, gpt2_files: dict[str
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"normalizer": {"type": "NFC"}}, UnsupportedError, "normalizer"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, UnsupportedError, "pre_tokenizer.type"),
         (
             {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},

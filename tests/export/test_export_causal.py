@@ -43,6 +43,10 @@ NEOX: dict[str, Any] = {
     "max_position_embeddings": 48, "hidden_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 3, "intermediate_size": 80,
 }  # fmt: skip
+OPT: dict[str, Any] = {
+    "max_position_embeddings": 48, "hidden_size": 32, "word_embed_proj_dim": 32,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 56, "pad_token_id": 1,
+}  # fmt: skip
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", {}),
     "gpt2 untied": ("GPT2LMHeadModel", {"tie_word_embeddings": False}),
@@ -56,13 +60,17 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "neox all channels": ("GPTNeoXForCausalLM", {"rotary_pct": 1.0}),
     "neox no biases": ("GPTNeoXForCausalLM", {"attention_bias": False}),
     "neox body": ("GPTNeoXModel", {"rotary_pct": 0.5}),
+    "opt": ("OPTForCausalLM", {}),
+    "opt untied": ("OPTForCausalLM", {"tie_word_embeddings": False}),
+    "opt body": ("OPTModel", {}),
 }  # fmt: skip
 
 
 def their_model(kind: str, vocabulary: int = 130, **more: Any) -> Any:
     name, settings = THEIRS[kind]
-    base = GPT2 if name.startswith("GPT2") else NEOX
-    config = getattr(transformers, "GPT2Config" if base is GPT2 else "GPTNeoXConfig")(
+    family = next(f for f in ("GPT2", "GPTNeoX", "OPT") if name.startswith(f))
+    base = {"GPT2": GPT2, "GPTNeoX": NEOX, "OPT": OPT}[family]
+    config = getattr(transformers, f"{family}Config")(
         **{"vocab_size": vocabulary, "bos_token_id": 7, "eos_token_id": 7, **base, **settings,
            **more}
     )  # fmt: skip
@@ -116,15 +124,16 @@ def test_theirs_to_ours_and_back(kind: str, tmp_path: Path) -> None:
     result = from_huggingface(tmp_path / "theirs", tmp_path / "ours")
     headless = kind.endswith("body")
     assert result["head"] == ("none" if headless else "vocabulary")
-    assert result["added_rows"] == 2 and result["max_abs_difference"] <= 1e-5
+    opt = kind.startswith("opt")  # which has a symbol for padding
+    assert result["added_rows"] == (1 if opt else 2) and result["max_abs_difference"] <= 1e-5
     hub = load_ours(tmp_path / "ours/model.pt", None)
     dictionary = hub.task.source_dictionary
     assert (dictionary.bos(), dictionary.eos(), dictionary.pad(), dictionary.unk()) == (
-        7, 7, 130, 131,
-    )  # fmt: skip
-    assert isinstance(hub.model, TransformerLanguageModel) and len(dictionary) == 132
+        (7, 7, 1, 130) if opt else (7, 7, 130, 131)
+    )
+    assert isinstance(hub.model, TransformerLanguageModel) and len(dictionary) == 132 - opt
     for length in LENGTHS:
-        tokens_BT = torch.randint(130, (3, length))
+        tokens_BT = torch.randint(2, 130, (3, length))
         ours = hub.model(tokens_BT, features_only=headless)[0]
         expected = logits_of(theirs, tokens_BT)
         assert expected.std() > 0.3
@@ -195,7 +204,7 @@ def test_ids_of_text_are_theirs(spare: int, tmp_path: Path) -> None:
     assert len(reloaded.get_input_embeddings().weight) == free + spare
 
 
-def test_what_a_tokenizer_loses_is_said(tmp_path: Path) -> None:
+def test_a_tokenizer_keeps_its_normalizer_and_added_tokens(tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
     folder.mkdir()
     free = byte_level(folder, {"<|endoftext|>": 0}, 1)
@@ -207,9 +216,17 @@ def test_what_a_tokenizer_loses_is_said(tmp_path: Path) -> None:
     content["normalizer"] = {"type": "NFC"}
     path.write_text(json.dumps(content))
     result = from_huggingface(folder, tmp_path / "a")
-    assert result["tokenizer"] == (
-        "byte_level, without its normalizer NFC, without its 1 added tokens such as '   '"
-    )
+    assert result["tokenizer"] == "byte_level"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    hub = load_ours(tmp_path / "a/model.pt", None)
+    to_huggingface(tmp_path / "a/model.pt", tmp_path / "again")
+    again = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "again"))
+    for text in ("e\u0301", "of   the", "a   of e\u0301"):
+        expected = tokenizer(text)["input_ids"]
+        assert decoder_out.our_tokens(hub, [text])[0].tolist() == expected
+        assert again(text)["input_ids"] == expected
+    assert free in tokenizer("of   the")["input_ids"]
+    assert tokenizer("e\u0301")["input_ids"] == tokenizer("\u00e9")["input_ids"]
     content["pre_tokenizer"] = {"type": "Whitespace"}
     path.write_text(json.dumps(content))
     result = from_huggingface(folder, tmp_path / "b")
@@ -218,6 +235,38 @@ def test_what_a_tokenizer_loses_is_said(tmp_path: Path) -> None:
     byte_level(folder, {"<|endoftext|>": 0}, 3)
     with pytest.raises(CheckpointError, match=r"the id \d+, the table"):
         from_huggingface(folder, tmp_path / "c")
+
+
+def test_opt_keeps_its_first_symbol_and_added_tokens(tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    free = byte_level(folder, {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}, 4)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    added = {**content["added_tokens"][0], "id": free, "content": "<|user|>"}
+    content["added_tokens"].append(added)
+    end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing", "single": [end, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [end, *({"Sequence": {"id": name, "type_id": 0}} for name in "AB")],
+        "special_tokens": {"</s>": {"id": "</s>", "ids": [2], "tokens": ["</s>"]}},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    told = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "</s>")
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", **told}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    their_model("opt", free + 1, bos_token_id=2, eos_token_id=2).save_pretrained(str(folder))
+    assert from_huggingface(folder, tmp_path / "ours")["added_rows"] == 0
+    hub = load_ours(tmp_path / "ours/model.pt", None)
+    to_huggingface(tmp_path / "ours/model.pt", tmp_path / "again")
+    again = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "again"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    for text in [*TEXT, "", "the <|user|>of"]:
+        expected = tokenizer(text)["input_ids"]
+        assert expected[0] == 2 and again(text)["input_ids"] == expected
+        assert decoder_out.our_tokens(hub, [text])[0].tolist() == expected
+    assert free in tokenizer("the <|user|>of")["input_ids"]
+    config = transformers.AutoConfig.from_pretrained(str(tmp_path / "again"))
+    assert (config.model_type, config.bos_token_id, again.bos_token) == ("opt", 2, "</s>")
 
 
 def test_files_of_all_kinds(tmp_path: Path) -> None:
@@ -254,6 +303,8 @@ def test_files_of_all_kinds(tmp_path: Path) -> None:
         ("gpt2", {"activation_function": "quick_gelu"}, "quick_gelu"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights"),
+        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before False"),
+        ("opt", {"word_embed_proj_dim": 16}, "word_embed_proj_dim 16 is not hidden_size 32"),
         ("neox", {"rotary_emb_base": 5000}, "base 5000"),
         ("neox", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "type 'linear'"),
     ],
@@ -302,6 +353,9 @@ SIZE: dict[str, Any] = {
 TIED = {"share_decoder_input_output_embed": True}
 OURS_TO_GO: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("GPT2LMHeadModel", {}),
+    "learned, relu": ("OPTForCausalLM", {"position": "learned"}),
+    "learned, relu, clap": ("OPTForCausalLM", {"position": "learned", "head": "clap"}),
+    "multiplied": ("GPT2LMHeadModel", {"embedding_multiplier": 2.5, **TIED}),
     "scaled and tied": ("GPT2LMHeadModel", {"activation_fn": "gelu_accurate", **TIED}),
     "learned": ("GPT2LMHeadModel", {"position": "learned", "activation_fn": "gelu"}),
     "learned from 0": ("GPT2LMHeadModel", {"position": "learned", "position_offset": 0, **TIED,
@@ -310,7 +364,8 @@ OURS_TO_GO: dict[str, tuple[str, dict[str, Any]]] = {
     "clap": ("GPT2LMHeadModel", {"head": "clap", "clap_initial_beta": 3.0}),
     "clap as it is": ("GPT2LMHeadModel", {"head": "clap", "clap_normalize": False}),
     "zero bias": ("GPT2LMHeadModel", {"head_bias": True, **TIED}),
-    "headless": ("GPT2Model", {"head": "none", "position": "learned"}),
+    "headless": ("GPT2Model", {"head": "none", "position": "learned", "activation_fn": "gelu"}),
+    "headless, relu": ("OPTModel", {"head": "none", "position": "learned"}),
     "rotary": ("GPTNeoXForCausalLM", {"position": "rotary", "activation_fn": "gelu"}),
     "rotary, half, parallel": ("GPTNeoXForCausalLM", {
         "position": "rotary", "rotary_fraction": 0.5, "parallel_residual": True, **TIED}),
@@ -370,11 +425,11 @@ def test_ours_to_theirs_and_back(kind: str, words: Path, tmp_path: Path) -> None
     hub = load_ours(source, words)
     rows = len(hub.task.source_dictionary)
     theirs = getattr(transformers, name).from_pretrained(str(tmp_path / "theirs")).eval()
-    tied = "head" in knobs or "share_decoder_input_output_embed" in knobs
-    assert theirs.config.tie_word_embeddings == (tied and "headless" not in kind)
-    assert (theirs.config.bos_token_id, theirs.config.pad_token_id) == (0, 1)
+    # a piece that the dictionary lacks has a row of its own, which cannot be tied
+    assert not theirs.config.tie_word_embeddings
+    assert (theirs.config.bos_token_id, theirs.config.pad_token_id) == (2, 1)
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "theirs"))
-    assert tokenizer("the")["input_ids"][0] == theirs.config.eos_token_id == 2
+    assert tokenizer("the")["input_ids"][0] == tokenizer.bos_token_id == 2
     from_huggingface(tmp_path / "theirs", tmp_path / "back")
     back = load_ours(tmp_path / "back/model.pt", None)
     assert back.task.source_dictionary.nspecial == 4
@@ -409,13 +464,7 @@ def test_words_and_the_first_symbol(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"decoder_normalize_before": False}, "layer norms after the blocks"),
-        ({"no_decoder_final_norm": True}, "no layer norm after the last layer"),
-        ({"layernorm_embedding": True}, "layer norm on the embeddings"),
         ({"decoder_input_dim": 24}, "different widths"),
-        ({"position": "alibi"}, "ALiBi"),
-        ({"head": "clap", "clap_normalize_hidden": True}, "--clap-normalize-hidden"),
-        ({"parallel_residual": True}, "--parallel-residual without rotary"),
         ({"scale_heads": True, "scale_attn": True}, "--scale-attn; --scale-heads"),
         ({"adaptive_softmax_cutoff": "50,100"}, "adaptive softmax"),
     ],
@@ -429,19 +478,85 @@ def test_ours_that_are_refused(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "a.pt.json"]
 
 
-def test_a_bias_is_refused_and_a_difference_found(
+TRAVELS: dict[str, dict[str, Any]] = {
+    "post-norm": {"decoder_normalize_before": False},
+    "no last norm": {"no_decoder_final_norm": True, "position": "learned"},
+    "norm of embeddings": {"layernorm_embedding": True, "activation_fn": "swish"},
+    "ALiBi": {"position": "alibi", **TIED},
+    "ALiBi, 3 heads": {"position": "alibi", "decoder_attention_heads": 3, "head_bias": True},
+    "cosines": {"head": "clap", "clap_normalize_hidden": True, "position": "rotary"},
+    "side by side": {"parallel_residual": True, "position": "none"},
+    "rotary after": {"decoder_normalize_before": False, "position": "rotary",
+                     "rotary_fraction": 0.5},
+    "ALiBi headless": {"position": "alibi", "head": "none"},
+    "own slopes": {"position": "alibi", "alibi_slopes": [0.5, 0.1, 0.02, 0.0], **TIED,
+                   "embedding_multiplier": 3.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TRAVELS)
+@torch.inference_mode()
+def test_ours_that_travel_with_their_class(kind: str, words: Path, tmp_path: Path) -> None:
+    source = checkpoint_of(words, tmp_path / "a.pt", **TRAVELS[kind])
+    hub = load_ours(source, words)
+    result = to_huggingface(source, tmp_path / "theirs", words)
+    assert result["remote_code"] and result["extra_rows"] == 1
+    headless = "headless" in kind
+    auto = transformers.AutoModel if headless else transformers.AutoModelForCausalLM
+    theirs = auto.from_pretrained(str(tmp_path / "theirs"), trust_remote_code=True).eval()
+    rows = len(hub.task.source_dictionary)
+    tokens_BT = torch.randint(4, rows, (3, 11))
+    expected = hub.model(tokens_BT, features_only=headless)[0]
+    width = expected.shape[-1]  # theirs has an id for the piece that the dictionary lacks, too
+    found = logits_of(theirs, tokens_BT)[..., :width]
+    assert float((found - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
+    if headless:
+        return
+    padded_BT = torch.cat([torch.ones(3, 4, dtype=torch.int64), tokens_BT], 1)  # on the left
+    mask_BT = padded_BT.ne(1).long()
+    found = theirs(padded_BT, attention_mask=mask_BT).logits[:, 4:, :width]
+    assert float((found - expected).abs().max()) <= 1e-4
+    made = theirs.generate(
+        padded_BT, attention_mask=mask_BT, do_sample=False, max_new_tokens=6, eos_token_id=-1
+    )
+    for _ in range(6):
+        last = hub.model(tokens_BT)[0][:, -1:].argmax(-1)
+        tokens_BT = torch.cat([tokens_BT, last], 1)
+    assert made[:, 4:].tolist() == tokens_BT.tolist()
+
+
+@torch.inference_mode()
+def test_a_bias_is_carried_by_the_last_layer_norm(words: Path, tmp_path: Path) -> None:
+    source = checkpoint_of(words, tmp_path / "a.pt", head_bias=True, **TIED)
+    state = torch.load(source, weights_only=False)
+    torch.manual_seed(5)
+    state["model"][decoder_names.BIAS] = 4 * torch.randn_like(state["model"][decoder_names.BIAS])
+    torch.save(state, source)
+    result = to_huggingface(source, tmp_path / "theirs", words)
+    assert result["class"] == "GPT2LMHeadModel" and not result["remote_code"]
+    hub = load_ours(source, words)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(str(tmp_path / "theirs")).eval()
+    tokens_BT = torch.randint(4, len(hub.task.source_dictionary), (3, 20))
+    expected = hub.model(tokens_BT)[0].log_softmax(-1)
+    found = theirs(tokens_BT).logits.log_softmax(-1)
+    assert found.shape[-1] == expected.shape[-1] + 1  # a piece that the dictionary lacks
+    assert float((found[..., :-1] - expected).abs().max()) <= 1e-4
+    assert float(found[..., -1].exp().max()) <= 1e-12
+
+
+def test_a_difference_is_found(
     words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = checkpoint_of(words, tmp_path / "a.pt", head_bias=True)
-    hub = load_ours(source, words)
-    with torch.no_grad():
-        hub.model.decoder.output_projection.bias[3] = 1e-3
-    with pytest.raises(UnsupportedError, match="a bias in the vocabulary head"):
-        decoder_out.family_of(hub.model)
+    source = checkpoint_of(words, tmp_path / "a.pt")
     monkeypatch.setattr(
         decoder_names, "fuse", lambda parts, heads, per_head: torch.cat(parts[::-1])
     )
     with pytest.raises(CheckpointError, match="differs by"):
+        to_huggingface(source, tmp_path / "theirs", words)
+    monkeypatch.undo()
+    monkeypatch.setattr(decoder_out, "BELOW_UNKNOWN", 0.0)
+    monkeypatch.setattr(decoder_out, "first_symbol", lambda hub: "<s>")
+    with pytest.raises(CheckpointError, match="log-probabilities of the converted model differ"):
         to_huggingface(source, tmp_path / "theirs", words)
     assert not (tmp_path / "theirs").exists()
 

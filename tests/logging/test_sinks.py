@@ -208,5 +208,63 @@ def test_wandb_gets_prefixed_figures(monkeypatch):
     ]
 
 
+def test_what_a_run_repeats_after_falling_back_is_set_aside(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = JsonlSink(path, done=0)
+    for step in (10, 20, 30, 40):
+        first.log({"loss": step}, tag="train_inner", step=step)
+        first.log({"loss": step}, tag="valid", step=step)
+    first.close()
+    again = JsonlSink(path, done=25)  # the checkpoint of update 25 was the newest good one
+    again.log({"loss": 31}, tag="train_inner", step=30)
+    again.close()
+    told = [(r["tag"], r["update"], r["loss"]) for r in read_jsonl(path)]
+    assert told == [
+        *((tag, step, step) for step in (10, 20) for tag in ("train_inner", "valid")),
+        ("train_inner", 30, 31),
+    ]
+    aside = read_jsonl(f"{path}.superseded")
+    assert [(r["tag"], r["update"]) for r in aside] == [
+        (tag, step) for step in (30, 40) for tag in ("train_inner", "valid")
+    ]
+
+
+def test_tensorboard_hides_what_is_repeated(tmp_path):
+    from tensorboardX.event_file_writer import event_pb2
+
+    sink = TensorBoardSink(tmp_path, done=25)
+    sink.log({"loss": 2.0}, tag="valid", step=30)
+    sink.close()
+    (path,) = (tmp_path / "valid").iterdir()
+    data, starts = path.read_bytes(), []
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        event = event_pb2.Event.FromString(data[12 : 12 + length])
+        starts += [event.step] if event.session_log.status == 1 else []
+        data = data[16 + length :]
+    assert starts == [26]
+
+
+def test_wandb_goes_on_in_the_same_run(monkeypatch, tmp_path):
+    asked = []
+
+    def init(**settings):
+        asked.append(settings)
+        known = settings.get("id") or f"new{len(asked)}"
+        return types.SimpleNamespace(id=known, log=lambda *a, **k: None, finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    monkeypatch.setenv("WANDB_RUN_GROUP", "seeds")
+    for project in ("p", "p", "other"):
+        (sink,) = open_sinks(
+            wandb_project=project, wandb_run_name="run", wandb_folder=tmp_path / "run"
+        )
+        sink.log({"loss": 1}, tag="train", step=1)
+        assert sink.is_on
+        close_sinks()
+    assert [settings.get("id") for settings in asked] == [None, "new1", None]
+    assert all(s["resume"] == "allow" and s["group"] == "seeds" for s in asked)
+
+
 def test_to_number_of_other_things():
     assert [sinks.to_number(value) for value in ("x", None, [], torch.ones(2))] == [None] * 4

@@ -9,6 +9,7 @@ file with ``piece count`` on a line can carry; numbers survive both, and no piec
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fairseq.data.encoders import register_bpe
 from fairseq.data.encoders.byte_pair import BytePairEncoder, read_json
 from fairseq.errors import ConfigError, DataError, UnsupportedError
 from fairseq.files.io import require_file
+from fairseq.lazy import require_library
 
 # What a tokenizer.json may say about the parts that would change the pieces.
 PLAIN_MODEL = {
@@ -68,8 +70,6 @@ def read_tokenizer(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
         raise DataError(f"{path} is no tokenizer.json: it has no 'model'")
     _check_plain(path, "model", model, PLAIN_MODEL)
     _check_plain(path, "pre_tokenizer", content.get("pre_tokenizer"), PLAIN_WORDS)
-    if content.get("normalizer") is not None:
-        raise UnsupportedError(f"{path}: a tokenizer with a normalizer loses text; train another")
     vocabulary, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocabulary, dict) or not isinstance(merges, list):
         raise DataError(f"{path}: its vocabulary or its merges are missing")
@@ -83,9 +83,22 @@ def read_tokenizer(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     return vocabulary, pairs
 
 
+def added_tokens(path: Path) -> dict[str, int]:
+    """Return the tokens that a ``tokenizer.json`` finds in text before it cuts it, with ids."""
+    found = read_json(path, "tokenizer").get("added_tokens") or ()
+    return {str(token["content"]): int(token["id"]) for token in found}
+
+
 @register_bpe("byte_level", dataclass=ByteLevelBPEConfig)
 class ByteLevelBPE(BytePairEncoder):
-    """The encoding of a ``tokenizer.json``; every string decodes to itself.
+    """The encoding of a ``tokenizer.json``; every string decodes to itself, but for a normalizer.
+
+    Text that holds added tokens, and all text where there is a normalizer, is cut by the library
+    ``tokenizers`` itself.
+
+    Attributes:
+        added: tokens found in text before it is cut, and their ids.
+        normalizes: whether there is a normalizer.
 
     Raises:
         ConfigError: if no file is named.
@@ -101,4 +114,23 @@ class ByteLevelBPE(BytePairEncoder):
                 "fairseq-bpe train"
             )
         path = require_file(cfg.byte_level_tokenizer, "tokenizer", "Check --byte-level-tokenizer.")
-        super().__init__(cfg, *read_tokenizer(path), str(path))
+        ids, merges = read_tokenizer(path)
+        self.added = added_tokens(path)
+        self.normalizes = read_json(path, "tokenizer").get("normalizer") is not None
+        super().__init__(cfg, {**ids, **self.added}, merges, str(path))
+        self._path, self._whole = path, None
+        self._finds = re.compile("|".join(map(re.escape, self.added)) or r"(?!)")
+
+    def whole(self) -> Any:
+        """Return the tokenizer of the library ``tokenizers``."""
+        if self._whole is None:
+            library = require_library("tokenizers", f"what {self._path} does to text")
+            self._whole = library.Tokenizer.from_file(str(self._path))
+        return self._whole
+
+    def encode(self, x: str) -> str:
+        """Return the ids of the pieces of ``x``, in decimal, joined by spaces."""
+        if not (self.normalizes or self._finds.search(x)):
+            return super().encode(x)
+        x = x.encode(errors="replace").decode()
+        return " ".join(map(str, self.whole().encode(x, add_special_tokens=False).ids))

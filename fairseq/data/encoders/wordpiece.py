@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.data.encoders import register_bpe
@@ -18,6 +18,12 @@ class WordpieceConfig(FairseqDataclass):
 
     wordpiece_vocab: str | None = option(None, "vocab.txt of a BERT", new=True, path=True)
     wordpiece_cased: bool = option(False, "keep capital letters and accents", new=True)
+    wordpiece_accents: Literal["auto", "keep", "strip"] = option(
+        "auto", "what happens to accents; auto: they go with the capital letters", new=True
+    )
+    wordpiece_chinese: bool = option(
+        True, "every Chinese character is a word", positive=True, new=True
+    )
 
 
 @register_bpe("wordpiece", dataclass=WordpieceConfig)
@@ -45,7 +51,24 @@ class Wordpiece:
 
         self.config = cfg
         self.vocabulary, self.lowercase = str(path), not cfg.wordpiece_cased
-        self._engine = BertWordPieceTokenizer(self.vocabulary, lowercase=self.lowercase)
+        accents = {"auto": None, "keep": False, "strip": True}[cfg.wordpiece_accents]
+        self._engine = BertWordPieceTokenizer(
+            self.vocabulary,
+            lowercase=self.lowercase,
+            strip_accents=accents,
+            handle_chinese_chars=cfg.wordpiece_chinese,
+        )
+
+    def engine(self) -> Any:
+        """Return a tokenizer of the library ``tokenizers`` that does the same, to be changed."""
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(self._engine._tokenizer.to_str())
+
+    def tokens(self) -> list[str]:
+        """Return the pieces, in the order of their numbers."""
+        found = self._engine.get_vocab(with_added_tokens=False)
+        return sorted(found, key=found.__getitem__)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the settings only: a worker reads the file again."""

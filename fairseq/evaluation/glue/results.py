@@ -49,8 +49,9 @@ class Results:
         return None
 
     def add(self, run: Run) -> None:
-        """Keep a run."""
-        self.runs.append(run)
+        """Keep a run, in the place of one of the same task, seed and settings."""
+        known = self.find(run["task"], run["seed"], run["digest"])
+        self.runs = [*(old for old in self.runs if old is not known), run]
         self.write(self.runs)
 
     def write(self, runs: Iterable[Run]) -> None:

@@ -65,6 +65,8 @@ def recipe(task: GlueTask, pretrained: Pretrained, prepared: Prepared) -> dict[s
             "regression_target": task.is_regression(),
             **report,
         },
+        # the checkpoint names its text encoder
+        **({"bpe": pretrained.encoder_settings} if pretrained.encoder_settings else {}),
         "model": {**pretrained.model, "dropout": 0.1, "attention_dropout": 0.1},
         "dataset": {
             "batch_size": task.batch_size,
@@ -95,7 +97,7 @@ def digest_of(
     settings: dict[str, Any], flags: Sequence[str], pretrained: Pretrained, prepared: Prepared
 ) -> str:
     """Return what tells runs with other settings, weights or data apart; paths do not count."""
-    told = {section: dict(values) for section, values in settings.items()}
+    told = {section: dict(values) for section, values in settings.items() if section != "bpe"}
     del told["task"]["data"], told["checkpoint"]["finetune_from_model"]
     parts = [told, list(flags), pretrained.digest, prepared.digest]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -148,6 +150,7 @@ def fine_tune(
     folder: Path,
     flags: Sequence[str] = (),
     keep: bool = False,
+    export: bool = False,
 ) -> Run:
     """Train and score once; a run that was interrupted goes on.
 
@@ -159,6 +162,7 @@ def fine_tune(
         folder: the run folder.
         flags: of fairseq-train, which win over the recipe.
         keep: keep the checkpoints.
+        export: write the best model as a folder of Hugging Face, with its head.
 
     Returns:
         what is known of the run: ``scores`` of the ``best`` and the ``last`` epoch, and figures.
@@ -189,11 +193,22 @@ def fine_tune(
         "padding": round(padding, 4),
         "flags": list(flags),
     }
+    if export:
+        run["exported"] = _export(task, best if best.is_file() else last, prepared, folder / "hf")
     if not keep:
         for path in checkpoint_paths(str(folder), r"checkpoint.*\.pt"):
             delete_checkpoint(path)
     gc.collect()
     return run
+
+
+def _export(task: GlueTask, checkpoint: Path, prepared: Prepared, out: Path) -> str:
+    """Write a fine-tuned model as a folder of Hugging Face; return its name."""
+    from fairseq.export.encoder_out import to_huggingface
+
+    data = Path(prepared.folder)
+    to_huggingface(checkpoint, out, data, force=True, labels=list(task.classes) or None)
+    return str(out)
 
 
 class Progress:
@@ -229,6 +244,7 @@ def run_glue(
     out: Path,
     flags: Sequence[str] = (),
     keep: bool = False,
+    export: bool = False,
 ) -> list[Run]:
     """Prepare, fine-tune and score all tasks with all seeds; finished runs are not repeated.
 
@@ -240,6 +256,8 @@ def run_glue(
         out: gets a folder for each task, and ``results.json``.
         flags: of fairseq-train, which win over the recipes.
         keep: keep the checkpoints.
+        export: write the best models as folders of Hugging Face; finished runs that were not
+            exported are repeated.
 
     Returns:
         the runs, task by task.
@@ -258,7 +276,7 @@ def run_glue(
         digest = digest_of(settings, flags, pretrained, ready[task.name])
         for seed in seeds:
             known = results.find(task.name, seed, digest)
-            if known is None:
+            if known is None or (export and not Path(known.get("exported", "")).is_dir()):
                 plan.append((task, seed, digest))
             else:
                 runs.append(known)
@@ -269,7 +287,7 @@ def run_glue(
         progress.say(f"{task.name}, seed {seed}: {ready[task.name].examples:,} examples")
         folder = out / task.name / f"{digest}-seed{seed}"
         with _named(task, seed):
-            run = fine_tune(task, seed, pretrained, ready[task.name], folder, flags, keep)
+            run = fine_tune(task, seed, pretrained, ready[task.name], folder, flags, keep, export)
         results.add(run)
         runs.append(run)
         figures = ", ".join(f"{name} {100 * x:.1f}" for name, x in run["scores"]["best"].items())

@@ -1,0 +1,184 @@
+"""Heads that classify sentences: ours is that of RoBERTa, and BERT's pooler with its classifier.
+
+All are a hidden layer on the first token and a linear map; names and activations differ.
+
+Shapes: B sentences, K labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq.data.storage.dictionary import Dictionary
+from fairseq.errors import UnsupportedError
+from fairseq.export.compare import Agreement, batches
+
+NAME = "sentence_classification_head"
+PREFIX = "classification_heads."
+CLASSIFIER = "ForSequenceClassification"
+# family -> hidden layer, output layer, activation between them
+PARTS = {
+    "roberta": ("classifier.dense", "classifier.out_proj", "tanh"),
+    "bert": ("bert.pooler.dense", "classifier", "tanh"),
+    "distilbert": ("pre_classifier", "classifier", "relu"),
+}
+# Weights that no model here needs: poolers of models without a classifier, next-sentence heads.
+UNUSED = ("pooler.", "cls.seq_relationship.", "position_ids", "embeddings.token_type_ids")
+
+
+def chosen(hub: Any, asked: str | None) -> str | None:
+    """Return the name of the classification head that an export takes along.
+
+    Args:
+        hub: the model with its task.
+        asked: the name; ``none`` for the vocabulary head. By default the head that the checkpoint
+            was fine-tuned with.
+
+    Raises:
+        UnsupportedError: if there is no such head.
+    """
+    there = list(getattr(hub.model, "classification_heads", ()))
+    own = getattr(hub.task.cfg, "classification_head_name", None)
+    if asked == "none" or (asked is None and own not in there):
+        return None
+    name = own if asked is None else asked
+    if name not in there:
+        raise UnsupportedError(
+            f"there is no classification head '{name}'; the checkpoint has: "
+            f"{', '.join(there) or 'none'}"
+        )
+    return name
+
+
+def fits(hub: Any, head: str, family: str) -> bool:
+    """Tell whether a family of theirs has a head that computes the same."""
+    config, shape = hub.model.config, hub.model.classification_head(head).shape
+    act = config.pooler_activation_fn
+    width = config.encoder_embed_dim
+    return config.pooling == "cls" and shape[1:] == (width, width) and act == PARTS[family][2]
+
+
+def labels_of(hub: Any, head: str, labels: Sequence[str] | None) -> dict[str, Any]:
+    """Return what a configuration of theirs says of the labels.
+
+    Args:
+        hub: the model with its task.
+        head: name of its head.
+        labels: their names; by default those of the label dictionary.
+    """
+    classes = hub.model.classification_head(head).out_proj.out_features
+    regression = bool(getattr(hub.task.cfg, "regression_target", False))
+    dictionary = getattr(hub.task, "_label_dictionary", None)
+    if labels is None and dictionary is not None:
+        labels = dictionary.symbols[dictionary.nspecial :]
+    known = dict(enumerate(labels or ()))
+    names = [known.get(place, f"LABEL_{place}") for place in range(classes)]
+    return {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: place for place, name in enumerate(names)},
+        "problem_type": "regression" if regression else "single_label_classification",
+        "classifier_dropout": hub.model.config.pooler_dropout,
+    }
+
+
+def to_theirs(state: Mapping[str, Tensor], head: str, family: str) -> dict[str, Tensor]:
+    """Return the weights of a head under the names of a family."""
+    names = dict(zip(("dense", "out_proj"), PARTS[family][:2], strict=True))
+    return {
+        f"{theirs}.{kind}": state[f"{PREFIX}{head}.{ours}.{kind}"]
+        for ours, theirs in names.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def to_ours(found: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
+    """Return the weights of their classifier as our head."""
+    names = dict(zip(("dense", "out_proj"), PARTS[family][:2], strict=True))
+    return {
+        f"{PREFIX}{NAME}.{ours}.{kind}": found[f"{theirs}.{kind}"]
+        for ours, theirs in names.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def of_model(described: Mapping[str, Any], found: Mapping[str, Tensor], family: str) -> bool:
+    """Tell whether a model of theirs classifies sentences.
+
+    Raises:
+        UnsupportedError: naming a head that has no place here.
+    """
+    named = (described.get("architectures") or [""])[0]
+    if named.endswith(CLASSIFIER):
+        return True
+    output = PARTS[family][1]
+    others = sorted(
+        {key.rsplit(".", 1)[0] for key in found if key.startswith((output, "qa_outputs", "score"))}
+    )
+    if others:
+        raise UnsupportedError(
+            f"{named or family} has the head {', '.join(others)}, which has no place here: "
+            "vocabulary heads and classifiers of sentences can be imported"
+        )
+    return False
+
+
+def our_settings(described: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """Return our settings of a model of theirs that classifies sentences."""
+    dropout = described.get("classifier_dropout", described.get("seq_classif_dropout"))
+    classes = len(described.get("id2label") or ()) or described.get("num_labels", 2)
+    return {
+        "task": "sentence_prediction",
+        "criterion": "sentence_prediction",
+        "classification_head_name": NAME,
+        "num_classes": classes,
+        "regression_target": described.get("problem_type") == "regression" or classes == 1,
+        "pooler_activation_fn": PARTS[family][2],
+        "pooler_dropout": described.get("hidden_dropout_prob", 0.1) if dropout is None else dropout,
+    }
+
+
+def write_dictionaries(folder: Path, dictionary: Dictionary, described: Mapping[str, Any]) -> None:
+    """Write the dictionaries that the task of sentence prediction reads.
+
+    Raises:
+        UnsupportedError: if two labels have one name, or one has a blank in it.
+    """
+    for name in ("input0", "label"):
+        (folder / name).mkdir()
+    dictionary.save(folder / "input0" / "dict.txt")
+    told = {int(place): str(name) for place, name in (described.get("id2label") or {}).items()}
+    names = [told[place] for place in sorted(told)] or ["LABEL_0", "LABEL_1"]
+    names = ["_".join(name.split()) for name in names]
+    if len(set(names)) < len(names):
+        raise UnsupportedError(f"labels that are named alike cannot be imported: {names}")
+    labels = Dictionary()
+    for name in names:
+        labels.add_symbol(name, n=0)
+    labels.save(folder / "label" / "dict.txt")
+
+
+@torch.inference_mode()
+def compare(
+    hub: Any, theirs: Any, tokens: Sequence[Tensor], mapped: Sequence[Tensor], head: str
+) -> Agreement:
+    """Return how far two models are apart in what they say of sentences.
+
+    Args:
+        hub: our model.
+        theirs: a model of Hugging Face.
+        tokens: sentences in our ids.
+        mapped: the same in theirs.
+        head: name of our head.
+    """
+    pad, found = hub.task.source_dictionary.pad(), Agreement()
+    pairs = zip(batches(tokens, pad), batches(mapped, pad), strict=True)
+    for (ours_BT, _), (theirs_BT, kept_BT) in pairs:
+        expected_BK = hub.model(ours_BT, classification_head_name=head)[0]
+        given_BK = theirs(theirs_BT, attention_mask=kept_BT.long()).logits
+        found.add(expected_BK, given_BK, headless=False)
+    return found
