@@ -17,6 +17,9 @@ examples:
   fairseq-report runs/baseline runs/clap runs/headless --output comparison --title "Three heads"
       draws three runs in the same axes and lists the settings that differ
 
+  fairseq-report runs/small runs/large --x flops
+      draws curves against floating-point operations instead of updates
+
   fairseq-report runs/* --json | jq '.runs[] | [.name, .best_valid_loss]'
       prints the final figures as JSON
 
@@ -40,6 +43,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--title", metavar="TEXT", help="heading (default: the names of the runs)")
     parser.add_argument(
+        "--x", choices=("updates", "tokens", "time", "flops"), default="updates",
+        help="what curves are drawn against (default: updates)",
+    )  # fmt: skip
+    parser.add_argument(
         "--json", action="store_true", help="print the final figures of the runs as JSON"
     )
     return parser
@@ -57,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     from fairseq.report import load_runs, summarize, write_report
 
-    path = write_report(args.runs, args.output, title=args.title)
+    path = write_report(args.runs, args.output, title=args.title, axis=args.x)
     if args.json:
         runs = [summarize(run) for run in load_runs(args.runs)]
         json.dump({"report": str(path), "runs": runs}, sys.stdout, indent=2)

@@ -89,6 +89,23 @@ def _names(
     return names
 
 
+def milestones(cfg: Any, trainer: Any) -> list[str]:
+    """Return the names of checkpoints that were asked for by updates or tokens, and are due."""
+    suffix, updates = _suffix(cfg), trainer.get_num_updates()
+    names = [
+        f"checkpoint_update{update}{suffix}.pt"
+        for update in getattr(cfg, "save_at_updates", ())
+        if update == updates
+    ]
+    window = trainer.effort.window if hasattr(trainer, "effort") else None
+    before, after = window or (0, 0)
+    return names + [
+        f"checkpoint_tokens{tokens}{suffix}.pt"
+        for tokens in getattr(cfg, "save_at_tokens", ())
+        if before < tokens <= after
+    ]
+
+
 def _best_paths(cfg: Any) -> list[str]:
     """Return the kept best checkpoints, best first."""
     metric = re.escape(cfg.best_checkpoint_metric)
@@ -139,6 +156,7 @@ def save_checkpoint(
     epoch, updates = epoch_itr.epoch, trainer.get_num_updates()
     end_of_epoch = epoch_itr.end_of_epoch()
     names = _names(cfg, epoch, updates, end_of_epoch, val_loss, best)
+    names = [*milestones(cfg, trainer), *names]
     if not names and always:
         names = [f"checkpoint_{epoch}_{updates}{_suffix(cfg)}.pt"]
     if not names:

@@ -231,4 +231,10 @@ def required_settings(config: FairseqConfig) -> list[str]:
     frozen = getattr(config.model, "freeze_encoder", False)
     if frozen and getattr(config.criterion, "_name", None) in ("masked_lm", "cross_entropy"):
         missing.append("something to train: --freeze-encoder is for --task sentence_prediction")
+    packed = getattr(config.task, "sample_break_mode", None) in (None, "none", "complete")
+    if getattr(config.task, "document_mask", False) and not packed:
+        missing.append(
+            "rows of several documents for --document-mask: --sample-break-mode none or complete "
+            "(a row of eos is one line, one of complete_doc ends with its document)"
+        )
     return missing

@@ -81,6 +81,13 @@ class CommonConfig(FairseqDataclass):
     )
     reset_logging: bool = option(False, "drop log handlers installed by Hydra")
     suppress_crashes: bool = option(False, "in fairseq-hydra-train: report a crash and return")
+    peak_tflops: float | None = option(
+        None,
+        "10^12 operations a second that one device can do, for mfu (default: measure a product "
+        "of matrices)",
+        new=True,
+        above=0,
+    )
     allow_tf32: bool = option(True, "allow TF32 matrix products on GPUs", positive=True, new=True)
     deterministic: bool = option(False, "deterministic GPU kernels, slower", new=True)
 
@@ -200,6 +207,12 @@ class OptimizationConfig(FairseqDataclass):
 
     max_epoch: int = option(0, "stop after this epoch (0: no limit)", minimum=0)
     max_update: int = option(0, "stop after so many updates (0: no limit)", minimum=0)
+    max_tokens_total: int = option(
+        0,
+        "stop after so many tokens, padding not counted, restarts added up (0: no limit)",
+        new=True,
+        minimum=0,
+    )
     stop_time_hours: float = option(
         0.0, "stop after so many hours, restarts added up (0: never)", minimum=0
     )
@@ -210,6 +223,13 @@ class OptimizationConfig(FairseqDataclass):
     update_freq: list[int] = option([1], "batches per update, one entry per epoch", minimum=1)
     lr: list[float] = option([0.25], "learning rate, one entry per epoch", minimum=0)
     stop_min_lr: float = option(-1.0, "stop when the learning rate falls to this value", minimum=-1)
+    freeze_embeddings: bool = option(
+        False, "do not train token embeddings, nor a head that is tied to them", new=True
+    )
+    freeze_positions: bool = option(False, "do not train learned positions", new=True)
+    freeze_layers: str | None = option(
+        None, "do not train these layers, counted from 0, such as 0-3 or 0,2,5-7", new=True
+    )
     skip_remainder_batch: bool = option(False, "drop the last incomplete batch group of an epoch")
     spike_policy: Literal["none", "skip", "rollback"] = option(
         "none",
@@ -273,6 +293,15 @@ class CheckpointConfig(FairseqDataclass):
     optimizer_overrides: str = option("{}", "values that replace the checkpoint's, as a dict")
     save_interval: int = option(1, "save every so many epochs", minimum=1)
     save_interval_updates: int = option(0, "save every so many updates", minimum=0)
+    save_at_updates: list[int] = option(
+        [], "save after these updates, as checkpoint_updateN.pt, and keep that", new=True, minimum=1
+    )
+    save_at_tokens: list[int] = option(
+        [],
+        "save once so many tokens were trained on, as checkpoint_tokensN.pt, and keep that",
+        new=True,
+        minimum=1,
+    )
     keep_interval_updates: int = option(-1, "keep this many of those", minimum=-1)
     keep_interval_updates_pattern: int = option(
         -1, "never delete updates divisible by this", minimum=1

@@ -95,6 +95,13 @@ class FairseqCriterion(nn.Module):
     def prepare_update(self, samples: list[dict[str, Any]]) -> None:
         """See all micro-batches of this process before the first one of an update runs."""
 
+    def extra_flops(self) -> int:
+        """Return the operations of the latest forward that the model itself did not do.
+
+        Those of its backward are included; matrix products only, see :mod:`fairseq.modules.flops`.
+        """
+        return 0
+
     def facts(self) -> dict[str, Any]:
         """Return plain values that checkpoints keep, such as the digest of a file it relies on."""
         return {}

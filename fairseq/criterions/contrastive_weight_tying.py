@@ -19,6 +19,7 @@ from fairseq.criterions.base import FairseqCriterion, perplexity_of, predicted_p
 from fairseq.distributed import utils as distributed_utils
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
+from fairseq.modules.flops import TRAINING
 from fairseq.ops.anisotropy import mean_cosine
 from fairseq.ops.contrastive_weight_tying import contrastive_weight_tying
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
@@ -108,6 +109,7 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
             self.projection = nn.Linear(cfg.contrastive_width, cfg.contrastive_width, bias=False)
             nn.init.eye_(self.projection.weight)
         self._ids_M: Tensor | None = None
+        self._extra_flops = 0
 
     def prepare_update(self, samples: list[dict[str, Any]]) -> None:
         """Gather the ids that all micro-batches of all processes predict; never embeddings."""
@@ -158,6 +160,9 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
             duplicates=cfg.duplicates,
             symmetric=cfg.contrastive_symmetric,
         )
+        entries = result.negatives * table_VC.shape[1] * (2 if cfg.contrastive_symmetric else 1)
+        entries += 0 if self.projection is None else self.projection.weight.numel()
+        self._extra_flops = TRAINING * 2 * len(positions_N) * entries
         loss_N = cfg.contrastive_weight * result.loss_N
         log = {
             "ntokens": sample["ntokens"],
@@ -178,6 +183,10 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
         loss = loss_N.sum()
         log["loss"] = loss.detach()
         return loss if reduce else loss_N, len(positions_N), log
+
+    def extra_flops(self) -> int:
+        """See the base class: scores of all distinct negatives, and the learned map."""
+        return self._extra_flops
 
     def _table_loss(self, hidden_NC: Tensor, table_VC: Tensor, target_N: Tensor) -> Tensor:
         """Return the cross-entropy of the table as a head, in nats, (N,)."""

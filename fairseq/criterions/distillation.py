@@ -25,6 +25,7 @@ from fairseq.criterions.distillation_settings import (
 from fairseq.distributed import utils as distributed_utils
 from fairseq.errors import ConfigError, DataError, UnsupportedError
 from fairseq.logging import metrics
+from fairseq.modules.flops import TRAINING
 from fairseq.modules.heads import Projection
 from fairseq.modules.layer_choice import choose_layers
 from fairseq.ops.hidden_distillation import (
@@ -98,6 +99,7 @@ class DistillationCriterion(FairseqCriterion):
         self._cache: CacheLike | None = None
         self._totals: dict[str, float] | None = None
         self._device = torch.device("cpu")
+        self._extra_flops = 0
 
     # -- the teacher -----------------------------------------------------------------------------
 
@@ -234,6 +236,9 @@ class DistillationCriterion(FairseqCriterion):
             theirs, their_extra = teacher.outputs(
                 net_input, positions_N if live else None, **self._requests(teacher, 1)
             )
+        more = len(positions_N) - len(predicted_N)
+        asked = len(positions_N) if theirs is not None else 0
+        self._count(model, net_input["src_tokens"], more, asked)
         target_N = sample["target"].reshape(-1)[positions_N]
         source = theirs if stored is None else stored
         loss, sums = self._logit_terms(
@@ -250,6 +255,25 @@ class DistillationCriterion(FairseqCriterion):
             log[f"{name}_weighted"] = self.alphas[name] * value.detach()
             log[f"{name}_count"] = counts[_COUNTS[name]]
         return loss, len(predicted_N), log
+
+    def _count(self, model: Any, tokens_BT: Tensor, more: int, theirs: int) -> None:
+        """Note what was computed beyond the student's forward at the predicted positions.
+
+        Args:
+            model: the student.
+            tokens_BT: the batch.
+            more: positions projected beside the predicted ones.
+            theirs: positions that the teacher projected.
+        """
+        shape = model.flop_shape() if more and hasattr(model, "flop_shape") else None
+        own = 0 if shape is None else TRAINING * 2 * more * shape.predicted_weights
+        # a teacher of another library does not tell
+        tell = getattr(getattr(self._teacher, "model", None), "flops", None)
+        self._extra_flops = own + (0 if tell is None else tell(*tokens_BT.shape, theirs) or 0)
+
+    def extra_flops(self) -> int:
+        """See the base class: the teacher's forward, and positions beside the predicted ones."""
+        return self._extra_flops
 
     def _stored(
         self, sample: dict[str, Any], predicted_N: Tensor, training: bool

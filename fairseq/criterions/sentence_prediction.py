@@ -22,6 +22,7 @@ from fairseq.criterions import register_criterion
 from fairseq.criterions.base import FairseqCriterion
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
+from fairseq.modules.flops import TRAINING, matrix_entries
 
 
 @dataclass
@@ -60,6 +61,7 @@ class SentencePredictionCriterion(FairseqCriterion):
             )
         self.cfg = cfg
         self.head = cfg.classification_head_name
+        self._extra_flops = 0
         self.regression_target = cfg.regression_target
 
     def forward(
@@ -86,6 +88,8 @@ class SentencePredictionCriterion(FairseqCriterion):
         )
         if logits_BK.dtype != torch.float64:
             logits_BK = logits_BK.float()
+        entries = matrix_entries([model.classification_heads[self.head]])
+        self._extra_flops = TRAINING * 2 * len(logits_BK) * entries
         targets = sample["target"].view(-1)
         sample_size = targets.numel()
         if self.regression_target:
@@ -106,6 +110,10 @@ class SentencePredictionCriterion(FairseqCriterion):
         if not model.training:
             log.update(self._counts(predicted.detach(), targets))
         return loss, sample_size, log
+
+    def extra_flops(self) -> int:
+        """See the base class: those of the classification head."""
+        return self._extra_flops
 
     def _counts(self, predicted: Tensor, targets: Tensor) -> dict[str, Any]:
         """Return what the reports are computed from, as sums."""

@@ -221,6 +221,12 @@ class SequenceGenerator:
 
     def _prompts(self, sample: dict[str, Any], prefix_tokens: Tensor | None) -> Prompts:
         sources_BT = sample["net_input"]["src_tokens"]
+        documents_BT = sample["net_input"].get("documents")
+        if documents_BT is not None and bool((documents_BT > 0).any()):
+            raise ConfigError(
+                "a row of several documents cannot be continued; this model was trained with "
+                "--document-mask: generate with --sample-break-mode eos or complete_doc"
+            )
         if prefix_tokens is None:
             prefix_tokens = sources_BT[:, :0]
         length_B = prefix_tokens.ne(self.pad).sum(1)

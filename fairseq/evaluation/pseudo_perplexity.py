@@ -111,12 +111,15 @@ def pseudo_log_likelihood(model: Any, task: Any, tokens_T: Tensor) -> tuple[floa
         [dictionary.bos(), dictionary.eos(), dictionary.pad()], device=tokens_T.device
     )
     places = torch.isin(tokens_T, special, invert=True).nonzero()[:, 0]
+    documents_1T = task.documents_of(tokens_T[None])
     total = 0.0
     for part_M in _parts(places, max(1, TOKENS_AT_ONCE // len(tokens_T))):
         copies_MT = tokens_T.repeat(len(part_M), 1)
         rows_M = torch.arange(len(part_M), device=tokens_T.device)
         copies_MT[rows_M, part_M] = task.mask_idx
-        operands, _ = model(copies_MT, predicted_positions=rows_M * len(tokens_T) + part_M)
+        places_M = rows_M * len(tokens_T) + part_M
+        known = {} if documents_1T is None else {"documents": documents_1T.expand_as(copies_MT)}
+        operands, _ = model(copies_MT, predicted_positions=places_M, **known)
         hidden_NC, weight_VC, bias_V = operands
         loss_N = linear_cross_entropy(hidden_NC, weight_VC, tokens_T[part_M], bias_V=bias_V).loss_N
         total -= float(loss_N.double().sum())

@@ -68,10 +68,12 @@ def to_fairseq(source: Path, out: Path, force: bool = False) -> dict[str, Any]:
             raise UnsupportedError(
                 f"the original fairseq cannot load this model: its models have no {name} {value!r}"
             )
-    if getattr(config.model, "pooling", "cls") != "cls" and any(
-        key.startswith("classification_heads.") for key in state["model"]
-    ):
-        raise UnsupportedError("the original's classification heads pool the first token only")
+    other = [getattr(config.model, "pooling", "cls"), getattr(config.model, "probe_head", "dense")]
+    heads = any(key.startswith("classification_heads.") for key in state["model"])
+    if heads and other != ["cls", "dense"]:
+        raise UnsupportedError(
+            "the original's classification heads pool the first token only, and have a hidden layer"
+        )
     dropped = sorted(state.get("extra_state", {}).keys() & {"fairseq_lm"})
     cfg = original_cfg(config)
     for section, names in STRICT.items():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fairseq.catalog import HOOKS
 from fairseq.config.registry import load_attribute
 from fairseq.errors import CheckpointError, ConfigError
+from fairseq.modules.flops import FlopShape
 
 
 class BaseFairseqModel(nn.Module):
@@ -50,6 +51,21 @@ class BaseFairseqModel(nn.Module):
     def max_positions(self) -> Any:
         """Return the longest input, None for no limit."""
         return None
+
+    def flop_shape(self) -> FlopShape | None:
+        """Return what the cost of the model depends on, None if nobody counted it."""
+        return None
+
+    def flops(self, rows: int, length: int, predicted: int) -> int | None:
+        """Return the operations of a forward pass, None if unknown; training costs three.
+
+        Args:
+            rows: B.
+            length: T, padding included.
+            predicted: tokens that are projected on the vocabulary.
+        """
+        shape = self.flop_shape()
+        return None if shape is None else shape.forward(rows, length, predicted)
 
     def load_state_dict(  # type: ignore[override]
         self,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq.errors import ConfigError
+from fairseq.modules.flops import band_entries
 
 
 class AdaptiveInput(nn.Module):
@@ -56,6 +57,11 @@ class AdaptiveInput(nn.Module):
         """Return the table (words, dim) and the projection (C, dim) of a band."""
         band_layers: Any = self.embeddings[band]
         return band_layers[0].weight, band_layers[1].weight
+
+    def entries(self, counts: Sequence[int]) -> int:
+        """Return the entries of the projection that a token meets on average, by words' counts."""
+        sizes = [self.weights_for_band(band)[1].numel() for band in range(len(self.cutoff))]
+        return band_entries(counts, self.cutoff, sizes)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Return the embeddings, shape (B, T, C)."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fairseq.errors import ConfigError
 from fairseq.modules.adaptive_input import AdaptiveInput, band_width, bands_of
+from fairseq.modules.flops import band_entries
 from fairseq.ops.dropout import dropout as drop
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 
@@ -160,6 +161,12 @@ class AdaptiveSoftmax(nn.Module):
         head_HC = self.head.weight.view_as(self.head.weight)
         dropout = self.dropout if self.training else 0.0
         return AdaptiveProjection(self.cutoff, hidden_NC, head_HC, tails, dropout)
+
+    def entries(self, counts: Sequence[int]) -> int:
+        """Return the entries of matrices that a predicted token meets on average, by counts."""
+        tails: Any = self.tail
+        sizes = [tail[0].weight.numel() + tail[2].weight.numel() for tail in tails]
+        return self.head.weight.numel() + band_entries(counts, self.cutoff, sizes, first=1)
 
     def get_log_prob(self, hidden: Tensor, target: Tensor | None = None) -> Tensor:
         """Return ``log p`` of every word, fp32: (..., C) to (..., V); ``target`` is ignored."""

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq.errors import DataError
+from fairseq.modules.flops import matrix_entries
 from fairseq.modules.pointwise import LayerNorm, get_activation_fn
 
 
@@ -30,7 +32,9 @@ class Projection(NamedTuple):
 
 
 class VocabularyHead(nn.Module):
-    """Base of the heads: subclasses define :meth:`projection`."""
+    """Base of the heads: subclasses define :meth:`projection`, and the table ``weight`` (V, C)."""
+
+    weight: Tensor
 
     def projection(self, hidden_NC: Tensor) -> Projection:
         """Return the operands of the final projection for these hidden states."""
@@ -49,6 +53,11 @@ class VocabularyHead(nn.Module):
         if masked_tokens is not None:
             features = features[masked_tokens]
         return self.projection(features).logits()
+
+
+def vocabulary_entries(head: VocabularyHead | None) -> int:
+    """Return the entries of all matrices a predicted token meets; 0 without a head."""
+    return 0 if head is None else head.weight.numel() + matrix_entries([head])
 
 
 class RobertaLMHead(VocabularyHead):
@@ -121,17 +130,26 @@ class ClapHead(VocabularyHead):
         return Projection(hidden_NC * self.beta, weight_VC, None)
 
 
-POOLINGS = ("cls", "mean", "concat")
+POOLINGS = ("cls", "mean", "concat", "positions")
 
 
-def pool(features_BTC: Tensor, pooling: str, padding_BT: Tensor | None = None) -> Tensor:
-    """Return one vector a sentence: (B, C), or (B, 2 C) for ``concat``.
+def pool(
+    features_BTC: Tensor, pooling: str, padding_BT: Tensor | None = None, longest: int = 0
+) -> Tensor:
+    """Return one vector a sentence: (B, C), (B, 2 C) for ``concat``, (B, L C) for ``positions``.
 
     Args:
         features_BTC: hidden states.
-        pooling: ``cls`` = the first token, ``mean`` = the mean over tokens, ``concat`` = both.
+        pooling: ``cls`` = the first token, ``mean`` = the mean over tokens, ``concat`` = both,
+            ``positions`` = all tokens side by side, zeros where there is none.
         padding_BT: true where there is no token.
+        longest: L of ``positions``.
+
+    Raises:
+        DataError: if there are more tokens than L.
     """
+    if pooling == "positions":
+        return _side_by_side(features_BTC, padding_BT, longest)
     first_BC = features_BTC[:, 0]
     if pooling == "cls":
         return first_BC
@@ -141,6 +159,59 @@ def pool(features_BTC: Tensor, pooling: str, padding_BT: Tensor | None = None) -
         kept_BT1 = (~padding_BT).unsqueeze(-1).to(features_BTC.dtype)
         mean_BC = (features_BTC * kept_BT1).sum(1) / kept_BT1.sum(1).clamp(min=1)
     return mean_BC if pooling == "mean" else torch.cat([first_BC, mean_BC], dim=-1)
+
+
+def _side_by_side(features_BTC: Tensor, padding_BT: Tensor | None, longest: int) -> Tensor:
+    """Return all tokens of a sentence as one vector, (B, L C)."""
+    if padding_BT is not None:
+        features_BTC = features_BTC.masked_fill(padding_BT[..., None], 0)
+    missing = longest - features_BTC.shape[1]
+    if missing < 0 and (padding_BT is None or not bool(padding_BT[:, longest:].all())):
+        raise DataError(
+            f"a sentence of {features_BTC.shape[1]} tokens is longer than the {longest} that "
+            "--pooling positions looks at; raise --max-positions, or --shorten-method truncate"
+        )
+    return F.pad(features_BTC, (0, 0, 0, missing)).flatten(1)
+
+
+def pooled_width(channels: int, pooling: str, longest: int) -> int:
+    """Return the channels of what :func:`pool` returns."""
+    return channels * {"concat": 2, "positions": longest}.get(pooling, 1)
+
+
+class LinearProbe(nn.Module):
+    """Classify a sentence by a linear map of its pooled hidden states, and nothing else.
+
+    Args:
+        input_dim: C.
+        num_classes: outputs.
+        dropout: before the map.
+        pooling: see :func:`pool`.
+        longest: its L.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        num_classes: int,
+        dropout: float = 0.0,
+        pooling: str = "cls",
+        longest: int = 0,
+    ) -> None:
+        super().__init__()
+        self.pooling, self.longest = pooling, longest
+        self.dropout = nn.Dropout(dropout)
+        self.out_proj = nn.Linear(pooled_width(input_dim, pooling, longest), num_classes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the number of classes and the width of the input."""
+        return tuple(self.out_proj.weight.shape)
+
+    def forward(self, features_BTC: Tensor, padding_BT: Tensor | None = None) -> Tensor:
+        """Return the scores of the classes, shape (B, num_classes)."""
+        pooled_BC = pool(features_BTC, self.pooling, padding_BT, self.longest)
+        return self.out_proj(self.dropout(pooled_BC))
 
 
 class ClassificationHead(nn.Module):
@@ -153,6 +224,7 @@ class ClassificationHead(nn.Module):
         activation_fn: name of the activation.
         dropout: before both layers.
         pooling: see :func:`pool`.
+        longest: its L.
     """
 
     def __init__(
@@ -163,10 +235,11 @@ class ClassificationHead(nn.Module):
         activation_fn: str,
         dropout: float,
         pooling: str = "cls",
+        longest: int = 0,
     ) -> None:
         super().__init__()
-        self.pooling = pooling
-        self.dense = nn.Linear(input_dim * (2 if pooling == "concat" else 1), inner_dim)
+        self.pooling, self.longest = pooling, longest
+        self.dense = nn.Linear(pooled_width(input_dim, pooling, longest), inner_dim)
         self.activation_fn = get_activation_fn(activation_fn)
         self.dropout = nn.Dropout(dropout)
         self.out_proj = nn.Linear(inner_dim, num_classes)
@@ -178,7 +251,7 @@ class ClassificationHead(nn.Module):
 
     def forward(self, features_BTC: Tensor, padding_BT: Tensor | None = None) -> Tensor:
         """Return the scores of the classes, shape (B, num_classes)."""
-        pooled_BC = self.dropout(pool(features_BTC, self.pooling, padding_BT))
+        pooled_BC = self.dropout(pool(features_BTC, self.pooling, padding_BT, self.longest))
         return self.out_proj(self.dropout(self.activation_fn(self.dense(pooled_BC))))
 
 

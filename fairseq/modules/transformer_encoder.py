@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fairseq.modules.flops import FlopShape, matrix_entries
+from fairseq.modules.heads import VocabularyHead, vocabulary_entries
 from fairseq.modules.pointwise import LayerNorm
 from fairseq.modules.positions import (
     LearnedPositionalEmbedding,
@@ -159,6 +161,14 @@ class TransformerEncoder(nn.Module):
         if self.layernorm_embedding is not None:
             x_BTC = self.layernorm_embedding(x_BTC)
         return dropout(x_BTC, shape.layer.dropout, self.training)
+
+    def flop_shape(self, head: VocabularyHead | None) -> FlopShape:
+        """Return what the cost of this encoder and a vocabulary head depends on."""
+        shape = self.shape
+        entries = matrix_entries(self.layers), vocabulary_entries(head)
+        return FlopShape(
+            shape.layer, len(self.layers), shape.vocabulary, shape.layer.embed_dim, *entries
+        )
 
     def forward(
         self,

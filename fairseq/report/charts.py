@@ -1,4 +1,4 @@
-"""Curves of runs against updates, drawn with matplotlib.
+"""Curves of runs against updates, tokens, time or operations, drawn with matplotlib.
 
 Each chart is drawn twice, for light and for dark pages.
 """
@@ -69,12 +69,22 @@ PANELS = (
 )
 
 
+AXIS_LABELS = {
+    "updates": "updates",
+    "tokens": "tokens",
+    "time": "hours",
+    "flops": "floating-point operations",
+}
+
+
 def colour_of(index: int) -> str:
     """Return the colour of the run number ``index``."""
     return COLOURS[index % len(COLOURS)]
 
 
-def draw(panel: Panel, runs: Sequence[Run], theme: Theme, wide: bool = False) -> bytes | None:
+def draw(
+    panel: Panel, runs: Sequence[Run], theme: Theme, wide: bool = False, axis: str = "updates"
+) -> bytes | None:
     """Return the chart as a PNG file, None if no run has the figure.
 
     Args:
@@ -82,11 +92,12 @@ def draw(panel: Panel, runs: Sequence[Run], theme: Theme, wide: bool = False) ->
         runs: the runs, one colour each.
         theme: colours of the page around it.
         wide: for the whole width of the page instead of half of it.
+        axis: what curves are drawn against, a key of ``AXIS_LABELS``.
 
     Raises:
         FairseqError: if matplotlib is not installed.
     """
-    curves = [_curves(panel, run) for run in runs]
+    curves = [_curves(panel, run, axis) for run in runs]
     if not any(curves):
         return None
     figure, axes = canvas(theme, (10.4, 4.6) if wide else (5.1, 3.5))
@@ -106,14 +117,14 @@ def draw(panel: Panel, runs: Sequence[Run], theme: Theme, wide: bool = False) ->
                 solid_capstyle="round",
                 **look,
             )
-    _finish_axes(axes, panel, theme)
+    _finish_axes(axes, panel, theme, axis)
     _add_legend(axes, [run.name for run in runs], curves, theme)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160, facecolor=theme.background)
     return buffer.getvalue()
 
 
-def _curves(panel: Panel, run: Run) -> list[tuple[bool, Series]]:
+def _curves(panel: Panel, run: Run, axis: str) -> list[tuple[bool, Series]]:
     """Return the curves of one run as ``(is a validation, series)``, empty ones left out."""
     updates, values = run.series(run.train_tag, panel.key)
     if panel.key == "wps" and values and values[0] == 0:  # the clock had only just started
@@ -121,7 +132,8 @@ def _curves(panel: Panel, run: Run) -> list[tuple[bool, Series]]:
     curves = [(False, _thinned(updates, values))]
     if panel.with_valid:
         curves += [(True, run.series(tag, panel.key)) for tag in run.valid_tags]
-    return [(is_valid, series) for is_valid, series in curves if series[1]]
+    placed = [(is_valid, (run.along(axis, x), y)) for is_valid, (x, y) in curves]
+    return [(is_valid, series) for is_valid, series in placed if series[0]]
 
 
 def _thinned(updates: list[float], values: list[float]) -> Series:
@@ -161,7 +173,7 @@ def canvas(theme: Theme, size: tuple[float, float]) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _finish_axes(axes: Any, panel: Panel, theme: Theme) -> None:
+def _finish_axes(axes: Any, panel: Panel, theme: Theme, axis: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     for side in ("top", "right", "left"):
@@ -172,8 +184,8 @@ def _finish_axes(axes: Any, panel: Panel, theme: Theme) -> None:
     axes.tick_params(length=0, pad=6, labelsize=9, labelcolor=theme.muted)
     axes.margins(x=0.01, y=0.08)
     axes.set_xlim(left=0)
-    axes.set_xlabel("updates", color=theme.muted, fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.set_xlabel(AXIS_LABELS[axis], color=theme.muted, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=axis != "time"))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
     if panel.log:
         axes.set_yscale("log")
@@ -188,7 +200,7 @@ def _finish_axes(axes: Any, panel: Panel, theme: Theme) -> None:
 
 def _tick(value: float, _: int = 0) -> str:
     """Return a short label: 1500 -> 1.5k, 0.0005 -> 5e-4."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{unit}"
     if value and abs(value) < 0.01:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.files.io import atomic_write
-from fairseq.report.charts import MAX_POINTS, PANELS, THEMES, Panel, colour_of, draw
+from fairseq.report.charts import AXIS_LABELS, MAX_POINTS, PANELS, THEMES, Panel, colour_of, draw
 from fairseq.report.runs import Run, config_differences, load_runs, number_or_none, summarize
 from fairseq.report.style import STYLE
 
@@ -37,6 +37,7 @@ def write_report(
     output_folder: str | os.PathLike[str],
     title: str | None = None,
     examples: Sequence[FillMaskExample] | None = None,
+    axis: str = "updates",
 ) -> Path:
     """Write ``report.html`` about runs, and its charts as PNG files.
 
@@ -46,6 +47,7 @@ def write_report(
         output_folder: where to write; created if missing.
         title: heading; the names of the runs by default.
         examples: sentences with a gap to show with the model's guesses.
+        axis: what curves are drawn against: updates, tokens, time or flops.
 
     Returns:
         The path of the page.
@@ -63,7 +65,7 @@ def write_report(
         f"<header><h1>{escape(title)}</h1><div class=muted>{_subtitle(runs)}</div></header>",
         *_notes(runs),
         _section("Results", _card(_results(runs))),
-        _section("Curves", _charts(runs, output)),
+        _section("Curves", _charts(runs, output, axis)),
     ]
     if examples:
         body.append(_section("Filling the gap", _guesses(examples)))
@@ -136,6 +138,9 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], str], Callable[..., Any] | None]
     ("Time", "wall_seconds", _duration, None),
     ("Tokens/s", "tokens_per_second", "{:,.0f}".format, None),
     ("Parameters", "parameters", _count, None),
+    ("Tokens", "tokens", _count, None),
+    ("FLOPs", "flops", "{:.3g}".format, None),
+    ("ELECTRA's count", "flops_electra", "{:.3g}".format, None),
 )
 
 
@@ -156,9 +161,9 @@ def _results(runs: Sequence[Run]) -> str:
     return f"<table><tr><th>Run</th>{head}</tr>{''.join(lines)}</table>"
 
 
-def _charts(runs: Sequence[Run], output: Path) -> str:
+def _charts(runs: Sequence[Run], output: Path, axis: str) -> str:
     """Draw the charts, save the light ones as files, and return all of them as HTML."""
-    figures = [_chart(panel, runs, output, wide=index == 0) for index, panel in enumerate(PANELS)]
+    figures = [_chart(panel, runs, output, index == 0, axis) for index, panel in enumerate(PANELS)]
     is_thinned = any(len(run.records.get(run.train_tag, ())) > MAX_POINTS for run in runs)
     remark = f"Long training curves are drawn as the means of {MAX_POINTS} equal spans."
     return f"<div class=charts>{''.join(figures)}</div>" + (
@@ -166,8 +171,8 @@ def _charts(runs: Sequence[Run], output: Path) -> str:
     )
 
 
-def _chart(panel: Panel, runs: Sequence[Run], output: Path, wide: bool) -> str:
-    images = {name: draw(panel, runs, theme, wide) for name, theme in THEMES.items()}
+def _chart(panel: Panel, runs: Sequence[Run], output: Path, wide: bool, axis: str) -> str:
+    images = {name: draw(panel, runs, theme, wide, axis) for name, theme in THEMES.items()}
     light, dark = images["light"], images["dark"]
     if light is None or dark is None:
         return ""
@@ -177,7 +182,7 @@ def _chart(panel: Panel, runs: Sequence[Run], output: Path, wide: bool) -> str:
         f'<figure class="card{" wide" if wide else ""}">'
         "<picture>"
         f'<source media="(prefers-color-scheme: dark)" srcset="{_data_url(dark)}">'
-        f'<img src="{_data_url(light)}" alt="{escape(panel.title)} against updates">'
+        f'<img src="{_data_url(light)}" alt="{escape(panel.title)} against {AXIS_LABELS[axis]}">'
         "</picture></figure>\n"
     )
 

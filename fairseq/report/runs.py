@@ -6,11 +6,12 @@ got that far, ``config.yaml``, ``command.txt`` and ``versions.json``.
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fairseq.errors import ConfigError, DataError, MissingFileError
 from fairseq.logging.sinks import parse_record, read_jsonl
 
 TRAIN_TAGS = ("train_inner", "train")
+COSTS = ("tokens", "flops", "flops_electra")  # totals so far
 
 # Greater numbers are no measurement, and too great to be drawn.
 GREATEST = 1e30
@@ -74,6 +76,38 @@ class Run:
                 updates.append(record["update"])
                 values.append(value)
         return updates, values
+
+    def along(self, axis: str, updates: Sequence[float]) -> list[float]:
+        """Return where updates lie on an axis, between training records by interpolation.
+
+        Args:
+            axis: ``updates``, ``tokens``, ``flops``, or ``time`` in hours, restarts added up.
+            updates: ascending.
+
+        Returns:
+            nothing if no record has the figure.
+        """
+        if axis == "updates":
+            return list(updates)
+        if axis == "time":
+            found = [(update, seconds / 3600) for update, seconds in _clock(self)]
+        else:
+            found = self.training(axis)
+        return [_between([(0.0, 0.0), *found], update) for update in updates] if found else []
+
+    def training(self, key: str) -> list[tuple[float, float]]:
+        """Return the updates with the values of a training figure, whichever tag has it."""
+        series = (self.series(tag, key) for tag in TRAIN_TAGS)
+        return sorted({u: v for one in series for u, v in zip(*one, strict=True)}.items())
+
+
+def _between(points: Sequence[tuple[float, float]], x: float) -> float:
+    """Return the value at ``x`` of the line through points; that of the last one behind it."""
+    place = bisect.bisect_left(points, (x,))
+    if place == len(points) or place == 0:
+        return points[min(place, len(points) - 1)][1]
+    (left, low), (right, high) = points[place - 1], points[place]
+    return low + (high - low) * (x - left) / (right - left)
 
 
 def load_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
@@ -239,12 +273,18 @@ def summarize(run: Run) -> dict[str, Any]:
         "updates": max(updates, default=None),
         "wall_seconds": trained_seconds(run),
         "tokens_per_second": _median_speed(run),
+        **{key: next((v for _, v in reversed(run.training(key))), None) for key in COSTS},
         "parameters": number_or_none(run.versions.get("parameters")),
     }
 
 
 def trained_seconds(run: Run) -> float | None:
-    """Return the seconds behind a run's records, all restarts added up; None if unknown.
+    """Return the seconds behind a run's records, all restarts added up; None if unknown."""
+    return next((seconds for _, seconds in reversed(_clock(run))), None)
+
+
+def _clock(run: Run) -> list[tuple[float, float]]:
+    """Return the updates with the seconds behind them, all restarts added up.
 
     ``wall`` counts from the start of a process, so its last value before each start is added.
     What a restart did again, from a checkpoint, counts once.
@@ -252,10 +292,9 @@ def trained_seconds(run: Run) -> float | None:
     rows = [row for tag in TRAIN_TAGS for row in run.records.get(tag, ())]
     rows = [row for row in rows if number_or_none(row.get("wall")) is not None]
     rows.sort(key=lambda row: (row["update"], row["wall"]))
-    if not rows:
-        return None
-    ends = [a["wall"] for a, b in pairwise(rows) if _restarted(run.starts, a, b)]
-    return float(sum(ends) + rows[-1]["wall"])
+    ended = [a["wall"] if _restarted(run.starts, a, b) else 0 for a, b in pairwise(rows)]
+    before = accumulate([0, *ended])
+    return [(row["update"], float(s + row["wall"])) for row, s in zip(rows, before, strict=False)]
 
 
 def _restarted(starts: Sequence[float], before: Record, after: Record) -> bool:

@@ -331,6 +331,10 @@ class FairseqTask:
         """
         return False
 
+    def documents_of(self, tokens_BT: torch.Tensor) -> torch.Tensor | None:
+        """Return the number of each token's document, int64 (B, T); None if a row is all one."""
+        return None
+
     # -- models and criterions -------------------------------------------------------------------
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:

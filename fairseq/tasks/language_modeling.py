@@ -69,6 +69,9 @@ class LanguageModelingConfig(FairseqDataclass):
     shorten_data_split_list: str = option("", "splits to shorten, separated by commas (all)")
     pad_to_fixed_length: bool = option(False, "pad every batch to --tokens-per-sample")
     pad_to_fixed_bsz: bool = option(False, "pad every batch to --batch-size rows")
+    document_mask: bool = option(
+        False, "tokens of a row see only their own document; positions start anew", new=True
+    )
     seed: int = II("common.seed")
     batch_size: int | None = II("dataset.batch_size")
     batch_size_valid: int | None = II("dataset.batch_size_valid")
@@ -182,6 +185,7 @@ class LanguageModelingTask(FairseqTask):
             add_bos_token=cfg.add_bos_token,
             fixed_pad_length=cfg.tokens_per_sample if cfg.pad_to_fixed_length else None,
             pad_to_bsz=batch_size if cfg.pad_to_fixed_bsz else None,
+            document_mask=cfg.document_mask,
         )
 
     def _blocks(self, lines: Any) -> TokenBlockDataset | ShiftedLineDataset:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from fairseq.config.schema import (
     II,
@@ -20,6 +21,7 @@ from fairseq.config.schema import (
     option,
 )
 from fairseq.data.datasets.block_boundaries import BreakMode
+from fairseq.data.datasets.documents import number_documents
 from fairseq.data.datasets.nested_dictionary import NestedDictionaryDataset
 from fairseq.data.datasets.shorten import maybe_shorten_dataset
 from fairseq.data.datasets.token_blocks import TokenBlockDataset
@@ -65,6 +67,22 @@ class MaskedLMConfig(FairseqDataclass):
     mask_whole_words: bool = option(False, "mask all pieces of a word or none; needs --bpe")
     mask_multiple_length: int = option(1, "mask runs of so many tokens", minimum=1)
     mask_stdev: float = option(0.0, "standard deviation of the length of such runs", minimum=0)
+    mask_count: int = option(
+        0,
+        "predict exactly so many tokens of each sample, not a share (0: --mask-prob)",
+        new=True,
+        minimum=0,
+    )
+    static_masks: int = option(
+        0,
+        "draw the masks of the training data so many times, then repeat them: epoch e has those "
+        "of e modulo this number (0: other masks in every epoch)",
+        new=True,
+        minimum=0,
+    )
+    document_mask: bool = option(
+        False, "tokens of a row see only their own document; positions start anew", new=True
+    )
     mask_smoothing: float = option(
         0.0,
         "choose rarer tokens more often: by their count to the power of minus this",
@@ -156,13 +174,29 @@ class MaskedLMTask(FairseqTask):
         cfg = self.cfg
         self.datasets[split] = MaskedLMDataset(
             blocks,
-            None if cfg.skip_masking or cfg.mask_prob == 0 else self.mask_spec(),
+            self._spec(),
             sizes=blocks.sizes,
             pad=self.dictionary.pad(),
             seed=cfg.seed,
             data_rng=self.data_rng,
             include_index=cfg.include_index,
+            documents_end=self.dictionary.eos() if cfg.document_mask else None,
+            fixed_draws=cfg.static_masks if split == self.train_split else 0,
         )
+
+    def _spec(self) -> MaskSpec | None:
+        """Return what is masked, None for nothing.
+
+        Raises:
+            ConfigError: if that makes no sense.
+        """
+        cfg = self.cfg
+        if cfg.mask_count and self.data_rng != "philox":
+            raise ConfigError(f"--mask-count exists with --data-rng philox, not {self.data_rng}")
+        if cfg.static_masks < 0:
+            raise ConfigError(f"--static-masks must not be negative, not {cfg.static_masks}")
+        nothing = cfg.skip_masking or (cfg.mask_prob == 0 and not cfg.mask_count)
+        return None if nothing else self.mask_spec()
 
     def unmasked_blocks(
         self, split: str, epoch: int = 1, combine: bool = False
@@ -215,6 +249,7 @@ class MaskedLMTask(FairseqTask):
             smoothing=self._smoothing(),
             word_begin_V=self._word_begins() if cfg.mask_whole_words else None,
             mask_prob=cfg.mask_prob,
+            mask_count=cfg.mask_count,
             leave_unmasked_prob=cfg.leave_unmasked_prob,
             random_token_prob=cfg.random_token_prob,
             mask_multiple_length=cfg.mask_multiple_length,
@@ -273,6 +308,13 @@ class MaskedLMTask(FairseqTask):
             {"id": IdDataset(), "net_input": net_input}, sizes=source.sizes
         )
         return SortDataset(dataset, sizes) if sort else dataset
+
+    def documents_of(self, tokens_BT: Tensor) -> Tensor | None:
+        """Return the number of each token's document, int64 (B, T); None if all is one."""
+        if not self.cfg.document_mask:
+            return None
+        dictionary = self.dictionary
+        return number_documents(tokens_BT, eos=dictionary.eos(), pad=dictionary.pad())
 
     def fit_dictionary(self, rows: int) -> bool:
         """See the base class; ``<mask>`` stays the last entry, or one past it."""

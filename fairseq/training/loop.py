@@ -35,6 +35,7 @@ from fairseq.logging.sinks import close_sinks
 from fairseq.models.base import count_parameters
 from fairseq.teacher import attach_teacher
 from fairseq.training import spikes
+from fairseq.training.freeze import freeze_parts
 from fairseq.training.profiling import UpdateProfiler
 from fairseq.training.run_folder import RunFolder
 from fairseq.training.trainer import Trainer
@@ -89,6 +90,7 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any]:
         task.bpe = task.build_bpe(cfg.bpe)
     model = task.build_model(cfg.model)
     loaded = grow_loaded(cfg, loaded, task, model)
+    freeze_parts(model, cfg.optimization)
     criterion = task.build_criterion(cfg.criterion)
     attach_teacher(cfg, task, model, criterion)
     cfg.freeze()
@@ -231,6 +233,9 @@ class TrainLoop:
         optimization, updates = self.cfg.optimization, self.trainer.get_num_updates()
         if optimization.max_update and updates >= optimization.max_update:
             return f"num_updates: {updates} >= max_update: {optimization.max_update}"
+        most, tokens = optimization.max_tokens_total, self.trainer.progress.get("tokens", 0)
+        if 0 < most <= tokens:
+            return f"tokens: {tokens} >= max_tokens_total: {most}"
         if optimization.stop_time_hours > 0:
             hours = self._hours()
             if hours > optimization.stop_time_hours:
@@ -419,8 +424,10 @@ class TrainLoop:
         def interval(length: int) -> bool:
             return updated and length > 0 and updates > 0 and updates % length == 0
 
-        do_save = (end_of_epoch and epoch % checkpoint.save_interval == 0) or (
-            interval(checkpoint.save_interval_updates) and late_enough
+        do_save = (
+            (end_of_epoch and epoch % checkpoint.save_interval == 0)
+            or (interval(checkpoint.save_interval_updates) and late_enough)
+            or (updated and bool(checkpoint_utils.milestones(checkpoint, self.trainer)))
         )
         do_validate = (
             (not end_of_epoch and do_save)

@@ -23,6 +23,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.errors import FairseqError
 from fairseq.logging import metrics
 from fairseq.rng import derive_seed
+from fairseq.training.effort import Effort, peak_of
 from fairseq.training.smaller_batches import cells_of, halves, is_out_of_memory
 from fairseq.training.spikes import SpikePolicy
 from fairseq.training.state import TrainingState
@@ -74,6 +75,7 @@ class Trainer(TrainingState):
         self._epoch = 1
         self._cells = 0  # of the micro-batch at work
         self._dummy_batch: Any = None
+        self.effort = Effort(model, criterion, self._peak())
         if self.world > 1 and not task.logging_outputs_can_be_summed(criterion):
             logger.warning(
                 "%s does not say that its logging outputs can be added up; over several processes "
@@ -187,10 +189,18 @@ class Trainer(TrainingState):
         if not self.cfg.common.amp:
             yield
             return
+        with torch.autocast(self.device.type, dtype=self._amp_dtype()):
+            yield
+
+    def _amp_dtype(self) -> torch.dtype:
         from fairseq.optim.amp_optimizer import amp_dtype
 
-        with torch.autocast(self.device.type, dtype=amp_dtype(self.cfg, self.device)):
-            yield
+        return amp_dtype(self.cfg, self.device)
+
+    def _peak(self) -> float:
+        dtype = self._amp_dtype() if self.cfg.common.amp else self.weights_dtype
+        common = self.cfg.common
+        return peak_of(common.peak_tflops, self.device, dtype or torch.float32, self.world)
 
     def _seed(self, micro: int) -> None:
         """Seed all generators for a micro-batch; the original's modes repeat its one seed.
@@ -230,6 +240,7 @@ class Trainer(TrainingState):
         prepared = [self._prepare_sample(sample) for sample in samples]
         self._criterion.prepare_update([sample for sample, filler in prepared if not filler])
         logs, sample_size = self._share(*self._accumulate(self._small_enough(prepared)))
+        self.effort.add(logs, self.progress)
         self.skipped = self._spike(logs, sample_size) or self._step(sample_size)
         if self.skipped is not None:
             logger.warning(self.skipped)
@@ -274,7 +285,7 @@ class Trainer(TrainingState):
                     **self._ema_model(),
                 )
             if not is_filler:
-                logs.append(log)
+                logs.append({**log, **self.effort.of_batch(sample, log)})
                 sample_size = sample_size + size
         return logs, sample_size
 
@@ -440,6 +451,7 @@ class Trainer(TrainingState):
         with metrics.aggregate() as aggregated:
             if logs:
                 self.task.reduce_metrics(logs, self._criterion)
+        self.effort.report(self.progress, self.lineage)
         scaler = getattr(self.optimizer, "scaler", None)
         if scaler is not None:
             scale = scaler.loss_scale if hasattr(scaler, "loss_scale") else scaler.get_scale()

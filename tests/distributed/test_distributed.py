@@ -100,6 +100,12 @@ def test_two_processes_equal_one(data: Path, tmp_path: Path, frequency: int) -> 
     assert finish(start(data, pair, 2, update_freq=[frequency], **flags)) == [0, 0]
     assert len(losses(alone)) == 14
     assert_same(alone, pair)
+    costs = [
+        tiny_run.content(folder / "checkpoint_last.pt")["extra_state"]["fairseq_lm"]["progress"]
+        for folder in (alone, pair)
+    ]
+    for name in ("tokens", "flops", "flops_electra"):  # fillers cost nothing
+        assert costs[0][name] == costs[1][name] > 0
 
 
 def test_muon_with_groups_on_two_processes(data: Path, tmp_path: Path) -> None:

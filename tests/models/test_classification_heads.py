@@ -13,7 +13,7 @@ import torch
 
 from fairseq.config.components import make_config
 from fairseq.config.resolve import required_settings
-from fairseq.errors import CheckpointError
+from fairseq.errors import CheckpointError, DataError
 from fairseq.modules.heads import POOLINGS, ClassificationHead, pool
 from tests.models.compat_checkpoints import DETERMINISTIC, load
 from tests.models.tiny_roberta import PAD, TOKENS, tiny
@@ -47,8 +47,13 @@ def test_pooling_against_loops() -> None:
     first = torch.stack([features_BTC[b, 0] for b in range(2)])
     mean = torch.stack([sum(features_BTC[b, t] for t in kept[b]) / len(kept[b]) for b in range(2)])
     expected = {"cls": first, "mean": mean, "concat": torch.cat([first, mean], 1)}
+    nothing = torch.zeros(4)
+    expected["positions"] = torch.stack(
+        [torch.cat([features_BTC[b, t] if t in kept[b] else nothing for t in range(8)])
+         for b in range(2)]
+    )  # fmt: skip
     for name in POOLINGS:
-        torch.testing.assert_close(pool(features_BTC, name, TOKENS.eq(PAD)), expected[name])
+        torch.testing.assert_close(pool(features_BTC, name, TOKENS.eq(PAD), 8), expected[name])
     unpadded = pool(features_BTC, "mean")
     torch.testing.assert_close(unpadded, features_BTC.sum(1) / 6)
 
@@ -65,6 +70,41 @@ def test_padding_does_not_change_a_prediction(encoder: str, pooling: str) -> Non
     few, more = (model(t, classification_head_name="topic")[0] for t in (TOKENS, padded(3)))
     assert few.shape == (2, 3)
     torch.testing.assert_close(few, more, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_probe_is_one_linear_map(pooling: str) -> None:
+    knobs = {"pooling": pooling, "probe_head": "linear", "max_positions": 9}
+    model = classifier(**knobs)
+    found, _ = model(TOKENS, classification_head_name="topic")
+    head = model.classification_heads["topic"]
+    assert {name for name, _ in head.named_parameters()} == {"out_proj.weight", "out_proj.bias"}
+    pooled = pool(model(TOKENS, features_only=True)[0], pooling, TOKENS.eq(PAD), 9)
+    weight_KC, bias_K = (p.detach().double() for p in head.parameters())
+    expected = pooled.detach().double() @ weight_KC.T + bias_K
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+    assert head.shape == (3, pooled.shape[1])
+    # and comes back with its weights, also where it has to be built first
+    for loaded in (classifier(**knobs), tiny(**knobs, load_checkpoint_heads=True)):
+        loaded.load_state_dict(model.state_dict())
+        again, _ = loaded(TOKENS, classification_head_name="topic")
+        assert again.equal(found)
+
+
+def test_heads_of_other_kinds_are_told_apart(caplog: pytest.LogCaptureFixture) -> None:
+    linear = {"probe_head": "linear"}
+    for source, target in (({}, linear), (linear, {})):
+        model = classifier(**target)
+        with caplog.at_level(logging.WARNING):
+            model.load_state_dict(classifier(**source).state_dict())
+        assert "the one here has another shape" in caplog.text
+        caplog.clear()
+
+
+def test_longer_sentences_than_positions_are_refused() -> None:
+    model = classifier(pooling="positions", max_positions=5, position="alibi")
+    with pytest.raises(DataError, match="longer than the 5 that --pooling positions"):
+        model(TOKENS, classification_head_name="topic")
 
 
 def test_the_head_is_two_layers_with_tanh_between() -> None:
@@ -186,7 +226,11 @@ def test_predictions_follow_the_original_features(shared: Path, name: str) -> No
         kept_BT1 = (golden["tokens"] != hub.task.source_dictionary.pad())[:, :, None]
         mean_BC = (features_BTC * kept_BT1).sum(1) / kept_BT1.sum(1)
         both_BC = np.concatenate([features_BTC[:, 0], mean_BC], 1)
-        pooled_BC = {"cls": features_BTC[:, 0], "mean": mean_BC, "concat": both_BC}[pooling]
+        poolings = {"cls": features_BTC[:, 0], "mean": mean_BC, "concat": both_BC}
+        longest = hub.model.config.max_positions
+        room = ((0, 0), (0, longest - features_BTC.shape[1]), (0, 0))
+        side_by_side = np.pad(features_BTC * kept_BT1, room).reshape(len(features_BTC), -1)
+        pooled_BC = {**poolings, "positions": side_by_side}[pooling]
         logits = np.tanh(pooled_BC @ dense[0].T + dense[1]) @ out[0].T + out[1]
         expected = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         with torch.no_grad():

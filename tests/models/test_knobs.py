@@ -36,6 +36,12 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "segments": (0, 2),
     "loss_backend": ("auto", "reference", "chunked"),
 }
+# Settings of the task. They join the pairs, but not the full product.
+TASK_VALUES: dict[str, tuple[Any, ...]] = {
+    "document_mask": (False, True),
+    "mask_count": (0, 2),
+    "static_masks": (0, 2),
+}
 # Knobs that must be refused together, as one of them would do nothing.
 SENSELESS: tuple[Knobs, ...] = (
     {"head": "none"},  # the masked-LM loss has nothing to predict with
@@ -63,7 +69,8 @@ def products(**fixed: Any) -> Iterator[Knobs]:
 def covering() -> list[Knobs]:
     """Return a few combinations in which every pair of values that makes sense occurs."""
     rng = np.random.default_rng(0)
-    drawn = [{n: v[rng.integers(len(v))] for n, v in VALUES.items()} for _ in range(2000)]
+    values = {**VALUES, **TASK_VALUES}
+    drawn = [{n: v[rng.integers(len(v))] for n, v in values.items()} for _ in range(2000)]
     sensible = [k for k in drawn if not any(holds(part, k) for part in SENSELESS)]
     pairs = [all_pairs(knobs) for knobs in sensible]
     wanted = set().union(*pairs)
@@ -100,7 +107,7 @@ def a_config(data: Path, knobs: Knobs) -> Any:
         "criterion": "masked_lm",
         "data": str(data),
         "tokens_per_sample": 12,
-        "sample_break_mode": "eos",
+        "sample_break_mode": "none" if knobs.get("document_mask") else "eos",
         "mask_prob": 0.4,
         "max_positions": 12,
         "encoder_layers": 2,
@@ -192,7 +199,12 @@ def test_what_makes_no_sense_is_refused_with_the_reason(part: Knobs, data: Path)
 def test_the_combinations_are_few_and_cover_every_pair() -> None:
     assert len(COVERING) < 40
     sensible = (k for k in products() if not any(holds(part, k) for part in SENSELESS))
-    assert set().union(*map(all_pairs, COVERING)) == set().union(*map(all_pairs, sensible))
+    own = [{name: knobs[name] for name in VALUES} for knobs in COVERING]
+    assert set().union(*map(all_pairs, own)) == set().union(*map(all_pairs, sensible))
+    singles = [[(n, v) for n, vs in t.items() for v in vs] for t in (TASK_VALUES, VALUES)]
+    for pair in itertools.product(*singles):
+        sensible_value = pair[1] != ("head", "none")
+        assert any(set(pair) <= set(k.items()) for k in COVERING) == sensible_value, pair
 
 
 @pytest.mark.matrix

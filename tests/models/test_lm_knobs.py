@@ -135,7 +135,9 @@ def test_decoders(head: str, position: str, data: Path, tmp_path: Path) -> None:
     for _ in range(list(POSITIONS).index(position)):
         next(shapes)  # over all positions each criterion meets each shape
     for (name, criterion), shape in zip(CRITERIONS.items(), shapes, strict=False):
-        knobs = {**DECODER, **HEADS[head], **POSITIONS[position], **criterion, **shape}
+        packed = name in ("smoothed", "joint", "adaptive_loss")  # each criterion, each head
+        rows = {"document_mask": True, "sample_break_mode": "none"} if packed else {}
+        knobs = {**DECODER, **HEADS[head], **POSITIONS[position], **criterion, **shape, **rows}
         if head in FITS[name]:
             train_and_reload(data, knobs, tmp_path / "model.pt")
         else:

@@ -8,22 +8,24 @@ import pytest
 
 from fairseq.errors import DataError, FairseqError, MissingFileError
 from fairseq.logging.sinks import JsonlSink
-from fairseq.report import FillMaskExample, load_runs, summarize, write_report
+from fairseq.report import FillMaskExample, charts, load_runs, summarize, write_report
 from fairseq.report import page as page_module
-from fairseq.report.charts import MAX_POINTS, PANELS, THEMES, _thinned, _tick, draw
+from fairseq.report.charts import AXIS_LABELS, MAX_POINTS, PANELS, THEMES, _thinned, _tick, draw
 from fairseq.report.runs import config_differences, trained_seconds, trained_tokens
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def make_run(folder, losses=(7.0, 5.5, 6.0), lr=0.002):
+def make_run(folder, losses=(7.0, 5.5, 6.0), lr=0.002, counted=False):
     """A run folder with one validation every ten updates."""
     sink = JsonlSink(folder / "metrics.jsonl")
     for epoch, loss in enumerate(losses, start=1):
         for update in range(10 * epoch - 9, 10 * epoch + 1):
             speed = 0 if update == 1 else 100 + update
             stats = {"loss": loss - 0.5, "ppl": 2.0**loss, "lr": lr, "gnorm": 1.0, "wps": speed}
-            sink.log({**stats, "wall": update / 2}, tag="train_inner", step=update, epoch=epoch)
+            stats |= {"wall": update / 2, **({"tokens": 40 * update} if counted else {})}
+            stats |= {"flops": 1e9 * update, "flops_electra": 8e8 * update} if counted else {}
+            sink.log(stats, tag="train_inner", step=update, epoch=epoch)
         sink.log({"loss": loss, "ppl": 2.0**loss}, tag="valid", step=10 * epoch, epoch=epoch)
     sink.close()
     (folder / "config.yaml").write_text(
@@ -105,7 +107,43 @@ def test_summary_of_a_run(tmp_path):
         "wall_seconds": 15.0,
         "tokens_per_second": 116,  # the middle of 102..130; the 0 of the first record is left out
         "parameters": 1234567,
+        "tokens": None,
+        "flops": None,
+        "flops_electra": None,
     }
+
+
+def test_costs_stand_beside_the_results(tmp_path):
+    run = make_run(tmp_path / "run", counted=True)
+    page = Page(write_report([run], tmp_path / "out").read_text())
+    assert page.rows[0][-3:] == ["Tokens", "FLOPs", "ELECTRA's count"]
+    assert page.rows[1][-3:] == ["1,200", "3e+10", "2.4e+10"]
+
+
+def test_updates_lie_on_other_axes(tmp_path):
+    (run,) = load_runs([make_run(tmp_path / "run", counted=True)])
+    assert run.along("updates", [3, 8]) == [3, 8]
+    assert run.along("tokens", [0.5, 1, 7.25, 30, 99]) == [20, 40, 290, 1200, 1200]
+    assert run.along("flops", [2]) == [2e9] and run.along("time", [12]) == [6 / 3600]
+    (poor,) = load_runs([make_run(tmp_path / "poor")])
+    assert poor.along("flops", [2]) == []
+    # the clock of a process starts anew with it
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    for update, wall in ((10, 3600), (20, 7200), (30, 1800), (40, 3600)):
+        sink.log({"loss": 1.0, "wall": wall}, tag="train_inner", step=update)
+    sink.close()
+    (cut,) = load_runs([tmp_path])
+    assert cut.along("time", [5, 20, 30, 35]) == [0.5, 2, 2.5, 2.75]
+
+
+@pytest.mark.parametrize("axis", ["updates", "tokens", "time", "flops"])
+def test_curves_are_drawn_against_any_axis(tmp_path, monkeypatch, axis):
+    monkeypatch.setattr(page_module, "PANELS", PANELS[:1])
+    runs = [make_run(tmp_path / name, counted=name == "a") for name in "ab"]
+    text = write_report(runs, tmp_path / "out", axis=axis).read_text()
+    assert f"against {AXIS_LABELS[axis]}" in text
+    drawn = [bool(charts._curves(PANELS[0], run, axis)) for run in load_runs(runs)]
+    assert drawn == [True, axis in ("updates", "time")]
 
 
 def test_a_run_of_which_little_is_known(tmp_path):
@@ -219,6 +257,8 @@ def test_command(tmp_path, capsys, monkeypatch):
     printed = json.loads(capsys.readouterr().out)
     assert printed["report"] == str(out / "report.html")
     assert printed["runs"][0]["best_valid_loss"] == 5.5
+    assert main([str(run), "--output", str(out), "--x", "time"]) == 0
+    assert "against hours" in (out / "report.html").read_text()
     with pytest.raises(MissingFileError):
         main([str(tmp_path / "nowhere"), "--output", str(out)])
     with pytest.raises(SystemExit) as stopped:

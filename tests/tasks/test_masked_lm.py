@@ -113,6 +113,56 @@ def test_training_masks_change_with_the_epoch_and_validation_masks_do_not(data: 
     assert sources[0].equal(sources[1]) and not sources[0].equal(sources[2])
 
 
+def sources(task: MaskedLMTask, split: str, epoch: int) -> torch.Tensor:
+    rows = [batch["net_input"]["src_tokens"].flatten() for batch in batches(task, split, epoch)]
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("data_rng", ["philox", "fairseq-main", "fairseq-0.12"])
+def test_static_masks_come_back(data: Path, data_rng: str) -> None:
+    task = a_task(data, static_masks=3, data_rng=data_rng)
+    drawn = [sources(task, "train", epoch) for epoch in range(1, 8)]
+    for epoch in range(3):
+        assert drawn[epoch].equal(drawn[epoch + 3])
+        assert not drawn[epoch].equal(drawn[epoch + 1])
+    other = a_task(data, data_rng=data_rng)
+    assert drawn[0].equal(sources(other, "train", 1))  # epoch e has the masks of e modulo N
+    assert drawn[3].equal(sources(other, "train", 1))
+    assert sources(task, "valid", 1).equal(sources(other, "valid", 1))
+    once = a_task(data, static_masks=1, data_rng=data_rng)
+    assert sources(once, "train", 1).equal(sources(once, "train", 2))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_so_many_tokens_of_each_sample_are_masked(data: Path, count: int) -> None:
+    task = a_task(data, mask_count=count, mask_prob=0.0, tokens_per_sample=8)
+    plain = task.unmasked_blocks("train")
+    seen = set()
+    for batch in batches(task):
+        for row, index in enumerate(batch["id"].tolist()):
+            maskable = int((plain[index] > 2).sum())
+            masked = int((batch["target"][row] != PAD).sum())
+            assert masked == min(count, maskable)
+            seen.add(masked)
+    assert count in seen
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mask_count": -1}, "--mask-count must not be negative"),
+        ({"mask_count": 1, "data_rng": "fairseq-main"}, "--data-rng philox"),
+        ({"mask_count": 1, "mask_multiple_length": 2}, "counts tokens"),
+        ({"static_masks": -1}, "--static-masks must not be negative"),
+    ],
+)
+def test_counts_that_make_no_sense_are_refused(
+    data: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        a_task(data, **settings).load_dataset("train")
+
+
 def test_the_originals_number_of_blocks(shared: Path) -> None:
     folder = shared / "compat" / "checkpoints" / "data-bin"
     task = a_task(folder, tokens_per_sample=64, sample_break_mode="none")

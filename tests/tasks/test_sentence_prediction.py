@@ -302,9 +302,11 @@ def test_classes_train_score_and_predict(data: Path, tmp_path: Path) -> None:
     assert -100 <= stats["mcc"] <= 100 and 0 <= stats["f1"] <= 100
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "concat"])
-def test_probes_train_the_head_only(data: Path, tmp_path: Path, pooling: str) -> None:
+@pytest.mark.parametrize("kind", ["dense", "linear"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "concat", "positions"])
+def test_probes_train_the_head_only(data: Path, tmp_path: Path, pooling: str, kind: str) -> None:
     flags = ["--num-classes", "2", "--pooling", pooling, "--weight-decay", "0.5"]
+    flags += ["--probe-head", kind]
     run_train(data, tmp_path / "a", *flags, "--max-update", "1")
     run_train(
         data, tmp_path / "b", *flags, "--max-update", "4", "--freeze-encoder",
@@ -315,11 +317,15 @@ def test_probes_train_the_head_only(data: Path, tmp_path: Path, pooling: str) ->
     ]
     before, after = (state["model"] for state in states)
     kept = states[1]["last_optimizer_state"]
-    assert len(kept["state"]) == 4 and [len(g["params"]) for g in kept["param_groups"]] == [4]
+    tensors = 4 if kind == "dense" else 2
+    assert len(kept["state"]) == tensors
+    assert [len(g["params"]) for g in kept["param_groups"]] == [tensors]
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed and all(key.startswith("classification_heads.") for key in changed)
-    width = before["classification_heads.sentence_classification_head.dense.weight"].shape[1]
-    assert width == (32 if pooling == "concat" else 16)
+    first = "dense" if kind == "dense" else "out_proj"
+    weight = before[f"classification_heads.sentence_classification_head.{first}.weight"]
+    longest = states[0]["extra_state"]["fairseq_lm"]["config"]["task"]["max_positions"]
+    assert weight.shape[1] == 16 * {"concat": 2, "positions": longest}.get(pooling, 1)
 
 
 REPORTS = {

@@ -151,6 +151,10 @@ CUTS: dict[str, tuple[dict[str, Any], int]] = {
         | {"ema_fp32": True},
         4,
     ),
+    "with masks that repeat": ({**EVERY_3, **SHORT, "static_masks": 2}, 5),
+    "with counted masks": ({**EVERY_3, "mask_count": 1}, 8),
+    "with documents apart": ({**EVERY_3, "document_mask": True, "sample_break_mode": "none"}, 4),
+    "with a frozen layer": ({**EVERY_3, "freeze_layers": "0", "freeze_embeddings": True}, 4),
     "in the way of the original": (
         {**EVERY_3, "data_rng": "fairseq-main", "required_batch_size_multiple": 1},
         4,

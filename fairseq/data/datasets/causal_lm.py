@@ -13,6 +13,7 @@ import torch
 
 from fairseq.data.collate import collate_tokens
 from fairseq.data.datasets.base import FairseqDataset
+from fairseq.data.datasets.documents import number_documents
 from fairseq.data.datasets.wrappers import OwnSizes
 from fairseq.errors import ConfigError
 
@@ -84,6 +85,7 @@ class MonolingualDataset(OwnSizes, FairseqDataset):
         add_bos_token: bool = False,
         fixed_pad_length: int | None = None,
         pad_to_bsz: int | None = None,
+        document_mask: bool = False,
     ) -> None:
         """Wrap ``dataset``.
 
@@ -101,6 +103,8 @@ class MonolingualDataset(OwnSizes, FairseqDataset):
             add_bos_token: begin sources and targets with beginning-of-sentence.
             fixed_pad_length: smallest T of a batch.
             pad_to_bsz: smallest B of a batch.
+            document_mask: put the number of each token's document into ``net_input`` as
+                ``documents``, int64 (B, T).
 
         Raises:
             ConfigError: if a target is unknown.
@@ -119,6 +123,7 @@ class MonolingualDataset(OwnSizes, FairseqDataset):
         self.add_bos_token = add_bos_token
         self.fixed_pad_length = fixed_pad_length
         self.pad_to_bsz = pad_to_bsz
+        self.document_mask = document_mask
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         source_T, target = self.dataset[index], None
@@ -164,7 +169,16 @@ class MonolingualDataset(OwnSizes, FairseqDataset):
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Merge items into a batch, see :func:`collate`."""
         pad, eos = self.vocab.pad(), self.vocab.eos()
-        return collate(samples, pad, eos, self.fixed_pad_length, self.pad_to_bsz)
+        batch = collate(samples, pad, eos, self.fixed_pad_length, self.pad_to_bsz)
+        return self.with_documents(batch) if batch else batch
+
+    def with_documents(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return a batch with the documents of its sources, if the model is to be told of them."""
+        if not self.document_mask:
+            return batch
+        pad, eos, net_input = self.vocab.pad(), self.vocab.eos(), batch["net_input"]
+        documents = number_documents(net_input["src_tokens"], eos=eos, pad=pad, shifted=True)
+        return dict(batch, net_input=dict(net_input, documents=documents))
 
     def ordered_indices(self) -> np.ndarray:
         """Return all indices by length, items of equal length at random or in order."""

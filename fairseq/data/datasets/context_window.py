@@ -62,13 +62,14 @@ class LMContextWindowDataset(BaseWrapperDataset):
             targets_BT[row, start : start + length] = targets[row]
         net_input = dict(sample["net_input"], src_tokens=tokens_BT)
         net_input["src_lengths"] = net_input["src_lengths"] + torch.tensor(starts)
-        return dict(
+        batch = dict(
             sample,
             net_input=net_input,
             target=targets_BT,
             start_indices=starts,
             predicted_positions=targets_BT.flatten().ne(self.pad_idx).nonzero()[:, 0],
         )
+        return self.dataset.with_documents(batch)
 
     def _context(self, item: dict[str, Any]) -> torch.Tensor:
         """Return the last tokens before an item that fit in front of it."""

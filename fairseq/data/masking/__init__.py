@@ -6,7 +6,7 @@ and never drawn as random replacements. The original's generators live in ``mask
 
 A *unit* is what gets chosen: a token, or a word with all its tokens when ``word_begin_V`` is given.
 The number of chosen units of n is floor(mask_prob * n / mask_multiple_length + U), U uniform in
-[0, 1), as in the original; here n counts maskable units only.
+[0, 1), as in the original; here n counts maskable units only. With ``mask_count`` it is that count.
 
 Shape suffixes: B items, T tokens of the longest item, V ids, W random words, N chosen things.
 """
@@ -54,6 +54,8 @@ class MaskSpec:
         word_begin_V: true where an id begins a word, to mask whole words; None to mask tokens.
         mask_multiple_length: mean number of consecutive units masked from each chosen one.
         mask_stdev: standard deviation of that number; 0 for always the same.
+        mask_count: choose exactly so many tokens of each item (all, where it has fewer) instead of
+            a share; 0 for the share.
         weight_V: weights for choosing the tokens to predict, positive; None for equal ones.
 
     Raises:
@@ -73,10 +75,19 @@ class MaskSpec:
     word_begin_V: np.ndarray | None = None
     mask_multiple_length: int = 1
     mask_stdev: float = 0.0
+    mask_count: int = 0
     weight_V: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.mask_prob <= 1.0:
+        if self.mask_count < 0:
+            raise ConfigError(f"--mask-count must not be negative, not {self.mask_count}")
+        runs = self.mask_multiple_length != 1 or self.mask_stdev != 0.0
+        if self.mask_count and (runs or self.word_begin_V is not None):
+            raise ConfigError(
+                "--mask-count counts tokens: drop --mask-whole-words, --mask-multiple-length and "
+                "--mask-stdev"
+            )
+        if not self.mask_count and not 0.0 < self.mask_prob <= 1.0:
             raise ConfigError(f"--mask-prob must be above 0 and at most 1, not {self.mask_prob}")
         for name in ("leave_unmasked_prob", "random_token_prob"):
             if not 0.0 <= (share := getattr(self, name)) <= 1.0:
@@ -278,7 +289,8 @@ def _choose_units(
     uniform_B = (rounding_B >> np.uint64(11)) * 2.0**-53
     expected_B = spec.mask_prob * units_B / spec.mask_multiple_length
     # The sum can round up to units_B + 1 when every unit is to be chosen.
-    wanted_B = np.minimum((expected_B + uniform_B).astype(np.int64), units_B)
+    wanted_B = (expected_B + uniform_B).astype(np.int64)
+    wanted_B = np.minimum(spec.mask_count or wanted_B, units_B)
     # The wanted_B smallest of distinct random keys; the position in the low bits settles ties.
     positions_T = np.arange(begins_BT.shape[1], dtype=np.uint64)
     order_BT = choice_BT & ~_LOW_BITS

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from fairseq.data.datasets.base import FairseqDataset
+from fairseq.data.datasets.documents import number_documents
 from fairseq.data.datasets.wrappers import OwnSizes
 from fairseq.data.masking import MaskSpec, mask_tokens
 from fairseq.data.masking.mask import check_data_rng, mask_item
@@ -43,6 +44,8 @@ class MaskedLMDataset(OwnSizes, FairseqDataset):
         data_rng: str = "philox",
         include_index: bool = True,
         shuffle: bool = True,
+        documents_end: int | None = None,
+        fixed_draws: int = 0,
     ) -> None:
         """Mask ``blocks``.
 
@@ -55,6 +58,10 @@ class MaskedLMDataset(OwnSizes, FairseqDataset):
             data_rng: one of ``DATA_RNGS``.
             include_index: put the items' indices into ``net_input`` as ``src_id``.
             shuffle: order blocks of equal size at random rather than by index.
+            documents_end: end-of-sentence id, to put the number of each token's document into
+                ``net_input`` as ``documents``; None for rows that are one document.
+            fixed_draws: draw masks so many times only: epoch e has those of e modulo this number;
+                0 for other masks in every epoch.
 
         Raises:
             ConfigError: if ``data_rng`` is unknown or cannot take this seed.
@@ -71,6 +78,8 @@ class MaskedLMDataset(OwnSizes, FairseqDataset):
         self.data_rng = data_rng
         self.include_index = include_index
         self.shuffle = shuffle
+        self.documents_end = documents_end
+        self.fixed_draws = fixed_draws
         self.epoch = 1
 
     def __len__(self) -> int:
@@ -115,9 +124,9 @@ class MaskedLMDataset(OwnSizes, FairseqDataset):
         Returns:
             An empty dict for no samples, else ``id`` int64 (B,); ``net_input`` with ``src_tokens``
             int64 (B, T) right padded, ``src_lengths`` int64 (B,) and, unless turned off, ``src_id``
-            int64 (B,); ``target`` int64 (B, T), pad where nothing is predicted;
-            ``predicted_positions`` int64 (N,), ascending indices into the flattened (B, T);
-            ``nsentences`` and ``ntokens``, ints.
+            int64 (B,), and if asked for ``documents`` int64 (B, T); ``target`` int64 (B, T), pad
+            where nothing is predicted; ``predicted_positions`` int64 (N,), ascending indices into
+            the flattened (B, T); ``nsentences`` and ``ntokens``, ints.
 
         Raises:
             DataError: if tokens do not fit the dictionary.
@@ -129,6 +138,7 @@ class MaskedLMDataset(OwnSizes, FairseqDataset):
         tokens_BT = np.full((len(samples), lengths_B.max()), self.pad, dtype=np.int64)
         for row_T, sample in zip(tokens_BT, samples, strict=True):
             row_T[: len(sample["tokens"])] = sample["tokens"]
+        documents_BT = self._documents(tokens_BT)  # masking may hide where documents end
         source_BT, target_BT = self._mask(tokens_BT, lengths_B, indices_B)
 
         ids = torch.from_numpy(indices_B)
@@ -138,6 +148,8 @@ class MaskedLMDataset(OwnSizes, FairseqDataset):
         }
         if self.include_index:
             net_input["src_id"] = ids
+        if documents_BT is not None:
+            net_input["documents"] = documents_BT
         return {
             "id": ids,
             "net_input": net_input,
@@ -147,15 +159,22 @@ class MaskedLMDataset(OwnSizes, FairseqDataset):
             "ntokens": int(lengths_B.sum()),
         }
 
+    def _documents(self, tokens_BT: np.ndarray) -> torch.Tensor | None:
+        if self.documents_end is None:
+            return None
+        tokens = torch.from_numpy(tokens_BT)
+        return number_documents(tokens, eos=self.documents_end, pad=self.pad)
+
     def _mask(
         self, tokens_BT: np.ndarray, lengths_B: np.ndarray, indices_B: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return source_BT and target_BT."""
         if self.spec is None:
             return tokens_BT, tokens_BT.copy()
+        epoch = self.epoch % self.fixed_draws if self.fixed_draws else self.epoch
         if self.data_rng == "philox":
             return mask_tokens(
-                tokens_BT, lengths_B, indices_B, spec=self.spec, seed=self.seed, epoch=self.epoch
+                tokens_BT, lengths_B, indices_B, spec=self.spec, seed=self.seed, epoch=epoch
             )
         source_BT, target_BT = tokens_BT, np.full_like(tokens_BT, self.pad)
         rows = zip(lengths_B.tolist(), indices_B.tolist(), strict=True)
@@ -165,7 +184,7 @@ class MaskedLMDataset(OwnSizes, FairseqDataset):
                 index,
                 spec=self.spec,
                 seed=self.seed,
-                epoch=self.epoch,
+                epoch=epoch,
                 data_rng=self.data_rng,
             )
         return source_BT, target_BT

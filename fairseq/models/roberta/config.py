@@ -88,8 +88,15 @@ class RobertaConfig(FairseqDataclass):
     freeze_encoder: bool = option(
         False, "train classification heads only, on features without dropout", new=True
     )
-    pooling: Literal["cls", "mean", "concat"] = option(
-        "cls", "what heads classify: first token, mean of the tokens, or both", new=True
+    pooling: Literal["cls", "mean", "concat", "positions"] = option(
+        "cls",
+        "what heads classify: first token, mean of the tokens, both, or all tokens side by side",
+        new=True,
+    )
+    probe_head: Literal["dense", "linear"] = option(
+        "dense",
+        "classification heads: a hidden layer and a linear map, or that map alone",
+        new=True,
     )
     checkpoint_activations: bool = option(False, "recompute layers to save memory", new=True)
 

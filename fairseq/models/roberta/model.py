@@ -29,9 +29,11 @@ from fairseq.models.base import (
     wrong_kind,
 )
 from fairseq.models.roberta.config import RobertaConfig, encoder_shape
+from fairseq.modules.flops import FlopShape
 from fairseq.modules.heads import (
     ClapHead,
     ClassificationHead,
+    LinearProbe,
     Projection,
     RobertaLMHead,
     VocabularyHead,
@@ -244,6 +246,10 @@ class RobertaModel(FairseqEncoderModel):
         clap = self.config.head == "clap" and self.config.clap_normalize
         return F.normalize(weight_VC, dim=-1) if clap else weight_VC
 
+    def flop_shape(self) -> FlopShape:
+        """See the base class."""
+        return self.encoder.sentence_encoder.flop_shape(self.encoder.lm_head)
+
     def projection(self, hidden_NC: Tensor) -> Projection:
         """Return the operands of the vocabulary projection for hidden states at N positions."""
         return self.encoder.vocabulary_head().projection(hidden_NC)
@@ -287,14 +293,12 @@ class RobertaModel(FairseqEncoderModel):
             logger.warning("classification head '%s' is replaced by a new one", name)
         if num_classes is None:
             raise ConfigError(f"the new classification head '{name}' needs num_classes")
-        head = ClassificationHead(
-            self.config.encoder_embed_dim,
-            inner_dim or self.config.encoder_embed_dim,
-            num_classes,
-            self.config.pooler_activation_fn,
-            self.config.pooler_dropout,
-            self.config.pooling,
-        )
+        config, longest = self.config, self.config.max_positions or DEFAULT_MAX_POSITIONS
+        width, pooled = config.encoder_embed_dim, (config.pooler_dropout, config.pooling, longest)
+        head: nn.Module = LinearProbe(width, num_classes, *pooled)
+        if config.probe_head == "dense":
+            activation = config.pooler_activation_fn
+            head = ClassificationHead(width, inner_dim or width, num_classes, activation, *pooled)
         self.classification_heads[name] = head.to(self.encoder.sentence_encoder.embed_tokens.weight)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
@@ -325,9 +329,11 @@ class RobertaModel(FairseqEncoderModel):
                 state.get(f"{prefix}{name}.{layer}.weight") for layer in ("out_proj", "dense")
             ]
             out, dense = (() if layer is None else tuple(layer.shape) for layer in layers)
-            shape = (*out[:1], *dense)  # classes, inner width, input width
+            # classes, inner width, input width; without a hidden layer classes and input width
+            shape = (*out[:1], *dense) if dense else out
+            complete = len(shape) == (3 if self.config.probe_head == "dense" else 2)
             known = name in self.classification_heads
-            if not known and self.config.load_checkpoint_heads and len(shape) == 3:
+            if not known and self.config.load_checkpoint_heads and complete:
                 self.register_classification_head(name, *shape[:2])
             own: Any = dict(self.classification_heads.items()).get(name)
             if own is None or own.shape != shape:

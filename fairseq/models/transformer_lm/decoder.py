@@ -209,6 +209,11 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         documents_BS: Tensor | None = None,
     ) -> tuple[AttentionContext, slice]:
         """Return what layers are told, and which of the S tokens are new."""
+        if documents_BS is not None and state is not None:
+            raise ConfigError(
+                "incremental decoding goes on with one document: give no documents, or run all "
+                "tokens at once"
+            )
         length = tokens_BS.shape[1]
         first = state[0]["key"].shape[2] if state else 0
         new = slice(first, length)

@@ -30,7 +30,8 @@ from fairseq.models.transformer_lm.config import (
 from fairseq.models.transformer_lm.decoder import TransformerDecoder
 from fairseq.modules.adaptive_input import AdaptiveInput
 from fairseq.modules.adaptive_softmax import AdaptiveProjection
-from fairseq.modules.heads import Projection
+from fairseq.modules.flops import FlopShape, matrix_entries
+from fairseq.modules.heads import Projection, vocabulary_entries
 
 __all__ = ["TransformerLanguageModel"]
 logger = logging.getLogger("fairseq.models.transformer_lm")
@@ -115,6 +116,18 @@ class TransformerLanguageModel(FairseqLanguageModel):
         if self.decoder.adaptive_softmax is not None:
             return self.decoder.adaptive_softmax.projection(hidden_NC)
         return self.decoder.vocabulary_head().projection(hidden_NC)
+
+    def flop_shape(self) -> FlopShape:
+        """See the base class."""
+        decoder, counts = self.decoder, self.decoder.dictionary.count
+        tokens = matrix_entries([*decoder.layers, decoder.project_in_dim, decoder.project_out_dim])
+        if isinstance(decoder.embed_tokens, AdaptiveInput):
+            tokens += decoder.embed_tokens.entries(counts)
+        predicted = vocabulary_entries(decoder.output_projection)
+        if decoder.adaptive_softmax is not None:
+            predicted = decoder.adaptive_softmax.entries(counts)
+        sizes = len(decoder.dictionary), decoder.config.decoder_input_dim
+        return FlopShape(decoder.shape, len(decoder.layers), *sizes, tokens, predicted)
 
     def embedding_table(self) -> Tensor:
         """Return the input embeddings, (V, C), of unit length if they enter the model so.

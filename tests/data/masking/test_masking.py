@@ -32,6 +32,7 @@ VARIANTS = {
     "normal spans": {"mask_multiple_length": 3, "mask_stdev": 1.5, "mask_prob": 0.4},
     "word spans": {"word_begin_V": WORD_BEGIN, "mask_multiple_length": 2, "mask_stdev": 0.7},
     "zero embedding": {"vocab_size": MASK},
+    "counted": {"mask_count": 3},
 }
 
 
@@ -56,6 +57,8 @@ def reference(
         else:
             units.append([t])
     wanted = spec.mask_prob * len(units) / spec.mask_multiple_length + (rounding >> 11) * 2**-53
+    if spec.mask_count:
+        wanted = spec.mask_count
     ranked = sorted(range(len(units)), key=lambda u: (choice[units[u][0]] >> 32, u))
     masked: set[int] = set()
     for unit in ranked[: int(wanted)]:

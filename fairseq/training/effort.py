@@ -1,0 +1,119 @@
+"""What a run has cost so far: tokens and floating-point operations, counted on the host.
+
+Nothing is asked of the device: sizes of batches are known before they run. The totals live in
+``progress``, which checkpoints keep, so that they go on after a restart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from fairseq.logging import metrics
+from fairseq.modules.flops import ELECTRA_TRAINING, TRAINING, FlopShape
+
+TOTALS = ("tokens", "flops", "flops_electra")
+MARK = "_effort_"  # begins their names among what a criterion logs
+GEMM_ROWS = {"cuda": 8192}  # of the square matrices that the peak is measured with
+GEMM_ROWS_ELSEWHERE = 512
+
+
+class Effort:
+    """Counts what training costs.
+
+    Args:
+        model: the model, not wrapped.
+        criterion: the criterion.
+        peak: operations a second that all devices together can do.
+
+    Attributes:
+        latest: what the latest batches cost, by name; plain ints.
+        window: the tokens before and after the latest update that changed the model.
+    """
+
+    def __init__(self, model: Any, criterion: Any, peak: float) -> None:
+        tell = getattr(model, "flop_shape", None)  # a plug-in's model may be any module
+        self.shape: FlopShape | None = None if tell is None else tell()
+        self.criterion, self.peak = criterion, peak
+        self.latest: dict[str, int] = {}
+        self.window: tuple[int, int] | None = None
+
+    def of_batch(self, sample: Mapping[str, Any], log: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a batch has just cost, to be added to its logging output ``log``."""
+        cost = {"tokens": log.get("ntokens", 0)}
+        tokens_BT = sample["net_input"].get("src_tokens") if "net_input" in sample else None
+        if self.shape is not None and tokens_BT is not None:
+            rows, length = tokens_BT.shape
+            size = rows, length, _predicted(sample)
+            tell = getattr(self.criterion, "extra_flops", None)
+            extra = 0 if tell is None else tell()
+            cost["flops"] = TRAINING * self.shape.forward(*size) + extra
+            cost["flops_electra"] = ELECTRA_TRAINING * self.shape.electra(*size)
+        return {MARK + name: amount for name, amount in cost.items()}
+
+    def add(self, logs: Sequence[dict[str, Any]], progress: dict[str, Any]) -> None:
+        """Take what :meth:`of_batch` returned out of logging outputs and add it to the totals."""
+        self.latest = {}
+        if self.window is None:
+            before = progress.get("tokens", 0)
+            self.window = before, before
+        for name in TOTALS:
+            amounts = [log.pop(MARK + name) for log in logs if MARK + name in log]
+            if amounts:
+                self.latest[name] = int(sum(amounts))
+                progress[name] = progress.get(name, 0) + self.latest[name]
+
+    def report(self, progress: Mapping[str, Any], lineage: Sequence[Mapping[str, Any]]) -> None:
+        """Log the totals after an update, and the share of the peak made use of, in per cent.
+
+        Args:
+            progress: the totals of this run.
+            lineage: the runs that its weights come from; their operations are added.
+        """
+        if self.window is not None:
+            self.window = self.window[1], progress.get("tokens", 0)
+        for priority, name in enumerate(TOTALS, 191):
+            if name in progress:
+                earlier = sum(step.get(name, 0) for step in lineage) if name == "flops" else 0
+                total = float(progress[name] + earlier)
+                metrics.log_scalar(name, total, weight=0, priority=priority)
+        if "flops" in self.latest:
+            used = 100.0 * self.latest["flops"] / self.peak
+            metrics.log_speed("mfu", used, priority=95, round=2)
+
+
+def _predicted(sample: Mapping[str, Any]) -> int:
+    """Return how many tokens of a batch are projected on the vocabulary."""
+    shipped = sample.get("predicted_positions")
+    if shipped is not None:
+        return len(shipped)
+    target = sample.get("target")  # of a foreign collater: all, unless these are classes
+    same = getattr(target, "shape", None) == sample["net_input"]["src_tokens"].shape
+    return target.numel() if same and target is not None else 0
+
+
+def peak_of(
+    stated: float | None, device: torch.device, dtype: torch.dtype, devices: int = 1
+) -> float:
+    """Return the operations a second that devices can do.
+
+    Args:
+        stated: those of one device in units of 1e12; None to measure a product of two square
+            matrices, the best of three.
+        device: one of them.
+        dtype: what training multiplies in.
+        devices: their number.
+    """
+    if stated is not None:
+        return stated * 1e12 * devices
+    rows = GEMM_ROWS.get(device.type, GEMM_ROWS_ELSEWHERE)
+    square = torch.ones(rows, rows, device=device, dtype=dtype)  # draws no random number
+    seconds = []
+    for _ in range(4):  # the first one warms up
+        started = time.perf_counter()
+        float((square @ square)[0, 0])  # reading a number waits for the device
+        seconds.append(time.perf_counter() - started)
+    return 2 * rows**3 / min(seconds[1:]) * devices
