@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
-from test_preprocess import config
+from tests.preprocess.test_preprocess import config
 
 from fairseq.config.yaml import read_yaml
 from fairseq.data.encoders.byte_level import ByteLevelBPE, ByteLevelBPEConfig

@@ -8,15 +8,17 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from fairseq.data.encoders.byte_pair import read_json
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import UnsupportedError
-from fairseq.export import decoder_in, decoder_names, decoder_tokenizer, encoder_tokenizer
+from fairseq.export import decoder_in, decoder_names, decoder_tokenizer
 from fairseq.export.encoder_in import encoder_settings
 from fairseq.export.encoder_names import FAMILIES, to_ours
+from fairseq.export.encoder_tokenizer import MASK, read_pieces
+from fairseq.export.encoder_tokenizers import WORDPIECE_ROLES
 from fairseq.export.model_files import read_weights
 from fairseq.files.io import require_file
 
-MASK = "<mask>"
 # What files leave out, as the families define it.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt2": {
@@ -29,6 +31,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "hidden_act": "gelu", "max_position_embeddings": 2048, "hidden_dropout": 0.0,
         "attention_dropout": 0.0, "layer_norm_eps": 1e-5, "use_parallel_residual": True,
         "tie_word_embeddings": False, "add_cross_attention": False,
+    },
+    "opt": {
+        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "ffn_dim": 3072,
+        "max_position_embeddings": 2048, "activation_function": "relu", "dropout": 0.1,
+        "attention_dropout": 0.0, "tie_word_embeddings": True,
     },
 }  # fmt: skip
 
@@ -48,7 +55,7 @@ class ReadModel(NamedTuple):
 
 
 def read_huggingface(source: Path) -> ReadModel:
-    """Read a folder of RoBERTa, BERT, DistilBERT, GPT-2 or GPT-NeoX.
+    """Read a folder of RoBERTa, BERT, DistilBERT, GPT-2, GPT-NeoX or OPT.
 
     Raises:
         CheckpointError: if weights are missing or not known.
@@ -59,7 +66,8 @@ def read_huggingface(source: Path) -> ReadModel:
     described = json.loads(path.read_text(encoding="utf-8"))
     kind = described.get("model_type")
     if kind in FAMILIES:
-        state = to_ours(read_weights(source), FAMILIES[kind])
+        tied = bool(described.get("tie_word_embeddings", True))
+        state = to_ours(read_weights(source), FAMILIES[kind], tied)
         settings = encoder_settings(described, kind, state)
         return ReadModel(state, settings, _dictionary(source, described, kind))
     if kind not in decoder_names.CAUSAL:
@@ -88,28 +96,39 @@ def _dictionary(source: Path, described: dict[str, Any], kind: str) -> Dictionar
         files = ("tokenizer.json", "vocab.json")
     if not any((source / name).is_file() for name in files):
         return None
-    if kind != "roberta":
-        return _word_pieces(source)
+    return _byte_level(source, described) if kind == "roberta" else _word_pieces(source)
+
+
+def _byte_level(source: Path, described: dict[str, Any]) -> Dictionary:
+    """Return the dictionary of a RoBERTa: its ids in decimal.
+
+    Raises:
+        UnsupportedError: if the special symbols do not come first, as fairseq's do.
+    """
+    vocabulary, _ = read_pieces(source)
     roles = {"bos": 0, "pad": 1, "eos": 2}
-    if any(described.get(f"{role}_token_id", index) != index for role, index in roles.items()):
-        raise UnsupportedError(f"{source}: the special symbols do not have RoBERTa's ids 0 to 3")
-    names = {index: token for token, index in encoder_tokenizer.read_pieces(source)[0].items()}
-    dictionary = Dictionary()
-    for index in range(4, max(names) + 1):
-        token = names.get(index, f"madeupword{index}")
-        dictionary.add_symbol(MASK if token == MASK else str(index), n=0)
+    special = {role: described.get(f"{role}_token_id", index) for role, index in roles.items()}
+    if special != roles:
+        raise UnsupportedError(
+            f"{source}: the special symbols have the ids {special}; RoBERTa's are 0 to 3"
+        )
+    dictionary, mask = Dictionary(), vocabulary.get(MASK)
+    for index in range(4, max(vocabulary.values()) + 1):
+        dictionary.add_symbol(MASK if index == mask else str(index), n=0)
     return dictionary
 
 
-def _word_pieces(folder: Path) -> Dictionary:
-    """Read ``vocab.txt`` (or ``tokenizer.json``) of a BERT folder as a dictionary with its ids."""
-    if (folder / "vocab.txt").is_file():
-        symbols = (folder / "vocab.txt").read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+def _word_pieces(source: Path) -> Dictionary:
+    """Return the dictionary of a BERT, with its ids.
+
+    Raises:
+        UnsupportedError: if special symbols are missing.
+    """
+    if (source / "vocab.txt").is_file():
+        symbols = (source / "vocab.txt").read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     else:
-        path = require_file(folder / "tokenizer.json", "tokenizer", "BERT's has vocab.txt.")
-        vocabulary = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
+        vocabulary = read_json(source / "tokenizer.json", "tokenizer")["model"]["vocab"]
         symbols = sorted(vocabulary, key=vocabulary.__getitem__)
-    roles = {"bos": "[CLS]", "pad": "[PAD]", "eos": "[SEP]", "unk": "[UNK]", "mask": "[MASK]"}
-    if absent := sorted(set(roles.values()) - set(symbols)):
-        raise UnsupportedError(f"{folder}: the vocabulary lacks {', '.join(absent)}")
-    return Dictionary.foreign(symbols, **roles)
+    if absent := sorted(set(WORDPIECE_ROLES.values()) - set(symbols)):
+        raise UnsupportedError(f"{source}: the vocabulary lacks {', '.join(absent)}")
+    return Dictionary.foreign(symbols, **WORDPIECE_ROLES)

@@ -320,7 +320,7 @@ def test_theirs_that_are_refused(
 
 def test_other_classes_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="GPT2ForSequenceClassification"):
-        decoder_in._settle_head(
+        decoder_in.settle_head(
             {}, {"architectures": ["GPT2ForSequenceClassification"]}, CAUSAL["gpt2"]
         )
 
