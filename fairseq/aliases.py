@@ -93,6 +93,7 @@ MODULES = {
     "fairseq.glue.scoring": "fairseq.evaluation.glue.scoring",
     "fairseq.glue.tasks": "fairseq.evaluation.glue.tasks",
     "fairseq.hub_utils": "fairseq.hub.load",
+    "fairseq.incremental_decoding_utils": "fairseq.plugin_names.incremental_state",
     "fairseq.incremental_reader": "fairseq.decoding.reader",
     "fairseq.last_word": "fairseq.evaluation.continuations",
     "fairseq.lm_eval_adapter": "fairseq.evaluation.lm_eval",
@@ -101,30 +102,69 @@ MODULES = {
     "fairseq.metrics": "fairseq.logging.metrics",
     "fairseq.models.fairseq_decoder": "fairseq.models.base",
     "fairseq.models.fairseq_encoder": "fairseq.models.base",
-    "fairseq.models.fairseq_incremental_decoder": "fairseq.models.base",
+    "fairseq.models.composite_encoder": "fairseq.plugin_names.models",
+    "fairseq.models.distributed_fairseq_model": "fairseq.plugin_names.models",
+    "fairseq.models.fairseq_incremental_decoder": "fairseq.plugin_names.models",
     "fairseq.models.fairseq_model": "fairseq.models.base",
+    "fairseq.models.roberta.model_camembert": "fairseq.plugin_names.roberta",
+    "fairseq.models.roberta.model_gottbert": "fairseq.plugin_names.roberta",
+    "fairseq.models.roberta.model_xlmr": "fairseq.plugin_names.roberta",
+    "fairseq.models.transformer": "fairseq.plugin_names.transformer",
+    "fairseq.models.transformer.transformer_base": "fairseq.plugin_names.transformer",
+    "fairseq.models.transformer.transformer_config": "fairseq.plugin_names.transformer.config",
+    "fairseq.models.transformer.transformer_decoder": "fairseq.plugin_names.transformer.decoder",
+    "fairseq.models.transformer.transformer_encoder": "fairseq.plugin_names.transformer.encoder",
+    "fairseq.models.transformer.transformer_legacy": "fairseq.plugin_names.transformer",
     "fairseq.models.transformer_lm_config": "fairseq.models.transformer_lm.config",
     "fairseq.models.transformer_lm_presets": "fairseq.models.transformer_lm.presets",
     "fairseq.modules.activations": "fairseq.modules.pointwise",
     "fairseq.modules.checkpoint_activations": "fairseq.plugin_names.modules",
+    "fairseq.modules.character_token_embedder": "fairseq.plugin_names.modules",
+    "fairseq.modules.fairseq_dropout": "fairseq.plugin_names.modules",
+    "fairseq.modules.grad_multiply": "fairseq.plugin_names.modules",
+    "fairseq.modules.layer_drop": "fairseq.plugin_names.modules",
     "fairseq.modules.layer_norm": "fairseq.modules.pointwise",
-    "fairseq.modules.multihead_attention": "fairseq.modules.transformer_layer",
+    "fairseq.modules.learned_positional_embedding": "fairseq.modules.positions",
+    "fairseq.modules.multihead_attention": "fairseq.plugin_names.attention",
+    "fairseq.modules.positional_embedding": "fairseq.modules.positions",
     "fairseq.modules.quant_noise": "fairseq.plugin_names.modules",
     "fairseq.modules.rotary": "fairseq.modules.positions",
+    "fairseq.modules.same_pad": "fairseq.plugin_names.modules",
+    "fairseq.modules.sinusoidal_positional_embedding": "fairseq.modules.positions",
     "fairseq.modules.transformer_decoder": "fairseq.modules.transformer_layer",
     "fairseq.modules.transformer_sentence_encoder": "fairseq.modules.transformer_encoder",
+    "fairseq.modules.transformer_sentence_encoder_layer": (
+        "fairseq.plugin_names.transformer.layers"
+    ),
+    "fairseq.modules.transpose_last": "fairseq.plugin_names.modules",
     "fairseq.nan_detector": "fairseq.training.nan_detector",
     "fairseq.ops.mean_cosine": "fairseq.ops.anisotropy",
+    "fairseq.optim.adadelta": "fairseq.optim.optimizers",
+    "fairseq.optim.adagrad": "fairseq.optim.optimizers",
+    "fairseq.optim.adamax": "fairseq.optim.optimizers",
     "fairseq.optim.dynamic_loss_scaler": "fairseq.optim.loss_scaler",
     "fairseq.optim.fairseq_optimizer": "fairseq.optim.base",
     "fairseq.optim.lr_external": "fairseq.optim.lr_driven",
+    "fairseq.optim.lr_scheduler.cosine_lr_scheduler": "fairseq.optim.lr_schedules",
     "fairseq.optim.lr_scheduler.fairseq_lr_scheduler": "fairseq.optim.lr_scheduler",
+    "fairseq.optim.lr_scheduler.fixed_schedule": "fairseq.optim.lr_schedules",
+    "fairseq.optim.lr_scheduler.inverse_square_root_schedule": "fairseq.optim.lr_schedules",
+    "fairseq.optim.lr_scheduler.manual_lr_scheduler": "fairseq.optim.lr_driven",
+    "fairseq.optim.lr_scheduler.pass_through": "fairseq.optim.lr_driven",
+    "fairseq.optim.lr_scheduler.polynomial_decay_schedule": "fairseq.optim.lr_schedules",
+    "fairseq.optim.lr_scheduler.reduce_lr_on_plateau": "fairseq.optim.lr_driven",
+    "fairseq.optim.lr_scheduler.step_lr_scheduler": "fairseq.optim.lr_schedules",
+    "fairseq.optim.lr_scheduler.tri_stage_lr_scheduler": "fairseq.optim.lr_schedules",
+    "fairseq.optim.lr_scheduler.triangular_lr_scheduler": "fairseq.optim.lr_schedules",
+    "fairseq.optim.nag": "fairseq.optim.optimizers",
     "fairseq.optim.per_tensor": "fairseq.optim.fp32_rule",
     "fairseq.optim.settings": "fairseq.optim.read_settings",
+    "fairseq.optim.sgd": "fairseq.optim.optimizers",
     "fairseq.options": "fairseq.config.options",
     "fairseq.progress_bar": "fairseq.logging.progress_bar",
     "fairseq.registry": "fairseq.config.registry",
     "fairseq.run_folder": "fairseq.training.run_folder",
+    "fairseq.scoring": "fairseq.plugin_names.scoring",
     "fairseq.safe_load": "fairseq.files.safe_load",
     "fairseq.search": "fairseq.decoding.search",
     "fairseq.sequence_generator": "fairseq.decoding.beams",
@@ -147,6 +187,33 @@ _CHECKPOINT_PARTS = (
     "load_pretrained_component_from_model",
     "save_ema_as_checkpoint",
     "torch_persistent_save",
+)
+_LAYERS = (
+    "TransformerDecoderLayer",
+    "TransformerDecoderLayerBase",
+    "TransformerEncoderLayer",
+    "TransformerEncoderLayerBase",
+)
+_MODULES = (
+    "CharacterTokenEmbedder",
+    "FairseqDropout",
+    "GradMultiply",
+    "LayerDropModuleList",
+    "SamePad",
+    "TransposeLast",
+    "cross_entropy",
+)
+_SEQUENCES = (
+    "compute_mask_indices",
+    "lengths_to_mask",
+    "lengths_to_padding_mask",
+)
+_MODELS = (
+    "CompositeEncoder",
+    "DistributedFairseqModel",
+    "FairseqIncrementalDecoder",
+    "FairseqModel",
+    "FairseqMultiModel",
 )
 _READERS = ("csv_str_list", "eval_bool", "eval_str_dict", "eval_str_list")
 _UTILS = (
@@ -175,11 +242,34 @@ NAMES = {
         "StreamingEpochBatchIterator": "fairseq.plugin_names.streaming_iterator"
     },
     "fairseq.data.collate": {
+        **dict.fromkeys(_SEQUENCES, "fairseq.plugin_names.sequences"),
         "filter_by_size": "fairseq.plugin_names.datasets",
         "filter_paired_dataset_indices_by_size": "fairseq.plugin_names.datasets",
         "load_indexed_dataset": "fairseq.data.storage.load",
+        "post_process": "fairseq.data.storage.dictionary",
         "raise_if_valid_subsets_unintentionally_ignored": "fairseq.data.storage.load",
     },
+    "fairseq.models": dict.fromkeys(_MODELS, "fairseq.plugin_names.models"),
+    "fairseq.models.base": dict.fromkeys(
+        ("FairseqModel", "FairseqMultiModel"), "fairseq.plugin_names.models"
+    ),
+    "fairseq.models.roberta": dict.fromkeys(
+        ("CamembertModel", "GottbertModel", "XLMRModel"), "fairseq.plugin_names.roberta"
+    ),
+    "fairseq.modules": {
+        **dict.fromkeys(_MODULES, "fairseq.plugin_names.modules"),
+        **dict.fromkeys(
+            (*_LAYERS, "TransformerSentenceEncoderLayer"), "fairseq.plugin_names.transformer.layers"
+        ),
+        "MultiheadAttention": "fairseq.plugin_names.attention",
+        "TransformerSentenceEncoder": "fairseq.plugin_names.sentence_encoder",
+    },
+    "fairseq.modules.transformer_encoder": {
+        "TransformerSentenceEncoder": "fairseq.plugin_names.sentence_encoder"
+    },
+    "fairseq.modules.transformer_layer": dict.fromkeys(
+        _LAYERS, "fairseq.plugin_names.transformer.layers"
+    ),
     "fairseq.utils": {
         **dict.fromkeys((*_READERS, *_UTILS), "fairseq.plugin_names.utils"),
         "get_activation_fn": "fairseq.modules.pointwise",

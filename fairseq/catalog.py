@@ -12,6 +12,7 @@ TASKS = {
     "masked_lm": "fairseq.tasks.masked_lm:MaskedLMTask",
     "pcfg_masked_lm": "fairseq.tasks.pcfg_masked_lm:PcfgMaskedLMTask",
     "sentence_prediction": "fairseq.tasks.sentence_prediction:SentencePredictionTask",
+    "sentence_ranking": "fairseq.tasks.sentence_ranking:SentenceRankingTask",
 }
 
 MODELS = {
@@ -49,13 +50,13 @@ _LM_ARCHITECTURES = (
 # architecture -> (model, the function that fills in its defaults)
 ARCHITECTURES = {
     "pcfg_lookup": ("pcfg_lookup", "fairseq.models:_no_preset"),
-    "roberta": ("roberta", "fairseq.models.roberta.model:base_architecture"),
-    "roberta_base": ("roberta", "fairseq.models.roberta.model:roberta_base_architecture"),
-    "roberta_large": ("roberta", "fairseq.models.roberta.model:roberta_large_architecture"),
-    "roberta_prenorm": ("roberta", "fairseq.models.roberta.model:roberta_prenorm_architecture"),
-    "roberta_small": ("roberta", "fairseq.models.roberta.model:roberta_small_architecture"),
-    "roberta_tiny": ("roberta", "fairseq.models.roberta.model:roberta_tiny_architecture"),
-    "xlm": ("roberta", "fairseq.models.roberta.model:xlm_architecture"),
+    "roberta": ("roberta", "fairseq.models.roberta.presets:base_architecture"),
+    "roberta_base": ("roberta", "fairseq.models.roberta.presets:roberta_base_architecture"),
+    "roberta_large": ("roberta", "fairseq.models.roberta.presets:roberta_large_architecture"),
+    "roberta_prenorm": ("roberta", "fairseq.models.roberta.presets:roberta_prenorm_architecture"),
+    "roberta_small": ("roberta", "fairseq.models.roberta.presets:roberta_small_architecture"),
+    "roberta_tiny": ("roberta", "fairseq.models.roberta.presets:roberta_tiny_architecture"),
+    "xlm": ("roberta", "fairseq.models.roberta.presets:xlm_architecture"),
     **{arch: ("transformer_lm", f"{_LM_PRESETS}:{arch}") for arch in _LM_ARCHITECTURES},
     "transformer_lm_gbw": ("transformer_lm", f"{_LM_PRESETS}:transformer_lm_baevski_gbw"),
     "transformer_lm_wiki103": ("transformer_lm", f"{_LM_PRESETS}:transformer_lm_baevski_wiki103"),
@@ -80,6 +81,7 @@ CRITERIONS = {
     "masked_lm": "fairseq.criterions.masked_lm:MaskedLmLoss",
     "masked_lm_truth": "fairseq.criterions.masked_lm_truth:MaskedLmTruthCriterion",
     "sentence_prediction": ("fairseq.criterions.sentence_prediction:SentencePredictionCriterion"),
+    "sentence_ranking": "fairseq.criterions.sentence_ranking:SentenceRankingCriterion",
 }
 
 OPTIMIZERS = {

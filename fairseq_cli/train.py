@@ -45,6 +45,40 @@ def main(cfg: Any, strict: bool = False) -> float | None:
     return call_main(as_config(cfg, strict), train_here)
 
 
+def train(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple[list[float | None], bool]:
+    """Train for one epoch, for plug-ins that have a loop of their own.
+
+    Args:
+        cfg: the configuration.
+        trainer: takes the updates.
+        task: the trainer's; for old callers.
+        epoch_itr: where the run stands in the data.
+
+    Returns:
+        ``(validation losses, whether training is to end)``.
+    """
+    return _loop(cfg, trainer, epoch_itr).train_epoch()
+
+
+def validate(
+    cfg: Any, trainer: Any, task: Any, epoch_itr: Any, subsets: Sequence[str]
+) -> list[float | None]:
+    """Evaluate subsets; return the metric that decides what is best, of each of them."""
+    loop = _loop(cfg, trainer, epoch_itr)
+    return [loop.validate(subset) for subset in subsets]
+
+
+def _loop(cfg: Any, trainer: Any, epoch_itr: Any) -> Any:
+    from fairseq.config.components import as_config
+    from fairseq.distributed.signals import StopSignal
+    from fairseq.training.loop import TrainLoop
+    from fairseq.training.run_folder import RunFolder
+
+    config = as_config(cfg)
+    folder = RunFolder(config.checkpoint.save_dir, enabled=False)  # the caller keeps its own notes
+    return TrainLoop(config, trainer, epoch_itr, StopSignal(), folder)
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and train."""
     from fairseq.config import options

@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 
 import pytest
-from tests.preprocess.test_preprocess import config
 
 from fairseq.config.yaml import read_yaml
 from fairseq.data.encoders.byte_level import ByteLevelBPE, ByteLevelBPEConfig
@@ -17,6 +16,7 @@ from fairseq.errors import ConfigError, DataError
 from fairseq.hub.continue_text import _decoded, _unmarked
 from fairseq.preprocess import preprocess
 from fairseq.preprocess.encode import encode_files, train_byte_level
+from tests.preprocess.test_preprocess import config
 
 MARK = "\ufeff"
 TEXT = "the cat\nthe dog\n"

@@ -3,4 +3,4 @@
 Copy the folder, rename it (the name becomes the name of a Python package) and change the files.
 """
 
-from . import criterion, model, task  # noqa: F401 - importing registers
+from . import criterion, dataset, head, model, schedule, task  # noqa: F401 - importing registers

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from fairseq.config.refused import REFUSED_WORDS, why_refused
 from fairseq.config.schema import FairseqDataclass
 from fairseq.errors import RegistryError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 
 def load_attribute(target: str) -> Any:
@@ -33,7 +36,8 @@ class Registry(MutableMapping[str, Any]):
 
     def __init__(self, kind: str, rows: Mapping[str, str] | None = None) -> None:
         self.kind = kind
-        self._rows: dict[str, Any] = dict(rows or {})
+        self._catalogue = dict(rows or {})
+        self._rows: dict[str, Any] = dict(self._catalogue)
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._rows:
@@ -64,9 +68,36 @@ class Registry(MutableMapping[str, Any]):
     def __contains__(self, name: object) -> bool:
         return name in self._rows
 
-    def is_row_of(self, name: str, value: Any) -> bool:
-        """Tell whether ``value`` is what the catalogue's row ``name`` points to."""
-        return self._rows.get(name) == f"{value.__module__}:{value.__qualname__}"
+    def claim(self, name: str, value: Any) -> bool:
+        """Put ``value`` under ``name``, unless a plug-in has that name already.
+
+        A plug-in takes a name of the catalogue over, with a warning. The module behind a row of
+        the catalogue registers itself when it is imported, which changes nothing for a plug-in.
+
+        Returns:
+            False if the name belongs to another plug-in.
+        """
+        row, holder = self._catalogue.get(name), self._rows.get(name)
+        if row is not None and _target(value) == row:
+            if holder == row or holder is None:
+                self._rows[name] = value
+            return True
+        if holder is not None and not (row is not None and row in (holder, _target(holder))):
+            return False
+        if holder is not None:
+            logger.warning(
+                "the plug-in %s replaces the %s '%s' of fairseq; rename it to have both",
+                _target(value),
+                self.kind,
+                name,
+            )
+        self._rows[name] = value
+        return True
+
+
+def _target(value: Any) -> str:
+    """Return where a class or function was defined, as rows of the catalogue write it."""
+    return f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', '')}"
 
 
 class DataclassView(Mapping[str, Any]):
@@ -110,10 +141,11 @@ def register_class(
         name: the word that users write.
         dataclass: configuration class; it is stored on the class as ``__dataclass``.
         base_class: class the component must derive from.
-        keep_first: a second registration returns the first class instead of raising.
+        keep_first: of two plug-ins' classes the first is returned, instead of raising.
 
     Raises:
-        RegistryError: on a name registered twice, or a class or dataclass of the wrong kind.
+        RegistryError: on a name that two plug-ins register, or a class or dataclass of the wrong
+            kind.
     """
 
     def decorate(cls: type) -> type:
@@ -125,13 +157,11 @@ def register_class(
             raise RegistryError(
                 f"{registry.kind} '{name}': {dataclass.__name__} must extend FairseqDataclass"
             )
-        # a row of the catalogue whose module is being imported registers itself
-        if name in registry and not registry.is_row_of(name, cls):
+        if not registry.claim(name, cls):
             if keep_first:
                 return registry[name]
             raise RegistryError(f"Cannot register duplicate {registry.kind} ({name})")
         setattr(cls, "__dataclass", dataclass)
-        registry[name] = cls
         return cls
 
     return decorate

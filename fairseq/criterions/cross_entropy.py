@@ -34,6 +34,9 @@ class CrossEntropyConfig(FairseqDataclass):
     )
 
 
+CrossEntropyCriterionConfig = CrossEntropyConfig  # the original's name
+
+
 @register_criterion("cross_entropy", dataclass=CrossEntropyConfig)
 class CrossEntropyCriterion(FairseqCriterion):
     """Sum of ``-log p(target)`` over all targets that are not padding, in nats."""
@@ -57,26 +60,41 @@ class CrossEntropyCriterion(FairseqCriterion):
             ``(loss, sample_size, logging_output)``; ``sample_size`` is ``ntokens``, or the
             sentences if ``sentence_avg`` is set.
         """
-        if hasattr(model, "projection"):
+        foreign = type(self).compute_loss is not CrossEntropyCriterion.compute_loss
+        if hasattr(model, "projection") and not foreign:
             positions_N = predicted_positions(sample, self.padding_idx)
             target_N = sample["target"].reshape(-1)[positions_N]
             loss_N = vocabulary_loss(model, sample, positions_N, target_N, self.backend)
+            loss = loss_N.sum() if reduce else loss_N
         else:
-            net_output = model(**sample["net_input"])
-            target_N = model.get_targets(sample, net_output).reshape(-1)
-            log_p_NV = model.get_normalized_probs(net_output, log_probs=True).flatten(0, -2)
-            kept_N = target_N != self.padding_idx
-            loss_N = F.nll_loss(log_p_NV[kept_N], target_N[kept_N], reduction="none")
-        loss = loss_N.sum()
+            loss, _ = self.compute_loss(model, model(**sample["net_input"]), sample, reduce)
         sentences = sample.get("nsentences", len(sample["target"]))
         sample_size = sentences if self.sentence_avg else sample["ntokens"]
         logging_output = {
-            "loss": loss.detach(),
+            "loss": loss.detach().sum(),
             "ntokens": sample["ntokens"],
             "nsentences": sentences,
             "sample_size": sample_size,
         }
-        return loss if reduce else loss_N, sample_size, logging_output
+        return loss, sample_size, logging_output
+
+    def compute_loss(
+        self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of what the model put out, twice; a plug-in may override this.
+
+        Args:
+            model: the model.
+            net_output: what it returned for ``sample["net_input"]``.
+            sample: the batch.
+            reduce: return the sum, otherwise the loss of every target, (N,).
+        """
+        target_N = model.get_targets(sample, net_output).reshape(-1)
+        log_p_NV = model.get_normalized_probs(net_output, log_probs=True).flatten(0, -2)
+        kept_N = target_N != self.padding_idx
+        reduction = "sum" if reduce else "none"
+        loss = F.nll_loss(log_p_NV[kept_N], target_N[kept_N], reduction=reduction)
+        return loss, loss
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:

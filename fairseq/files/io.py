@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
-from fairseq.errors import MissingFileError
+from fairseq.errors import MissingFileError, UnsupportedError
 
 try:
     import fcntl
@@ -186,6 +186,40 @@ class PathManager:
         if "b" not in mode:
             kwargs.setdefault("encoding", "utf-8")
         return open(path, mode, **kwargs)
+
+    opena = open  # the original may write in the background; here everything is written at once
+
+    @staticmethod
+    def async_close() -> bool:
+        """Return True: nothing is still being written."""
+        return True
+
+    @staticmethod
+    def isdir(path: PathLike) -> bool:
+        """Tell whether ``path`` is a folder."""
+        return os.path.isdir(path)
+
+    @staticmethod
+    def copy_from_local(source: PathLike, target: PathLike, overwrite: bool = False) -> bool:
+        """Copy a file, see :meth:`copy`: every file is local here."""
+        return PathManager.copy(source, target, overwrite)
+
+    @staticmethod
+    def supports_rename(path: PathLike) -> bool:
+        """Return True: files can be renamed."""
+        return True
+
+    @staticmethod
+    def register_handler(handler: object) -> None:
+        """Refuse other file systems.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            f"PathManager reads and writes local files only; {type(handler).__name__} cannot be "
+            "registered: mount the remote folder"
+        )
 
     @staticmethod
     def exists(path: PathLike) -> bool:

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from fairseq.aliases import NAMES
 from fairseq.config.build import plain
 from fairseq.config.plugins import import_modules
 from fairseq.config.references import settle_alone
@@ -64,7 +65,8 @@ def register_model_architecture(
     """Return a decorator that registers a preset: a function that sets what ``args`` leaves open.
 
     Raises:
-        RegistryError: for an unknown model, a name registered twice, or something not callable.
+        RegistryError: for an unknown model, a name that two plug-ins register, or something not
+            callable.
     """
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,14 +76,17 @@ def register_model_architecture(
             )
         if not callable(fn):
             raise RegistryError(f"Model architecture must be callable ({arch_name})")
-        if arch_name in ARCH_CONFIG_REGISTRY and not ARCH_CONFIG_REGISTRY.is_row_of(arch_name, fn):
+        if not ARCH_CONFIG_REGISTRY.claim(arch_name, fn):
             raise RegistryError(f"Cannot register duplicate model architecture ({arch_name})")
-        ARCH_CONFIG_REGISTRY[arch_name] = fn
+        if ARCH_CONFIG_REGISTRY[arch_name] is not fn:
+            return fn  # one of ours, which a plug-in replaced before
+        before = ARCH_MODEL_NAME_REGISTRY.get(arch_name)
+        if before != model_name:
+            if before is not None:
+                ARCH_MODEL_INV_REGISTRY[before].remove(arch_name)
+            ARCH_MODEL_INV_REGISTRY.setdefault(model_name, []).append(arch_name)
         ARCH_MODEL_NAME_REGISTRY[arch_name] = model_name
         ARCH_MODEL_REGISTRY[arch_name] = model_name
-        names = ARCH_MODEL_INV_REGISTRY.setdefault(model_name, [])
-        if arch_name not in names:
-            names.append(arch_name)
         return fn
 
     return decorate
@@ -111,16 +116,20 @@ def build_model(cfg: Any, task: Any, from_checkpoint: bool = False) -> Any:
 __getattr__, __dir__, _names = lazy_names(
     __name__,
     {
+        **NAMES[__name__],
         "BaseFairseqModel": "fairseq.models.base",
         "FairseqDecoder": "fairseq.models.base",
         "FairseqEncoder": "fairseq.models.base",
         "FairseqEncoderDecoderModel": "fairseq.models.base",
         "FairseqEncoderModel": "fairseq.models.base",
-        "FairseqIncrementalDecoder": "fairseq.models.base",
         "FairseqLanguageModel": "fairseq.models.base",
     },
 )
 __all__ = [
+    "ARCH_CONFIG_REGISTRY",
+    "ARCH_MODEL_INV_REGISTRY",
+    "ARCH_MODEL_NAME_REGISTRY",
+    "ARCH_MODEL_REGISTRY",
     "MODEL_DATACLASS_REGISTRY",
     "MODEL_REGISTRY",
     "BaseFairseqModel",

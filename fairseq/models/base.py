@@ -12,10 +12,14 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq.aliases import NAMES
 from fairseq.catalog import HOOKS
 from fairseq.config.registry import load_attribute
 from fairseq.errors import CheckpointError, ConfigError
+from fairseq.lazy import lazy_names
 from fairseq.modules.flops import FlopShape
+
+__getattr__, __dir__, _names = lazy_names(__name__, NAMES[__name__])
 
 
 class BaseFairseqModel(nn.Module):

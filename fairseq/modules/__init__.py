@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from fairseq.aliases import NAMES
 from fairseq.lazy import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        **NAMES[__name__],
         "AdaptiveInput": "fairseq.modules.adaptive_input",
         "AdaptiveSoftmax": "fairseq.modules.adaptive_softmax",
         "LayerNorm": "fairseq.modules.pointwise",
         "LearnedPositionalEmbedding": "fairseq.modules.positions",
         "PositionalEmbedding": "fairseq.modules.positions",
         "SinusoidalPositionalEmbedding": "fairseq.modules.positions",
-        "MultiheadAttention": "fairseq.modules.transformer_layer",
         "TransformerLayer": "fairseq.modules.transformer_layer",
-        "TransformerEncoderLayer": "fairseq.modules.transformer_layer",
-        "TransformerDecoderLayer": "fairseq.modules.transformer_layer",
         "TransformerEncoder": "fairseq.modules.transformer_encoder",
         "init_bert_params": "fairseq.modules.transformer_encoder",
         "gelu": "fairseq.modules.pointwise",

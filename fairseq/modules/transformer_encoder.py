@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fairseq.aliases import NAMES
+from fairseq.lazy import lazy_names
 from fairseq.modules.flops import FlopShape, matrix_entries
 from fairseq.modules.heads import VocabularyHead, vocabulary_entries
 from fairseq.modules.pointwise import LayerNorm
@@ -24,6 +26,8 @@ from fairseq.modules.positions import (
 from fairseq.modules.transformer_layer import LayerShape, QueryKeyValue, TransformerLayer
 from fairseq.ops.attention_context import Alibi, AttentionContext
 from fairseq.ops.dropout import dropout
+
+__getattr__, __dir__, _names = lazy_names(__name__, NAMES[__name__])
 
 
 @dataclass(frozen=True)
@@ -85,15 +89,20 @@ def init_bert_params(module: nn.Module) -> None:
 
 
 class TransformerEncoder(nn.Module):
-    """Token, position and segment embeddings followed by a stack of layers."""
+    """Token, position and segment embeddings followed by a stack of layers.
 
-    def __init__(self, shape: EncoderShape) -> None:
+    Args:
+        shape: what it computes.
+        embed_tokens: the token embeddings, made anew if None.
+    """
+
+    def __init__(self, shape: EncoderShape, embed_tokens: nn.Embedding | None = None) -> None:
         super().__init__()
         self.shape = shape
         dim = shape.layer.embed_dim
         self.register_buffer("version", torch.tensor([3.0]))
         pad = None if shape.trainable_pad else shape.padding_idx
-        self.embed_tokens = nn.Embedding(shape.vocabulary, dim, pad)
+        self.embed_tokens = embed_tokens or nn.Embedding(shape.vocabulary, dim, pad)
         self.embed_positions = self._positions()
         self.embed_segments = nn.Embedding(shape.segments, dim) if shape.segments else None
         self.layernorm_embedding = self._layer_norm() if shape.layernorm_embedding else None

@@ -12,11 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fairseq.aliases import NAMES
+from fairseq.lazy import lazy_names
 from fairseq.modules.pointwise import LayerNorm, get_activation_fn
 from fairseq.modules.positions import rotate
 from fairseq.ops.attention import attention, check_backend
 from fairseq.ops.attention_context import NOTHING, AttentionContext
 from fairseq.ops.dropout import dropout
+
+__getattr__, __dir__, _names = lazy_names(__name__, NAMES[__name__])
 
 
 @dataclass(frozen=True)
@@ -238,7 +242,3 @@ class TransformerLayer(nn.Module):
 
     def _residual(self, x_BTC: Tensor) -> Tensor:
         return x_BTC if self.w_resid is None else self.w_resid * x_BTC
-
-
-# the original's names: one layer serves both directions here
-TransformerEncoderLayer = TransformerDecoderLayer = TransformerLayer

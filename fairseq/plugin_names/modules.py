@@ -1,14 +1,18 @@
-"""Quantisation noise, which plug-ins wrap their layers in: here it can only be off."""
+"""Small building blocks that plug-ins import; quantisation noise can only be off here."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fairseq.errors import UnsupportedError
+from fairseq.ops.dropout import dropout
 
 
 def quant_noise(module: nn.Module, p: float, block_size: int) -> nn.Module:
@@ -47,3 +51,98 @@ def checkpoint_wrapper(module: nn.Module, offload_to_cpu: bool = False) -> nn.Mo
 
     module.forward = forward
     return module
+
+
+class FairseqDropout(nn.Module):
+    """Dropout as a module; ``module_name`` is for old callers."""
+
+    def __init__(self, p: float, module_name: str | None = None) -> None:
+        super().__init__()
+        self.p, self.module_name = p, module_name
+
+    def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
+        """Zero elements of ``x`` in training; ``inplace`` is for old callers."""
+        return dropout(x, self.p, self.training)
+
+
+class LayerDropModuleList(nn.ModuleList):
+    """Layers of which each pass of training leaves some out: those drawn are what it iterates over.
+
+    Args:
+        p: probability of leaving a layer out.
+        modules: the layers.
+
+    Source: Fan et al. 2020 (LayerDrop), section 3.1.
+    """
+
+    def __init__(self, p: float, modules: Iterable[nn.Module] | None = None) -> None:
+        super().__init__(modules)
+        self.p = p
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        drawn = torch.empty(len(self)).uniform_() if self.training and self.p else None
+        for number, layer in enumerate(super().__iter__()):
+            if drawn is None or drawn[number] > self.p:
+                yield layer
+
+
+class GradMultiply(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a number: ``GradMultiply.apply(x, 0.1)``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        """Return ``x``."""
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient times the number."""
+        return gradients[0] * ctx.scale, None
+
+
+class SamePad(nn.Module):
+    """Cuts off what a convolution with padding ``kernel_size // 2`` makes too much, (B, C, T)."""
+
+    def __init__(self, kernel_size: int, causal: bool = False) -> None:
+        super().__init__()
+        self.remove = kernel_size - 1 if causal else int(kernel_size % 2 == 0)
+
+    def forward(self, x_BCT: Tensor) -> Tensor:
+        """Return ``x`` without its last places."""
+        return x_BCT[:, :, : x_BCT.shape[2] - self.remove]
+
+
+class TransposeLast(nn.Module):
+    """Exchanges the last two dimensions of a tensor, or of one entry of a tuple of them."""
+
+    def __init__(self, deconstruct_idx: int | None = None) -> None:
+        super().__init__()
+        self.deconstruct_idx = deconstruct_idx
+
+    def forward(self, x: Any) -> Tensor:
+        """Return the transposed tensor."""
+        chosen: Tensor = x if self.deconstruct_idx is None else x[self.deconstruct_idx]
+        return chosen.transpose(-2, -1)
+
+
+def cross_entropy(
+    logits: Tensor, target: Tensor, ignore_index: int = -100, reduction: str = "mean"
+) -> Tensor:
+    """Return the cross-entropy of logits (N, V) and targets (N,), computed in fp32."""
+    return F.cross_entropy(logits.float(), target, ignore_index=ignore_index, reduction=reduction)
+
+
+class CharacterTokenEmbedder(nn.Module):
+    """Words made of characters, which are not supported.
+
+    Raises:
+        UnsupportedError: when one is made.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        raise UnsupportedError(
+            "words made of characters are not supported; split text into byte-level pieces "
+            "(fairseq-bpe)"
+        )

@@ -23,7 +23,7 @@ import_tasks = import_modules
 def register_task(name: str, dataclass: type | None = None) -> Callable[[type], type]:
     """Return a decorator that registers a task class.
 
-    A name registered twice keeps its first class.
+    A name that two plug-ins register keeps its first class.
 
     Raises:
         RegistryError: if the class does not extend ``FairseqTask``, or two classes share a name.

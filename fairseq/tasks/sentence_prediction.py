@@ -178,30 +178,43 @@ class SentencePredictionTask(FairseqTask):
                 "fairseq-preprocess"
             )
         second = self._inputs("input1", split, combine)
+        if second is not None and len(first) != len(second):
+            raise DataError(
+                f"{cfg.data}: {split} has {len(first)} sentences in input0 and {len(second)} "
+                "in input1"
+            )
+        tokens, segments = self._joined(first, second, split)
+        defn = self._batch_parts(tokens, split, combine)
+        if segments is not None:
+            defn["net_input"]["segments"] = RightPadDataset(segments, pad_idx=0)
+        self.datasets[split] = self._in_order(defn, tokens, split)
+
+    def _joined(self, first: Any, second: Any, split: str) -> tuple[Any, Any]:
+        """Return tokens of single sentences or pairs, shortened, and segments if the model has any.
+
+        Both are shortened alike: where a crop starts depends on the sample's number.
+        """
+        cfg = self.cfg
         tokens = first if cfg.init_token is None else PrependTokenDataset(first, cfg.init_token)
         segments: Any = ConstantTokensDataset(tokens, 0)
         if second is not None:
-            if len(first) != len(second):
-                raise DataError(
-                    f"{cfg.data}: {split} has {len(first)} sentences in input0 and {len(second)} "
-                    "in input1"
-                )
             if cfg.separator_token is not None:
                 second = PrependTokenDataset(second, cfg.separator_token)
             tokens = ConcatSentencesDataset(tokens, second)
             segment = min(1, self.segments - 1)
             segments = ConcatSentencesDataset(segments, ConstantTokensDataset(second, segment))
-        tokens = self._shortened(tokens, split)
-        defn = self._batch_parts(tokens, split, combine)
-        if self.segments:  # shortened alike: where a crop starts depends on the sample's number
-            shortened = self._shortened(segments, split)
-            defn["net_input"]["segments"] = RightPadDataset(shortened, pad_idx=0)
+        shortened = self._shortened(segments, split) if self.segments else None
+        return self._shortened(tokens, split), shortened
+
+    def _in_order(self, defn: dict[str, Any], tokens: Any, split: str) -> Any:
+        """Return the dataset of these parts, in the order of the files or in a drawn one."""
+        cfg = self.cfg
         dataset: Any = NestedDictionaryDataset(defn, sizes=[tokens.sizes])
         if not cfg.no_shuffle:
             order = np.random.RandomState(cfg.seed % 2**32).permutation(len(tokens))
             dataset = SortDataset(dataset, sort_order=[order])
         logger.info("Loaded %s with #samples: %s", split, f"{len(tokens):,}")
-        self.datasets[split] = dataset
+        return dataset
 
     def _shortened(self, dataset: Any, split: str) -> Any:
         """Return a dataset whose items fit the model, if the settings say how."""
@@ -321,9 +334,13 @@ class SentencePredictionTask(FairseqTask):
             )
         if self.cfg.classification_head_name not in getattr(model, "classification_heads", {}):
             model.register_classification_head(
-                self.cfg.classification_head_name, num_classes=self.cfg.num_classes
+                self.cfg.classification_head_name, num_classes=self.outputs_of_head()
             )
         return model
+
+    def outputs_of_head(self) -> int:
+        """Return how many numbers the classification head puts out."""
+        return self.cfg.num_classes
 
     def fit_dictionary(self, rows: int) -> bool:
         """See the base class; ``<mask>`` stays the last entry, or one past it."""

@@ -255,13 +255,10 @@ class TestTasks:
         with pytest.raises(ValueError, match="names no task"):
             tasks.setup_task(argparse.Namespace())
 
-    def test_a_name_taken_keeps_its_class_also_if_that_was_never_imported(self):
-        class Another(FairseqTask):
-            """Another."""
-
-        TASK_REGISTRY["masked_lm"] = catalog.TASKS["masked_lm"]  # as in a fresh process
-        kept = register_task("masked_lm")(Another)
-        assert kept.__name__ == "MaskedLMTask" and TASK_REGISTRY["masked_lm"] is kept
+    def test_of_two_plug_ins_the_first_keeps_its_name(self):
+        first = register_task("toy")(type("First", (FairseqTask,), {}))
+        second = register_task("toy")(type("Second", (FairseqTask,), {}))
+        assert first is second is TASK_REGISTRY["toy"]
 
     def test_class_names_are_unique(self):
         with pytest.raises(ValueError, match=r"duplicate class name \(MaskedLMTask\)"):
@@ -323,8 +320,9 @@ class TestModels:
         register = models.register_model_architecture
         with pytest.raises(ValueError, match=r"unknown model type \(nothing\)"):
             register("nothing", "x")(print)
-        with pytest.raises(ValueError, match=r"duplicate model architecture \(roberta_base\)"):
-            register("roberta", "roberta_base")(lambda args: None)
+        register("roberta", "roberta_mine")(lambda args: None)
+        with pytest.raises(ValueError, match=r"duplicate model architecture \(roberta_mine\)"):
+            register("roberta", "roberta_mine")(lambda args: None)
         with pytest.raises(ValueError, match="must be callable"):
             register("roberta", "x")(3)
         with pytest.raises(ValueError, match="must extend BaseFairseqModel"):
@@ -333,8 +331,6 @@ class TestModels:
             models.build_model(argparse.Namespace(), None)
         with pytest.raises(RegistryError, match=r"unknown architecture .*did you mean 'roberta"):
             models.build_model(argparse.Namespace(arch="roberta_bsae"), None)
-        another = type("Another", (BaseFairseqModel,), {"__doc__": "x"})
-        assert models.register_model("roberta")(another).__name__ == "RobertaModel"
 
 
 @pytest.mark.usefixtures("undo")
@@ -361,9 +357,50 @@ class TestCriterions:
     def test_refusals(self):
         with pytest.raises(ValueError, match="must extend FairseqCriterion"):
             criterions.register_criterion("wrong")(type("Wrong", (), {}))
-        CRITERION_REGISTRY["masked_lm"] = catalog.CRITERIONS["masked_lm"]  # as in a fresh process
-        with pytest.raises(ValueError, match=r"Cannot register duplicate criterion \(masked_lm\)"):
-            criterions.register_criterion("masked_lm")(type("Mine", (FairseqCriterion,), {}))
+        criterions.register_criterion("mine")(type("Mine", (FairseqCriterion,), {}))
+        with pytest.raises(ValueError, match=r"Cannot register duplicate criterion \(mine\)"):
+            criterions.register_criterion("mine")(type("Mine", (FairseqCriterion,), {}))
+
+
+@pytest.mark.usefixtures("undo")
+class TestNamesOfOurs:
+    """A plug-in may take a name of the catalogue over, and is told so."""
+
+    @pytest.mark.parametrize("imported", [False, True])
+    def test_classes(self, imported, caplog):
+        for register, registry, table, base in (
+            (register_task, TASK_REGISTRY, catalog.TASKS, FairseqTask),
+            (
+                criterions.register_criterion,
+                CRITERION_REGISTRY,
+                catalog.CRITERIONS,
+                FairseqCriterion,
+            ),
+        ):
+            ours = load_attribute(table["masked_lm"])
+            registry["masked_lm"] = ours if imported else table["masked_lm"]
+            mine = register("masked_lm")(type("Mine", (base,), {"__module__": "plug"}))
+            assert registry["masked_lm"] is mine and mine.__name__ == "Mine"
+            assert f"plug:Mine replaces the {registry.kind} 'masked_lm'" in caplog.text
+            # the module of ours is imported afterwards
+            assert register("masked_lm", config_class(ours))(ours) is ours
+            assert registry["masked_lm"] is mine and config_class(ours) is not None
+            caplog.clear()
+
+    def test_presets_and_models(self, caplog):
+        ours = load_attribute(catalog.ARCHITECTURES["roberta_small"][1])
+        mine = type("Mine", (BaseFairseqModel,), {"__doc__": "x"})
+        models.register_model("toy_net", dataclass=ToyConfig)(mine)
+        preset = models.register_model_architecture("toy_net", "roberta_small")(lambda args: None)
+        assert "the architecture 'roberta_small' of fairseq" in caplog.text
+        models.register_model_architecture("roberta", "roberta_small")(ours)
+        assert ARCH_CONFIG_REGISTRY["roberta_small"] is preset
+        assert models.ARCH_MODEL_REGISTRY["roberta_small"] is mine
+        assert models.ARCH_MODEL_INV_REGISTRY["toy_net"] == ["toy_net", "roberta_small"]
+        assert "roberta_small" not in models.ARCH_MODEL_INV_REGISTRY["roberta"]
+        another = type("Another", (BaseFairseqModel,), {"__doc__": "x"})
+        assert models.register_model("roberta")(another) is another
+        assert models.ARCH_MODEL_REGISTRY["roberta"] is another
 
 
 def test_lazy_names_of_the_package():

@@ -13,6 +13,7 @@ from fairseq import tasks
 from fairseq.config import options, plugins
 from fairseq.config.plugins import import_user_module
 from fairseq.config.registries import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.errors import ConfigError, MissingFileError
 from fairseq.tasks import TASK_REGISTRY
 from fairseq_cli import train
@@ -40,7 +41,8 @@ class TaskOf{name}(LegacyFairseqTask):
 @pytest.fixture(autouse=True)
 def undo(monkeypatch):
     """Forget what the plug-ins of a test registered and imported."""
-    for registry in (TASK_REGISTRY, MODEL_REGISTRY, ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY):
+    registries = TASK_REGISTRY, MODEL_REGISTRY, ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+    for registry in (*registries, CRITERION_REGISTRY):
         monkeypatch.setattr(registry, "_rows", dict(registry._rows))
     monkeypatch.setattr(tasks, "TASK_CLASS_NAMES", set(tasks.TASK_CLASS_NAMES))
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -175,7 +177,7 @@ def test_a_name_that_is_no_identifier(plugin, name):
         load(plugin(name))
 
 
-def test_duplicates_of_names_in_the_catalogue(plugin):
+def test_names_of_the_catalogue_and_of_other_plug_ins(plugin, caplog):
     text = """
     from fairseq.criterions import FairseqCriterion, register_criterion
 
@@ -183,6 +185,9 @@ def test_duplicates_of_names_in_the_catalogue(plugin):
     class Mine(FairseqCriterion):
         pass
     """
+    load(plugin("plug_over", __init__=text))
+    assert CRITERION_REGISTRY["masked_lm"].__module__ == "plug_over"
+    assert "plug_over:Mine replaces the criterion 'masked_lm' of fairseq" in caplog.text
     with pytest.raises(ConfigError, match=r"duplicate criterion \(masked_lm\).*line 4"):
         load(plugin("plug_dup", __init__=text))
 

@@ -13,7 +13,11 @@ from torch import Tensor
 
 from fairseq.criterions import CRITERION_REGISTRY, build_criterion, register_criterion
 from fairseq.criterions.base import FairseqCriterion, LegacyFairseqCriterion
-from fairseq.criterions.cross_entropy import CrossEntropyConfig, CrossEntropyCriterion
+from fairseq.criterions.cross_entropy import (
+    CrossEntropyConfig,
+    CrossEntropyCriterion,
+    CrossEntropyCriterionConfig,
+)
 from fairseq.errors import RegistryError
 from fairseq.logging import metrics
 from fairseq.models.roberta import RobertaConfig, RobertaModel
@@ -129,8 +133,9 @@ def test_arguments_are_filled_by_name(registered: Any) -> None:
 def test_registering_refuses_what_is_no_criterion(registered: Any) -> None:
     with pytest.raises(RegistryError, match="must extend FairseqCriterion"):
         register_criterion("test_none")(type("NoCriterion", (), {}))
+    register_criterion("test_twice")(type("Once", (FairseqCriterion,), {}))
     with pytest.raises(RegistryError, match="duplicate criterion"):
-        register_criterion("cross_entropy")(type("Twice", (FairseqCriterion,), {}))
+        register_criterion("test_twice")(type("Twice", (FairseqCriterion,), {}))
 
 
 def test_without_a_dictionary_minus_hundred_is_ignored() -> None:
@@ -139,3 +144,28 @@ def test_without_a_dictionary_minus_hundred_is_ignored() -> None:
     with metrics.aggregate(new_root=True) as values:
         criterion.reduce_metrics([])
     assert values.get_smoothed_values() == {"loss": 0}
+
+
+def test_a_loss_of_a_plug_in_is_asked(registered: Any) -> None:
+    """``compute_loss`` sees the model's output; without an override both ways agree."""
+    from tests.models.tiny_lm import DICTIONARY, tiny_lm
+
+    class Doubled(CrossEntropyCriterion):
+        def compute_loss(
+            self, model: Any, net_output: Any, sample: Any, reduce: bool = True
+        ) -> Any:
+            loss, _ = super().compute_loss(model, net_output, sample, reduce)
+            return 2 * loss, loss
+
+    model = tiny_lm().eval()
+    target_BT = torch.randint(4, len(DICTIONARY), (2, 5))
+    target_BT[0, -1] = DICTIONARY.pad()
+    sample = {"net_input": {"src_tokens": target_BT}, "target": target_BT, "ntokens": 9}
+    task = SimpleNamespace(target_dictionary=DICTIONARY)
+    for reduce in (True, False):
+        ours, size, log = CrossEntropyCriterion(task)(model, sample, reduce)
+        theirs, same_size, doubled_log = Doubled(task)(model, sample, reduce)
+        torch.testing.assert_close(theirs, 2 * ours)
+        torch.testing.assert_close(doubled_log["loss"], 2 * log["loss"])
+        assert size == same_size == 9 and ours.numel() == (1 if reduce else 9)
+    assert CrossEntropyCriterionConfig is CrossEntropyConfig

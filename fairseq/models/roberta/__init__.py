@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fairseq.aliases import NAMES
 from fairseq.lazy import lazy_names
 
 _MODEL = "fairseq.models.roberta.model"
@@ -23,7 +24,9 @@ __getattr__, __dir__, __all__ = lazy_names(
             ),
             _MODEL,
         ),
+        **NAMES[__name__],
         "RobertaConfig": "fairseq.models.roberta.config",
+        "init_bert_params": "fairseq.modules.transformer_encoder",
         "RobertaHubInterface": "fairseq.models.roberta.hub_interface",
         "hub_interface": "fairseq.models.roberta.hub_interface",
         "model": _MODEL,

@@ -12,6 +12,7 @@ Source: Liu et al. 2019 (RoBERTa).
 from __future__ import annotations
 
 import logging
+from argparse import Namespace
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from fairseq.checkpoint.tensor_names import upgrade_roberta_state
 from fairseq.errors import ConfigError
-from fairseq.models import register_model, register_model_architecture
+from fairseq.models import register_model
 from fairseq.models.base import (
     FairseqEncoder,
     FairseqEncoderModel,
@@ -29,6 +30,15 @@ from fairseq.models.base import (
     wrong_kind,
 )
 from fairseq.models.roberta.config import RobertaConfig, encoder_shape
+from fairseq.models.roberta.presets import (  # noqa: F401 - the original keeps them here
+    base_architecture,
+    roberta_base_architecture,
+    roberta_large_architecture,
+    roberta_prenorm_architecture,
+    roberta_small_architecture,
+    roberta_tiny_architecture,
+    xlm_architecture,
+)
 from fairseq.modules.flops import FlopShape
 from fairseq.modules.heads import (
     ClapHead,
@@ -50,19 +60,44 @@ RobertaClassificationHead = ClassificationHead
 
 
 class RobertaEncoder(FairseqEncoder):
-    """The encoder and its vocabulary head, under the names of the original's state dict."""
+    """The encoder and its vocabulary head, under the names of the original's state dict.
 
-    def __init__(self, config: RobertaConfig, dictionary: Any) -> None:
+    A plug-in overrides ``build_embedding``, ``build_encoder`` or ``build_lm_head``.
+
+    Args:
+        args: the settings; a plug-in may give a Namespace with settings of its own.
+        dictionary: of the input.
+    """
+
+    def __init__(self, args: RobertaConfig | Namespace, dictionary: Any) -> None:
         super().__init__(dictionary)
-        self.config = config
-        self.sentence_encoder = TransformerEncoder(
-            encoder_shape(config, dictionary, config.max_positions or DEFAULT_MAX_POSITIONS)
-        )
-        self.sentence_encoder.apply(init_bert_params)
-        self.lm_head: Any = self.build_lm_head()
+        self.config = RobertaConfig.from_namespace(args)
+        if isinstance(args, Namespace):  # of a plug-in: with our defaults where it says nothing
+            args = Namespace(**{**vars(self.config), **vars(args)})
+        self.args = args
+        dim, act = self.config.encoder_embed_dim, self.config.activation_fn
+        table: Any = self.build_embedding(len(dictionary), dim, dictionary.pad())
+        self.sentence_encoder: Any = self.build_encoder(args, dictionary, table)
+        tied = None if self.config.untie_weights_roberta else table.weight
+        self.lm_head: Any = self.build_lm_head(dim, len(dictionary), act, tied)
 
-    def build_lm_head(self) -> VocabularyHead | None:
-        """Return the vocabulary head that ``--head`` names."""
+    def build_embedding(
+        self, vocab_size: int, embedding_dim: int, padding_idx: int
+    ) -> nn.Embedding:
+        """Return the token embeddings; their pad row stays zero if it cannot be normalised."""
+        clap_or_zero = self.config.head == "clap" or self.config.mask_embedding == "zero"
+        return nn.Embedding(vocab_size, embedding_dim, None if clap_or_zero else padding_idx)
+
+    def build_encoder(self, args: Any, dictionary: Any, embed_tokens: nn.Embedding) -> nn.Module:
+        """Return the encoder, initialised as BERT's."""
+        length = self.config.max_positions or DEFAULT_MAX_POSITIONS
+        shape = encoder_shape(self.config, dictionary, length)
+        return TransformerEncoder(shape, embed_tokens).apply(init_bert_params)
+
+    def build_lm_head(
+        self, embed_dim: int, output_dim: int, activation_fn: str, weight: nn.Parameter | None
+    ) -> nn.Module | None:
+        """Return the vocabulary head that ``--head`` names, tied to ``weight`` unless None."""
         config: RobertaConfig = self.config
         table: Any = self.sentence_encoder.embed_tokens.weight
         if config.head == "none":
@@ -74,14 +109,8 @@ class RobertaEncoder(FairseqEncoder):
                 config.clap_normalize,
                 config.clap_normalize_hidden,
             )
-        head = RobertaLMHead(
-            config.encoder_embed_dim,
-            len(self.dictionary),
-            config.activation_fn,
-            None if config.untie_weights_roberta else table,
-            config.layer_norm_eps,
-            config.layer_norm,
-        )
+        eps, norm = config.layer_norm_eps, config.layer_norm
+        head = RobertaLMHead(embed_dim, output_dim, activation_fn, weight, eps, norm)
         init_bert_params(head.dense)
         return head
 
@@ -123,6 +152,13 @@ class RobertaEncoder(FairseqEncoder):
         it. ``qkv_layers`` names layers whose queries, keys and values are put into
         ``extra["qkv"][layer]``.
         """
+        if not isinstance(self.sentence_encoder, TransformerEncoder):
+            out = self.sentence_encoder(  # a plug-in's, which speaks the original's language
+                src_tokens, return_all_hiddens=return_all_hiddens, token_embeddings=token_embeddings
+            )
+            x_BTC = out["encoder_out"][0].transpose(0, 1)
+            inner_TBC = out["encoder_states"] if return_all_hiddens else None
+            return x_BTC, {"inner_states": inner_TBC, "features": x_BTC}
         qkv: dict[int, QueryKeyValue] = {}
         x_BTC, hiddens = self.sentence_encoder(
             src_tokens, segments, return_all_hiddens, token_embeddings, qkv_layers, qkv, documents
@@ -159,15 +195,20 @@ class RobertaEncoder(FairseqEncoder):
 
 @register_model("roberta", dataclass=RobertaConfig)
 class RobertaModel(FairseqEncoderModel):
-    """RoBERTa with its vocabulary head and any number of classification heads."""
+    """RoBERTa with its vocabulary head and any number of classification heads.
+
+    Attributes:
+        encoder_class: what :meth:`build_model` makes; a plug-in may set its own.
+    """
 
     encoder: RobertaEncoder
+    encoder_class: type[RobertaEncoder] = RobertaEncoder
 
-    def __init__(self, config: RobertaConfig, encoder: RobertaEncoder) -> None:
+    def __init__(self, args: RobertaConfig | Namespace, encoder: RobertaEncoder) -> None:
         super().__init__(encoder)
-        self.config = self.args = config
+        self.args, self.config = args, RobertaConfig.from_namespace(args)
         self.classification_heads = nn.ModuleDict()
-        if config.freeze_encoder:
+        if self.config.freeze_encoder:
             encoder.requires_grad_(False)
 
     @classmethod
@@ -180,7 +221,7 @@ class RobertaModel(FairseqEncoderModel):
         if config.max_positions is None:
             limit = getattr(task.cfg, "tokens_per_sample", None) or task.max_positions()
             config.max_positions = limit if isinstance(limit, int) else DEFAULT_MAX_POSITIONS
-        return cls(config, RobertaEncoder(config, task.source_dictionary))
+        return cls(config, cls.encoder_class(config, task.source_dictionary))
 
     def train(self, mode: bool = True) -> RobertaModel:
         """Switch dropout on or off; a frozen encoder stays without."""
@@ -246,13 +287,26 @@ class RobertaModel(FairseqEncoderModel):
         clap = self.config.head == "clap" and self.config.clap_normalize
         return F.normalize(weight_VC, dim=-1) if clap else weight_VC
 
-    def flop_shape(self) -> FlopShape:
-        """See the base class."""
+    def flop_shape(self) -> FlopShape | None:
+        """See the base class; nobody counted an encoder of a plug-in."""
+        if type(self.encoder.sentence_encoder) is not TransformerEncoder:
+            return None
         return self.encoder.sentence_encoder.flop_shape(self.encoder.lm_head)
 
-    def projection(self, hidden_NC: Tensor) -> Projection:
-        """Return the operands of the vocabulary projection for hidden states at N positions."""
-        return self.encoder.vocabulary_head().projection(hidden_NC)
+    @property
+    def projection(self) -> Callable[[Tensor], Projection]:
+        """Return what makes the operands of the vocabulary projection from hidden states (N, C).
+
+        Raises:
+            AttributeError: if a plug-in makes the logits in a way of its own.
+        """
+        head, own = self.encoder.lm_head, type(self.encoder).output_layer
+        by_plug_in = own is not RobertaEncoder.output_layer or (
+            head is not None and getattr(type(head), "forward", None) is not VocabularyHead.forward
+        )
+        if by_plug_in:
+            raise AttributeError("projection")
+        return self.encoder.vocabulary_head().projection
 
     def classification_head(self, name: str) -> nn.Module:
         """Return a classification head.
@@ -430,82 +484,3 @@ class RobertaModel(FairseqEncoderModel):
         if isinstance(models[0], FairseqLanguageModel):
             raise wrong_kind(models[0], "the checkpoint", "no masked language model")
         return RobertaHubInterface(args, task, models[0])
-
-
-def preset(**defaults: Any) -> Callable[[Any], None]:
-    """Return an architecture function that sets the attributes which ``args`` does not have."""
-
-    def apply(args: Any) -> None:
-        for name, value in defaults.items():
-            if not hasattr(args, name):
-                setattr(args, name, value)
-
-    return apply
-
-
-@register_model_architecture("roberta", "roberta")
-def base_architecture(args: Any) -> None:
-    """12 layers of 768 (125 M parameters with the GPT-2 vocabulary)."""
-    preset(
-        encoder_layers=12,
-        encoder_embed_dim=768,
-        encoder_ffn_embed_dim=3072,
-        encoder_attention_heads=12,
-    )(args)
-
-
-@register_model_architecture("roberta", "roberta_prenorm")
-def roberta_prenorm_architecture(args: Any) -> None:
-    """The base model with layer norms before the blocks and none on the embeddings."""
-    preset(layernorm_embedding=False, encoder_normalize_before=True)(args)
-    base_architecture(args)
-
-
-@register_model_architecture("roberta", "roberta_base")
-def roberta_base_architecture(args: Any) -> None:
-    """The base model."""
-    base_architecture(args)
-
-
-@register_model_architecture("roberta", "roberta_large")
-def roberta_large_architecture(args: Any) -> None:
-    """24 layers of 1024 (355 M parameters with the GPT-2 vocabulary)."""
-    preset(
-        encoder_layers=24,
-        encoder_embed_dim=1024,
-        encoder_ffn_embed_dim=4096,
-        encoder_attention_heads=16,
-    )(args)
-
-
-@register_model_architecture("roberta", "xlm")
-def xlm_architecture(args: Any) -> None:
-    """16 layers of 1280, the shape of XLM."""
-    preset(
-        encoder_layers=16,
-        encoder_embed_dim=1280,
-        encoder_ffn_embed_dim=5120,
-        encoder_attention_heads=16,
-    )(args)
-
-
-@register_model_architecture("roberta", "roberta_small")
-def roberta_small_architecture(args: Any) -> None:
-    """6 layers of 512: for one GPU and an afternoon (new)."""
-    preset(
-        encoder_layers=6,
-        encoder_embed_dim=512,
-        encoder_ffn_embed_dim=2048,
-        encoder_attention_heads=8,
-    )(args)
-
-
-@register_model_architecture("roberta", "roberta_tiny")
-def roberta_tiny_architecture(args: Any) -> None:
-    """4 layers of 192: for a laptop and a coffee (new)."""
-    preset(
-        encoder_layers=4,
-        encoder_embed_dim=192,
-        encoder_ffn_embed_dim=768,
-        encoder_attention_heads=4,
-    )(args)

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import logging
 import re
+from argparse import Namespace
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,10 +47,13 @@ class TransformerLanguageModel(FairseqLanguageModel):
 
     decoder: TransformerDecoder
 
-    def __init__(self, decoder: TransformerDecoder) -> None:
+    def __init__(self, decoder: Any) -> None:
         super().__init__(decoder)
-        self.config = self.args = decoder.config
-        if decoder.config.freeze_decoder:
+        # the decoder of a plug-in keeps its own settings, or none
+        settings = getattr(decoder, "config", None) or getattr(decoder, "args", Namespace())
+        self.args = settings
+        self.config = TransformerLanguageModelConfig.from_namespace(settings)
+        if self.config.freeze_decoder:
             decoder.requires_grad_(False)
             decoder.vocabulary_head().requires_grad_(True)
 
@@ -76,8 +81,15 @@ class TransformerLanguageModel(FairseqLanguageModel):
         return cls(TransformerDecoder(config, target_dictionary, embed_tokens))
 
     @classmethod
-    def build_embedding(cls, config: TransformerLanguageModelConfig, dictionary: Any) -> Any:
-        """Return the embedding table, N(0, C^-0.5) with a zero row for pads, or adaptive input."""
+    def build_embedding(cls, args: Any, dictionary: Any, *unused: Any) -> Any:
+        """Return the embedding table, N(0, C^-0.5) with a zero row for pads, or adaptive input.
+
+        Args:
+            args: the settings, of a plug-in perhaps as a Namespace.
+            dictionary: of the input.
+            *unused: what old callers give, the width among it.
+        """
+        config = TransformerLanguageModelConfig.from_namespace(args)
         size, dim, pad = len(dictionary), config.decoder_input_dim, dictionary.pad()
         if config.adaptive_input:
             bands = cutoffs(str(config.adaptive_input_cutoff), "--adaptive-input-cutoff")
@@ -111,14 +123,26 @@ class TransformerLanguageModel(FairseqLanguageModel):
             operands = operands._replace(weight_VC=operands.weight_VC.view_as(operands.weight_VC))
         return operands, extra
 
-    def projection(self, hidden_NC: Tensor) -> Projection | AdaptiveProjection:
-        """Return the operands of the vocabulary projection for hidden states at N positions."""
+    @property
+    def projection(self) -> Callable[[Tensor], Projection | AdaptiveProjection]:
+        """Return what makes the operands of the vocabulary projection from hidden states (N, C).
+
+        Raises:
+            AttributeError: if a plug-in makes the logits in a way of its own.
+        """
+        if getattr(type(self.decoder), "output_layer", None) is not TransformerDecoder.output_layer:
+            raise AttributeError("projection")
+        return self._projection
+
+    def _projection(self, hidden_NC: Tensor) -> Projection | AdaptiveProjection:
         if self.decoder.adaptive_softmax is not None:
             return self.decoder.adaptive_softmax.projection(hidden_NC)
         return self.decoder.vocabulary_head().projection(hidden_NC)
 
-    def flop_shape(self) -> FlopShape:
-        """See the base class."""
+    def flop_shape(self) -> FlopShape | None:
+        """See the base class; nobody counted a decoder of a plug-in."""
+        if type(self.decoder) is not TransformerDecoder:
+            return None
         decoder, counts = self.decoder, self.decoder.dictionary.count
         tokens = matrix_entries([*decoder.layers, decoder.project_in_dim, decoder.project_out_dim])
         if isinstance(decoder.embed_tokens, AdaptiveInput):

@@ -1,0 +1,31 @@
+"""A vocabulary head in one file: ``--arch roberta_scaled`` has one factor for all logits.
+
+A head says what is multiplied: hidden states, a table with a row for every word, a bias or None.
+Losses, generation and the hub all ask it; whole logits are never kept.
+"""
+
+import torch
+from torch import nn
+
+from fairseq.models import register_model
+from fairseq.models.roberta import RobertaConfig, RobertaEncoder, RobertaModel
+from fairseq.modules.heads import Projection, VocabularyHead
+
+
+class ScaledHead(VocabularyHead):
+    def __init__(self, weight_VC):
+        super().__init__()
+        self.weight, self.scale = weight_VC, nn.Parameter(torch.ones(()))
+
+    def projection(self, hidden_NC):
+        return Projection(hidden_NC * self.scale, self.weight, None)
+
+
+class ScaledEncoder(RobertaEncoder):
+    def build_lm_head(self, embed_dim, output_dim, activation_fn, weight):
+        return ScaledHead(weight)  # the table of embeddings
+
+
+@register_model("roberta_scaled", dataclass=RobertaConfig)  # with the flags of --arch roberta
+class ScaledRoberta(RobertaModel):
+    encoder_class = ScaledEncoder

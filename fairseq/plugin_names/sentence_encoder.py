@@ -1,0 +1,135 @@
+"""The encoder of BERT as old plug-ins build and extend it: from plain numbers, time first.
+
+Shapes: B batch, T time, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fairseq.modules.pointwise import LayerNorm
+from fairseq.modules.positions import PositionalEmbedding
+from fairseq.modules.transformer_encoder import init_bert_params
+from fairseq.plugin_names.modules import FairseqDropout, LayerDropModuleList
+from fairseq.plugin_names.transformer.layers import TransformerSentenceEncoderLayer
+
+
+class TransformerSentenceEncoder(nn.Module):
+    """Token, position and segment embeddings, a norm, and layers.
+
+    Args:
+        padding_idx: id of the pad symbol.
+        vocab_size: rows of the table.
+        num_encoder_layers: layers.
+        embedding_dim: C.
+        ffn_embedding_dim: channels inside the feed-forward networks.
+        num_attention_heads: heads.
+        dropout: on hidden states.
+        attention_dropout: on attention weights.
+        activation_dropout: inside the feed-forward networks.
+        layerdrop: probability of leaving a layer out.
+        max_seq_len: longest input.
+        num_segments: segment embeddings; 0 for none.
+        use_position_embeddings: tokens know where they stand.
+        encoder_normalize_before: normalise the embeddings.
+        apply_bert_init: draw all weights as BERT's.
+        activation_fn: of the feed-forward networks.
+        learned_pos_embedding: positions are learned, not sinusoidal.
+        **unused: for old callers.
+
+    Source: Devlin et al. 2019, section 3.
+    """
+
+    def __init__(
+        self,
+        padding_idx: int,
+        vocab_size: int,
+        num_encoder_layers: int = 6,
+        embedding_dim: int = 768,
+        ffn_embedding_dim: int = 3072,
+        num_attention_heads: int = 8,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        activation_dropout: float = 0.1,
+        layerdrop: float = 0.0,
+        max_seq_len: int = 256,
+        num_segments: int = 0,
+        use_position_embeddings: bool = True,
+        encoder_normalize_before: bool = False,
+        apply_bert_init: bool = False,
+        activation_fn: str = "relu",
+        learned_pos_embedding: bool = True,
+        **unused: Any,
+    ) -> None:
+        super().__init__()
+        self.padding_idx, self.vocab_size = padding_idx, vocab_size
+        self.embedding_dim, self.max_seq_len = embedding_dim, max_seq_len
+        self.dropout_module = FairseqDropout(dropout)
+        self.embed_tokens = self.build_embedding(vocab_size, embedding_dim, padding_idx)
+        self.segment_embeddings = (
+            nn.Embedding(num_segments, embedding_dim) if num_segments else None
+        )
+        self.embed_positions = (
+            PositionalEmbedding(max_seq_len, embedding_dim, padding_idx, learned_pos_embedding)
+            if use_position_embeddings
+            else None
+        )
+        self.emb_layer_norm = LayerNorm(embedding_dim) if encoder_normalize_before else None
+        settings = {
+            "embedding_dim": embedding_dim,
+            "ffn_embedding_dim": ffn_embedding_dim,
+            "num_attention_heads": num_attention_heads,
+            "dropout": dropout,
+            "attention_dropout": attention_dropout,
+            "activation_dropout": activation_dropout,
+            "activation_fn": activation_fn,
+        }
+        self.layers = LayerDropModuleList(
+            layerdrop,
+            [
+                self.build_transformer_sentence_encoder_layer(**settings)
+                for _ in range(num_encoder_layers)
+            ],
+        )
+        if apply_bert_init:
+            self.apply(init_bert_params)
+
+    def build_embedding(self, vocab_size: int, embedding_dim: int, padding_idx: int) -> nn.Module:
+        """Return the token embeddings."""
+        return nn.Embedding(vocab_size, embedding_dim, padding_idx)
+
+    def build_transformer_sentence_encoder_layer(self, **settings: Any) -> nn.Module:
+        """Return a layer; called once for each."""
+        return TransformerSentenceEncoderLayer(**settings)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        segment_labels: Tensor | None = None,
+        last_state_only: bool = False,
+        positions: Tensor | None = None,
+        token_embeddings: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Encode ids (B, T).
+
+        Returns:
+            ``(hidden states, sentence)``: a list of (T, B, C), of the embeddings and all layers
+            or of the last one alone, and the first token's last state, (B, C).
+        """
+        padding_BT = tokens.eq(self.padding_idx)
+        x_BTC = self.embed_tokens(tokens) if token_embeddings is None else token_embeddings
+        if self.embed_positions is not None:
+            x_BTC = x_BTC + self.embed_positions(tokens if positions is None else positions)
+        if self.segment_embeddings is not None and segment_labels is not None:
+            x_BTC = x_BTC + self.segment_embeddings(segment_labels)
+        if self.emb_layer_norm is not None:
+            x_BTC = self.emb_layer_norm(x_BTC)
+        x_TBC = (self.dropout_module(x_BTC) * ~padding_BT[..., None]).transpose(0, 1)
+        states = [x_TBC]
+        for layer in self.layers:
+            x_TBC, _ = layer(x_TBC, self_attn_mask=attn_mask, self_attn_padding_mask=padding_BT)
+            states.append(x_TBC)
+        return states[-1:] if last_state_only else states, x_TBC[0]

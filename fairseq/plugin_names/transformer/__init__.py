@@ -1,0 +1,126 @@
+"""``fairseq.models.transformer`` for plug-ins: its names, and a model of encoder and decoder.
+
+There is no ``--arch transformer``: translation is out of scope. A plug-in that registers a model
+of its own may build it from these.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fairseq.models.base import FairseqEncoderDecoderModel
+from fairseq.plugin_names.transformer.config import (
+    DEFAULT_MAX_SOURCE_POSITIONS,
+    DEFAULT_MAX_TARGET_POSITIONS,
+    DEFAULT_MIN_PARAMS_TO_WRAP,
+    TransformerConfig,
+    base_architecture,
+)
+from fairseq.plugin_names.transformer.decoder import TransformerDecoder, TransformerDecoderBase
+from fairseq.plugin_names.transformer.encoder import TransformerEncoder, TransformerEncoderBase
+from fairseq.plugin_names.transformer.parts import Embedding, Linear
+
+__all__ = [
+    "DEFAULT_MAX_SOURCE_POSITIONS",
+    "DEFAULT_MAX_TARGET_POSITIONS",
+    "DEFAULT_MIN_PARAMS_TO_WRAP",
+    "Embedding",
+    "Linear",
+    "TransformerConfig",
+    "TransformerDecoder",
+    "TransformerDecoderBase",
+    "TransformerEncoder",
+    "TransformerEncoderBase",
+    "TransformerModel",
+    "TransformerModelBase",
+    "base_architecture",
+]
+
+
+class TransformerModelBase(FairseqEncoderDecoderModel):
+    """An encoder and a decoder."""
+
+    def __init__(self, cfg: Any, encoder: Any, decoder: Any) -> None:
+        super().__init__(encoder, decoder)
+        self.cfg, self.supports_align_args = cfg, True
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> TransformerModelBase:
+        """Build encoder and decoder with the embeddings that the settings ask for."""
+        source, target = task.source_dictionary, task.target_dictionary
+        settings = TransformerConfig.from_namespace(cfg)
+        encoder_table = cls.build_embedding(cfg, source, settings.encoder.embed_dim)
+        shared = settings.share_all_embeddings
+        decoder_dim = settings.decoder.input_dim or settings.decoder.embed_dim
+        table = encoder_table if shared else cls.build_embedding(cfg, target, decoder_dim)
+        if shared:
+            settings.share_decoder_input_output_embed = True
+            cfg.share_decoder_input_output_embed = True
+        encoder = cls.build_encoder(cfg, source, encoder_table)
+        return cls(cfg, encoder, cls.build_decoder(cfg, target, table))
+
+    @classmethod
+    def build_embedding(
+        cls, cfg: Any, dictionary: Any, embed_dim: int | None, path: str | None = None
+    ) -> nn.Embedding:
+        """Return an embedding table."""
+        assert embed_dim is not None
+        return Embedding(len(dictionary), embed_dim, dictionary.pad())
+
+    @classmethod
+    def build_encoder(cls, cfg: Any, src_dict: Any, embed_tokens: nn.Embedding) -> Any:
+        """Return the encoder."""
+        settings = TransformerConfig.from_namespace(cfg)
+        return TransformerEncoderBase(settings, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, cfg: Any, tgt_dict: Any, embed_tokens: nn.Embedding) -> Any:
+        """Return the decoder."""
+        settings = TransformerConfig.from_namespace(cfg)
+        return TransformerDecoderBase(
+            settings, tgt_dict, embed_tokens, no_encoder_attn=settings.no_cross_attention
+        )
+
+    def forward(  # type: ignore[override]
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None = None,
+        prev_output_tokens: Tensor | None = None,
+        return_all_hiddens: bool = True,
+        features_only: bool = False,
+        alignment_layer: int | None = None,
+        alignment_heads: int | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Return ``(logits (B, T, V), extra)`` for the target so far, (B, T)."""
+        assert prev_output_tokens is not None
+        encoded = self.encoder(src_tokens, src_lengths, return_all_hiddens=return_all_hiddens)
+        return self.decoder(
+            prev_output_tokens,
+            encoder_out=encoded,
+            features_only=features_only,
+            alignment_layer=alignment_layer,
+            alignment_heads=alignment_heads,
+        )
+
+
+class TransformerModel(TransformerModelBase):
+    """The same, from a flat Namespace."""
+
+    @classmethod
+    def build_model(cls, args: Any, task: Any) -> TransformerModelBase:
+        """Fill in what ``args`` leaves open, and build."""
+        base_architecture(args)
+        return super().build_model(args, task)
+
+    @classmethod
+    def build_encoder(cls, args: Any, src_dict: Any, embed_tokens: nn.Embedding) -> Any:
+        """Return the encoder."""
+        return TransformerEncoder(args, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, args: Any, tgt_dict: Any, embed_tokens: nn.Embedding) -> Any:
+        """Return the decoder."""
+        skip = getattr(args, "no_cross_attention", False)
+        return TransformerDecoder(args, tgt_dict, embed_tokens, no_encoder_attn=skip)

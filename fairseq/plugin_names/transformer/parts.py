@@ -1,0 +1,69 @@
+"""What the encoder and the decoder for plug-ins are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fairseq.modules.pointwise import LayerNorm
+from fairseq.modules.positions import LearnedPositionalEmbedding, PositionalEmbedding
+from fairseq.plugin_names.modules import FairseqDropout, LayerDropModuleList, checkpoint_wrapper
+from fairseq.plugin_names.transformer.config import EncDecBaseConfig, TransformerConfig
+
+
+def Embedding(num_embeddings: int, embedding_dim: int, padding_idx: int) -> nn.Embedding:
+    """Return an embedding table, N(0, C^-0.5), with a zero row for pads."""
+    table = nn.Embedding(num_embeddings, embedding_dim, padding_idx=padding_idx)
+    nn.init.normal_(table.weight, std=embedding_dim**-0.5)
+    nn.init.zeros_(table.weight[padding_idx])
+    return table
+
+
+def Linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
+    """Return a linear map, Xavier-uniform, with a bias of zero."""
+    linear = nn.Linear(in_features, out_features, bias)
+    nn.init.xavier_uniform_(linear.weight)
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return linear
+
+
+def equip(module: Any, cfg: TransformerConfig, side: EncDecBaseConfig, positions: int) -> None:
+    """Give an encoder or a decoder what both have: dropout, positions and the first norm.
+
+    Args:
+        module: it has ``embed_tokens`` and ``padding_idx``.
+        cfg: the settings.
+        side: those of this side.
+        positions: longest input.
+    """
+    dim = side.embed_dim
+    assert dim is not None
+    module.dropout_module = FairseqDropout(cfg.dropout)
+    module.embed_scale = 1.0 if cfg.no_scale_embedding else dim**0.5
+    module.embed_positions = None
+    if not cfg.no_token_positional_embeddings:
+        table = PositionalEmbedding(positions, dim, module.padding_idx, learned=side.learned_pos)
+        if isinstance(table, LearnedPositionalEmbedding):
+            nn.init.normal_(table.weight, std=dim**-0.5)
+            nn.init.zeros_(table.weight[module.padding_idx])
+        module.embed_positions = table
+    module.layernorm_embedding = LayerNorm(dim) if cfg.layernorm_embedding else None
+    module.layerdrop = side.layerdrop
+
+
+def stack(layers: list[nn.Module], cfg: TransformerConfig, layerdrop: float) -> nn.ModuleList:
+    """Return the layers as a list that may leave some out, recomputed if asked for."""
+    if cfg.checkpoint_activations:
+        layers = [checkpoint_wrapper(layer) for layer in layers]
+    return LayerDropModuleList(layerdrop, layers) if layerdrop > 0 else nn.ModuleList(layers)
+
+
+def finish_embedding(module: Any, x_BTC: Tensor, positions_BTC: Tensor | None) -> Tensor:
+    """Return the input of the first layer from scaled embeddings and positions."""
+    if positions_BTC is not None:
+        x_BTC = x_BTC + positions_BTC
+    if module.layernorm_embedding is not None:
+        x_BTC = module.layernorm_embedding(x_BTC)
+    return module.dropout_module(x_BTC)

@@ -1,0 +1,216 @@
+"""The names that the original's packages expose, and small ones that are used by hand."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fairseq.file_io import PathManager
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairseq import modules
+from fairseq.config.registry import REGISTRIES
+from fairseq.data import data_utils
+from fairseq.errors import ConfigError, UnsupportedError
+from tests.models.tiny_lm import DICTIONARY
+
+NAMES = {
+    "models": "CompositeEncoder DistributedFairseqModel FairseqModel FairseqMultiModel "
+    "FairseqIncrementalDecoder ARCH_MODEL_REGISTRY ARCH_CONFIG_REGISTRY ARCH_MODEL_NAME_REGISTRY",
+    "models.roberta": "XLMRModel CamembertModel GottbertModel init_bert_params RobertaEncoder",
+    "models.roberta.model_xlmr": "XLMRModel",
+    "models.roberta.model_camembert": "CamembertModel",
+    "models.transformer": "TransformerEncoder TransformerEncoderBase TransformerDecoder "
+    "TransformerDecoderBase TransformerConfig TransformerModel TransformerModelBase Embedding "
+    "Linear base_architecture DEFAULT_MIN_PARAMS_TO_WRAP DEFAULT_MAX_SOURCE_POSITIONS",
+    "models.transformer.transformer_config": "TransformerConfig",
+    "modules": "LayerNorm MultiheadAttention TransformerEncoderLayer TransformerDecoderLayer "
+    "TransformerSentenceEncoder TransformerSentenceEncoderLayer PositionalEmbedding "
+    "LearnedPositionalEmbedding SinusoidalPositionalEmbedding FairseqDropout LayerDropModuleList "
+    "AdaptiveInput AdaptiveSoftmax CharacterTokenEmbedder gelu gelu_accurate cross_entropy "
+    "GradMultiply SamePad TransposeLast",
+    "modules.fairseq_dropout": "FairseqDropout",
+    "modules.layer_drop": "LayerDropModuleList",
+    "modules.transformer_layer": "TransformerEncoderLayerBase TransformerDecoderLayerBase",
+    "modules.positional_embedding": "PositionalEmbedding",
+    "modules.transformer_sentence_encoder": "TransformerSentenceEncoder init_bert_params",
+    "optim.adam": "FairseqAdam FairseqAdamConfig",
+    "optim.adafactor": "FairseqAdafactor",
+    "optim.sgd": "SGD",
+    "optim.nag": "FairseqNAG",
+    "optim.adagrad": "Adagrad",
+    "optim.adadelta": "Adadelta",
+    "optim.adamax": "FairseqAdamax",
+    "optim.lr_scheduler.cosine_lr_scheduler": "CosineLRSchedule CosineLRScheduleConfig",
+    "optim.lr_scheduler.fixed_schedule": "FixedLRSchedule",
+    "optim.lr_scheduler.inverse_square_root_schedule": "InverseSquareRootSchedule",
+    "optim.lr_scheduler.manual_lr_scheduler": "ManualSchedule",
+    "optim.lr_scheduler.pass_through": "PassThroughScheduleSchedule",
+    "optim.lr_scheduler.polynomial_decay_schedule": "PolynomialDecayLRSchedule",
+    "optim.lr_scheduler.reduce_lr_on_plateau": "ReduceLROnPlateauLRSchedule",
+    "optim.lr_scheduler.step_lr_scheduler": "StepLRSchedule",
+    "optim.lr_scheduler.tri_stage_lr_scheduler": "TriStageLRSchedule",
+    "optim.lr_scheduler.triangular_lr_scheduler": "TriangularLRSchedule",
+    "criterions.cross_entropy": "CrossEntropyCriterion CrossEntropyCriterionConfig",
+    "criterions.sentence_ranking": "SentenceRankingCriterion",
+    "tasks.sentence_ranking": "SentenceRankingTask",
+    "scoring": "BaseScorer build_scorer register_scorer SCORER_REGISTRY",
+    "incremental_decoding_utils": "FairseqIncrementalState with_incremental_state",
+    "data.data_utils": "post_process lengths_to_mask lengths_to_padding_mask compute_mask_indices",
+}
+
+
+@pytest.mark.parametrize("path", NAMES)
+def test_names_of_the_packages(path: str) -> None:
+    module = importlib.import_module(f"fairseq.{path}")
+    for name in NAMES[path].split():
+        assert getattr(module, name, None) is not None, name
+
+
+def test_masks_of_lengths() -> None:
+    lengths = torch.tensor([1, 3, 2])
+    expected = torch.tensor([[1, 0, 0], [1, 1, 1], [1, 1, 0]]).bool()
+    assert torch.equal(data_utils.lengths_to_mask(lengths), expected)
+    assert torch.equal(data_utils.lengths_to_padding_mask(lengths), ~expected)
+    assert data_utils.post_process("a@@ b c@@", "subword_nmt") == "ab c"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(8, 80),
+    length=st.integers(1, 8),
+    share=st.floats(0.05, 0.9),
+    kind=st.sampled_from(["static", "uniform", "normal", "poisson"]),
+    apart=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_masks_of_spans(
+    size: int, length: int, share: float, kind: str, apart: bool, seed: int
+) -> None:
+    padding_BT = torch.zeros(3, size, dtype=torch.bool)
+    padding_BT[1, size - 4 :] = True
+    with data_utils.numpy_seed(seed):
+        mask_BT = data_utils.compute_mask_indices(
+            (3, size), padding_BT, share, length, kind, 1.0, min_masks=1, no_overlap=apart
+        )
+    assert mask_BT.dtype == bool and mask_BT.shape == (3, size)
+    assert not mask_BT[padding_BT.numpy()].any()
+    assert len({int(row.sum()) for row in mask_BT}) == 1 and mask_BT.any()
+
+
+def test_spans_have_their_length_and_keep_their_distance() -> None:
+    rng = np.random.RandomState(0)
+    mask_BT = data_utils.compute_mask_indices(
+        (50, 40), None, 0.5, 4, no_overlap=True, min_space=2, require_same_masks=False, rng=rng
+    )
+    for row in mask_BT:
+        runs = "".join(str(int(place)) for place in row).strip("0").split("00")
+        assert all(run.strip("0") == "1111" for run in runs if run.strip("0"))
+    assert 0.4 < mask_BT.mean() < 0.55
+    with pytest.raises(ConfigError, match="unknown mask_type 'odd'"):
+        data_utils.compute_mask_indices((1, 9), None, 0.5, 2, "odd")
+
+
+def test_small_modules() -> None:
+    x = torch.randn(2, 3, requires_grad=True)
+    modules.GradMultiply.apply(x, 0.5).sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, torch.full((2, 3), 0.5))
+    signal = torch.randn(1, 2, 7)
+    padded = torch.nn.functional.conv1d(signal, torch.ones(2, 2, 4), padding=2)
+    assert padded.shape[2] == 8 and modules.SamePad(4)(padded).shape[2] == 7
+    assert modules.SamePad(3)(signal).shape[2] == 7
+    assert modules.SamePad(3, causal=True)(signal).shape[2] == 5
+    assert torch.equal(modules.TransposeLast()(signal), signal.transpose(1, 2))
+    logits, target = torch.randn(4, 5), torch.tensor([0, 1, 2, -100])
+    mean = -torch.log_softmax(logits, 1)[[0, 1, 2], [0, 1, 2]].mean()
+    torch.testing.assert_close(modules.cross_entropy(logits, target), mean)
+    with pytest.raises(UnsupportedError, match="fairseq-bpe"):
+        modules.CharacterTokenEmbedder(1, 2)
+
+
+def test_dropped_layers_are_as_many_as_expected() -> None:
+    layers = modules.LayerDropModuleList(0.25, [torch.nn.Identity() for _ in range(400)])
+    assert len(list(layers.eval())) == len(layers) == 400
+    assert 250 < len(list(layers.train())) < 350
+    dropped = modules.FairseqDropout(0.5)(torch.ones(1000))
+    assert 350 < (dropped == 0).sum() < 650 and torch.equal(
+        dropped.unique(), torch.tensor([0.0, 2])
+    )
+
+
+def test_models_of_several_parts() -> None:
+    from fairseq.models import CompositeEncoder, FairseqEncoder, FairseqModel, FairseqMultiModel
+    from fairseq.models.base import FairseqDecoder
+
+    class Counting(FairseqEncoder):
+        def forward(self, src_tokens: torch.Tensor, *rest: object, **kwargs: object) -> int:
+            return src_tokens.numel()
+
+        def max_positions(self) -> int:
+            return 7
+
+    class Adding(FairseqDecoder):
+        def forward(self, prev: torch.Tensor, encoder_out: int = 0, **kwargs: object) -> int:
+            return prev.numel() + encoder_out
+
+    source, target = torch.zeros(2, 3), torch.zeros(2, 2)
+    both = CompositeEncoder({"a": Counting(DICTIONARY), "b": Counting(DICTIONARY)})
+    assert both(source) == {"a": 6, "b": 6} and both.max_positions() == 7
+    pair = FairseqModel(Counting(DICTIONARY), Adding(DICTIONARY))
+    assert pair(source, torch.tensor([3, 3]), target) == 10
+    many = FairseqMultiModel({"x": Counting(DICTIONARY)}, {"x": Adding(DICTIONARY)})
+    assert many(source, torch.tensor([3, 3]), target) == {"x": 10}
+    assert many.max_positions() == {"x": (7, 1e6)}
+
+
+def test_scorers_can_be_registered() -> None:
+    from fairseq import scoring
+
+    @scoring.register_scorer("same")
+    class Same(scoring.BaseScorer):
+        def score(self) -> float:
+            return sum(a == b for a, b in zip(self.ref, self.pred, strict=True)) / len(self.ref)
+
+        def result_string(self) -> str:
+            return f"{self.score():.2f}"
+
+    try:
+        scorer = scoring.build_scorer("same", None)
+        scorer.add_string("a", "a")
+        scorer.add_string("a", "b")
+        assert scorer.result_string() == "0.50" and "scoring" in REGISTRIES
+    finally:
+        del scoring.SCORER_REGISTRY["same"]
+
+
+def test_one_process_alone() -> None:
+    from fairseq.distributed import utils
+
+    assert (utils.get_data_parallel_rank(), utils.get_data_parallel_world_size()) == (0, 1)
+
+
+def test_files(tmp_path: Path) -> None:
+    with PathManager.opena(str(tmp_path / "a.txt"), "w") as file:
+        file.write("é")
+    assert PathManager.async_close() and PathManager.isdir(tmp_path)
+    assert PathManager.copy_from_local(tmp_path / "a.txt", tmp_path / "b.txt")
+    assert (tmp_path / "b.txt").read_text(encoding="utf-8") == "é"
+    assert PathManager.supports_rename(tmp_path)
+    with pytest.raises(UnsupportedError, match="mount the remote folder"):
+        PathManager.register_handler(object())
+
+
+def test_published_relatives_of_roberta() -> None:
+    from fairseq.models.roberta import CamembertModel, GottbertModel, RobertaModel, XLMRModel
+
+    for cls, name in (
+        (XLMRModel, "xlmr.base"),
+        (CamembertModel, "camembert.v0"),
+        (GottbertModel, "gottbert-base"),
+    ):
+        assert issubclass(cls, RobertaModel)
+        assert cls.hub_models()[name].endswith(".tar.gz")
