@@ -52,7 +52,9 @@ faults: $(TESTABLE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "faults or hostile" -s tests \
 		--figures benchmarks/results/faults.json
 
+# The kernels are interpreted and compiled there; Triton unpacks to 1 GB, so no other target has it.
 matrix: $(EXCHANGEABLE)
+	$(PIP) install -c constraints.txt -e '.[triton]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "matrix" tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests -k "export or imported"
 

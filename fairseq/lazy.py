@@ -35,12 +35,13 @@ def lazy_names(
     return get, listing, sorted(names)
 
 
-def require_library(name: str, purpose: str) -> Any:
+def require_library(name: str, purpose: str, package: str = "") -> Any:
     """Import and return the third-party module ``name``.
 
     Args:
-        name: the module, which is also the name of its package.
+        name: the module.
         purpose: what needs it, for the message ("--bpe gpt2").
+        package: what to install; that of the module's name if not given.
 
     Raises:
         ConfigError: if it is not installed.
@@ -48,7 +49,8 @@ def require_library(name: str, purpose: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
+        package = package or name
         raise ConfigError(
-            f"{purpose} needs the package '{name}', which cannot be imported ({error}). "
-            f"Install it: pip install {name}"
+            f"{purpose} needs the package '{package}', which cannot be imported ({error}). "
+            f"Install it: pip install {package}"
         ) from error

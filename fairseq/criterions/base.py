@@ -141,7 +141,7 @@ class LegacyFairseqCriterion(FairseqCriterion):
         return cls(cfg, task)
 
 
-LossBackend = Literal["auto", "reference", "chunked"]
+LossBackend = Literal["auto", "reference", "chunked", "triton", "torch", "cce", "liger"]
 
 
 def predicted_positions(sample: dict[str, Any], padding_idx: int) -> Tensor:

@@ -14,22 +14,28 @@ from torch import Tensor
 
 from fairseq.errors import ConfigError, did_you_mean
 from fairseq.ops.attention_context import NOTHING, AttentionContext
+from fairseq.ops.attention_fused import FUSED, best_on_gpu, fused_attention, require
 from fairseq.ops.dropout import dropout as drop
 
 BACKENDS = ("sdpa", "explicit", "reference")
-ALIASES = {"auto": "sdpa", "hf": "sdpa"}
+ALIASES = {"auto": "sdpa", "hf": "sdpa", "flash_attention": "flash"}
 # Fused kernels want a number of channels that is a multiple of this.
 CHANNEL_GROUP = 8
 
 
 def check_backend(backend: str) -> str:
-    """Return the backend that ``backend`` names; raise ``ConfigError`` for an unknown name."""
-    name = ALIASES.get(backend, backend)
-    if name not in BACKENDS:
-        hint = did_you_mean(backend, [*BACKENDS, *ALIASES])
+    """Return the backend that ``backend`` names.
+
+    Raises:
+        ConfigError: for an unknown name, or one whose package cannot be imported.
+    """
+    name, known = ALIASES.get(backend, backend), (*BACKENDS, *FUSED)
+    if name not in known:
+        hint = did_you_mean(backend, [*known, *ALIASES])
         raise ConfigError(
-            f"unknown attention backend '{backend}'{hint}: choose auto, {', '.join(BACKENDS)}"
+            f"unknown attention backend '{backend}'{hint}: choose auto, {', '.join(known)}"
         )
+    require(name)
     return name
 
 
@@ -54,14 +60,26 @@ def attention(
         context: biases and masks. Its rotary angles were applied before.
         dropout: probability of dropping an attention weight (0 outside training).
         backend: ``sdpa`` (PyTorch's fused attention), ``explicit`` (scores in memory, products in
-            the type of the input), ``reference`` (the same, all in fp32), or ``auto``: explicit on
-            a CPU that drops weights, where the fused attention is not fused, sdpa otherwise.
+            the type of the input), ``reference`` (the same, all in fp32), ``flex``, ``flash`` or
+            ``xformers`` (see :mod:`fairseq.ops.attention_fused`; where there are fewer queries
+            than keys, as in incremental decoding, they are sdpa), or ``auto``: explicit on a CPU
+            that drops weights, where the fused attention is not fused; on a GPU what
+            :func:`fairseq.ops.attention_fused.best_on_gpu` says; sdpa otherwise.
+
+    Raises:
+        ConfigError: for a backend that is unknown, missing, or cannot do what is asked.
 
     Source: Vaswani et al. 2017, equation 1; ALiBi: Press et al. 2022, section 3.
     """
-    on_cpu = query_BHTD.device.type == "cpu"
-    name = "explicit" if backend == "auto" and on_cpu and dropout > 0 else check_backend(backend)
-    function = {"sdpa": _sdpa, "explicit": _explicit, "reference": _reference}[name]
+    name = ALIASES.get(backend, backend)
+    if backend == "auto" and query_BHTD.device.type == "cpu":
+        name = "explicit" if dropout > 0 else "sdpa"
+    elif backend == "auto":
+        name = best_on_gpu(query_BHTD, context, dropout)
+    if name in FUSED and query_BHTD.shape[2] != key_BHSD.shape[2]:
+        name = "sdpa"
+    functions = {"sdpa": _sdpa, "explicit": _explicit, "reference": _reference}
+    function = functions.get(name) or functools.partial(fused_attention, check_backend(name))
     # autocast would round the bias to half precision
     with torch.autocast(query_BHTD.device.type, enabled=False):
         attended_BHTD = function(query_BHTD, key_BHSD, value_BHSD, context, dropout)

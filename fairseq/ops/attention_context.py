@@ -5,10 +5,14 @@ Shapes: B batch, H heads, T queries (the last T of the tokens so far), S keys, R
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Value = TypeVar("Value")
 
 
 class Alibi:
@@ -78,12 +82,19 @@ class AttentionContext:
     causal: bool = False
     documents_BS: Tensor | None = None
     rotary_TR: tuple[Tensor, Tensor] | None = None
+    _kept: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def bias(self, queries: int, keys: int, device: torch.device | str) -> Tensor | None:
         """Return ALiBi's dense bias, (1, H, T, S), the future hidden; None without ALiBi."""
         if self.alibi is None:
             return None
         return self.alibi.bias(queries, keys, self.causal, device)
+
+    def once(self, key: Hashable, compute: Callable[[], Value]) -> Value:
+        """Return what ``compute`` gives, which the first layer to ask computes for all."""
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return self._kept[key]
 
     def other_documents(self, queries: int) -> Tensor | None:
         """Return a (B, 1, T, S) mask, True where the key belongs to another document."""

@@ -17,12 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq.errors import ConfigError, did_you_mean
+from fairseq.ops.loss_peers import OPTIONAL, optional_backend, triton_serves
 from fairseq.ops.single_backward import single_backward
 
-Backend = Literal["auto", "reference", "chunked"]
+Backend = Literal["auto", "reference", "chunked", "triton", "torch", "cce", "liger"]
 BACKENDS = ("reference", "chunked")
 # Logits of one chunk stay near the size of a last-level cache; larger chunks do not run faster.
 CHUNK_ELEMENTS = 1 << 24
+# On a GPU each chunk reads and writes the gradient of the whole weight, which takes as long as the
+# products of some hundred rows: there only thousands of rows are worth it.
+GPU_CHUNK_ELEMENTS, GPU_CHUNK_ROWS = 1 << 27, (2048, 4096)
 # Below this many logits the reference's one big product is as fast and its memory does not matter.
 SMALL_PROBLEM = 1 << 22
 
@@ -51,7 +55,7 @@ def linear_cross_entropy(
 
     Logits are fp32 whatever the input is, and so are the gradients until the upstream gradient has
     scaled them (fp16 training relies on that). Only bf16 on a GPU multiplies in bf16, with fp32
-    sums.
+    sums; there ``triton`` rounds the logits to bf16, too.
 
     Args:
         hidden_NC: features, any floating type.
@@ -60,32 +64,52 @@ def linear_cross_entropy(
         bias_V: added to the logits.
         ignore_index: target that is skipped.
         backend: ``reference`` keeps all logits in fp32; ``chunked`` computes them in blocks of rows
-            and forms the gradients on the way (differentiating them again raises); ``auto``
-            chooses by size.
+            and forms the gradients on the way (differentiating them again raises); ``triton``
+            does so with a kernel of our own; ``torch``, ``cce`` and ``liger`` are those of others,
+            for comparison; ``auto`` takes the reference for small problems, else triton for bf16
+            on a GPU that has it, else chunked.
         want_argmax: also return the most likely class.
         want_sum_logits: also return the sum of the logits over the classes.
 
     Raises:
-        ConfigError: for an unknown backend.
+        ConfigError: for an unknown backend, or one whose package or device is missing.
     """
-    if backend == "auto":
-        small = hidden_NC.shape[0] * weight_VC.shape[0] <= SMALL_PROBLEM
-        backend = "reference" if small else "chunked"
-    if backend not in BACKENDS:
-        hint = did_you_mean(backend, BACKENDS)
+    backend = _choice(hidden_NC, weight_VC) if backend == "auto" else backend
+    if backend not in BACKENDS and backend not in OPTIONAL:
+        known = (*BACKENDS, *OPTIONAL)
+        hint = did_you_mean(backend, known)
         raise ConfigError(
-            f"unknown loss backend '{backend}'{hint}: choose auto, {', '.join(BACKENDS)}"
+            f"unknown loss backend '{backend}'{hint}: choose auto, {', '.join(known)}"
         )
     dtype = factor_type(hidden_NC, backend)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     hidden_NC, weight_VC = hidden_NC.to(dtype), weight_VC.to(dtype)
     bias_V = None if bias_V is None else bias_V.to(wide)
-    function = _reference if backend == "reference" else _Chunked.apply
+    function = {"reference": _reference, "chunked": _Chunked.apply}.get(backend)
+    function = function or optional_backend(
+        backend, chunk_rows(hidden_NC.device, weight_VC.shape[0])
+    )
     with torch.autocast(hidden_NC.device.type, enabled=False):
         results = function(
             hidden_NC, weight_VC, bias_V, target_N, ignore_index, want_argmax, want_sum_logits
         )
     return LinearCrossEntropy(*results)
+
+
+def _choice(hidden_NC: Tensor, weight_VC: Tensor) -> str:
+    """Return the backend that ``auto`` stands for."""
+    if hidden_NC.shape[0] * weight_VC.shape[0] <= SMALL_PROBLEM:
+        return "reference"
+    half = factor_type(hidden_NC, "triton") == torch.bfloat16
+    return "triton" if half and triton_serves(hidden_NC.device) else "chunked"
+
+
+def chunk_rows(device: torch.device, classes: int) -> int:
+    """Return how many rows of logits a chunk has."""
+    if device.type == "cpu":
+        return max(16, CHUNK_ELEMENTS // max(1, classes))
+    fewest, most = GPU_CHUNK_ROWS
+    return min(most, max(fewest, GPU_CHUNK_ELEMENTS // max(1, classes)))
 
 
 def factor_type(hidden: Tensor, backend: str) -> torch.dtype:
@@ -94,7 +118,7 @@ def factor_type(hidden: Tensor, backend: str) -> torch.dtype:
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     if hidden.dtype == torch.float64:
         return torch.float64
-    if dtype == torch.bfloat16 and device == "cuda" and backend == "chunked":
+    if dtype == torch.bfloat16 and device == "cuda" and backend != "reference":
         return dtype
     return torch.float32
 
@@ -131,7 +155,9 @@ def logit_chunks(
     hidden_NC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, elements: int | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield (rows, their logits_RV in fp32 or fp64), a bounded number of elements at a time."""
-    step = max(16, (elements or CHUNK_ELEMENTS) // max(1, weight_VC.shape[0]))
+    step = chunk_rows(hidden_NC.device, weight_VC.shape[0])
+    if elements is not None:
+        step = max(16, elements // max(1, weight_VC.shape[0]))
     for start in range(0, len(hidden_NC), step):
         rows = slice(start, start + step)
         logits_RV = _product(hidden_NC[rows], weight_VC.t())

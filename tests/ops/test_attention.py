@@ -17,6 +17,7 @@ from fairseq.errors import ConfigError
 from fairseq.modules.positions import alibi_slopes
 from fairseq.ops.attention import ALIASES, BACKENDS, attention, check_backend
 from fairseq.ops.attention_context import Alibi, AttentionContext
+from fairseq.ops.attention_fused import FUSED
 
 B, H, D = 3, 4, 6
 KINDS = ["alibi", "asymmetric", "padding", "causal", "documents"]
@@ -184,6 +185,8 @@ def test_dropout_drops_weights_and_scales_the_rest() -> None:
 
 
 def test_names_of_backends() -> None:
-    assert {check_backend(name) for name in [*BACKENDS, *ALIASES]} == set(BACKENDS)
+    always = [*BACKENDS, "auto", "hf"]
+    assert {check_backend(name) for name in always} == set(BACKENDS)
+    assert set(ALIASES.values()) <= {*BACKENDS, *FUSED}
     with pytest.raises(ConfigError, match="did you mean 'sdpa'"):
         check_backend("spda")

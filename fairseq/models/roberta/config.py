@@ -81,7 +81,9 @@ class RobertaConfig(FairseqDataclass):
         new=True,
         minimum=0,
     )
-    attention_backend: str = option("auto", "auto, sdpa or reference", new=True)
+    attention_backend: str = option(
+        "auto", "auto, sdpa, explicit, reference, flex, flash or xformers", new=True
+    )
     layer_norm: Literal["torch", "apex"] = option(
         "torch", "implementation of layer norms", new=True
     )

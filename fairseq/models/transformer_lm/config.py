@@ -118,7 +118,9 @@ class TransformerLanguageModelConfig(FairseqDataclass):
         False, "attention and feed-forward network side by side, as in GPT-NeoX", new=True
     )
     layer_norm_eps: float = option(1e-5, "added to variances", new=True, minimum=0)
-    attention_backend: str = option("auto", "auto, sdpa or reference", new=True)
+    attention_backend: str = option(
+        "auto", "auto, sdpa, explicit, reference, flex, flash or xformers", new=True
+    )
     layer_norm: Literal["torch", "apex"] = option(
         "torch", "implementation of layer norms", new=True
     )
