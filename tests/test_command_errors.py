@@ -222,7 +222,6 @@ def test_standard_output_on_a_full_disk(text: Path) -> None:
                 "-m",
                 "fairseq_cli.bpe",
                 *words,
-                str(text.with_name("tokenizer.json")),
             ],
             stdout=full,
             stderr=subprocess.PIPE,

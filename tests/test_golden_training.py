@@ -235,8 +235,8 @@ def test_adaptive_softmax_counts_the_words_that_the_original_drops(shared: Path)
                 dropped -= float(log_p_in_band_N[target_N == start + 1].sum())
             exact -= float(log_p_N.sum())
             words += len(target_N)
-    assert exact / words / math.log(2) == pytest.approx(8.630, abs=6e-4)
-    assert (exact - dropped) / words / math.log(2) == pytest.approx(8.628, abs=6e-4)
+    assert exact / words / math.log(2) == pytest.approx(8.630, abs=1e-3)
+    assert (exact - dropped) / words / math.log(2) == pytest.approx(8.628, abs=1e-3)
 
 
 VALIDATED = [

@@ -310,9 +310,9 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(prepared: tuple[Any, Path])
 
 
 def test_a_failure_says_what_is_there(
-    prepared: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+    prepared: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A link that fails, or a folder that cannot be synced, comes after a new file is there."""
+    """A link that fails comes after a new file is there; so does a folder that cannot be synced."""
     _, folder = prepared
     cfg = settings(folder, **{**RICH, "no_epoch_checkpoints": False})
 
@@ -328,9 +328,9 @@ def test_a_failure_says_what_is_there(
     assert updates_in(folder / "checkpoint_last.pt") == 20
     with monkeypatch.context() as patch:
         patch.setattr("fairseq.checkpoint.files.fsync_directory", no_space)
-        with pytest.raises(CheckpointError, match="It holds the new state") as e:
-            third_save(cfg)
-    assert "untouched" not in str(e.value)
+        third_save(cfg)
+    assert "its folder cannot be synced" in caplog.text
+    assert updates_in(folder / "checkpoint_last.pt") == 30
 
 
 def test_files_reach_the_disk_before_their_names(prepared: tuple[Any, Path]) -> None:

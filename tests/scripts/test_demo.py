@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
-import subprocess
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -35,10 +33,7 @@ def test_commands_can_be_pasted(
 ) -> None:
     ran: list[list[str]] = []
 
-    def run(words: list[str], **settings: Any) -> None:
-        ran.append(words)
-
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(demo, "call", lambda *words: ran.append(list(map(str, words))))
     demo.command("fairseq-train", Path("my data"), "--adam-betas", "(0.9,0.98)")
     shown = capsys.readouterr().out.strip().removeprefix("$ ")
     assert shlex.split(shown) == ["fairseq-train", *ran[0][1:]]
