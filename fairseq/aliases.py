@@ -233,6 +233,7 @@ _UTILS = (
 NAMES = {
     "fairseq.checkpoint": {
         **dict.fromkeys(_CHECKPOINT_PARTS, "fairseq.plugin_names.checkpoints"),
+        "load_checkpoint": "fairseq.training.restore",
         "load_model_ensemble": "fairseq.hub.load",
         "load_model_ensemble_and_task": "fairseq.hub.load",
         "prune_state_dict": "fairseq.models.base",

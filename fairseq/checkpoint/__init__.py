@@ -18,8 +18,7 @@ from fairseq.aliases import NAMES
 from fairseq.checkpoint import files
 from fairseq.checkpoint.files import checkpoint_paths, load_or_newest_good
 from fairseq.checkpoint.layout import config_of, upgrade_state
-from fairseq.config.schema import parse_literal
-from fairseq.errors import CheckpointError, ConfigError, MissingFileError
+from fairseq.errors import CheckpointError, MissingFileError
 from fairseq.files.io import PathManager
 from fairseq.files.safe_load import safe_load
 from fairseq.lazy import lazy_names
@@ -130,7 +129,7 @@ def save_checkpoint(
 ) -> str | None:
     """Save the run under every name it deserves now, then delete what need not be kept.
 
-    In between, ``task.post_save(file, updates)`` is called, if the task has it.
+    In between, ``task.post_save(file, updates)`` is called.
 
     Args:
         cfg: the checkpoint section.
@@ -165,8 +164,7 @@ def save_checkpoint(
     extra_state = {"train_iterator": epoch_itr.state_dict(), "val_loss": val_loss}
     if trainer.best is not None:
         extra_state["best"] = trainer.best
-    if hasattr(trainer.task, "get_checkpoint_dict"):
-        extra_state.update(trainer.task.get_checkpoint_dict())
+    extra_state.update(trainer.task.get_checkpoint_dict())
     first, *others = (os.path.join(cfg.save_dir, name) for name in names)
     facts = {"epoch": epoch, "num_updates": updates, "val_loss": val_loss}
     trainer.save_checkpoint(first, extra_state, facts)
@@ -180,8 +178,7 @@ def save_checkpoint(
         val_loss,
         time.perf_counter() - started,
     )
-    if hasattr(trainer.task, "post_save"):
-        trainer.task.post_save(first, updates)
+    trainer.task.post_save(first, updates)
     _delete_old(cfg, end_of_epoch)
     return first
 
@@ -263,63 +260,6 @@ def checkpoint_to_start_from(cfg: Any) -> tuple[str, dict[str, bool]]:
             resets = dict.fromkeys(resets, True)
         return named, resets
     return path, resets
-
-
-def load_checkpoint(cfg: Any, trainer: Any, **passthrough_args: Any) -> tuple[Any, Any]:
-    """Restore a run, or begin one.
-
-    Args:
-        cfg: the checkpoint section.
-        trainer: what is restored.
-        **passthrough_args: for ``trainer.get_train_iterator``.
-
-    Returns:
-        ``(extra_state or None, training iterator)``.
-    """
-    if cfg.finetune_from_model is not None and any(
-        (cfg.reset_optimizer, cfg.reset_lr_scheduler, cfg.reset_meters, cfg.reset_dataloader)
-    ):
-        raise ConfigError(
-            "--finetune-from-model can not be set together with either --reset-optimizer or "
-            "reset_lr_scheduler or reset_meters or reset_dataloader; it resets them all: drop the "
-            "others"
-        )
-    path, resets = checkpoint_to_start_from(cfg)
-    extra_state = trainer.load_checkpoint(
-        path,
-        resets["reset_optimizer"],
-        resets["reset_lr_scheduler"],
-        parse_literal(cfg.optimizer_overrides),
-        reset_meters=resets["reset_meters"],
-    )
-    fresh = resets["reset_optimizer"] or resets["reset_meters"]
-    if extra_state is not None and "best" in extra_state and not fresh:
-        trainer.best = extra_state["best"]
-    kind = type(trainer.task).__name__
-    if (
-        extra_state is not None
-        and kind in extra_state
-        and hasattr(trainer.task, "set_checkpoint_dict")
-    ):
-        trainer.task.set_checkpoint_dict(extra_state[kind])
-    position = None if extra_state is None else extra_state.get("train_iterator")
-    if extra_state is not None and position is None and not resets["reset_dataloader"]:
-        logger.warning("%s holds no position in the data: beginning with epoch 1", path)
-    if position is None or resets["reset_dataloader"]:
-        trainer.progress.pop("validation_due", None)
-        epoch_itr = trainer.get_train_iterator(epoch=1, load_dataset=True, **passthrough_args)
-        trainer.lr_step(epoch_itr.epoch)
-        return extra_state, epoch_itr
-    epoch = position["epoch"]
-    epoch_itr = trainer.get_train_iterator(epoch=epoch, load_dataset=True, **passthrough_args)
-    epoch_itr.load_state_dict(position)
-    after_epoch = epoch > 1 and position.get("iterations_in_epoch", 0) == 0
-    if resets["reset_optimizer"] or resets["reset_lr_scheduler"]:
-        trainer.lr_step(epoch)
-    elif after_epoch and "validation_due" not in trainer.progress:
-        # checkpoints are written before the schedule takes its step at the end of the epoch
-        trainer.lr_step(epoch - 1, extra_state.get("val_loss"))
-    return extra_state, epoch_itr
 
 
 def load_checkpoint_to_cpu(

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import torch
 
 from fairseq import checkpoint, utils
 from fairseq.checkpoint.layout import explain
 from fairseq.data.batches.read import workers_ended
 from fairseq.distributed.device import choose_device
-from fairseq.errors import CheckpointError, DataError
+from fairseq.errors import CheckpointError
 from fairseq.hub.load import load_by_settings
-from fairseq.logging import metrics
 from fairseq.logging.progress_bar import progress_bar
+from fairseq.models.ema import EMA
+from fairseq.tasks import validation
+from fairseq.tasks.precision import to_device, weights_dtype
 from fairseq.teacher import attach_teacher
 
 logger = logging.getLogger("fairseq.evaluation")
@@ -39,16 +39,35 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
     models, config, task = load_by_settings(given)
     device = choose_device(config)
-    model = models[0].to(device).eval()
+    dtype = weights_dtype(config.common, device)
+    model = models[0].to(device=device, dtype=dtype)
     criterion = task.build_criterion(config.criterion)
     attach_teacher(config, task, model, criterion, required=False)
-    load_criterion(criterion, utils.split_paths(given["path"])[0])
-    criterion = criterion.to(device).eval()
+    path = utils.split_paths(given["path"])[0]
+    load_criterion(criterion, path)
+    criterion = criterion.to(device=device, dtype=dtype)
+    ema = _load_ema(config, model, path) if task.uses_ema else None
+
+    def step(sample: Any) -> None:
+        if len(sample) > 0:
+            sample = to_device(sample, device, dtype)
+            _, log = validation.valid_step(config, task, model, criterion, sample, device, ema)
+            validation.log_figures(task, criterion, [log])
+
     results = {}
     for subset in subsets_of(config):
         task.load_dataset(subset, combine=False, epoch=1)
-        results[subset] = _validate_subset(config, task, model, criterion, subset, device, given)
+        results[subset] = _validate_subset(config, task, model, subset, step, given)
     return results
+
+
+def _load_ema(config: Any, model: Any, path: str) -> EMA | None:
+    """Return the moving average that a checkpoint keeps beside the model, if it was asked for."""
+    if not config.ema.store_ema:
+        return None
+    ema = EMA(model, config.ema)
+    ema.load_state(checkpoint.load_checkpoint_to_cpu(path)["extra_state"])
+    return ema
 
 
 def load_criterion(criterion: Any, path: str) -> None:
@@ -76,37 +95,20 @@ def subsets_of(config: Any) -> list[str]:
     return str(config.dataset.valid_subset).replace(" ", "").split(",")
 
 
-def batches_of(config: Any, task: Any, model: Any, subset: str, epoch: int = 1) -> Any:
-    """Return the iterator over a loaded subset, masked as in the given epoch."""
-    data = config.dataset
-    return task.get_batch_iterator(
-        dataset=task.dataset(subset),
-        max_tokens=data.max_tokens_valid,
-        max_sentences=data.batch_size_valid,
-        max_positions=utils.resolve_max_positions(task.max_positions(), model.max_positions()),
-        ignore_invalid_inputs=data.skip_invalid_size_inputs_valid_test,
-        required_batch_size_multiple=data.required_batch_size_multiple,
-        seed=config.common.seed,
-        num_workers=data.num_workers,
-        epoch=epoch,
-        data_buffer_size=data.data_buffer_size,
-    )
-
-
 def _validate_subset(
     config: Any,
     task: Any,
     model: Any,
-    criterion: Any,
     subset: str,
-    device: torch.device,
+    step: Callable[[Any], Any],
     given: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the statistics of a subset, or of its first batches: a limit of the training's own
     validations does not count here.
     """
-    data, common, most = config.dataset, config.common, given.get("max_valid_steps")
-    every = batches_of(config, task, model, subset)
+    data, common = config.dataset, config.common
+    validation.begin_validation(config, task, model, epoch=1)
+    every = validation.valid_batches(config, task, model, subset)
     if data.data_rng != "philox" and "data_rng" not in given:
         _say_other_mode(subset, getattr(every, "frozen_batches", []), data)
     bar = progress_bar(
@@ -116,22 +118,13 @@ def _validate_subset(
         prefix=f"valid on '{subset}' subset",
         default_log_format="simple" if common.no_progress_bar else "rich",
     )
-    logs = []
     with workers_ended(), bar as progress:
-        for number, sample in enumerate(progress):
-            if most is not None and number >= most:
-                break
-            if len(sample) == 0:
-                continue
-            sample = utils.move_to_device(sample, device)
-            logs.append(task.valid_step(sample, model, criterion)[2])
-        if not logs:
-            raise DataError(f"there is no batch to evaluate in '{subset}'")
-        with metrics.aggregate(new_root=True) as aggregated:
-            task.reduce_metrics(logs, criterion)
-        stats = aggregated.get_smoothed_values()
-        progress.print(stats, tag=subset, step=len(logs))
-    return dict(stats)
+        found = validation.figures_of(
+            config, task, model, subset, progress, step, given.get("max_valid_steps")
+        )
+        assert found is not None, "nothing stops it"
+        progress.print(found[0], tag=subset)
+    return found[0]
 
 
 def _say_other_mode(subset: str, batches: Sequence[Sequence[int]], data: Any) -> None:

@@ -13,6 +13,7 @@ from fairseq.errors import ConfigError
 from fairseq.export.encoder_out import new_folder
 from fairseq.files.io import sha256_of
 from fairseq.hub.load import load_by_settings
+from fairseq.tasks import validation
 from fairseq.teacher.cache import METHODS, VERSION, CacheWriter, digest_of
 
 
@@ -67,7 +68,7 @@ def write_teacher_cache(
             for subset in evaluation.subsets_of(config):
                 task.load_dataset(subset, combine=False, epoch=1)
                 for epoch in range(1, 1 + (epochs if subset == task.train_split else 1)):
-                    batches = evaluation.batches_of(config, task, model, subset, epoch)
+                    batches = validation.valid_batches(config, task, model, subset, epoch)
                     for sample in batches.next_epoch_itr(shuffle=False):
                         if sample:
                             sample = utils.move_to_device(sample, device)

@@ -16,6 +16,7 @@ from fairseq.files.io import atomic_write
 from fairseq.hub.load import load_by_settings
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 from fairseq.ops.linear_distillation import linear_distillation
+from fairseq.tasks import validation
 
 COLUMNS = ("subset", "id", "length", "predicted", "student_bits", "teacher_bits", "kl_bits")
 
@@ -59,7 +60,7 @@ def write_sample_scores(given: Mapping[str, Any], path: Path, plot: Path | None 
         writer.writerow(COLUMNS)
         for subset in evaluation.subsets_of(config):
             task.load_dataset(subset, combine=False, epoch=1)
-            batches = evaluation.batches_of(config, task, student, subset)
+            batches = validation.valid_batches(config, task, student, subset)
             for sample in batches.next_epoch_itr(shuffle=False):
                 for row in _rows(student, teacher, sample, task.target_dictionary.pad(), device):
                     writer.writerow([subset, *row])

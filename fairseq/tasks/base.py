@@ -19,6 +19,7 @@ from fairseq.errors import DataError
 from fairseq.files.io import require_file
 from fairseq.files.text_blocks import tokenize_line
 from fairseq.logging import metrics
+from fairseq.logging.meters import MetersDict
 from fairseq.utils import split_paths
 
 logger = logging.getLogger(__name__)
@@ -66,9 +67,11 @@ class FairseqTask:
         state: saved and restored with checkpoints.
         only_evaluates: no batch is dropped, whatever the original does; set when a checkpoint is
             loaded for use.
+        uses_ema: whether the steps take the averaged model of ``--store-ema`` as ``ema_model``.
     """
 
     only_evaluates = False
+    uses_ema = False
 
     def __init__(self, cfg: Any, **kwargs: Any) -> None:
         settle_alone(cfg)
@@ -445,6 +448,19 @@ class FairseqTask:
 
     def begin_valid_epoch(self, epoch: int, model: Any) -> None:
         """Prepare for a validation."""
+
+    def post_validate(self, model: Any, stats: dict[str, Any], agg: MetersDict) -> None:
+        """See the figures of a validation before they are printed, and add to ``stats``."""
+
+    def post_save(self, path: str, num_updates: int) -> None:
+        """Learn that a checkpoint was written, under all of its names."""
+
+    def get_checkpoint_dict(self) -> dict[str, Any]:
+        """Return what checkpoints keep besides the state, such as ``{class name: values}``."""
+        return {}
+
+    def set_checkpoint_dict(self, state_dict: Any) -> None:
+        """Restore what a checkpoint kept under the name of the class."""
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
         """Log what all processes reported: tokens, speed, sentences, then the criterion's own."""

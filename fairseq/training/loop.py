@@ -15,7 +15,6 @@ import torch
 
 from fairseq import checkpoint as checkpoint_utils
 from fairseq import tasks, utils
-from fairseq.checkpoint.layout import data_rng_of, settle_data_rng
 from fairseq.config.build import plain
 from fairseq.config.resolve import required_settings, resolve
 from fairseq.config.sections import FairseqConfig
@@ -26,17 +25,19 @@ from fairseq.data.storage.load import raise_if_valid_subsets_unintentionally_ign
 from fairseq.distributed import utils as distributed_utils
 from fairseq.distributed.device import choose_device
 from fairseq.distributed.signals import StopSignal
-from fairseq.errors import ConfigError, DataError
+from fairseq.errors import ConfigError
 from fairseq.growth.start import grow_loaded, recall_source
 from fairseq.logging import metrics
 from fairseq.logging.meters import StopwatchMeter, exact, safe_round
 from fairseq.logging.progress_bar import BaseProgressBar, progress_bar
 from fairseq.logging.sinks import close_sinks
 from fairseq.models.base import count_parameters
+from fairseq.tasks.validation import figures_of
 from fairseq.teacher import attach_teacher
-from fairseq.training import spikes
+from fairseq.training import policy, spikes
 from fairseq.training.freeze import freeze_parts
 from fairseq.training.profiling import UpdateProfiler
+from fairseq.training.restore import read_start, restore
 from fairseq.training.run_folder import RunFolder
 from fairseq.training.trainer import Trainer
 
@@ -83,13 +84,13 @@ def run_training(cfg: FairseqConfig) -> float | None:
 def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any]:
     """Build everything, restore what there is to restore; return trainer and data iterator."""
     utils.set_torch_seed(cfg.common.seed)
-    loaded = _read_checkpoint(cfg)
-    recall_source(cfg.model, loaded)
+    start = read_start(cfg)
+    recall_source(cfg.model, start.loaded)
     task = tasks.setup_task(cfg.task)
     if cfg.bpe is not None and hasattr(task, "bpe"):
         task.bpe = task.build_bpe(cfg.bpe)
     model = task.build_model(cfg.model)
-    loaded = grow_loaded(cfg, loaded, task, model)
+    start = start._replace(loaded=grow_loaded(cfg, start.loaded, task, model))
     freeze_parts(model, cfg.optimization)
     criterion = task.build_criterion(cfg.criterion)
     attach_teacher(cfg, task, model, criterion)
@@ -102,40 +103,14 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any]:
     if cfg.checkpoint.write_checkpoints_asynchronously:
         logger.warning("--save-async: checkpoints are written in the foreground all the same")
     trainer = Trainer(cfg, task, model, criterion)
-    trainer.use_loaded(loaded)
-    _, epoch_itr = checkpoint_utils.load_checkpoint(
-        cfg.checkpoint, trainer, disable_iterator_cache=task.has_sharded_data("train")
+    _, epoch_itr = restore(
+        cfg.checkpoint, trainer, start, disable_iterator_cache=task.has_sharded_data("train")
     )
-    path = None if loaded is None else loaded[0]
+    path = None if start.loaded is None else start.loaded[0]
     more = {"lineage": trainer.lineage} if trainer.lineage else {}
     update = trainer.get_num_updates()
     folder.note("start", update=update, epoch=epoch_itr.epoch, checkpoint=path, **more)
     return trainer, epoch_itr
-
-
-def _read_checkpoint(cfg: FairseqConfig) -> tuple[str, dict[str, Any]] | None:
-    """Read what the run starts from, if anything, and settle the source of its randomness.
-
-    A run that goes on stays with the masks and the batch order it began with.
-    """
-    path, resets = checkpoint_utils.checkpoint_to_start_from(cfg.checkpoint)
-    loaded = checkpoint_utils.load_newest(path) if os.path.exists(path) else None
-    if loaded is None and not cfg.checkpoint.no_save:
-        others = checkpoint_utils.checkpoint_paths(cfg.checkpoint.save_dir, r"checkpoint.*\.pt")
-        if others:
-            logger.warning(
-                "there is no %s, so this run begins from scratch, although %s holds %s; to go on "
-                "from one of them, name it with --restore-file",
-                path,
-                cfg.checkpoint.save_dir,
-                ", ".join(os.path.basename(other) for other in others[:5]),
-            )
-    goes_on = loaded is not None and not resets["reset_dataloader"]
-    mode = data_rng_of(loaded[1]) if loaded is not None and goes_on else "philox"
-    if mode != "philox" and cfg.dataset.data_rng == "auto":
-        logger.info("continuing with --data-rng %s, as the checkpoint began", mode)
-    settle_data_rng(cfg, mode)
-    return loaded
 
 
 def _writes(cfg: FairseqConfig) -> bool:
@@ -230,20 +205,13 @@ class TrainLoop:
 
     def _reached_limit(self) -> str | None:
         """Return why training must end now, None if it need not."""
-        optimization, updates = self.cfg.optimization, self.trainer.get_num_updates()
-        if optimization.max_update and updates >= optimization.max_update:
-            return f"num_updates: {updates} >= max_update: {optimization.max_update}"
-        most, tokens = optimization.max_tokens_total, self.trainer.progress.get("tokens", 0)
-        if 0 < most <= tokens:
-            return f"tokens: {tokens} >= max_tokens_total: {most}"
-        if optimization.stop_time_hours > 0:
-            hours = self._hours()
-            if hours > optimization.stop_time_hours:
-                return (
-                    f"cumulative_training_time: {hours} > stop_time_hours: "
-                    f"{optimization.stop_time_hours} hour(s)"
-                )
-        return None
+        settings = self.cfg.optimization
+        hours = self._hours() if settings.stop_time_hours > 0 else 0.0
+        updates, tokens = self.trainer.get_num_updates(), self.trainer.progress.get("tokens", 0)
+        return policy.reached_limit(settings, updates, hours, tokens)
+
+    def _out_of_patience(self) -> str | None:
+        return policy.out_of_patience(self.cfg.checkpoint.patience, self.trainer.progress)
 
     def _hours(self) -> float:
         """Return the hours of training so far, the same on all processes."""
@@ -375,9 +343,12 @@ class TrainLoop:
         Returns:
             ``(validation losses, whether the run ends)``.
         """
+        updates = self.trainer.get_num_updates()
+        at_milestone = bool(checkpoint_utils.milestones(self.cfg.checkpoint, self.trainer))
+        now = policy.Moment(updates, self.position.epoch, end_of_epoch, updated, at_milestone)
         reason = self._reached_limit()
-        do_save, do_validate = self._is_time(end_of_epoch, updated, reason is not None)
-        is_extra = not self._due(end_of_epoch, updated)[1]
+        do_save, do_validate = policy.is_time(self.cfg, now, reason is not None)
+        is_extra = not policy.due(self.cfg, now)[1]
         valid_losses: list[float | None] = [None]
         if do_validate:
             valid_losses = self._validate_all() or [None]
@@ -386,7 +357,8 @@ class TrainLoop:
             self.trainer.progress["validation_due"] = "epoch" if end_of_epoch else "update"
         if valid_losses[0] is not None:
             if not is_extra:  # a run that is prolonged counts as if it had never ended
-                self._note_progress(valid_losses[0])
+                maximize = self.cfg.checkpoint.maximize_best_checkpoint_metric
+                policy.note_validation(self.trainer.progress, valid_losses[0], maximize)
             reason = reason or self._out_of_patience()
         should_stop = reason is not None or signalled
         saved = None
@@ -395,46 +367,12 @@ class TrainLoop:
         if reason is not None:
             logger.info("Stopping training due to %s", reason)
         if signalled:
-            how = checkpoint_utils.how_it_goes_on(
-                self.cfg.checkpoint, self.trainer.get_num_updates(), saved
-            )
+            how = checkpoint_utils.how_it_goes_on(self.cfg.checkpoint, updates, saved)
             logger.warning("stopped by %s: %s", self.stop.name, how)
         if should_stop:
-            updates = self.trainer.get_num_updates()
             self.folder.note("stop", update=updates, reason=reason or self.stop.name)
             distributed_utils.barrier()  # whoever ends first would take the one that writes along
         return valid_losses, should_stop
-
-    def _is_time(self, end_of_epoch: bool, updated: bool, at_limit: bool) -> tuple[bool, bool]:
-        """Tell whether to save and whether to validate now."""
-        data, updates = self.cfg.dataset, self.trainer.get_num_updates()
-        max_epoch = self.cfg.optimization.max_epoch
-        is_last = at_limit or (end_of_epoch and 0 < max_epoch <= self.position.epoch)
-        late_enough = updates >= data.validate_after_updates
-        do_save, do_validate = self._due(end_of_epoch, updated)
-        allowed = late_enough and not data.disable_validation
-        return do_save or is_last, (do_validate or is_last) and allowed
-
-    def _due(self, end_of_epoch: bool, updated: bool) -> tuple[bool, bool]:
-        """Tell whether the intervals ask for saving and for validating, wherever the run ends."""
-        data, checkpoint = self.cfg.dataset, self.cfg.checkpoint
-        updates, epoch = self.trainer.get_num_updates(), self.position.epoch
-        late_enough = updates >= data.validate_after_updates
-
-        def interval(length: int) -> bool:
-            return updated and length > 0 and updates > 0 and updates % length == 0
-
-        do_save = (
-            (end_of_epoch and epoch % checkpoint.save_interval == 0)
-            or (interval(checkpoint.save_interval_updates) and late_enough)
-            or (updated and bool(checkpoint_utils.milestones(checkpoint, self.trainer)))
-        )
-        do_validate = (
-            (not end_of_epoch and do_save)
-            or (end_of_epoch and epoch % data.validate_interval == 0)
-            or interval(data.validate_interval_updates)
-        )
-        return do_save, do_validate
 
     def _save(self, val_loss: float | None, always: bool) -> str | None:
         path = checkpoint_utils.save_checkpoint(
@@ -442,24 +380,6 @@ class TrainLoop:
         )
         self.saved_at = self.trainer.get_num_updates()
         return path
-
-    def _note_progress(self, value: float) -> None:
-        """Count validations without progress, across restarts."""
-        progress = self.trainer.progress
-        best = progress.get("best_for_patience")
-        sign = 1 if self.cfg.checkpoint.maximize_best_checkpoint_metric else -1
-        if math.isfinite(value) and (best is None or sign * value > sign * best):
-            progress.update(best_for_patience=value, validations_without_progress=0)
-        else:
-            count = progress.get("validations_without_progress", 0)
-            progress["validations_without_progress"] = count + 1
-
-    def _out_of_patience(self) -> str | None:
-        """Return why training must end now, None if it need not."""
-        patience = self.cfg.checkpoint.patience
-        if not 0 < patience <= self.trainer.progress.get("validations_without_progress", 0):
-            return None
-        return f"patience: no better validation among the last {patience}"
 
     def _validate_all(self) -> list[float | None] | None:
         """Evaluate all subsets; None if a signal came before the end."""
@@ -482,34 +402,23 @@ class TrainLoop:
             DataError: if there is nothing to evaluate.
         """
         cfg, trainer = self.cfg, self.trainer
-        if cfg.dataset.fixed_validation_seed is not None:
-            utils.set_torch_seed(cfg.dataset.fixed_validation_seed)
         epoch = self.position.epoch
         trainer.begin_valid_epoch(epoch)
         batches = trainer.get_valid_iterator(subset).next_epoch_itr(
             shuffle=False, set_dataset_epoch=False
         )
         prefix = f"valid on '{subset}' subset"
-        with (
-            self._progress(batches, epoch, prefix) as progress,
-            metrics.aggregate(new_root=True) as aggregated,
-        ):
-            for number, sample in enumerate(progress):
-                limit = cfg.dataset.max_valid_steps
-                if limit is not None and number >= limit:
-                    break
-                trainer.valid_step(sample)
-                if self.stop.received():
-                    return None
-            stats = aggregated.get_smoothed_values()
-            if not stats:
-                raise DataError(
-                    f"there is no batch to validate on in '{subset}'; the original's rule "
-                    f"(--data-rng {cfg.dataset.data_rng}) drops batches that are no multiple of "
-                    f"--required-batch-size-multiple {cfg.dataset.required_batch_size_multiple}"
-                )
-            if hasattr(self.task, "post_validate"):
-                self.task.post_validate(trainer.get_model(), stats, aggregated)
+        limit, model = cfg.dataset.max_valid_steps, trainer.get_model()
+        with self._progress(batches, epoch, prefix) as progress:
+            found = figures_of(
+                *(cfg, self.task, model, subset, progress),
+                trainer.valid_step,
+                limit,
+                self.stop.received,
+            )
+            if found is None:
+                return None
+            stats, aggregated = found
             stats["num_updates"] = trainer.get_num_updates()
             metric = cfg.checkpoint.best_checkpoint_metric
             if metric not in stats:

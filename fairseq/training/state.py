@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from fairseq import utils
@@ -40,6 +39,7 @@ from fairseq.models.ema import EMA
 from fairseq.optim import build_optimizer
 from fairseq.optim.lr_scheduler import build_lr_scheduler
 from fairseq.tasks.dictionaries import LABELS, check_dictionaries, dictionary_record
+from fairseq.tasks.precision import weights_dtype
 
 logger = logging.getLogger("fairseq.trainer_state")
 
@@ -65,7 +65,7 @@ class TrainingState:
         self.device = choose_device(cfg)
         self.world = distributed_utils.get_world_size()
         self.rank = distributed_utils.get_rank()
-        self.weights_dtype = self._weights_dtype()
+        self.weights_dtype = weights_dtype(cfg.common, self.device)
         self._model = model.to(device=self.device, dtype=self.weights_dtype)
         self._criterion = criterion.to(device=self.device, dtype=self.weights_dtype)
         self._wrapped: Any = None
@@ -75,7 +75,6 @@ class TrainingState:
         self._optim_history: list[dict[str, Any]] = []
         self._started = time.time()
         self._previous_training_time = 0.0
-        self._loaded: tuple[str, dict[str, Any]] | None = None
         self.best: float | None = None
         self.progress: dict[str, Any] = {}
         self.lineage: list[dict[str, Any]] = []
@@ -90,13 +89,6 @@ class TrainingState:
     @staticmethod
     def _start_wall_clock() -> None:
         metrics.log_start_time("wall", priority=790, round=0)
-
-    def _weights_dtype(self) -> torch.dtype | None:
-        """Return the type of the weights, None for what the model was built with."""
-        common = self.cfg.common
-        if common.fp16 and self.device.type == "cpu":
-            logger.warning("half precision is slow on a CPU; bf16 (--bf16) or fp32 is faster")
-        return torch.float16 if common.fp16 else torch.bfloat16 if common.bf16 else None
 
     # -- parts -----------------------------------------------------------------------------------
 
@@ -275,10 +267,6 @@ class TrainingState:
 
     # -- restoring -------------------------------------------------------------------------------
 
-    def use_loaded(self, loaded: tuple[str, dict[str, Any]] | None) -> None:
-        """Hand over a checkpoint that was read already, as ``(path, content)``."""
-        self._loaded = loaded
-
     def load_checkpoint(
         self,
         filename: str,
@@ -286,6 +274,7 @@ class TrainingState:
         reset_lr_scheduler: bool = False,
         optimizer_overrides: Mapping[str, Any] | None = None,
         reset_meters: bool = False,
+        loaded: tuple[str, dict[str, Any]] | None = None,
     ) -> dict[str, Any] | None:
         """Restore a run.
 
@@ -296,6 +285,7 @@ class TrainingState:
             reset_lr_scheduler: do not restore the schedule.
             optimizer_overrides: replace values of the optimizer's groups.
             reset_meters: do not restore the meters.
+            loaded: ``(path, content)`` of the checkpoint, if it was read already.
 
         Returns:
             its ``extra_state``, None if there is no such file.
@@ -303,11 +293,10 @@ class TrainingState:
         Raises:
             CheckpointError: if it does not fit.
         """
-        if not PathManager.exists(filename):
+        if loaded is None and not PathManager.exists(filename):
             logger.info("No existing checkpoint found %s", filename)
             return None
-        filename, state = self._loaded or load_newest(filename)
-        self._loaded = None
+        filename, state = loaded or load_newest(filename)
         check_dictionaries(filename, state, self.task, (LABELS,) if reset_optimizer else ())
         self._load_modules(filename, state)
         extra_state, record = state["extra_state"], record_of(state)

@@ -22,8 +22,12 @@ from fairseq.config.sections import FairseqConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.errors import FairseqError
 from fairseq.logging import metrics
+from fairseq.optim.amp_optimizer import amp_dtype
 from fairseq.rng import derive_seed
+from fairseq.tasks import validation
+from fairseq.tasks.precision import autocast, to_device
 from fairseq.training.effort import Effort, peak_of
+from fairseq.training.nan_detector import NanDetector
 from fairseq.training.smaller_batches import cells_of, halves, is_out_of_memory
 from fairseq.training.spikes import SpikePolicy
 from fairseq.training.state import TrainingState
@@ -35,39 +39,65 @@ MAX_BAD_UPDATES = 10
 ROWS_OF = "_rows_of_"  # marks, among added numbers, tensors that are joined instead
 
 
-def inputs_as(sample: Any, dtype: torch.dtype) -> Any:
-    """Return a batch whose fp32 model inputs have the type of the weights.
-
-    Labels, log-probabilities of a teacher and weights of a loss stay as they are: in bf16, 0.1 is
-    0.1001. Inputs are what lies in ``net_input`` (or ``net_input0`` and so on); where there is no
-    such key, everything but ``target``.
-    """
-    if not isinstance(sample, dict):
-        return utils.apply_to_sample(lambda t: _cast(t, dtype), sample)
-    named = [key for key in sample if str(key).startswith("net_input")]
-    inputs = named or [key for key in sample if key != "target"]
-    cast = {key: utils.apply_to_sample(lambda t: _cast(t, dtype), sample[key]) for key in inputs}
-    return {**sample, **cast}
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.dtype == torch.float32 else tensor
-
-
 class NotFiniteError(FairseqError, FloatingPointError):
     """Gradients are not finite, again and again."""
 
 
-class Trainer(TrainingState):
+class _OfState:
+    """An attribute or a method of the trainer's state, under its own name."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, trainer: Trainer | None, owner: type | None = None) -> Any:
+        return self if trainer is None else getattr(trainer.state, self.name)
+
+    def __set__(self, trainer: Trainer, value: object) -> None:
+        setattr(trainer.state, self.name, value)
+
+
+class Trainer:
     """Trains a model on a task; the arguments are those of :class:`TrainingState`.
 
+    What the state knows is found under the same name here, as plug-ins expect.
+
     Attributes:
+        state: what is saved and restored.
         skipped: why the latest update changed nothing, None if it did.
         spiked: whether that is because its loss jumped.
     """
 
+    cfg = _OfState()
+    task = _OfState()
+    device = _OfState()
+    world = _OfState()
+    rank = _OfState()
+    weights_dtype = _OfState()
+    model = _OfState()
+    criterion = _OfState()
+    optimizer = _OfState()
+    lr_scheduler = _OfState()
+    ema = _OfState()
+    parameters = _OfState()
+    get_model = _OfState()
+    best = _OfState()
+    progress = _OfState()
+    lineage = _OfState()
+    should_save_checkpoint_on_current_rank = _OfState()
+    lr_step = _OfState()
+    lr_step_begin_epoch = _OfState()
+    lr_step_update = _OfState()
+    get_lr = _OfState()
+    get_num_updates = _OfState()
+    set_num_updates = _OfState()
+    cumulative_training_time = _OfState()
+    state_dict = _OfState()
+    save_checkpoint = _OfState()
+    load_checkpoint = _OfState()
+    rewind = _OfState()
+
     def __init__(self, cfg: FairseqConfig, task: Any, model: Any, criterion: Any) -> None:
-        super().__init__(cfg, task, model, criterion)
+        self.state = TrainingState(cfg, task, model, criterion)
         self.skipped: str | None = None
         self._grad_norm: Tensor = torch.tensor(0.0)
         self._bad_updates = 0
@@ -86,7 +116,9 @@ class Trainer(TrainingState):
     # -- data ------------------------------------------------------------------------------------
 
     def _max_positions(self) -> Any:
-        return utils.resolve_max_positions(self.task.max_positions(), self._model.max_positions())
+        return utils.resolve_max_positions(
+            self.task.max_positions(), self.get_model().max_positions()
+        )
 
     def get_train_iterator(
         self,
@@ -137,20 +169,13 @@ class Trainer(TrainingState):
 
     def get_valid_iterator(self, subset: str, disable_iterator_cache: bool = False) -> Any:
         """Return the iterator over a validation split, sharded, never shuffled."""
-        data = self.cfg.dataset
-        iterator = self.task.get_batch_iterator(
-            dataset=self.task.dataset(subset),
-            max_tokens=data.max_tokens_valid,
-            max_sentences=data.batch_size_valid,
-            max_positions=utils.resolve_max_positions(self._max_positions(), data.max_tokens_valid),
-            ignore_invalid_inputs=data.skip_invalid_size_inputs_valid_test,
-            required_batch_size_multiple=data.required_batch_size_multiple,
-            seed=self.cfg.common.seed,
+        iterator = validation.valid_batches(
+            self.cfg,
+            self.task,
+            self.get_model(),
+            subset,
             num_shards=self.world,
             shard_id=self.rank,
-            num_workers=data.num_workers,
-            epoch=1,
-            data_buffer_size=data.data_buffer_size,
             disable_iterator_cache=disable_iterator_cache,
         )
         self._dummy_batch = self._dummy_batch or iterator.first_batch
@@ -163,8 +188,8 @@ class Trainer(TrainingState):
         self.task.begin_epoch(epoch, self.get_model())
 
     def begin_valid_epoch(self, epoch: int) -> None:
-        """Tell the task that a validation begins."""
-        self.task.begin_valid_epoch(epoch, self.get_model())
+        """Seed torch if the settings say so, and tell the task that a validation begins."""
+        validation.begin_validation(self.cfg, self.task, self.get_model(), epoch)
 
     def _prepare_sample(self, sample: Any) -> tuple[Any, bool]:
         """Move a batch to the device; an empty one is replaced by the first batch of the run.
@@ -176,30 +201,13 @@ class Trainer(TrainingState):
         if is_filler:
             assert self._dummy_batch not in (None, "DUMMY"), "no batch was seen yet"
             sample = self._dummy_batch
-        sample = utils.move_to_device(sample, self.device)
-        if self.weights_dtype is not None:
-            sample = inputs_as(sample, self.weights_dtype)
-        return sample, is_filler
+        return to_device(sample, self.device, self.weights_dtype), is_filler
 
     # -- one update ------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _precision(self) -> Iterator[None]:
-        """Run the forward pass in mixed precision if ``--amp`` asks for it."""
-        if not self.cfg.common.amp:
-            yield
-            return
-        with torch.autocast(self.device.type, dtype=self._amp_dtype()):
-            yield
-
-    def _amp_dtype(self) -> torch.dtype:
-        from fairseq.optim.amp_optimizer import amp_dtype
-
-        return amp_dtype(self.cfg, self.device)
-
     def _peak(self) -> float:
-        dtype = self._amp_dtype() if self.cfg.common.amp else self.weights_dtype
         common = self.cfg.common
+        dtype = amp_dtype(self.cfg, self.device) if common.amp else self.weights_dtype
         return peak_of(common.peak_tflops, self.device, dtype or torch.float32, self.world)
 
     def _seed(self, micro: int) -> None:
@@ -211,12 +219,12 @@ class Trainer(TrainingState):
         if self.cfg.dataset.data_rng == "philox":
             shift = self.spikes.seed_shift(self.progress)
             purpose = f"update after return {shift}" if shift else "update"
-            value = derive_seed(seed, purpose, self._num_updates, self.rank, micro)
+            value = derive_seed(seed, purpose, self.get_num_updates(), self.rank, micro)
             torch.manual_seed(value)
             random.seed(value)
             np.random.seed(value % 2**32)
         elif micro == 0:
-            torch.manual_seed(seed + self._num_updates)
+            torch.manual_seed(seed + self.get_num_updates())
 
     @metrics.aggregate("train")
     def train_step(self, samples: Sequence[Any], raise_oom: bool = False) -> dict[str, Any] | None:
@@ -234,16 +242,19 @@ class Trainer(TrainingState):
             NotFiniteError: if that happens again and again.
         """
         metrics.log_start_time("train_wall", priority=800, round=0)
-        self._model.train()
-        self._criterion.train()
+        self.get_model().train()
+        self.criterion.train()
         self.optimizer.zero_grad()
         prepared = [self._prepare_sample(sample) for sample in samples]
-        self._criterion.prepare_update([sample for sample, filler in prepared if not filler])
+        self.criterion.prepare_update([sample for sample, filler in prepared if not filler])
         logs, sample_size = self._share(*self._accumulate(self._small_enough(prepared)))
         self.effort.add(logs, self.progress)
+        bad_before = self._bad_updates
         self.skipped = self._spike(logs, sample_size) or self._step(sample_size)
         if self.skipped is not None:
             logger.warning(self.skipped)
+            if self._bad_updates > bad_before == 1:  # one may be a freak; two are worth a look
+                self._look_for_cause(prepared)
         output = self._log_update(logs) if self.skipped is None else None
         metrics.log_stop_time("train_wall")
         return output
@@ -273,21 +284,42 @@ class Trainer(TrainingState):
         sample_size: Any = 0
         for micro, (sample, is_filler) in enumerate(prepared):
             self._cells = cells_of(sample)
-            self._seed(micro)
-            with self._no_sync_unless(micro == len(prepared) - 1), self._precision():
-                _, size, log = self.task.train_step(
-                    sample,
-                    self.model,
-                    self._criterion,
-                    self.optimizer,
-                    self._num_updates,
-                    is_filler,
-                    **self._ema_model(),
-                )
+            with self._no_sync_unless(micro == len(prepared) - 1):
+                size, log = self._forward_backward(micro, sample, is_filler)
             if not is_filler:
                 logs.append({**log, **self.effort.of_batch(sample, log)})
                 sample_size = sample_size + size
         return logs, sample_size
+
+    def _forward_backward(
+        self, micro: int, sample: Any, is_filler: bool
+    ) -> tuple[Any, dict[str, Any]]:
+        """Run a micro-batch forward and backward; return its sample size and logging output."""
+        self._seed(micro)
+        with autocast(self.cfg, self.device):
+            _, size, log = self.task.train_step(
+                sample,
+                self.model,
+                self.criterion,
+                self.optimizer,
+                self.get_num_updates(),
+                is_filler,
+                **validation.averaged_model(self.task, self.ema),
+            )
+        return size, log
+
+    def _look_for_cause(self, prepared: list[tuple[Any, bool]]) -> None:
+        """Run an update whose gradient is not finite once more; log the module that broke it.
+
+        Processes do not wait for each other here: a report that fails on one ends none of them.
+        """
+        try:
+            with NanDetector(self.get_model()), self._no_sync_unless(False):
+                for micro, (sample, is_filler) in enumerate(self._small_enough(prepared)):
+                    self._forward_backward(micro, sample, is_filler)
+        except RuntimeError as error:  # hooks do not suit every module, nor do they fit any memory
+            logger.warning("the module that broke the update cannot be told: %s", error)
+        self.optimizer.zero_grad()
 
     def _smaller(
         self, prepared: list[tuple[Any, bool]], error: RuntimeError
@@ -309,7 +341,7 @@ class Trainer(TrainingState):
     def _small_enough(self, prepared: list[tuple[Any, bool]]) -> list[tuple[Any, bool]]:
         """Return micro-batches that are smaller than what did not fit into memory, if any did."""
         most = self.progress.get("most_cells")
-        if most is None or self.world > 1 or not self._criterion.sums_over_rows:
+        if most is None or self.world > 1 or not self.criterion.sums_over_rows:
             return prepared
         parts: list[tuple[Any, bool]] = []
         dataset = self.task.dataset(self.cfg.dataset.train_subset)
@@ -326,16 +358,11 @@ class Trainer(TrainingState):
             return None
         total = sum(float(utils.item(log.get("loss", 0.0))) for log in logs)
         loss = total / float(utils.item(sample_size) or 1.0)
-        reason = self.spikes.verdict(loss, self._num_updates, self.progress)
+        reason = self.spikes.verdict(loss, self.get_num_updates(), self.progress)
         if reason is not None:
             self.spiked = True
             self.optimizer.zero_grad()
         return reason
-
-    def _ema_model(self) -> dict[str, Any]:
-        """Return the averaged model for tasks that ask for it by their attribute ``uses_ema``."""
-        uses_ema = self.ema is not None and getattr(self.task, "uses_ema", False)
-        return {"ema_model": self.ema.get_model()} if self.ema is not None and uses_ema else {}
 
     @contextlib.contextmanager
     def _no_sync_unless(self, is_last: bool) -> Iterator[None]:
@@ -352,7 +379,7 @@ class Trainer(TrainingState):
 
         Numbers are added; tensors of two dimensions are joined along the first.
         """
-        if self.world == 1 and not self.task.logging_outputs_can_be_summed(self._criterion):
+        if self.world == 1 and not self.task.logging_outputs_can_be_summed(self.criterion):
             return logs, sample_size
         total: dict[str, Any] = {}
         rows: dict[str, Any] = {}
@@ -381,23 +408,23 @@ class Trainer(TrainingState):
             if self.world > 1 and not hasattr(self.model, "module"):
                 optimizer.all_reduce_grads(self.model)
             if self.world > 1:
-                distributed_utils.average_gradients(self._criterion)
+                distributed_utils.average_gradients(self.criterion)
             optimizer.multiply_grads(self.world / denominator)
             self._grad_norm = optimizer.clip_grad_norm(self.cfg.optimization.clip_norm)
             if not bool(torch.isfinite(torch.as_tensor(self._grad_norm))):
                 return self._skip_bad_update()
-            self.task.optimizer_step(optimizer, self._model, self._num_updates)
+            self.task.optimizer_step(optimizer, self.get_model(), self.get_num_updates())
         except OverflowError as overflow:
             optimizer.zero_grad()
             return f"NOTE: gradient overflow detected, ignoring gradient, {overflow}"
         except FloatingPointError as error:
             raise NotFiniteError(str(error)) from error
         self._bad_updates = 0
-        self.set_num_updates(self._num_updates + 1)
+        self.set_num_updates(self.get_num_updates() + 1)
         if self.ema is not None:
-            self.ema.step(self._model, self._num_updates)
+            self.ema.step(self.get_model(), self.get_num_updates())
         every = self.cfg.common.empty_cache_freq
-        if every > 0 and self._num_updates % every == 0 and self.device.type == "cuda":
+        if every > 0 and self.get_num_updates() % every == 0 and self.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
 
@@ -412,34 +439,21 @@ class Trainer(TrainingState):
         if self._bad_updates >= MAX_BAD_UPDATES:
             raise FloatingPointError(
                 f"the gradient was not finite in {MAX_BAD_UPDATES} updates in a row (update "
-                f"{self._num_updates}); lower --lr, set --clip-norm, or use --bf16, not --fp16"
+                f"{self.get_num_updates()}); lower --lr, set --clip-norm, or use --bf16, not --fp16"
             )
-        return (
-            f"update {self._num_updates}: the gradient norm is {norm}; the weights stay as they are"
-        )
+        update = self.get_num_updates()
+        return f"update {update}: the gradient norm is {norm}; the weights stay as they are"
 
-    @torch.no_grad()
     def valid_step(self, sample: Any, raise_oom: bool = False) -> dict[str, Any] | None:
-        """Evaluate one batch; returns its logging output."""
-        self._model.eval()
-        self._criterion.eval()
+        """Evaluate one batch and log its figures; return them."""
         sample, is_filler = self._prepare_sample(sample)
-        with self._precision():
-            _, sample_size, log = self.task.valid_step(
-                sample, self.model, self._criterion, **self._ema_model()
-            )
-        logs = [] if is_filler else [log]
-        logs, _ = self._share(logs, 0 if is_filler else sample_size)
-        return self._reduce_logs(logs)
+        size, log = validation.valid_step(
+            self.cfg, self.task, self.model, self.criterion, sample, self.device, self.ema
+        )
+        logs, _ = self._share([] if is_filler else [log], 0 if is_filler else size)
+        return validation.log_figures(self.task, self.criterion, logs)
 
     # -- statistics ------------------------------------------------------------------------------
-
-    def _reduce_logs(self, logs: list[Any]) -> dict[str, Any]:
-        if not any(logs):
-            return {}
-        with metrics.aggregate() as aggregated:
-            self.task.reduce_metrics(logs, self._criterion)
-        return dict(aggregated.get_smoothed_values())
 
     def _log_update(self, logs: list[Any]) -> dict[str, Any]:
         metrics.log_speed("ups", 1.0, priority=100, round=2)
@@ -450,7 +464,7 @@ class Trainer(TrainingState):
             metrics.log_scalar("clip", clipped, priority=500, round=1)
         with metrics.aggregate() as aggregated:
             if logs:
-                self.task.reduce_metrics(logs, self._criterion)
+                self.task.reduce_metrics(logs, self.criterion)
         self.effort.report(self.progress, self.lineage)
         scaler = getattr(self.optimizer, "scaler", None)
         if scaler is not None:

@@ -41,6 +41,7 @@ from fairseq.data.batches.epochs import EpochBatchIterator
 from fairseq.errors import CheckpointError, ConfigError, MissingFileError
 from fairseq.files import io
 from fairseq.files.safe_load import safe_load
+from fairseq.tasks.base import FairseqTask
 
 # -- a trainer that only saves ---------------------------------------------------------------------
 
@@ -53,7 +54,7 @@ class SavingTrainer:
     def __init__(self, task: Any = None) -> None:
         self.best: float | None = None
         self.updates = 0
-        self.task = task
+        self.task = task or FairseqTask(None)
 
     def get_num_updates(self) -> int:
         return self.updates
@@ -665,10 +666,11 @@ def test_the_schedule_hears_of_the_epoch_that_just_ended(tmp_path: Path) -> None
     assert steps(3, 0, reset_dataloader=True) != [(2, 2.5)]
 
 
-class Counting:
+class Counting(FairseqTask):
     """A task that keeps a number in the checkpoint."""
 
     def __init__(self, seen: int) -> None:
+        super().__init__(None)
         self.seen = seen
 
     def get_checkpoint_dict(self) -> dict[str, Any]:

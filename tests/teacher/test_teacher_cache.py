@@ -18,6 +18,7 @@ from fairseq.criterions.base import predicted_positions
 from fairseq.errors import CheckpointError, ConfigError, DataError, MissingFileError
 from fairseq.evaluation.teacher_outputs import write_teacher_cache
 from fairseq.ops.linear_distillation import SparseTeacher, linear_distillation
+from fairseq.tasks import validation
 from fairseq.teacher.cache import TeacherCache
 from fairseq_cli.validate import run
 
@@ -78,7 +79,7 @@ def batches(data: Path, flags: dict[str, Any]) -> Any:
     return (
         model,
         task,
-        list(evaluation.batches_of(cfg, task, model, "train").next_epoch_itr(shuffle=False)),
+        list(validation.valid_batches(cfg, task, model, "train").next_epoch_itr(shuffle=False)),
     )
 
 

@@ -14,9 +14,9 @@ from tiny_run import Recorder, config, content, digest, make_corpus, train
 from fairseq.config.sections import OptimizationConfig
 from fairseq.errors import ConfigError
 from fairseq.logging.sinks import read_jsonl
+from fairseq.training import loop
 from fairseq.training.effort import Effort, peak_of
 from fairseq.training.freeze import freeze_parts, layers_of
-from fairseq.training.trainer import Trainer
 
 LAST = "checkpoint_last.pt"
 
@@ -90,14 +90,14 @@ def test_totals_are_sums_over_updates_and_restarts(
 def test_lineage_adds_to_the_operations(data: Path, tmp_path: Path) -> None:
     train(config(data, tmp_path / "a", max_update=2))
     steps = [{"method": "finetune", "flops": 10**9, "tokens": 7}, {"method": "extract"}]
-    original = Trainer.use_loaded
+    original = loop.restore
 
-    def use_loaded(trainer: Trainer, loaded: Any) -> None:
-        original(trainer, loaded)
+    def restore(cfg: Any, trainer: Any, *start: Any, **also: Any) -> Any:
         trainer.lineage = steps
+        return original(cfg, trainer, *start, **also)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "use_loaded", use_loaded)
+        patch.setattr(loop, "restore", restore)
         train(config(data, tmp_path / "b", max_update=2))
     alone, after = (inner(tmp_path / name)[-1] for name in "ab")
     assert after["flops"] == alone["flops"] + 10**9 and after["tokens"] == alone["tokens"]

@@ -10,7 +10,7 @@ import torch
 from tiny_run import config, make_corpus, train
 
 from fairseq.criterions.masked_lm import MaskedLmLoss
-from fairseq.training.trainer import inputs_as
+from fairseq.tasks.precision import inputs_as
 
 HALF = torch.bfloat16
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_run import Recorder, config, make_corpus, train
 from torch import Tensor, nn
 
 from fairseq.training.nan_detector import NanDetector
+from fairseq.training.trainer import Trainer
 from tests.models.tiny_lm import POSITIONS, tiny_lm
 from tests.models.tiny_roberta import TOKENS, tiny
 
@@ -75,3 +78,32 @@ def test_the_backward_pass(caplog: pytest.LogCaptureFixture) -> None:
     first, second = caplog.messages
     assert first == f"not finite in the backward pass: {FC1} (from finite values)"
     assert second.startswith("gradients are not finite: encoder.") and " and " in second
+
+
+def test_a_run_names_what_broke_its_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three updates in a row: the module is told once, and the run goes on."""
+    data = make_corpus(tmp_path / "data")
+
+    def run(name: str, breaks: bool) -> dict[int, str]:
+        with monkeypatch.context() as patch:
+
+            def before(trainer: Trainer, calls: int) -> None:
+                layer = trainer.get_model().get_submodule(FC1.removesuffix(".fc1"))
+                if breaks and calls == 2:
+                    layer.fc1 = Bad(layer.fc1)
+                elif breaks and calls == 5:
+                    layer.fc1 = layer.fc1.layer
+
+            recorder = Recorder(patch, before)
+            train(config(data, tmp_path / name, max_update=5 if breaks else 2))
+            return recorder.losses
+
+    expected = run("whole", breaks=False)
+    with caplog.at_level("WARNING"):
+        losses = run("broken", breaks=True)
+    assert [losses[1], losses[2]] == [expected[1], expected[2]] and len(losses) == 5
+    told = [text for text in caplog.messages if text.startswith("not finite in the backward pass")]
+    assert told == [f"not finite in the backward pass: {FC1} (from finite values)"]
+    assert sum("the weights stay as they are" in text for text in caplog.messages) == 3

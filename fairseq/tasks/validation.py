@@ -1,0 +1,139 @@
+"""Validation: the one loop of training runs and of fairseq-validate.
+
+Both read the same batches in the precision of the run and reduce the figures batch by batch, so
+that they print the same. Who calls hands in the step: the trainer's adds up over processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from fairseq import utils
+from fairseq.config.sections import FairseqConfig
+from fairseq.criterions.base import FairseqCriterion
+from fairseq.errors import DataError
+from fairseq.logging import metrics
+from fairseq.logging.meters import MetersDict
+from fairseq.models.ema import EMA
+from fairseq.tasks.base import FairseqTask
+from fairseq.tasks.precision import autocast
+
+
+def valid_batches(
+    cfg: FairseqConfig, task: FairseqTask, model: Any, subset: str, epoch: int = 1, **more: Any
+) -> Any:
+    """Return the iterator over a loaded subset.
+
+    Args:
+        cfg: the configuration of the run.
+        task: holds the subset.
+        model: says how long a sample may be.
+        subset: its name.
+        epoch: whose masks are drawn; those of validations never change.
+        **more: arguments of ``task.get_batch_iterator``, such as this process's share.
+    """
+    data = cfg.dataset
+    limits = task.max_positions(), model.max_positions(), data.max_tokens_valid
+    return task.get_batch_iterator(
+        dataset=task.dataset(subset),
+        max_tokens=data.max_tokens_valid,
+        max_sentences=data.batch_size_valid,
+        max_positions=utils.resolve_max_positions(*limits),
+        ignore_invalid_inputs=data.skip_invalid_size_inputs_valid_test,
+        required_batch_size_multiple=data.required_batch_size_multiple,
+        seed=cfg.common.seed,
+        num_workers=data.num_workers,
+        epoch=epoch,
+        data_buffer_size=data.data_buffer_size,
+        **more,
+    )
+
+
+def averaged_model(task: FairseqTask, ema: EMA | None) -> dict[str, Any]:
+    """Return the averaged model as a further argument of the steps of tasks that ask for it."""
+    return {"ema_model": ema.get_model()} if ema is not None and task.uses_ema else {}
+
+
+@torch.no_grad()
+def valid_step(
+    cfg: FairseqConfig,
+    task: FairseqTask,
+    model: Any,
+    criterion: Any,
+    sample: dict[str, Any],
+    device: torch.device,
+    ema: EMA | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Evaluate a batch that lies on the device; return ``(sample_size, logging_output)``."""
+    model.eval()
+    criterion.eval()
+    with autocast(cfg, device):
+        _, size, log = task.valid_step(sample, model, criterion, **averaged_model(task, ema))
+    return size, log
+
+
+def log_figures(
+    task: FairseqTask, criterion: FairseqCriterion, logs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Log what a batch came to; return it."""
+    if not any(logs):
+        return {}
+    with metrics.aggregate() as aggregated:
+        task.reduce_metrics(logs, criterion)
+    return dict(aggregated.get_smoothed_values())
+
+
+def begin_validation(cfg: FairseqConfig, task: FairseqTask, model: Any, epoch: int) -> None:
+    """Seed torch if the settings say so, and tell the task; before the batches are cut."""
+    if cfg.dataset.fixed_validation_seed is not None:
+        utils.set_torch_seed(cfg.dataset.fixed_validation_seed)
+    task.begin_valid_epoch(epoch, model)
+
+
+def figures_of(
+    cfg: FairseqConfig,
+    task: FairseqTask,
+    model: Any,
+    subset: str,
+    batches: Iterable[Any],
+    step: Callable[[Any], Mapping[str, Any] | None],
+    limit: int | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, Any], MetersDict] | None:
+    """Evaluate a subset; the task may add figures in ``post_validate``.
+
+    Args:
+        cfg: the configuration of the run.
+        task: its task.
+        model: for the task's hook.
+        subset: its name, for messages.
+        batches: of the subset.
+        step: evaluates a batch and logs its figures.
+        limit: evaluate so many batches only.
+        stopped: asked after each batch.
+
+    Returns:
+        ``(figures as they are printed, their meters)``; None if it was stopped.
+
+    Raises:
+        DataError: if there is nothing to evaluate.
+    """
+    with metrics.aggregate(new_root=True) as aggregated:
+        for number, sample in enumerate(batches):
+            if limit is not None and number >= limit:
+                break
+            step(sample)
+            if stopped():
+                return None
+        stats = dict(aggregated.get_smoothed_values())
+        if not stats:
+            raise DataError(
+                f"there is no batch to validate on in '{subset}'; the original's rule "
+                f"(--data-rng {cfg.dataset.data_rng}) drops batches that are no multiple of "
+                f"--required-batch-size-multiple {cfg.dataset.required_batch_size_multiple}"
+            )
+        task.post_validate(model, stats, aggregated)
+    return stats, aggregated
