@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +146,27 @@ def test_a_criterion_with_weights_and_global_negatives(data: Path, tmp_path: Pat
     assert not torch.equal(maps[0], torch.eye(32))
 
 
-def test_saved_by_two_resumed_by_one(data: Path, tmp_path: Path) -> None:
-    flags = {"required_batch_size_multiple": 1, "total_num_update": 8}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert finish(start(data, whole, 1, update_freq=[2], max_update=8, **flags)) == [0]
-    assert finish(start(data, cut, 2, max_update=3, **flags)) == [0, 0]
-    assert finish(start(data, cut, 1, update_freq=[2], max_update=8, **flags)) == [0]
+MORE_WORLDS = [(a, b) for a in (1, 2, 4) for b in (1, 2, 4) if (a, b) != (2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(2, 1), *(pytest.param(*pair, marks=pytest.mark.faults) for pair in MORE_WORLDS)],
+)
+def test_saved_by_some_resumed_by_others(
+    before: int, after: int, data: Path, tmp_path: Path, figure: Callable[[str, Any], None]
+) -> None:
+    """Four batches an update, however many processes share them; cut in the first epoch."""
+    flags = {"required_batch_size_multiple": 1, "total_num_update": 5, "max_update": 5}
+    whole, cut, notes = tmp_path / "whole", tmp_path / "cut", [tmp_path / "one", tmp_path / "two"]
+    assert finish(start(data, whole, 1, notes[0], update_freq=[4], **flags)) == [0]
+    for world, last in ((before, 2), (after, 5)):
+        more = {**flags, "max_update": last, "update_freq": [4 // world]}
+        assert finish(start(data, cut, world, notes[1], **more)) == [0] * world
+    read = [sorted(set(note.read_text(encoding="utf-8").splitlines())) for note in notes]
+    assert read[0] == read[1]
     assert_same(whole, cut)
+    figure(f"saved by {before} processes, resumed by {after}", "as one process")
 
 
 def test_same_samples_whatever_the_processes_and_workers(data: Path, tmp_path: Path) -> None:
@@ -169,15 +185,27 @@ def test_same_samples_whatever_the_processes_and_workers(data: Path, tmp_path: P
     assert len(seen) == 1
 
 
-def test_a_dead_process_ends_the_others(data: Path, tmp_path: Path) -> None:
-    pids = start(data, tmp_path / "run", 2, max_update=100_000, lr=[1e-6], total_num_update=100_000)
-    deadline = time.monotonic() + 40
-    while not (tmp_path / "run" / "metrics.jsonl").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(pids[1], signal.SIGKILL)
-    survivor, dead = finish(pids, seconds=30)
-    assert dead == -signal.SIGKILL and survivor > 0
+@pytest.mark.parametrize("times", tiny_run.faults(1, 20))
+def test_a_dead_process_ends_the_others(
+    times: int, data: Path, tmp_path: Path, figure: Callable[[str, Any], None]
+) -> None:
+    rng, seconds = random.Random(5), []
+    for number in range(times):
+        folder, flags = tmp_path / str(number), {"max_update": 100_000, "lr": [1e-6]}
+        pids = start(data, folder, 2, total_num_update=100_000, **flags)
+        deadline = time.monotonic() + 40
+        while not (folder / "metrics.jsonl").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 0.2) if number else 0)
+        victim = number % 2
+        os.kill(pids[1 - victim], signal.SIGKILL)
+        began = time.monotonic()
+        statuses = finish(pids, seconds=30)
+        seconds.append(time.monotonic() - began)
+        assert statuses[1 - victim] == -signal.SIGKILL and statuses[victim] > 0
+    figure("processes killed, the other ended with an error", times)
+    figure("processes killed: longest until the other's end, s", round(max(seconds), 1))
 
 
 def test_a_signal_to_one_stops_all_and_saves(data: Path, tmp_path: Path) -> None:

@@ -555,6 +555,31 @@ def test_the_second_trainer_in_a_folder_is_refused(data: Path, tmp_path: Path) -
     assert run(lambda: train(config(data, tmp_path))) == 0
 
 
+@pytest.mark.parametrize("pairs", faults(1, 20))
+def test_of_two_trainers_that_start_at_once_one_is_refused(
+    pairs: int,
+    data: Path,
+    tmp_path: Path,
+    reference: Callable[..., Outcome],
+    figure: Callable[[str, Any], None],
+) -> None:
+    rng, expected = random.Random(3), reference().digest
+
+    def work(folder: Path, delay: float) -> None:
+        time.sleep(delay)
+        try:
+            train(config(data, folder))
+        except ConfigError as error:
+            sys.exit(5 if " on " in str(error) and "process " in str(error) else 6)
+
+    for number in range(pairs):
+        folder, delay = tmp_path / str(number), rng.uniform(0, 0.02)
+        begun = [fork(lambda d=d, f=folder: work(f, d)) for d in (0.0, delay)]  # type: ignore[misc]
+        assert sorted(wait(pid) for pid in begun) == [0, 5]
+        assert digest(folder / LAST) == expected
+    figure("pairs of trainers in one folder, one refused", pairs)
+
+
 # -- what a launch does with what is there ---------------------------------------------------------
 
 
