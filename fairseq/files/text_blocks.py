@@ -10,12 +10,9 @@ import codecs
 import contextlib
 import io
 import itertools
-import multiprocessing
 import os
 import re
-import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fairseq.errors import DataError, FairseqError
 from fairseq.files.io import PathLike, require_file
+from fairseq.files.processes import begin_worker, safe_context
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -145,18 +143,9 @@ _worker_function: Callable[[Any], Any] | None = None
 
 
 def _start_worker(function: Callable[[Any], Any]) -> None:
-    """Prepare a worker process: it leaves Ctrl-C to its parent and does not outlive it."""
     global _worker_function
     _worker_function = function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    begin_worker()
 
 
 def _run(task: Any) -> Any:
@@ -256,9 +245,7 @@ def map_tasks(
     if num_workers <= 1:
         yield from map(function, tasks)
         return
-    # Forked workers start at once; they only run numpy and Python code, which a fork cannot hurt.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (function,))
+    pool = ProcessPoolExecutor(num_workers, safe_context(), _start_worker, (function,))
     try:
         for future in _ahead((pool.submit(_run, task) for task in tasks), 2 * num_workers):
             yield future.result()

@@ -13,10 +13,8 @@ import dataclasses
 import functools
 import itertools
 import logging
-import multiprocessing
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -29,6 +27,7 @@ from fairseq.errors import ConfigError, DataError, FairseqError, MissingFileErro
 from fairseq.files.documents import DatasetFolder, DocumentOptions, JsonLines, lines_of, reader_of
 from fairseq.files.io import PathLike, atomic_write
 from fairseq.files.line_reader import STANDARD, Block, LineReader, open_output
+from fairseq.files.processes import begin_worker, safe_context
 from fairseq.lazy import require_library
 
 logger = logging.getLogger(__name__)
@@ -134,8 +133,7 @@ _worker_job: AnyJob | None = None
 def _start_worker(job: AnyJob) -> None:
     global _worker_job
     _worker_job = job
-    # the parent stops the workers; without this each of them prints a traceback on Ctrl-C
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    begin_worker()
 
 
 def _work(block: Any) -> tuple[list[bytes], Summary]:
@@ -150,12 +148,6 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _start_method() -> str:
-    """Return "fork", which starts at once, where it is safe: with no other thread to lose."""
-    threads = "/proc/self/task"
-    return "fork" if os.path.isdir(threads) and len(os.listdir(threads)) == 1 else "spawn"
-
-
 def _map_blocks(job: AnyJob, workers: int) -> Generator[tuple[list[bytes], Summary], None, None]:
     """Yield ``job(block)`` in the order of the blocks, few of which are in memory at a time."""
     blocks: Iterator[Any] = job.reader.blocks()
@@ -163,8 +155,7 @@ def _map_blocks(job: AnyJob, workers: int) -> Generator[tuple[list[bytes], Summa
     if workers == 1 or len(head) < 2:
         yield from map(job, itertools.chain(head, blocks))
         return
-    context = multiprocessing.get_context(_start_method())
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(job,))
+    pool = ProcessPoolExecutor(workers, safe_context(), _start_worker, (job,))
     pending: collections.deque[Future[tuple[list[bytes], Summary]]] = collections.deque()
     try:
         for block in itertools.chain(head, blocks):

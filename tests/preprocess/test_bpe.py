@@ -17,7 +17,7 @@ import pytest
 from fairseq.data.encoders.byte_level import ByteLevelBPE, ByteLevelBPEConfig
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
 from fairseq.errors import ConfigError, DataError, FairseqError, MissingFileError
-from fairseq.files import line_reader
+from fairseq.files import line_reader, processes
 from fairseq.files.documents import choose_options
 from fairseq.preprocess import encode as bpe_module
 from fairseq.preprocess.encode import (
@@ -72,7 +72,7 @@ def test_corpus_file_equals_the_original(shared: Path, tmp_path: Path) -> None:
     assert Path(back).read_text("utf-8").split("\n") == [line.strip() for line in lines]
 
 
-@pytest.mark.parametrize("method", [bpe_module._start_method(), "spawn"])
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_workers_change_nothing(
     tmp_path: Path,
     encoder: ByteLevelBPE,
@@ -80,7 +80,7 @@ def test_workers_change_nothing(
     monkeypatch: pytest.MonkeyPatch,
     method: str,
 ) -> None:
-    monkeypatch.setattr(bpe_module, "_start_method", lambda: method)
+    monkeypatch.setattr(processes, "start_method", lambda: method)
     source = write(tmp_path / "in", *(f"{line} {n}" for n in range(40) for line in LINES))
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
     counts = [encode_files(encoder, [source], [out], workers=n) for n, out in ((1, one), (2, two))]
@@ -99,15 +99,6 @@ def test_errors_of_workers_arrive(
     with pytest.raises(DataError, match=r"in.txt: not UTF-8 at byte 500 \(line 51"):
         encode_files(encoder, [str(source)], [str(tmp_path / "out")], workers=2)
     assert os.listdir(tmp_path) == ["in.txt"]
-
-
-def test_start_method_avoids_forking_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os.path, "isdir", lambda path: True)
-    for threads, method in (["1"], "fork"), (["1", "2"], "spawn"):
-        monkeypatch.setattr(os, "listdir", lambda path, found=threads: found)
-        assert bpe_module._start_method() == method
-    monkeypatch.setattr(os.path, "isdir", lambda path: False)
-    assert bpe_module._start_method() == "spawn"
 
 
 def test_parallel_lines_are_dropped_together(tmp_path: Path, encoder: ByteLevelBPE) -> None:

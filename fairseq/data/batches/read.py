@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ import torch.utils.data
 
 from fairseq.distributed.signals import outlive_stop_signals
 from fairseq.errors import FairseqError
+from fairseq.files.processes import can_be_sent, exit_with_parent, safe_context
+
+logger = logging.getLogger(__name__)
 
 Request = tuple[int | None, Sequence[int] | np.ndarray]
 
@@ -56,7 +61,7 @@ class BatchLoader:
             sampler=self._requests,
             collate_fn=_as_is,
             num_workers=num_workers,
-            worker_init_fn=outlive_stop_signals,
+            worker_init_fn=begin_data_worker,
             timeout=timeout if num_workers > 0 else 0,  # torch refuses it without workers
             pin_memory=torch.cuda.is_available(),
             persistent_workers=persistent_workers and num_workers > 0,
@@ -72,9 +77,36 @@ class BatchLoader:
             FairseqError: if a worker dies or is stuck.
         """
         self._requests.items = requests
+        if self._loader.num_workers > 0:
+            self._loader.multiprocessing_context = data_context(self._loader.dataset)
         batches = iter(self._loader)
         _open.add(batches)
         return watched(batches)
+
+
+def begin_data_worker(worker: int) -> None:
+    """Prepare a process that reads data; for ``worker_init_fn``."""
+    outlive_stop_signals(worker)
+    exit_with_parent()
+
+
+def data_context(dataset: Any) -> BaseContext:
+    """Return how processes that read a dataset are started.
+
+    Torch's own choice is a fork, which is unsafe beside the threads that training runs. A dataset
+    that cannot be pickled, as of a plug-in, is forked all the same.
+    """
+    chosen = torch.multiprocessing.get_start_method(allow_none=True)
+    if chosen not in (None, "fork"):
+        return torch.multiprocessing.get_context(chosen)
+    context = safe_context()
+    if context.get_start_method() != "forkserver" or can_be_sent(dataset):
+        return context
+    logger.warning(
+        "the dataset cannot be pickled, so that processes that read it are forked from one that "
+        "runs threads; if they get stuck, use --num-workers 0"
+    )
+    return torch.multiprocessing.get_context("fork")
 
 
 def watched(batches: Iterator[Any]) -> Iterator[Any]:
