@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.installed-test
 EXCHANGEABLE := $(VENV)/.installed-hf
 
-.PHONY: help setup demo test check faults matrix bench data train clean
+.PHONY: help setup demo test check faults matrix interpreters bench data train clean
 
 help:
 	@echo "make demo     install, build a corpus, train a small model, fill masks, write a report"
@@ -18,7 +18,8 @@ help:
 	@echo "make train    DATA=folder TOKENIZER=file RUN=folder UPDATES=n: train the demo's model on it"
 	@echo "make faults   hundreds of kills, full disks and damaged files"
 	@echo "make matrix   the long tests: every combination of knobs, exports (with transformers),"
-	@echo "              the oldest supported torch"
+	@echo "              the oldest supported torch, and a part of the suite on Python 3.11, 3.12"
+	@echo "              and 3.13 where they are found"
 	@echo "make bench    measure speed; results go to benchmarks/results"
 
 $(INSTALLED): pyproject.toml constraints.txt fairseq/version.py
@@ -52,8 +53,22 @@ faults: $(TESTABLE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "faults or hostile" -s tests \
 		--figures benchmarks/results/faults.json
 
+# What depends on the interpreter: files, processes, settings, starting up.
+SMOKE := tests/files tests/checkpoint tests/config tests/data tests/preprocess tests/training \
+	tests/test_startup.py
+INTERPRETERS := $(foreach v,3.11 3.12 3.13,$(if $(shell python$(v) -V 2>/dev/null),$(v)))
+
+interpreters:
+	@echo "interpreters found: $(or $(INTERPRETERS),none)"
+	@echo "not found: $(or $(filter-out $(INTERPRETERS),3.11 3.12 3.13),none)"
+
+smoke-%:
+	test -x .venv-$*/bin/pytest || { python$* -m venv .venv-$* && .venv-$*/bin/python -m pip -q \
+		--disable-pip-version-check install -c constraints.txt -e '.[plot,test]'; }
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist loadfile $(SMOKE)
+
 # The kernels are interpreted and compiled there; Triton unpacks to 1 GB, so no other target has it.
-matrix: $(EXCHANGEABLE)
+matrix: $(EXCHANGEABLE) interpreters $(addprefix smoke-,$(INTERPRETERS))
 	$(PIP) install -c constraints.txt -e '.[triton]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "matrix" tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests -k "export or imported"

@@ -55,7 +55,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         tests = {"failed": session.testsfailed, "run": session.testscollected}
         record = {
             "benchmark": "faults",
-            "command": "make faults",
+            "command": " ".join(["pytest", *session.config.invocation_params.args]),
             "machine": machine(),
             "result": {"tests": tests, **FIGURES},
         }

@@ -12,7 +12,9 @@ import random
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +153,13 @@ def _feed(total: Any, value: Any) -> None:
 
 def fork(work: Callable[[], Any]) -> int:
     """Run ``work`` in a child and return its process id; it exits as a command would."""
-    pid = os.fork()
+    with warnings.catch_warnings():  # of threads of pytest's, whose locks the child never takes
+        warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+        pid = os.fork()
     if pid:
         return pid
     status = 70
+    forkserver._forkserver._forkserver_pid = None  # type: ignore[attr-defined]  # the parent's
     gc.freeze()  # so that a collection does not copy the pages shared with the parent
     try:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):

@@ -285,8 +285,9 @@ def storable(value: Any, where: str = "state", copies: dict[Any, Any] | None = N
         return storable(value.value, where)
     if isinstance(value, np.generic):
         return storable(value.item(), where)
+    module = kind.__module__.partition("._")[0]  # pathlib, also where it is pathlib._local
     raise CheckpointError(
-        f"{where} holds a {kind.__module__}.{kind.__qualname__}, which could not be loaded again; "
+        f"{where} holds a {module}.{kind.__qualname__}, which could not be loaded again; "
         "keep tensors, numbers, texts, lists and dicts there"
     )
 

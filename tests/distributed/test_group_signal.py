@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -12,14 +13,19 @@ import pytest
 from tests import tiny_run
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_sigterm_to_the_whole_group_saves(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "attempts", "threads"), [(1, 3, 0), (2, 3, 0), (1, 1, 1)])
+def test_sigterm_to_the_whole_group_saves(
+    tmp_path: Path, workers: int, attempts: int, threads: int
+) -> None:
+    """With a thread beside the trainer, workers come from a server of forks that hears it, too."""
     data = tiny_run.make_corpus(tmp_path / "bin")
-    for attempt in range(3):
+    for attempt in range(attempts):
         folder = tmp_path / f"run{attempt}"
 
         def work(folder: Path = folder) -> None:
             os.setpgid(0, 0)
+            for _ in range(threads):
+                threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
             flags = {"max_update": 100_000, "total_num_update": 100_000, "lr": [1e-6]}
             flags |= {"num_workers": workers, "disable_validation": True}
             tiny_run.train(tiny_run.config(data, folder, **flags))

@@ -439,7 +439,7 @@ def test_what_could_not_be_loaded_is_named() -> None:
     for value in (Path("x"), lambda: None, object(), np.arange(2), io.BytesIO()):
         with pytest.raises(CheckpointError, match=r"state\.task_state\.deep holds a "):
             storable({"task_state": {"deep": [value]}})
-    with pytest.raises(CheckpointError, match=r"a key of state holds a pathlib\."):
+    with pytest.raises(CheckpointError, match=r"a key of state holds a pathlib\.\w*Path,"):
         storable({Path("x"): 1})
 
 

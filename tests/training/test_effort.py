@@ -17,6 +17,7 @@ from fairseq.logging.sinks import read_jsonl
 from fairseq.training import loop
 from fairseq.training.effort import Effort, peak_of
 from fairseq.training.freeze import freeze_parts, layers_of
+from fairseq.training.trainer import Trainer
 
 LAST = "checkpoint_last.pt"
 

@@ -512,7 +512,7 @@ def test_a_second_signal_ends_at_once(data: Path, tmp_path: Path) -> None:
     started = time.monotonic()
     os.kill(pid, signal.SIGTERM)
     assert wait(pid) == 128 + signal.SIGTERM
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20  # of the 60 that it sleeps
     assert not (tmp_path / LAST).exists()
 
 
@@ -529,7 +529,7 @@ def test_a_second_interrupt_ends_at_once_without_waiting(data: Path, tmp_path: P
     os.kill(pid, signal.SIGINT)
     time.sleep(0.1)
     os.kill(pid, signal.SIGINT)
-    assert wait(pid, 2) == 128 + signal.SIGINT
+    assert wait(pid, 20) == 128 + signal.SIGINT
     assert not (tmp_path / LAST).exists()
 
 
