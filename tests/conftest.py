@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         tests = {"failed": session.testsfailed, "run": session.testscollected}
         record = {
             "benchmark": "faults",
-            "command": " ".join(["pytest", *session.config.invocation_params.args]),
+            "command": shlex.join(["pytest", *session.config.invocation_params.args]),
             "machine": machine(),
             "result": {"tests": tests, **FIGURES},
         }
