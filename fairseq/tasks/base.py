@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,39 +20,10 @@ from fairseq.files.io import require_file
 from fairseq.files.text_blocks import tokenize_line
 from fairseq.logging import metrics
 from fairseq.logging.meters import MetersDict
+from fairseq.tasks.stateful import StatefulContainer
 from fairseq.utils import split_paths
 
 logger = logging.getLogger(__name__)
-
-
-class StatefulContainer:
-    """Attributes that are made on first use and saved with the checkpoint."""
-
-    def __init__(self) -> None:
-        self._state: dict[str, Any] = {}
-        self._factories: dict[str, Callable[[], Any]] = {}
-
-    def add_factory(self, name: str, factory: Callable[[], Any]) -> None:
-        """Let ``factory`` make the attribute ``name`` when it is first read."""
-        self._factories[name] = factory
-
-    def merge_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over saved attributes."""
-        self._state.update(state_dict)
-
-    @property
-    def state_dict(self) -> dict[str, Any]:
-        """Return the attributes that exist."""
-        return self._state
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        if name not in self._state:
-            if name not in self._factories:
-                raise AttributeError(f"the task's state has no '{name}'")
-            self._state[name] = self._factories[name]()
-        return self._state[name]
 
 
 class FairseqTask:
@@ -248,38 +219,28 @@ class FairseqTask:
             num_workers: processes that prepare batches.
             epoch: first epoch, from 1.
             data_buffer_size: batches prepared ahead.
-            disable_iterator_cache: cut the batches anew even if they could be kept.
+            disable_iterator_cache: cut the batches anew, as ``update_epoch_batch_itr`` does.
             skip_remainder_batch: drop the last batch of an epoch.
             grouped_shuffling: shuffle groups of ``num_shards`` batches.
-            update_epoch_batch_itr: cut the batches anew.
+            update_epoch_batch_itr: see ``disable_iterator_cache``.
         """
-        reuse = (
-            not disable_iterator_cache
-            and not update_epoch_batch_itr
-            and self.can_reuse_epoch_itr(dataset)
-        )
+        anew = disable_iterator_cache or update_epoch_batch_itr
+        reuse = not anew and self.can_reuse_epoch_itr(dataset)
         if reuse and dataset in self.dataset_to_epoch_iter:
             return self.dataset_to_epoch_iter[dataset]
         dataset.set_epoch(epoch)
 
-        as_main = self.data_rng == "fairseq-main"
-
         def cut(batching: Mapping[str, Any], without: np.ndarray) -> list[Any]:
-            """Batch all samples but ``without``; resuming with another batch size needs it."""
-            limits = dict(batching)
-            order_seed = seed + limits.pop("order_epoch", 0)
-            kept = self._usable_indices(dataset, order_seed, max_positions, ignore_invalid_inputs)
-            kept = kept[~np.isin(kept, without)] if len(without) else kept
-            return dataset.batch_by_size(
-                kept, **limits, drop_trailing=as_main and not self.only_evaluates
-            )
+            limits = (max_positions, ignore_invalid_inputs)
+            return self._cut_batches(dataset, seed, batching, without, limits)
 
         batching = {
             "max_tokens": max_tokens,
             "max_sentences": max_sentences,
             "required_batch_size_multiple": required_batch_size_multiple,
         }
-        if as_main:  # the original's main branch orders by seed + the epoch it cuts batches in
+        # the original's main branch orders by seed + the epoch it cuts batches in
+        if self.data_rng == "fairseq-main":
             batching["order_epoch"] = epoch
         iterator = EpochBatchIterator(
             dataset=dataset,
@@ -301,6 +262,22 @@ class FairseqTask:
         if reuse:
             self.dataset_to_epoch_iter[dataset] = iterator
         return iterator
+
+    def _cut_batches(
+        self,
+        dataset: Any,
+        seed: int,
+        batching: Mapping[str, Any],
+        without: np.ndarray,
+        limits: tuple[Any, bool],
+    ) -> list[Any]:
+        """Batch all samples but ``without``; resuming with another batch size needs it."""
+        sizes = dict(batching)
+        indices = self._usable_indices(dataset, seed + sizes.pop("order_epoch", 0), *limits)
+        kept = indices[~np.isin(indices, without)] if len(without) else indices
+        # the original leaves a last small batch out in training; an evaluation needs every sample
+        drop = self.data_rng == "fairseq-main" and not self.only_evaluates
+        return dataset.batch_by_size(kept, **sizes, drop_trailing=drop)
 
     def _usable_indices(
         self, dataset: Any, seed: int, max_positions: Any, ignore_invalid_inputs: bool
