@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -284,6 +285,27 @@ def test_command_trains_encodes_and_decodes(
     assert printed.out == ""
     assert printed.err.startswith(f"15 lines, {summary['tokens']} pieces, 0 lines dropped")
     assert Path(back).read_text("utf-8").split("\n")[:-1] == [line.strip() for line in LINES] * 3
+
+
+def test_command_encodes_into_word_pieces(tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("tokenizers")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = write(tmp_path / "vocab.txt", *special, "the", "cat", "##s", ".")
+    source, coded, back = (str(tmp_path / name) for name in ("in.txt", "out.bpe", "back.txt"))
+    write(Path(source), "The cats.", "", "a CAT")
+    for flag in ("--vocab", "--wordpiece-vocab"):
+        options = ["--bpe", "wordpiece", flag, vocabulary, "--workers", "1"]
+        files = ["--inputs", source, "--outputs", coded]
+        assert main(["encode", *options, *files, "--keep-empty"]) == 0
+        assert Path(coded).read_text().splitlines() == ["the cat ##s .", "", "[UNK] cat"]
+        Path(coded).write_text("the cat ##s\n")
+        assert main(["decode", *options, "--inputs", coded, "--outputs", back]) == 0
+        assert Path(back).read_text() == "the cats\n"
+    capsys.readouterr()
+    with pytest.raises(FairseqError, match="--wordpiece-vocab"):
+        main(["encode", "--bpe", "wordpiece", *files])
+    with pytest.raises(MissingFileError, match=r"absent\.txt"):
+        main(["encode", "--bpe", "wordpiece", "--vocab", str(tmp_path / "absent.txt"), *files])
 
 
 def test_command_says_when_the_text_offers_too_few_pieces(

@@ -828,6 +828,23 @@ def test_best_is_the_best_checkpoint_saved(data: Path, tmp_path: Path) -> None:
     assert best == min(losses[EPOCH], losses[2 * EPOCH])
 
 
+@pytest.mark.parametrize("maximize", [False, True])
+def test_every_record_of_a_validation_says_the_best_so_far(
+    maximize: bool, data: Path, tmp_path: Path
+) -> None:
+    flags = {"validate_interval_updates": 5, "maximize_best_checkpoint_metric": maximize}
+    for end in (EPOCH, 2 * EPOCH):  # the second one resumes
+        train(config(data, tmp_path, max_update=end, **flags))
+    found = records(tmp_path, "valid")
+    assert len(found) >= 3 and found[0]["best_loss"] == pytest.approx(found[0]["loss"], abs=1e-3)
+    saved: list[float] = []  # what is best is the best checkpoint, and the validation at hand
+    pick = max if maximize else min
+    for record in found:
+        assert record["best_loss"] == pytest.approx(pick([*saved, record["loss"]]), abs=1e-3)
+        if record["update"] % EPOCH == 0:
+            saved.append(record["loss"])
+
+
 def test_an_epoch_without_a_whole_update_is_refused(data: Path, tmp_path: Path) -> None:
     flags = {"update_freq": [40], "skip_remainder_batch": True}
     with pytest.raises(ConfigError, match="--update-freq 40"):
