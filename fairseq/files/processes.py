@@ -14,17 +14,23 @@ import threading
 from multiprocessing.context import BaseContext
 from typing import Any
 
+FORKS_WARN = sys.version_info >= (3, 12)
+
 
 def start_method() -> str:
     """Return how processes are started now.
 
     "fork" starts at once, where this process has no other thread to lose; else "forkserver", whose
     children are forks of a process without threads, and "spawn" on systems other than Linux.
+    Before Python 3.12, which warns of it, threads are no reason: a server of forks costs the import
+    of torch, which is seconds, and no lock held by another thread was ever seen to matter.
     """
     threads = "/proc/self/task"
     if not os.path.isdir(threads):
         return "spawn"
-    return "fork" if len(os.listdir(threads)) == 1 else "forkserver"
+    if not FORKS_WARN or len(os.listdir(threads)) == 1:
+        return "fork"
+    return "forkserver"
 
 
 def safe_context() -> BaseContext:

@@ -250,8 +250,9 @@ def test_what_stands_at_unselected_positions_changes_nothing() -> None:
     built.attach(student, teacher_of(teacher), None)
     sample = batch(True)
     seen: list[int] = []
-    original = student.projection
-    student.projection = lambda hidden_NC: seen.append(len(hidden_NC)) or original(hidden_NC)
+    head = student.encoder.lm_head
+    original = head.projection
+    head.projection = lambda hidden_NC: seen.append(len(hidden_NC)) or original(hidden_NC)
     run(student, built, [sample])
     assert seen == [int(sample["target"].ne(PAD).sum())]
 

@@ -15,6 +15,12 @@ from tiny_run import fork, wait
 from fairseq.files import processes
 
 
+@pytest.fixture(autouse=True)
+def forks_warn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Python 3.12 and later, whatever this one is."""
+    monkeypatch.setattr(processes, "FORKS_WARN", True)
+
+
 @pytest.fixture
 def thread() -> Iterator[None]:
     stop = threading.Event()
