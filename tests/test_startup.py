@@ -65,7 +65,7 @@ def test_importing_the_package_imports_nothing_else():
     ground = ["fairseq", *(f"fairseq.{name}" for name in ("aliases", "errors", "lazy", "version"))]
     assert done.stdout.strip() == str(ground), done.stderr
     added = fastest("-c", "import fairseq") - fastest("-c", "pass")
-    assert added < 0.5  # torch takes 2 s
+    assert added < 0.2
 
 
 @pytest.mark.parametrize("module", COMMANDS)
@@ -74,7 +74,7 @@ def test_plain_help_is_fast_and_imports_nothing_heavy(module):
     assert "HEAVY []" in done.stdout, done.stdout[-300:] + done.stderr
     assert re.match(rf"usage: fairseq-{module.replace('_', '-')} ", done.stdout)
     assert "example" in done.stdout
-    assert fastest("-m", f"fairseq_cli.{module}", "--help") < 1.5  # torch takes 2 s more
+    assert fastest("-m", f"fairseq_cli.{module}", "--help") < 0.75  # 0.5 s on an idle machine
 
 
 def test_help_of_components_lists_their_flags():
@@ -84,7 +84,7 @@ def test_help_of_components_lists_their_flags():
     for flag in ("--encoder-layers", "--position", "--mask-prob", "--adam-betas", "--save-dir"):
         assert f"  {flag}" in done.stdout
     assert "--d2v2-multi" not in done.stdout and "--tpu" not in done.stdout
-    assert seconds < 20  # imports torch: 3 s on an idle machine
+    assert seconds < 12  # imports torch: 3 s on an idle machine
 
 
 @pytest.mark.parametrize(
