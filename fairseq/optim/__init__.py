@@ -5,7 +5,6 @@ The precision wrappers are imported when they are first asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from fairseq.config.registries import OPTIMIZER_REGISTRY
@@ -15,6 +14,7 @@ from fairseq.lazy import lazy_names
 from fairseq.optim.base import (
     FairseqOptimizer,
     LegacyFairseqOptimizer,
+    Params,
     named_trainable,
     trainable,
 )
@@ -56,11 +56,11 @@ __getattr__, __dir__, _ = lazy_names(
 )
 
 
-def _name(cfg: Any) -> Any:
+def _name(cfg: object) -> Any:
     return cfg if isinstance(cfg, str) else setting(cfg, "_name") or setting(cfg, "optimizer")
 
 
-def groups_by_name(cfg: Any, param_groups: str = "") -> bool:
+def groups_by_name(cfg: object, param_groups: str = "") -> bool:
     """Tell whether parameters are grouped by their names: by rules, or by the optimizer itself."""
     return bool(param_groups) or getattr(
         OPTIMIZER_REGISTRY.get(_name(cfg)), "splits_by_name", False
@@ -68,7 +68,7 @@ def groups_by_name(cfg: Any, param_groups: str = "") -> bool:
 
 
 def build_optimizer(
-    cfg: Any, params: Iterable[Any], *extra: Any, param_groups: str = ""
+    cfg: object, params: Params, *extra: object, param_groups: str = ""
 ) -> FairseqOptimizer:
     """Build the optimizer that ``cfg`` names.
 
@@ -84,7 +84,7 @@ def build_optimizer(
         ConfigError: if parameters are to be grouped by names and have none, or a rule is wrong.
         UnsupportedError: if the original's optimizer is left out here; the reason is given.
     """
-    name, params = _name(cfg), list(params)
+    name, params = _name(cfg), list[Any](params)
     if name in REFUSED and name not in OPTIMIZER_REGISTRY:
         raise UnsupportedError(f"--optimizer {name} is not supported: {REFUSED[name]}")
     if not groups_by_name(cfg, param_groups):

@@ -6,7 +6,6 @@ algorithms 4 (matrices) and 5 (vectors), with an external learning rate.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from fairseq.config.schema import (
 )
 from fairseq.errors import ConfigError
 from fairseq.optim import register_optimizer
-from fairseq.optim.base import FairseqOptimizer
+from fairseq.optim.base import FairseqOptimizer, Group, Params, State
 from fairseq.optim.fp32_rule import PerTensorOptimizer
 from fairseq.optim.read_settings import learning_rates, pair
 
@@ -72,7 +71,7 @@ class Adafactor(PerTensorOptimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Params,
         lr: float,
         eps: tuple[float, float] = (1e-30, 1e-3),
         clip_threshold: float = 1.0,
@@ -92,7 +91,7 @@ class Adafactor(PerTensorOptimizer):
         }
         super().__init__(params, defaults)
 
-    def init_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    def init_state(self, param: Tensor, group: Group) -> dict[str, Any]:
         """Return zero statistics."""
         state: dict[str, Any] = {"step": 0}
         if group["beta1"] is not None:
@@ -104,9 +103,7 @@ class Adafactor(PerTensorOptimizer):
             state["exp_avg_sq"] = torch.zeros_like(param)
         return state
 
-    def rule(
-        self, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
-    ) -> None:
+    def rule(self, param: Tensor, grad: Tensor, state: State, group: Group) -> None:
         """Apply one update of the algorithm."""
         state["step"] += 1
         decay = 1.0 - state["step"] ** group["decay_rate"]
@@ -144,7 +141,7 @@ class FairseqAdafactor(FairseqOptimizer):
         ConfigError: for ``--relative-step`` and ``--warmup-init``, which contradict ``--lr``.
     """
 
-    def __init__(self, cfg: Any, params: Iterable[Any]) -> None:
+    def __init__(self, cfg: FairseqAdafactorConfig, params: Params) -> None:
         super().__init__(cfg)
         if cfg.relative_step or cfg.warmup_init:
             raise ConfigError(

@@ -21,7 +21,7 @@ Loshchilov and Hutter 2019 (decoupled weight decay).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,9 +37,10 @@ from fairseq.config.schema import (
 )
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.optim import register_optimizer
-from fairseq.optim.base import FairseqOptimizer, scale_
+from fairseq.optim.base import FairseqOptimizer, Group, Params, State, scale_
 from fairseq.optim.fp32_rule import Item, PerTensorOptimizer
 from fairseq.optim.read_settings import learning_rates, pair
+from fairseq.protocols import StateDict
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
 
@@ -79,13 +80,13 @@ class Adam(PerTensorOptimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Params,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         impl: str = "reference",
-        more: Mapping[str, Any] | None = None,
+        more: Mapping[str, object] | None = None,
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "amsgrad": False, **(more or {})})
@@ -93,7 +94,7 @@ class Adam(PerTensorOptimizer):
         if impl != "reference":
             self.kernel = apex_kernel() if impl == "apex" else fused_kernel
 
-    def init_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    def init_state(self, param: Tensor, group: Group) -> dict[str, Any]:
         """Return zero running means, laid out in memory like ``param``."""
         return {
             "step": 0,
@@ -101,9 +102,7 @@ class Adam(PerTensorOptimizer):
             "exp_avg_sq": torch.zeros_like(param),
         }
 
-    def rule(
-        self, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
-    ) -> None:
+    def rule(self, param: Tensor, grad: Tensor, state: State, group: Group) -> None:
         """Apply the formula of this module, in its order of operations."""
         state["step"] += 1
         beta1, beta2 = group["betas"]
@@ -115,7 +114,7 @@ class Adam(PerTensorOptimizer):
         param.add_(param, alpha=-group["lr"] * group["weight_decay"])
         param.addcdiv_(mean, root, value=-group["lr"] * correction)
 
-    def update(self, items: list[Item], group: dict[str, Any], scale: float | Tensor) -> None:
+    def update(self, items: list[Item], group: Group, scale: float | Tensor) -> None:
         """Hand ``items`` to the kernel, together where they share device and step."""
         if self.kernel is None:
             super().update(items, group, scale)
@@ -144,14 +143,12 @@ def _columns(items: list[Item]) -> tuple[list[Tensor], ...]:
     return list(params), list(grads), means, [state["exp_avg_sq"] for state in states]
 
 
-def _corrected_eps(group: dict[str, Any], step: int) -> float:
+def _corrected_eps(group: Group, step: int) -> float:
     """Return the eps that makes a kernel which adds it after bias correction follow our rule."""
     return group["eps"] / math.sqrt(1 - group["betas"][1] ** step)
 
 
-def fused_kernel(
-    items: list[Item], step: int, group: dict[str, Any], scale: float | Tensor
-) -> None:
+def fused_kernel(items: list[Item], step: int, group: Group, scale: float | Tensor) -> None:
     """Apply update ``step`` to ``items`` by torch's fused AdamW.
 
     Args:
@@ -200,7 +197,7 @@ def apex_kernel() -> Callable[..., None]:
             "that name on PyPI is another one). --adam-impl fused needs nothing and is as fast."
         ) from error
 
-    def kernel(items: list[Item], step: int, group: dict[str, Any], scale: float | Tensor) -> None:
+    def kernel(items: list[Item], step: int, group: Group, scale: float | Tensor) -> None:
         params, grads, means, squares = _columns(items)
         if isinstance(scale, Tensor) or scale != 1.0:
             scale_(grads, 1.0 / scale)
@@ -221,7 +218,7 @@ def apex_kernel() -> Callable[..., None]:
     return kernel
 
 
-def _without_decay_on_vectors(params: list[Any]) -> list[dict[str, Any]]:
+def _without_decay_on_vectors(params: list[Tensor] | list[Group]) -> list[dict[str, Any]]:
     """Split parameters (or groups) so that those of fewer than two dimensions do not decay."""
     groups = params if isinstance(params[0], dict) else [{"params": params}]
     split = []
@@ -246,22 +243,22 @@ class FairseqAdam(FairseqOptimizer):
         UnsupportedError: for ``--fp16-adam-stats``.
     """
 
-    def __init__(self, cfg: Any, params: Iterable[Any]) -> None:
+    def __init__(self, cfg: FairseqAdamConfig, params: Params) -> None:
         super().__init__(cfg)
-        params = list(params)
+        items: list[Any] = list(params)
         if getattr(cfg, "fp16_adam_stats", False):
             raise UnsupportedError(
                 "--fp16-adam-stats is not supported: Adam's running means stay in fp32. Leave it "
                 "out; --memory-efficient-fp16 or sharding saves more memory."
             )
         if getattr(cfg, "weight_decay_mode", "all") == "matrices":
-            params = _without_decay_on_vectors(params)
-        self._optimizer = self._make(params)
+            items = _without_decay_on_vectors(items)
+        self._optimizer = self._make(items)
 
-    def _make(self, params: list[Any]) -> Adam:
+    def _make(self, params: list[Tensor] | list[Group]) -> Adam:
         return Adam(params, impl=self._implementation(params), **self.optimizer_config)
 
-    def _implementation(self, params: list[Any]) -> str:
+    def _implementation(self, params: list[Tensor] | list[Group]) -> str:
         chosen = getattr(self.cfg, "adam_impl", "auto")
         if getattr(self.cfg, "use_old_adam", False):
             chosen = "reference"
@@ -288,7 +285,7 @@ class FairseqAdam(FairseqOptimizer):
         }
 
     def load_state_dict(
-        self, state_dict: dict[str, Any], optimizer_overrides: Mapping[str, Any] | None = None
+        self, state_dict: StateDict, optimizer_overrides: Mapping[str, object] | None = None
     ) -> None:
         """Load a state of ours, of the original, of torch's AdamW or of apex (fp32 means)."""
         super().load_state_dict(state_dict, optimizer_overrides)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fairseq.optim import build_optimizer
-from fairseq.optim.base import FairseqOptimizer
+from fairseq.optim.base import FairseqOptimizer, Params
 from fairseq.optim.read_settings import setting
+from fairseq.protocols import StateDict
 
 logger = logging.getLogger(__name__)
 
 
-def amp_dtype(cfg: Any, device: torch.device) -> torch.dtype:
+def amp_dtype(cfg: object, device: torch.device) -> torch.dtype:
     """Return the type that ``--amp`` casts to on ``device``.
 
     ``--amp-dtype auto`` means bfloat16 on the CPU and on CUDA devices that compute with it.
@@ -56,7 +57,7 @@ class AMPOptimizer(FairseqOptimizer):
         )
 
     @classmethod
-    def build_optimizer(cls, cfg: Any, params: Iterable[Any], **kwargs: Any) -> AMPOptimizer:
+    def build_optimizer(cls, cfg: Any, params: Params, **kwargs: Any) -> AMPOptimizer:
         """Build the optimizer of ``cfg.optimizer`` over ``params`` and wrap it."""
         rules = setting(cfg, "optimization.param_groups", "")
         optimizer = build_optimizer(cfg.optimizer, params, param_groups=rules)
@@ -85,7 +86,7 @@ class AMPOptimizer(FairseqOptimizer):
         return {**self.fp32_optimizer.state_dict(), "grad_scaler": self.scaler.state_dict()}
 
     def load_state_dict(
-        self, state_dict: dict[str, Any], optimizer_overrides: Mapping[str, Any] | None = None
+        self, state_dict: StateDict, optimizer_overrides: Mapping[str, object] | None = None
     ) -> None:
         """Load a state of ours or of the original; see the base class."""
         self.fp32_optimizer.load_state_dict(state_dict, optimizer_overrides)
@@ -96,7 +97,7 @@ class AMPOptimizer(FairseqOptimizer):
         """Add the gradients of the scaled ``loss`` (a 0-dim tensor)."""
         self.scaler.scale(loss).backward()
 
-    def all_reduce_grads(self, module: Any) -> None:
+    def all_reduce_grads(self, module: object) -> None:
         """Reduce gradients over the workers; see the base class."""
         self.fp32_optimizer.all_reduce_grads(module)
 
@@ -125,9 +126,9 @@ class AMPOptimizer(FairseqOptimizer):
 
     def step(
         self,
-        closure: Callable[[], Any] | None = None,
+        closure: Callable[[], float] | None = None,
         scale: float | Tensor = 1.0,
-        groups: Any = None,
+        groups: Sequence[str] | None = None,
     ) -> None:
         """Update the weights unless a gradient is not finite, then adapt the scale."""
         assert closure is None and groups is None and scale == 1.0

@@ -5,14 +5,23 @@ The trainer speaks to this interface only; the wrappers for reduced precision im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fairseq.errors import CheckpointError, ConfigError, did_you_mean
+from fairseq.protocols import Settings, StateDict
 from fairseq.utils import clip_grad_norm_
+
+# torch's own type of a parameter group: "params" and its hyperparameters, by name.
+Group = dict[str, Any]
+# What an optimizer may be given: tensors, dicts name -> tensor, or groups.
+Params = Iterable[Tensor] | Iterable[Group]
+# The statistics of one parameter: tensors and counters, by name.
+State = dict[str, Any]
 
 
 class FairseqOptimizer:
@@ -28,8 +37,9 @@ class FairseqOptimizer:
     """
 
     splits_by_name = False
+    cfg: Any  # of the class that the subclass was registered with
 
-    def __init__(self, cfg: Any) -> None:
+    def __init__(self, cfg: Settings) -> None:
         self.cfg = cfg
 
     @property
@@ -69,8 +79,8 @@ class FairseqOptimizer:
     def get_lr(self) -> float:
         """Return the learning rate in force, before the factors of ``--param-groups``."""
         groups = self.param_groups
-        plain = next((g for g in groups if g.get("lr_scale", 1.0) == 1.0), None)
-        return plain["lr"] if plain else groups[0]["lr"] / groups[0]["lr_scale"]
+        unscaled = next((g for g in groups if g.get("lr_scale", 1.0) == 1.0), None)
+        return unscaled["lr"] if unscaled else groups[0]["lr"] / groups[0]["lr_scale"]
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of every group, times the factor that the group may have."""
@@ -82,7 +92,7 @@ class FairseqOptimizer:
         return self.optimizer.state_dict()
 
     def load_state_dict(
-        self, state_dict: dict[str, Any], optimizer_overrides: Mapping[str, Any] | None = None
+        self, state_dict: StateDict, optimizer_overrides: Mapping[str, object] | None = None
     ) -> None:
         """Load a state; its hyperparameters win over the configuration, overrides over both.
 
@@ -118,7 +128,7 @@ class FairseqOptimizer:
         """Add the gradients of ``loss`` (a 0-dim tensor) to the parameters."""
         loss.backward()
 
-    def all_reduce_grads(self, module: Any) -> None:
+    def all_reduce_grads(self, module: object) -> None:
         """Reduce gradients over the workers, for modules that do not do so while going backward."""
         if hasattr(module, "all_reduce_grads"):
             module.all_reduce_grads()
@@ -136,9 +146,9 @@ class FairseqOptimizer:
 
     def step(
         self,
-        closure: Callable[[], Any] | None = None,
+        closure: Callable[[], float] | None = None,
         scale: float | Tensor = 1.0,
-        groups: Any = None,
+        groups: Sequence[str] | None = None,
     ) -> None:
         """Update the parameters.
 
@@ -188,7 +198,7 @@ class FairseqOptimizer:
 class LegacyFairseqOptimizer(FairseqOptimizer):
     """Base of plug-ins that are configured by a flat namespace, kept as ``self.args``."""
 
-    def __init__(self, args: Any) -> None:
+    def __init__(self, args: Namespace) -> None:
         super().__init__(args)
         self.args = args
 
@@ -201,19 +211,19 @@ def scale_(gradients: list[Tensor], factor: float | Tensor) -> None:
         torch._foreach_mul_(gradients, factor)
 
 
-def named_trainable(params: Iterable[Any]) -> dict[str, Tensor]:
+def named_trainable(params: Params) -> dict[str, Tensor]:
     """Return what requires a gradient in dicts ``name -> tensor``; nothing for other ``params``."""
-    params = list(params)
-    if any(not isinstance(p, dict) or _is_group(p) for p in params):
+    dicts: list[Any] = list(params)
+    if any(not isinstance(p, dict) or _is_group(p) for p in dicts):
         return {}
-    return {name: p for named in params for name, p in named.items() if p.requires_grad}
+    return {name: p for named in dicts for name, p in named.items() if p.requires_grad}
 
 
-def _is_group(params: Any) -> bool:
+def _is_group(params: object) -> bool:
     return isinstance(params, dict) and not isinstance(params.get("params", params), (Tensor, dict))
 
 
-def trainable(params: Iterable[Any]) -> list[Any]:
+def trainable(params: Params) -> list[Any]:
     """Return what an optimizer should see of ``params``: only what requires a gradient.
 
     Args:
@@ -223,21 +233,20 @@ def trainable(params: Iterable[Any]) -> list[Any]:
     Raises:
         ConfigError: if nothing requires a gradient.
     """
-    params = list(params)
-    kept: list[Any]
-    if params and all(map(_is_group, params)):
-        kept = [{**g, "params": [p for p in g["params"] if p.requires_grad]} for g in params]
+    items: list[Any] = list(params)
+    if items and all(map(_is_group, items)):
+        kept = [{**g, "params": [p for p in g["params"] if p.requires_grad]} for g in items]
         kept = [group for group in kept if group["params"]]
     else:
-        if params and all(isinstance(p, dict) for p in params):
-            params = [tensor for named in params for tensor in named.values()]
-        kept = [p for p in params if p.requires_grad]
+        if items and all(isinstance(p, dict) for p in items):
+            items = [tensor for named in items for tensor in named.values()]
+        kept = [p for p in items if p.requires_grad]
     if not kept:
         raise ConfigError("the optimizer got no parameter that requires a gradient")
     return kept
 
 
-def check_state_fits(state_dict: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+def check_state_fits(state_dict: StateDict, optimizer: torch.optim.Optimizer) -> None:
     """Raise CheckpointError unless groups, parameter counts and shapes of a state match.
 
     ``torch`` itself compares no shapes: a state of other parameters would fail, or be broadcast,
@@ -267,7 +276,7 @@ def check_state_fits(state_dict: Mapping[str, Any], optimizer: torch.optim.Optim
 
 
 def match_state(
-    state_dict: Mapping[str, Any], optimizer: torch.optim.Optimizer
+    state_dict: StateDict, optimizer: torch.optim.Optimizer
 ) -> Iterator[tuple[int, dict[str, Any], Tensor]]:
     """Yield ``(index, saved state, parameter)`` for every parameter, in the order of the groups."""
     for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):

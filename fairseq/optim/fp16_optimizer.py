@@ -12,7 +12,7 @@ them a resumed run continues bit by bit.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,14 +20,15 @@ from torch import Tensor
 
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.optim import build_optimizer, groups_by_name
-from fairseq.optim.base import FairseqOptimizer, match_state, named_trainable, trainable
+from fairseq.optim.base import FairseqOptimizer, Params, match_state, named_trainable, trainable
 from fairseq.optim.loss_scaler import DynamicLossScaler
 from fairseq.optim.read_settings import setting
+from fairseq.protocols import StateDict
 
 logger = logging.getLogger(__name__)
 
 
-def build_scaler(cfg: Any) -> DynamicLossScaler | None:
+def build_scaler(cfg: object) -> DynamicLossScaler | None:
     """Return the loss scaler that ``cfg.common`` asks for, None for bfloat16.
 
     Without ``--fp16-scale-window`` the window is ``2^14 / workers / --update-freq`` updates.
@@ -92,7 +93,7 @@ class HalfPrecisionOptimizer(FairseqOptimizer):
         return state
 
     def load_state_dict(
-        self, state_dict: dict[str, Any], optimizer_overrides: Mapping[str, Any] | None = None
+        self, state_dict: StateDict, optimizer_overrides: Mapping[str, object] | None = None
     ) -> None:
         """Load a state of ours or of the original; see the base class."""
         self.wrapped_optimizer.load_state_dict(state_dict, optimizer_overrides)
@@ -105,7 +106,7 @@ class HalfPrecisionOptimizer(FairseqOptimizer):
         """Add the gradients of the scaled ``loss`` (a 0-dim tensor)."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
-    def all_reduce_grads(self, module: Any) -> None:
+    def all_reduce_grads(self, module: object) -> None:
         """Reduce gradients over the workers; see the base class."""
         self.wrapped_optimizer.all_reduce_grads(module)
 
@@ -131,9 +132,9 @@ class HalfPrecisionOptimizer(FairseqOptimizer):
 
     def step(
         self,
-        closure: Callable[[], Any] | None = None,
+        closure: Callable[[], float] | None = None,
         scale: float | Tensor = 1.0,
-        groups: Any = None,
+        groups: Sequence[str] | None = None,
     ) -> None:
         """Update the weights; see the base class."""
         self.wrapped_optimizer.step(closure, scale=scale / self._factor, groups=groups)
@@ -181,7 +182,7 @@ class MemoryEfficientFP16Optimizer(HalfPrecisionOptimizer):
 
     @classmethod
     def build_optimizer(
-        cls, cfg: Any, params: Iterable[Any], **kwargs: Any
+        cls, cfg: Any, params: Params, **kwargs: Any
     ) -> MemoryEfficientFP16Optimizer:
         """Build the optimizer of ``cfg.optimizer`` over ``params`` and wrap it."""
         rules = setting(cfg, "optimization.param_groups", "")
@@ -189,7 +190,7 @@ class MemoryEfficientFP16Optimizer(HalfPrecisionOptimizer):
         return cls(cfg, optimizer.params, optimizer, **kwargs)
 
     def load_state_dict(
-        self, state_dict: dict[str, Any], optimizer_overrides: Mapping[str, Any] | None = None
+        self, state_dict: StateDict, optimizer_overrides: Mapping[str, object] | None = None
     ) -> None:
         """Load a state of ours or of the original; see the base class.
 
@@ -229,17 +230,17 @@ class FP16Optimizer(HalfPrecisionOptimizer):
         self._stale = False
 
     @classmethod
-    def build_optimizer(cls, cfg: Any, params: Iterable[Any], **kwargs: Any) -> FP16Optimizer:
+    def build_optimizer(cls, cfg: Any, params: Params, **kwargs: Any) -> FP16Optimizer:
         """Copy ``params`` to fp32 and build the optimizer of ``cfg.optimizer`` on the copies.
 
         fp16 keeps one flat vector like the original, unless ``--fp16-no-flatten-grads`` or what
         needs shapes or names is given (``--weight-decay-mode matrices``, ``--param-groups``,
         ``--optimizer muon``); bf16 never does.
         """
-        params = list(params)
-        names, params = list(named_trainable(params)), trainable(params)
+        passed: list[Any] = list(params)
+        names, weights = list(named_trainable(passed)), trainable(passed)
         rules = setting(cfg, "optimization.param_groups", "")
-        if isinstance(params[0], dict):
+        if isinstance(weights[0], dict):
             raise ConfigError("parameter groups are not supported with --fp16 and --bf16")
         flat = not (
             setting(cfg, "common.bf16", False)
@@ -247,17 +248,19 @@ class FP16Optimizer(HalfPrecisionOptimizer):
             or setting(cfg, "optimizer.weight_decay_mode", "all") == "matrices"
             or groups_by_name(cfg.optimizer, rules)
         )
-        masters = build_masters(params, flat)
+        masters = build_masters(weights, flat)
         fp32_params = list(masters.values()) if isinstance(masters, dict) else masters
         named = names and not flat
-        own: list[Any] = [dict(zip(names, fp32_params, strict=True))] if named else fp32_params
-        optimizer = build_optimizer(cfg.optimizer, own, param_groups=rules)
+        to_update: list[Any] = (
+            [dict(zip(names, fp32_params, strict=True))] if named else fp32_params
+        )
+        optimizer = build_optimizer(cfg.optimizer, to_update, param_groups=rules)
         if flat and not optimizer.supports_flat_params:
             raise ConfigError(
                 f"{type(optimizer).__name__} needs the shapes of the parameters; "
                 "add --fp16-no-flatten-grads"
             )
-        return cls(cfg, params, optimizer, masters, **kwargs)
+        return cls(cfg, weights, optimizer, masters, **kwargs)
 
     @property
     def fp32_optimizer(self) -> FairseqOptimizer:
@@ -274,7 +277,7 @@ class FP16Optimizer(HalfPrecisionOptimizer):
         return {**super().state_dict(), "fp32_params": [m.detach() for m in self._masters]}
 
     def load_state_dict(
-        self, state_dict: dict[str, Any], optimizer_overrides: Mapping[str, Any] | None = None
+        self, state_dict: StateDict, optimizer_overrides: Mapping[str, object] | None = None
     ) -> None:
         """Load a state of ours or of the original, after the weights of the model.
 
@@ -329,9 +332,9 @@ class FP16Optimizer(HalfPrecisionOptimizer):
 
     def step(
         self,
-        closure: Callable[[], Any] | None = None,
+        closure: Callable[[], float] | None = None,
         scale: float | Tensor = 1.0,
-        groups: Any = None,
+        groups: Sequence[str] | None = None,
     ) -> None:
         """Update the master weights and round them into the model; see the base class."""
         self._collect()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairseq.optim.base import Group, State
+
 # (parameter, gradient, state of the parameter); tensors in fp32 or fp64
 Item = tuple[Tensor, Tensor, dict[str, Any]]
 
@@ -23,24 +25,22 @@ class PerTensorOptimizer(torch.optim.Optimizer):
     supports_step_with_scale = True
     supports_flat_params = True
 
-    def init_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    def init_state(self, param: Tensor, group: Group) -> dict[str, Any]:
         """Return the state of ``param`` (fp32 or fp64, any shape) before its first update."""
         raise NotImplementedError
 
-    def rule(
-        self, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
-    ) -> None:
+    def rule(self, param: Tensor, grad: Tensor, state: State, group: Group) -> None:
         """Update ``param`` and ``state`` in place; ``grad`` has the shape and type of ``param``."""
         raise NotImplementedError
 
-    def update(self, items: list[Item], group: dict[str, Any], scale: float | Tensor) -> None:
+    def update(self, items: list[Item], group: Group, scale: float | Tensor) -> None:
         """Apply the rule to ``items``, whose gradients are still multiplied by ``scale``."""
         unit = not isinstance(scale, Tensor) and scale == 1.0
         for param, grad, state in items:
             self.rule(param, grad if unit else grad / scale, state, group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, scale: float | Tensor = 1.0) -> Any:
+    def step(self, closure: Callable[[], float] | None = None, scale: float | Tensor = 1.0) -> Any:
         """Update every parameter that has a gradient.
 
         Args:

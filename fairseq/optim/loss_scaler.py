@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fairseq.protocols import StateDict
+
 _COUNTERS = ("iter", "last_overflow_iter", "last_rescale_iter", "overflows_since_rescale")
 
 
@@ -89,7 +91,7 @@ class DynamicLossScaler:
         """Return the scale's history, without the scale itself."""
         return {name: getattr(self, name) for name in _COUNTERS}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Restore what :meth:`state_dict` returned; absent counters stay as they are."""
         for name in _COUNTERS:
             if name in state_dict:

@@ -13,6 +13,7 @@ from fairseq.optim import lr_formulas
 from fairseq.optim.base import FairseqOptimizer
 from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
 from fairseq.optim.read_settings import learning_rates, single_rate, unless_negative
+from fairseq.protocols import StateDict
 
 
 @dataclass
@@ -34,7 +35,7 @@ class ReduceLROnPlateauLRScheduleConfig(FairseqDataclass):
 class ReduceLROnPlateauLRSchedule(FairseqLRScheduler):
     """Shrink the rate at the end of an epoch whose validation loss is no gain (torch's rule)."""
 
-    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+    def __init__(self, cfg: ReduceLROnPlateauLRScheduleConfig, optimizer: FairseqOptimizer) -> None:
         super().__init__(cfg, optimizer)
         self.lr = single_rate(cfg, "reduce_lr_on_plateau")
         self.warm = cfg.warmup_updates <= 0
@@ -54,7 +55,7 @@ class ReduceLROnPlateauLRSchedule(FairseqLRScheduler):
             "num_bad_epochs": self.lr_scheduler.num_bad_epochs,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Restore what :meth:`state_dict` returned, or the state of the original."""
         self.lr_scheduler.best = state_dict["best"]
         self.lr_scheduler.last_epoch = state_dict.get("last_epoch", self.lr_scheduler.last_epoch)
@@ -123,7 +124,7 @@ class ManualSchedule(FairseqLRScheduler):
     1 or of ``--lr``, whichever is found first.
     """
 
-    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+    def __init__(self, cfg: ManualScheduleConfig, optimizer: FairseqOptimizer) -> None:
         super().__init__(cfg, optimizer)
         self.epochs = _rate_table(cfg.epoch2lr, "--epoch2lr")
         self.updates = _rate_table(cfg.update2lr, "--update2lr")
@@ -134,7 +135,7 @@ class ManualSchedule(FairseqLRScheduler):
         """Return the rate of the epoch."""
         return {"lr": self.lr}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Restore the rate of the epoch, if the state has one."""
         self.lr = state_dict.get("lr", self.lr)
 
@@ -159,7 +160,7 @@ class PassThroughScheduleConfig(FairseqDataclass):
 class PassThroughScheduleSchedule(FairseqLRScheduler):
     """Hand everything to ``optimizer.lr_scheduler``, for optimizers that bring a schedule along."""
 
-    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+    def __init__(self, cfg: PassThroughScheduleConfig, optimizer: FairseqOptimizer) -> None:
         super().__init__(cfg, optimizer)
         self.inner: FairseqLRScheduler = getattr(optimizer, "lr_scheduler", None)  # type: ignore[assignment]
         if self.inner is None:
@@ -172,7 +173,7 @@ class PassThroughScheduleSchedule(FairseqLRScheduler):
         """Return the state of the optimizer's schedule."""
         return self.inner.state_dict()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Restore the state of the optimizer's schedule."""
         self.inner.load_state_dict(state_dict)
 

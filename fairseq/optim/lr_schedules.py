@@ -18,6 +18,7 @@ from fairseq.optim import lr_formulas
 from fairseq.optim.base import FairseqOptimizer
 from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
 from fairseq.optim.read_settings import learning_rates, require_value, single_rate, unless_negative
+from fairseq.protocols import StateDict
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class FixedLRScheduleConfig(FairseqDataclass):
 class FixedLRSchedule(PureSchedule):
     """One rate per epoch: entry e of ``--lr``, the last one for all later epochs."""
 
-    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+    def __init__(self, cfg: FixedLRScheduleConfig, optimizer: FairseqOptimizer) -> None:
         super().__init__(cfg, optimizer)
         self.rates = learning_rates(cfg)
         self.lr = self.rates[0]
@@ -61,7 +62,7 @@ class FixedLRSchedule(PureSchedule):
         """Return the rate of the epoch."""
         return {"lr": self.lr}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Restore the rate of the epoch, if the state has one."""
         self.lr = state_dict.get("lr", self.lr)
 
@@ -110,7 +111,7 @@ class PolynomialDecayLRSchedule(PureSchedule):
     factor of the decay is applied again and again.
     """
 
-    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+    def __init__(self, cfg: PolynomialDecayLRScheduleConfig, optimizer: FairseqOptimizer) -> None:
         super().__init__(cfg, optimizer)
         self.total = float(require_value(cfg.total_num_update, "--total-num-update"))
         if self.total <= 0:
@@ -130,7 +131,7 @@ class PolynomialDecayLRSchedule(PureSchedule):
             state.update(lr=self.lr, annealed_epoch=self.annealed_epoch)
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Restore what :meth:`state_dict` returned, or the state of the original."""
         super().load_state_dict(state_dict)
         self.lr = state_dict.get("lr", self.lr)
@@ -176,7 +177,7 @@ class InverseSquareRootLRScheduleConfig(FairseqDataclass):
 class InverseSquareRootSchedule(PureSchedule):
     """Linear warm-up, then decay by the inverse square root of the updates."""
 
-    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+    def __init__(self, cfg: InverseSquareRootLRScheduleConfig, optimizer: FairseqOptimizer) -> None:
         super().__init__(cfg, optimizer)
         self.lr = single_rate(cfg, "inverse_sqrt")
         if cfg.warmup_updates <= 0:
@@ -208,7 +209,7 @@ class CosineLRScheduleConfig(FairseqDataclass):
 class CosineLRSchedule(PureSchedule):
     """Linear warm-up to ``--lr``, then cosine annealing with restarts."""
 
-    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+    def __init__(self, cfg: CosineLRScheduleConfig, optimizer: FairseqOptimizer) -> None:
         super().__init__(cfg, optimizer)
         self.lr = single_rate(cfg, "cosine")
         if self.lr <= cfg.min_lr:
@@ -261,7 +262,7 @@ class TriStageLRScheduleConfig(FairseqDataclass):
 class TriStageLRSchedule(PureSchedule):
     """Linear warm-up, plateau, exponential decay."""
 
-    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+    def __init__(self, cfg: TriStageLRScheduleConfig, optimizer: FairseqOptimizer) -> None:
         super().__init__(cfg, optimizer)
         self.lr = single_rate(cfg, "tri_stage")
         self.steps = [cfg.warmup_steps, cfg.hold_steps, cfg.decay_steps]
@@ -303,7 +304,7 @@ class TriangularLRScheduleConfig(FairseqDataclass):
 class TriangularLRSchedule(PureSchedule):
     """Up and down between ``--lr`` and ``--max-lr``."""
 
-    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+    def __init__(self, cfg: TriangularLRScheduleConfig, optimizer: FairseqOptimizer) -> None:
         super().__init__(cfg, optimizer)
         self.lr = single_rate(cfg, "triangular")
         self.max_lr = float(require_value(cfg.max_lr, "--max-lr (of --lr-scheduler triangular)"))
@@ -341,7 +342,7 @@ class StepLRScheduleConfig(FairseqDataclass):
 class StepLRSchedule(PureSchedule):
     """Linear warm-up, then a staircase."""
 
-    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+    def __init__(self, cfg: StepLRScheduleConfig, optimizer: FairseqOptimizer) -> None:
         super().__init__(cfg, optimizer)
         self.lr = single_rate(cfg, "step")
         if cfg.lr_deacy_period < 1:
@@ -382,7 +383,7 @@ class WSDSchedule(PureSchedule):
     another end equals one that had this end from its beginning.
     """
 
-    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+    def __init__(self, cfg: WSDScheduleConfig, optimizer: FairseqOptimizer) -> None:
         super().__init__(cfg, optimizer)
         self.lr = single_rate(cfg, "wsd")
         self.num_updates = 0
@@ -410,7 +411,7 @@ class WSDSchedule(PureSchedule):
             "decay_from": self.decay_from if math.isfinite(self.decay_from) else None,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Restore the best loss; warn if the rate jumps because the decay begins elsewhere."""
         super().load_state_dict(state_dict)
         self.num_updates = done = state_dict.get("num_updates", 0)

@@ -18,7 +18,7 @@ Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural netw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from fairseq.config.schema import option
 from fairseq.errors import ConfigError
 from fairseq.optim import register_optimizer
 from fairseq.optim.adam import Adam, FairseqAdam, FairseqAdamConfig
+from fairseq.optim.base import Group, Params, State
 from fairseq.optim.fp32_rule import Item, PerTensorOptimizer
 from fairseq.optim.param_groups import fitting
 
@@ -113,7 +114,7 @@ class Muon(Adam):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Params,
         momentum: float = 0.95,
         ns_steps: int = 5,
         adjust_lr: str = "match_rms_adamw",
@@ -125,20 +126,18 @@ class Muon(Adam):
         super().__init__(params, **adam, more=own)
         self.muon_kernel, self.dtype = kernel, dtype
 
-    def init_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    def init_state(self, param: Tensor, group: Group) -> dict[str, Any]:
         """Return a zero buffer, or Adam's state."""
         if not group["muon"]:
             return super().init_state(param, group)
         return {"momentum_buffer": torch.zeros_like(param)}
 
-    def update(self, items: list[Item], group: dict[str, Any], scale: float | Tensor) -> None:
+    def update(self, items: list[Item], group: Group, scale: float | Tensor) -> None:
         """Hand matrices to :meth:`rule` one by one, everything else to Adam."""
         parent = PerTensorOptimizer if group["muon"] else Adam
         parent.update(self, items, group, scale)
 
-    def rule(
-        self, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
-    ) -> None:
+    def rule(self, param: Tensor, grad: Tensor, state: State, group: Group) -> None:
         """Apply the formula of this module, or Adam's."""
         if not group["muon"]:
             super().rule(param, grad, state, group)
@@ -180,7 +179,7 @@ class FairseqMuon(FairseqAdam):
 
     splits_by_name = True
 
-    def _make(self, params: list[Any]) -> Muon:
+    def _make(self, params: list[Tensor] | list[Group]) -> Muon:
         cfg = self.cfg
         if not 0 <= cfg.muon_momentum < 1 or not 1 <= cfg.muon_steps < 100:
             raise ConfigError("--muon-momentum must be in [0, 1), --muon-steps from 1 to 99")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from fairseq.config.schema import (
     option,
 )
 from fairseq.optim import register_optimizer
-from fairseq.optim.base import FairseqOptimizer
+from fairseq.optim.base import FairseqOptimizer, Group, Params, State
 from fairseq.optim.fp32_rule import PerTensorOptimizer
 from fairseq.optim.read_settings import learning_rates, pair
 
@@ -39,7 +39,7 @@ class SGD(FairseqOptimizer):
 
     supports_flat_params = True
 
-    def __init__(self, cfg: Any, params: Iterable[Any]) -> None:
+    def __init__(self, cfg: SGDConfig, params: Params) -> None:
         super().__init__(cfg)
         self._optimizer = torch.optim.SGD(params, **self.optimizer_config)
 
@@ -69,7 +69,7 @@ class Adagrad(FairseqOptimizer):
 
     supports_flat_params = True
 
-    def __init__(self, cfg: Any, params: Iterable[Any]) -> None:
+    def __init__(self, cfg: AdagradConfig, params: Params) -> None:
         super().__init__(cfg)
         self._optimizer = torch.optim.Adagrad(params, **self.optimizer_config)
 
@@ -98,7 +98,7 @@ class Adadelta(FairseqOptimizer):
 
     supports_flat_params = True
 
-    def __init__(self, cfg: Any, params: Iterable[Any]) -> None:
+    def __init__(self, cfg: AdadeltaConfig, params: Params) -> None:
         super().__init__(cfg)
         self._optimizer = torch.optim.Adadelta(params, **self.optimizer_config)
 
@@ -135,18 +135,16 @@ class NAG(PerTensorOptimizer):
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float, momentum: float = 0.0, weight_decay: float = 0.0
+        self, params: Params, lr: float, momentum: float = 0.0, weight_decay: float = 0.0
     ) -> None:
         defaults = {"lr": lr, "lr_old": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults)
 
-    def init_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    def init_state(self, param: Tensor, group: Group) -> dict[str, Any]:
         """Return a velocity of zero."""
         return {"momentum_buffer": torch.zeros_like(param)}
 
-    def rule(
-        self, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
-    ) -> None:
+    def rule(self, param: Tensor, grad: Tensor, state: State, group: Group) -> None:
         """Apply the formula of this class."""
         lr, momentum = group["lr"], group["momentum"]
         change = lr / group["lr_old"] if group["lr_old"] > 0 else lr
@@ -154,9 +152,9 @@ class NAG(PerTensorOptimizer):
         param.mul_(1 - lr * group["weight_decay"])
         param.add_(velocity, alpha=momentum).add_(grad, alpha=-lr)
 
-    def step(self, *args: Any, **kwargs: Any) -> Any:
+    def step(self, closure: Callable[[], float] | None = None, scale: float | Tensor = 1.0) -> Any:
         """Update every parameter, then remember the learning rate; see the base class."""
-        loss = super().step(*args, **kwargs)
+        loss = super().step(closure, scale)
         for group in self.param_groups:
             group["lr_old"] = group["lr"]
         return loss
@@ -166,7 +164,7 @@ class NAG(PerTensorOptimizer):
 class FairseqNAG(FairseqOptimizer):
     """``--optimizer nag``: Nesterov's accelerated gradient."""
 
-    def __init__(self, cfg: Any, params: Iterable[Any]) -> None:
+    def __init__(self, cfg: FairseqNAGConfig, params: Params) -> None:
         super().__init__(cfg)
         self._optimizer = NAG(params, **self.optimizer_config)
 
@@ -205,7 +203,7 @@ class Adamax(PerTensorOptimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Params,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -221,7 +219,7 @@ class Adamax(PerTensorOptimizer):
         }
         super().__init__(params, defaults)
 
-    def init_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    def init_state(self, param: Tensor, group: Group) -> dict[str, Any]:
         """Return zero statistics."""
         return {
             "step": 0,
@@ -229,9 +227,7 @@ class Adamax(PerTensorOptimizer):
             "exp_inf": torch.zeros_like(param),
         }
 
-    def rule(
-        self, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
-    ) -> None:
+    def rule(self, param: Tensor, grad: Tensor, state: State, group: Group) -> None:
         """Apply the formula of this class."""
         state["step"] += 1
         beta1, beta2 = group["betas"]
@@ -247,7 +243,7 @@ class Adamax(PerTensorOptimizer):
 class FairseqAdamax(FairseqOptimizer):
     """``--optimizer adamax``: Adam with the maximum norm."""
 
-    def __init__(self, cfg: Any, params: Iterable[Any]) -> None:
+    def __init__(self, cfg: FairseqAdamaxConfig, params: Params) -> None:
         super().__init__(cfg)
         self._optimizer = Adamax(params, **self.optimizer_config)
 

@@ -9,7 +9,7 @@ from fairseq.config.schema import REFERENCE, parse_literal
 from fairseq.errors import ConfigError
 
 
-def require_value(value: Any, flag: str) -> Any:
+def require_value(value: object, flag: str) -> Any:
     """Return ``value`` unless it is missing or a reference that nobody resolved.
 
     Args:
@@ -24,7 +24,7 @@ def require_value(value: Any, flag: str) -> Any:
     return value
 
 
-def numbers(value: Any, flag: str) -> list[float]:
+def numbers(value: object, flag: str) -> list[float]:
     """Read ``"(0.9, 0.98)"``, ``"1e-3"``, a number or any sequence of numbers into a list.
 
     Args:
@@ -37,14 +37,14 @@ def numbers(value: Any, flag: str) -> list[float]:
     value = require_value(value, flag)
     if isinstance(value, str):
         value = parse_literal(value)
-    items = [value] if isinstance(value, (int, float)) else value
+    items: Any = [value] if isinstance(value, (int, float)) else value
     try:
         return [float(item) for item in items]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{flag}: {value!r} is not a number or a list of numbers") from error
 
 
-def pair(value: Any, flag: str) -> tuple[float, float]:
+def pair(value: object, flag: str) -> tuple[float, float]:
     """Read exactly two numbers, such as ``"(0.9, 0.98)"``; see :func:`numbers`."""
     found = numbers(value, flag)
     if len(found) != 2:
@@ -52,7 +52,7 @@ def pair(value: Any, flag: str) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def learning_rates(cfg: Any) -> list[float]:
+def learning_rates(cfg: object) -> list[float]:
     """Return the list behind ``--lr``, which is never empty.
 
     Raises:
@@ -64,7 +64,7 @@ def learning_rates(cfg: Any) -> list[float]:
     return rates
 
 
-def setting(cfg: Any, path: str, default: Any = None) -> Any:
+def setting(cfg: object, path: str, default: object = None) -> Any:
     """Return ``cfg.a.b`` for the path ``"a.b"``, or ``default`` where something is missing or None.
 
     Args:
@@ -78,7 +78,7 @@ def setting(cfg: Any, path: str, default: Any = None) -> Any:
     return default if value is None else value
 
 
-def single_rate(cfg: Any, name: str) -> float:
+def single_rate(cfg: object, name: str) -> float:
     """Return the only learning rate of ``cfg``.
 
     Raises:

@@ -6,12 +6,14 @@ The trainer calls ``step_update(n)`` once at the start (n = 0) and after every u
 
 from __future__ import annotations
 
+from argparse import Namespace
 from typing import Any
 
 from fairseq.config.registries import LR_SCHEDULER_REGISTRY
 from fairseq.config.registry import setup_registry
 from fairseq.errors import ConfigError
 from fairseq.optim.base import FairseqOptimizer
+from fairseq.protocols import Settings, StateDict
 
 __all__ = [
     "LR_SCHEDULER_DATACLASS_REGISTRY",
@@ -34,7 +36,9 @@ class FairseqLRScheduler:
         ConfigError: if ``optimizer`` is not an optimizer of this package.
     """
 
-    def __init__(self, cfg: Any, optimizer: FairseqOptimizer) -> None:
+    cfg: Any  # of the class that the subclass was registered with
+
+    def __init__(self, cfg: Settings, optimizer: FairseqOptimizer) -> None:
         if optimizer is not None and not isinstance(optimizer, FairseqOptimizer):
             raise ConfigError(
                 f"a learning-rate scheduler needs a FairseqOptimizer, got {type(optimizer)}"
@@ -47,7 +51,7 @@ class FairseqLRScheduler:
         """Return the state, plain values only."""
         return {"best": self.best}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.best = state_dict["best"]
 
@@ -69,7 +73,7 @@ class FairseqLRScheduler:
 class LegacyFairseqLRScheduler(FairseqLRScheduler):
     """Base of plug-ins that are configured by a flat namespace, kept as ``self.args``."""
 
-    def __init__(self, args: Any, optimizer: FairseqOptimizer) -> None:
+    def __init__(self, args: Namespace, optimizer: FairseqOptimizer) -> None:
         super().__init__(args, optimizer)
         self.args = args
 
