@@ -10,7 +10,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,16 @@ from fairseq.aliases import NAMES
 from fairseq.lazy import lazy_names
 from fairseq.logging.meters import safe_round
 
+if TYPE_CHECKING:
+    from fairseq.protocols import StateDict
+
+
 __getattr__, __dir__, _names = lazy_names(
     __name__, {**NAMES[__name__], "import_user_module": "fairseq.config.plugins"}
 )
 
 
-def item(value: Any) -> Any:
+def item(value: object) -> Any:
     """Return a one-element tensor as a number, anything else as it is."""
     return value.item() if hasattr(value, "item") else value
 
@@ -36,7 +40,7 @@ def split_paths(paths: str, separator: str = os.pathsep) -> list[str]:
     return [os.path.expanduser(part) for part in parts]
 
 
-def apply_to_sample(function: Callable[[Tensor], Tensor], sample: Any) -> Any:
+def apply_to_sample(function: Callable[[Tensor], Tensor], sample: object) -> Any:
     """Return a copy of a nested batch with ``function`` applied to every tensor."""
     if isinstance(sample, Tensor):
         return function(sample)
@@ -102,7 +106,7 @@ def log_softmax(x: Tensor, dim: int, onnx_trace: bool = False) -> Tensor:
     return F.log_softmax(x, dim=dim, dtype=torch.float32)
 
 
-def get_perplexity(loss: Any, round: int = 2, base: float = 2) -> float:
+def get_perplexity(loss: object, round: int = 2, base: float = 2) -> float:
     """Return ``base ** loss``, rounded; 0 for no loss, infinity on overflow."""
     if loss is None:
         return 0.0
@@ -137,7 +141,7 @@ def get_rng_state() -> dict[str, Any]:
     return state
 
 
-def set_rng_state(state: Mapping[str, Any]) -> None:
+def set_rng_state(state: StateDict) -> None:
     """Restore what :func:`get_rng_state` returned."""
     torch.set_rng_state(state["torch_rng_state"])
     if torch.cuda.is_available() and "cuda_rng_state" in state:
@@ -189,7 +193,7 @@ def clip_grad_norm_(
     return total
 
 
-def resolve_max_positions(*limits: Any) -> Any:
+def resolve_max_positions(*limits: object) -> Any:
     """Return the smallest of several limits: numbers, tuples or dicts of them; None means none."""
     found: Any = None
     for limit in limits:

@@ -7,12 +7,11 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from fairseq.errors import FairseqError
 
 
-def run_command(main: Callable[[Sequence[str] | None], Any]) -> None:
+def run_command(main: Callable[[Sequence[str] | None], object]) -> None:
     """Run a command and exit: 0 for success, 1 for an error, 2 for a wrong command line.
 
     An error of ours, of the file system, or of a memory that is too small is printed as one message

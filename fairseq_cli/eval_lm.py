@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq.lazy import lazy_names
 from fairseq_cli.entry import run_command
+
+if TYPE_CHECKING:
+    pass
+
 
 USAGE = "fairseq-eval-lm DATA --path CHECKPOINT [options]"
 EXAMPLES = """examples:
@@ -30,7 +34,7 @@ __getattr__, __dir__, _names = lazy_names(
 )
 
 
-def main(cfg: Any, **unused: Any) -> dict[str, Any]:
+def main(cfg: object, **unused: object) -> dict[str, Any]:
     """Evaluate a checkpoint with its own settings, except for those that are stated.
 
     Args:

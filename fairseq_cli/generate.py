@@ -7,9 +7,13 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq_cli.entry import run_command
+
+if TYPE_CHECKING:
+    from fairseq.config.sections import FairseqConfig
+
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +32,7 @@ Files of the text encoder are found beside the dictionary or the checkpoint.
 """
 
 
-def main(cfg: Any) -> Any:
+def main(cfg: FairseqConfig) -> Any:
     """Continue a subset, and print what comes out.
 
     Args:

@@ -6,10 +6,14 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq.catalog import GROWTH
 from fairseq_cli.entry import run_command
+
+if TYPE_CHECKING:
+    from fairseq.config.schema import FairseqDataclass
+
 
 EXAMPLES = """examples:
   fairseq-grow small.pt --out big.pt --method stack --encoder-layers 12
@@ -55,7 +59,9 @@ def get_parser() -> argparse.ArgumentParser:
     return own
 
 
-def model_flags(parser: argparse.ArgumentParser, config: Any, rest: list[str]) -> dict[str, Any]:
+def model_flags(
+    parser: argparse.ArgumentParser, config: FairseqDataclass, rest: list[str]
+) -> dict[str, Any]:
     """Return what the user states about the target, by field name; exit if that is no setting."""
     from fairseq.config.flags import gen_parser_from_dataclass
 

@@ -8,9 +8,13 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq_cli.entry import run_command
+
+if TYPE_CHECKING:
+    pass
+
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +141,7 @@ def enter_run_folder(folder: str, nested: dict[str, Any]) -> None:
     os.chdir(folder)
 
 
-def main(cfg: Any) -> float | None:
+def main(cfg: object) -> float | None:
     """Train as a nested configuration (a dict or DictConfig) says.
 
     Returns:

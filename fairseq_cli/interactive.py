@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq_cli import generate
 from fairseq_cli.entry import run_command
+
+if TYPE_CHECKING:
+    from fairseq.config.sections import FairseqConfig
+
 
 USAGE = "fairseq-interactive DATA --path CHECKPOINT [options]"
 EXAMPLES = """examples:
@@ -23,7 +27,7 @@ Files of the text encoder are found beside the dictionary or the checkpoint.
 """
 
 
-def main(cfg: Any) -> Any:
+def main(cfg: FairseqConfig) -> Any:
     """Continue lines of text, and print what comes out.
 
     Args:

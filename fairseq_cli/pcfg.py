@@ -207,7 +207,7 @@ def _sample(args: argparse.Namespace, source: Any) -> dict[str, Any]:
     return dataclasses.asdict(done)
 
 
-def _downstream(args: argparse.Namespace, source: Any) -> dict[str, Any]:
+def _downstream(args: argparse.Namespace, source: object) -> dict[str, Any]:
     from fairseq.errors import ConfigError
     from fairseq.pcfg.downstream import Labeller, write_downstream
     from fairseq.pcfg.source import GrammarSource

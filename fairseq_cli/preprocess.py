@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fairseq_cli.entry import run_command
+
+if TYPE_CHECKING:
+    from fairseq.config.sections import FairseqConfig
+
 
 USAGE = "fairseq-preprocess --only-source --trainpref FILE [options]"
 EXAMPLES = """examples:
@@ -15,7 +19,7 @@ EXAMPLES = """examples:
 """
 
 
-def main(cfg: Any) -> None:
+def main(cfg: FairseqConfig) -> None:
     """Preprocess as a flat Namespace (or PreprocessConfig) says."""
     from fairseq.logging.console import setup_logging
     from fairseq.preprocess import preprocess

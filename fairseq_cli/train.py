@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq_cli.entry import run_command
+
+if TYPE_CHECKING:
+    from fairseq.config.sections import FairseqConfig
+    from fairseq.data.batches.epochs import EpochBatchIterator
+    from fairseq.protocols import Task
+    from fairseq.training.trainer import Trainer
+
 
 USAGE = "fairseq-train DATA --arch NAME --task NAME --optimizer NAME [options]"
 EXAMPLES = """examples:
@@ -21,7 +28,7 @@ that is on or off has its opposite --no-x.
 """
 
 
-def train_here(cfg: Any) -> float | None:
+def train_here(cfg: FairseqConfig) -> float | None:
     """Train in this process, which may be one of several: plug-ins and logging are set up first."""
     from fairseq.config.plugins import import_user_module
     from fairseq.logging.progress_bar import setup_logging
@@ -32,7 +39,7 @@ def train_here(cfg: Any) -> float | None:
     return run_training(cfg)
 
 
-def main(cfg: Any, strict: bool = False) -> float | None:
+def main(cfg: object, strict: bool = False) -> float | None:
     """Train as a configuration says; return the best validation metric.
 
     Args:
@@ -45,7 +52,9 @@ def main(cfg: Any, strict: bool = False) -> float | None:
     return call_main(as_config(cfg, strict), train_here)
 
 
-def train(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple[list[float | None], bool]:
+def train(
+    cfg: FairseqConfig, trainer: Trainer, task: Task, epoch_itr: EpochBatchIterator
+) -> tuple[list[float | None], bool]:
     """Train for one epoch, for plug-ins that have a loop of their own.
 
     Args:
@@ -61,14 +70,18 @@ def train(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple[list[float
 
 
 def validate(
-    cfg: Any, trainer: Any, task: Any, epoch_itr: Any, subsets: Sequence[str]
+    cfg: FairseqConfig,
+    trainer: Trainer,
+    task: Task,
+    epoch_itr: EpochBatchIterator,
+    subsets: Sequence[str],
 ) -> list[float | None]:
     """Evaluate subsets; return the metric that decides what is best, of each of them."""
     loop = _loop(cfg, trainer, epoch_itr)
     return [loop.validate(subset) for subset in subsets]
 
 
-def _loop(cfg: Any, trainer: Any, epoch_itr: Any) -> Any:
+def _loop(cfg: FairseqConfig, trainer: Trainer, epoch_itr: EpochBatchIterator) -> Any:
     from fairseq.config.components import as_config
     from fairseq.distributed.signals import StopSignal
     from fairseq.training.loop import TrainLoop
@@ -103,7 +116,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def cli_main(modify_parser: Any = None) -> None:
+def cli_main(modify_parser: object = None) -> None:
     """Run the command; the argument is for old callers."""
     run_command(run)
 

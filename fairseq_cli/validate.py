@@ -6,9 +6,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq_cli.entry import run_command
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
 
 USAGE = "fairseq-validate DATA --path CHECKPOINT [options]"
 EXAMPLES = """examples:
@@ -28,7 +32,7 @@ Settings that are not given are the checkpoint's own.
 """
 
 
-def main(cfg: Any, override_args: Any = None) -> dict[str, dict[str, Any]]:
+def main(cfg: object, override_args: object = None) -> dict[str, dict[str, Any]]:
     """Evaluate a checkpoint with its own settings, except for those that are stated.
 
     Args:
@@ -80,7 +84,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def add_scores(parser: Any) -> Any:
+def add_scores(parser: ArgumentParser) -> Any:
     """Add the flags of scores and of teachers; return the parser."""
     from fairseq_cli.flags import add_last_word_flags
 
@@ -105,7 +109,7 @@ _TEACHER_FLAGS = ("write_teacher_cache", "cache_method", "top_k", "cache_tempera
                   "cache_epochs", "cache_force", "per_sample", "plot")  # fmt: skip
 
 
-def _add_teacher_flags(parser: Any) -> None:
+def _add_teacher_flags(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("teachers")
     add = group.add_argument
     add("--write-teacher-cache", metavar="DIR", help="store what --path says, for its students")
@@ -160,7 +164,7 @@ def _about_teachers(given: Any, flags: dict[str, Any], as_json: bool) -> int:
     return 0
 
 
-def _numbers(results: Any) -> Any:
+def _numbers(results: object) -> Any:
     """Return statistics as plain numbers, not rounded."""
     from fairseq.logging.meters import exact
 

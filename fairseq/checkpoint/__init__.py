@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq.aliases import NAMES
 from fairseq.checkpoint import files
@@ -24,6 +24,13 @@ from fairseq.files.safe_load import safe_load
 from fairseq.lazy import lazy_names
 from fairseq.logging.deferred import to_python
 from fairseq.rng import derive_seed
+
+if TYPE_CHECKING:
+    from fairseq.config.sections import CheckpointConfig
+    from fairseq.data.batches.epochs import EpochBatchIterator
+    from fairseq.protocols import Settings, StateDict
+    from fairseq.training.trainer import Trainer
+
 
 logger = logging.getLogger("fairseq.checkpoint_utils")
 
@@ -60,7 +67,7 @@ def is_better(value: float, best: float | None, maximize: bool) -> bool:
     return best is None or (value >= best if maximize else value <= best)
 
 
-def _suffix(cfg: Any) -> str:
+def _suffix(cfg: Settings) -> str:
     """Return what is inserted before ``.pt``; configurations of old programs may lack it."""
     return getattr(cfg, "checkpoint_suffix", None) or ""
 
@@ -88,7 +95,7 @@ def _names(
     return names
 
 
-def milestones(cfg: Any, trainer: Any) -> list[str]:
+def milestones(cfg: CheckpointConfig, trainer: Trainer) -> list[str]:
     """Return the names of checkpoints that were asked for by updates or tokens, and are due."""
     suffix, updates = _suffix(cfg), trainer.get_num_updates()
     names = [
@@ -125,7 +132,11 @@ def _among_best(cfg: Any, val_loss: float) -> bool:
 
 
 def save_checkpoint(
-    cfg: Any, trainer: Any, epoch_itr: Any, val_loss: float | None, always: bool = False
+    cfg: CheckpointConfig,
+    trainer: Trainer,
+    epoch_itr: EpochBatchIterator,
+    val_loss: float | None,
+    always: bool = False,
 ) -> str | None:
     """Save the run under every name it deserves now, then delete what need not be kept.
 
@@ -183,7 +194,7 @@ def save_checkpoint(
     return first
 
 
-def how_it_goes_on(cfg: Any, updates: int, saved: str | None) -> str:
+def how_it_goes_on(cfg: CheckpointConfig, updates: int, saved: str | None) -> str:
     """Say what a run that was asked to end after so many updates leaves behind.
 
     Args:
@@ -198,7 +209,7 @@ def how_it_goes_on(cfg: Any, updates: int, saved: str | None) -> str:
     return f"saved at update {updates}; the same command goes on from there"
 
 
-def _delete_old(cfg: Any, end_of_epoch: bool) -> None:
+def _delete_old(cfg: CheckpointConfig, end_of_epoch: bool) -> None:
     suffix = re.escape(_suffix(cfg))
     surplus: list[str] = []
     if not end_of_epoch and cfg.keep_interval_updates > 0:
@@ -225,7 +236,7 @@ def with_suffix(path: str, suffix: str) -> str:
     return f"{path.removesuffix('.pt')}{suffix}.pt" if suffix else path
 
 
-def checkpoint_to_start_from(cfg: Any) -> tuple[str, dict[str, bool]]:
+def checkpoint_to_start_from(cfg: CheckpointConfig) -> tuple[str, dict[str, bool]]:
     """Return the file a run starts from and what of it is not taken over.
 
     Args:
@@ -263,7 +274,7 @@ def checkpoint_to_start_from(cfg: Any) -> tuple[str, dict[str, bool]]:
 
 
 def load_checkpoint_to_cpu(
-    path: str, arg_overrides: Mapping[str, Any] | None = None, load_on_all_ranks: bool = False
+    path: str, arg_overrides: Mapping[str, object] | None = None, load_on_all_ranks: bool = False
 ) -> dict[str, Any]:
     """Load a checkpoint of any age; ``"cfg"`` is replaced by the upgraded configuration.
 
@@ -276,7 +287,7 @@ def load_checkpoint_to_cpu(
 
 
 def _upgrade_state_dict(
-    state: dict[str, Any], arg_overrides: Mapping[str, Any] | None = None
+    state: StateDict, arg_overrides: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
     """Return the content of a checkpoint of any age as the function above does, in place."""
     state = upgrade_state(state)

@@ -41,7 +41,7 @@ _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # -- writing ---------------------------------------------------------------------------------------
 
 
-def write_checkpoint(state: Mapping[str, Any], path: str, facts: Mapping[str, Any]) -> None:
+def write_checkpoint(state: Mapping[str, object], path: str, facts: Mapping[str, object]) -> None:
     """Write ``state`` as ``path`` and ``facts`` about it as ``path + ".json"``.
 
     Args:
@@ -93,7 +93,7 @@ def _explain(error: Exception, path: str, kept: str) -> CheckpointError:
     return CheckpointError(f"could not write {path}: {cause or error}{hint}. {kept}")
 
 
-def _write_facts(path: str, facts: Mapping[str, Any]) -> None:
+def _write_facts(path: str, facts: Mapping[str, object]) -> None:
     """Write the side file; it is advisory, so a failure only warns."""
     record = {**facts, "fairseq": __version__, "torch": torch.__version__, "time": time.time()}
     try:

@@ -10,7 +10,7 @@ import argparse
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +25,10 @@ from fairseq.errors import CheckpointError
 from fairseq.files.io import sha256_of
 from fairseq.files.tensor_sizes import check_sizes
 from fairseq.version import __version__
+
+if TYPE_CHECKING:
+    from fairseq.protocols import StateDict
+
 
 logger = logging.getLogger("fairseq.checkpoint_state")
 
@@ -73,7 +77,7 @@ def original_cfg(config: FairseqConfig) -> dict[str, Any]:
     return cfg
 
 
-def _original_section(name: str, section: Any) -> dict[str, Any]:
+def _original_section(name: str, section: object) -> dict[str, Any]:
     if not isinstance(section, FairseqDataclass):
         return plain(section)
     values = plain(section)
@@ -105,7 +109,9 @@ _WRITTEN_UNDER_OLD_NAMES = {
 }
 
 
-def our_record(config: FairseqConfig, progress: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+def our_record(
+    config: FairseqConfig, progress: Mapping[str, object], **more: object
+) -> dict[str, Any]:
     """Return what ``extra_state`` keeps beyond the original.
 
     Args:
@@ -119,7 +125,7 @@ def our_record(config: FairseqConfig, progress: Mapping[str, Any], **more: Any) 
     return {"version": __version__, "config": settings, "progress": plain(progress), **kept}
 
 
-def descended(state: Mapping[str, Any], path: str, method: str) -> list[dict[str, Any]]:
+def descended(state: StateDict, path: str, method: str) -> list[dict[str, Any]]:
     """Return the lineage of a run that begins with the weights of another one.
 
     A lineage is a list of steps, the oldest first: method, name and SHA-256 of the source, its
@@ -142,7 +148,7 @@ def descended(state: Mapping[str, Any], path: str, method: str) -> list[dict[str
     return [*(record.get("lineage") or []), step]
 
 
-def record_of(state: Mapping[str, Any]) -> dict[str, Any]:
+def record_of(state: Mapping[str, object]) -> dict[str, Any]:
     """Return what :func:`our_record` put into a checkpoint, empty for files of others."""
     extra = state.get("extra_state")
     record = extra.get(OURS) if isinstance(extra, Mapping) else None
@@ -150,7 +156,7 @@ def record_of(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_of(
-    state: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, settle: bool = True
+    state: Mapping[str, object], overrides: Mapping[str, object] | None = None, settle: bool = True
 ) -> FairseqConfig:
     """Return the configuration of a checkpoint, upgraded.
 
@@ -176,7 +182,7 @@ def config_of(
 
 
 def _config_of(
-    state: Mapping[str, Any], overrides: Mapping[str, Any] | None, settle: bool
+    state: Mapping[str, object], overrides: Mapping[str, object] | None, settle: bool
 ) -> FairseqConfig:
     given = dict(overrides or {})
     cfg = record_of(state).get("config") or state.get("cfg")
@@ -238,7 +244,7 @@ def _old_args(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in REFUSED}
 
 
-def data_rng_of(state: Mapping[str, Any]) -> str:
+def data_rng_of(state: Mapping[str, object]) -> str:
     """Return the source of masks and batches that a run used.
 
     The original's main branch and its release 0.12 (and the fork, which descends from it) draw
@@ -259,7 +265,7 @@ def settle_data_rng(config: FairseqConfig, mode: str) -> None:
             section.data_rng = mode
 
 
-def check_layout(state: Any) -> None:
+def check_layout(state: StateDict) -> None:
     """Raise unless the parts of a checkpoint that are there are of the kinds they should be.
 
     Raises:
@@ -281,7 +287,7 @@ def check_layout(state: Any) -> None:
         raise CheckpointError("damaged checkpoint: its epoch is no number")
 
 
-def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
+def upgrade_state(state: StateDict) -> dict[str, Any]:
     """Return a checkpoint of any age in today's layout (top level only), in place.
 
     Raises:
@@ -315,7 +321,7 @@ def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def vocabulary_of(state: Mapping[str, Any]) -> int | None:
+def vocabulary_of(state: StateDict) -> int | None:
     """Return the number of rows of a checkpoint's embedding table, None if there is none."""
     tensors = dict(state["model"])
     upgrade_roberta_state(tensors)  # which takes "decoder." for the old name of an encoder

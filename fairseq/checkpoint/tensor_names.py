@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fairseq.protocols import StateDict
+
 
 # Names of tensors: (pattern, replacement), applied in this order to the keys of a state dict.
 ROBERTA_KEYS: tuple[tuple[str, str], ...] = (
@@ -23,7 +27,7 @@ ROBERTA_DROPPED = (
 )
 
 
-def upgrade_roberta_state(state: dict[str, Any]) -> None:
+def upgrade_roberta_state(state: StateDict) -> None:
     """Rename, split and drop the keys of an old RoBERTa state dict, in place.
 
     A joint ``in_proj_weight`` or ``in_proj_bias`` holds the query, key and value projections in

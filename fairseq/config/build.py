@@ -49,7 +49,7 @@ class Component(NamedTuple):
 Describe = Callable[[str, str], Component]
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Return configurations, DictConfigs, Namespaces and enums as dicts, lists and scalars."""
     if type(value).__module__.split(".")[0] == "omegaconf" and "omegaconf" in sys.modules:
         from omegaconf import OmegaConf
@@ -67,8 +67,8 @@ def plain(value: Any) -> Any:
 
 
 def build_config(
-    given: Mapping[str, Any],
-    sections: Mapping[str, Any] | None = None,
+    given: Mapping[str, object],
+    sections: Mapping[str, object] | None = None,
     *,
     describe: Describe,
     strict: bool = True,
@@ -141,8 +141,8 @@ def _as_sections(nested: dict[str, Any], strict: bool) -> dict[str, dict[str, An
 def _component(
     section: str,
     name: str,
-    given: Mapping[str, Any],
-    nested: Mapping[str, Any],
+    given: Mapping[str, object],
+    nested: Mapping[str, object],
     describe: Describe,
     strict: bool,
 ) -> tuple[Any, list[str]]:
@@ -172,7 +172,7 @@ def _component(
 
 
 def _renamed(
-    values: Mapping[str, Any], section: str, dataclass: Any, flat: bool = False
+    values: Mapping[str, object], section: str, dataclass: type, flat: bool = False
 ) -> dict[str, Any]:
     """Return ``values`` under today's names, but as they are for a plug-in without dataclass."""
     if dataclass is None:
@@ -183,7 +183,11 @@ def _renamed(
 
 
 def _check_keys(
-    section: str, own: Mapping[str, Any], stated: Mapping[str, Any], config: Any, strict: bool
+    section: str,
+    own: Mapping[str, object],
+    stated: Mapping[str, object],
+    config: FairseqConfig,
+    strict: bool,
 ) -> list[str]:
     """Return the keys that ``config`` lacks; refuse them, and missing values, if ``strict``.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq.config import plugins
 from fairseq.config.build import Component, build_config, plain
@@ -18,6 +18,9 @@ from fairseq.config.registry import config_class
 from fairseq.config.resolve import resolve
 from fairseq.config.sections import COMPONENTS, FairseqConfig
 from fairseq.config.stated import statements, without_replaced
+
+if TYPE_CHECKING:
+    from fairseq.protocols import Settings
 
 
 def known_names(flag: str) -> list[str]:
@@ -43,7 +46,7 @@ def describe_component(section: str, name: str) -> Component:
     return Component(dataclass, legacy, preset)
 
 
-def add_legacy_flags(parser: Any, cls: Any, is_model: bool) -> None:
+def add_legacy_flags(parser: object, cls: Any, is_model: bool) -> None:
     """Add the flags of a plug-in without dataclass: its own, then those of what it extends.
 
     Args:
@@ -58,7 +61,7 @@ def add_legacy_flags(parser: Any, cls: Any, is_model: bool) -> None:
         gen_parser_from_dataclass(parser, parent(), delete_default=is_model)
 
 
-def _legacy_defaults(cls: Any, is_model: bool) -> dict[str, Any]:
+def _legacy_defaults(cls: type, is_model: bool) -> dict[str, Any]:
     """Return what the flags of a plug-in without dataclass are if nobody gives them."""
     parser = argparse.ArgumentParser(
         add_help=False, argument_default=argparse.SUPPRESS if is_model else None
@@ -70,8 +73,8 @@ def _legacy_defaults(cls: Any, is_model: bool) -> dict[str, Any]:
 
 
 def make_config(
-    given: Mapping[str, Any],
-    sections: Mapping[str, Any] | None = None,
+    given: Mapping[str, object],
+    sections: Mapping[str, object] | None = None,
     strict: bool = True,
     settle: bool = True,
 ) -> FairseqConfig:
@@ -93,7 +96,7 @@ def make_config(
     return resolve(config) if settle else config
 
 
-def as_config(cfg: Any, strict: bool = False) -> FairseqConfig:
+def as_config(cfg: Settings, strict: bool = False) -> FairseqConfig:
     """Return any kind of configuration (Namespace, DictConfig, dict, ours) as ours, settled.
 
     Args:

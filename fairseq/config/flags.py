@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
             message += "".join(hints) or " (see --help; --help --arch NAME lists a model's flags)"
         self.exit(2, f"{self.prog}: error: {message}\n")
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
+    def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
             problem = describe_choice(str(value), [str(choice) for choice in action.choices])
             raise argparse.ArgumentError(action, problem)
@@ -165,7 +165,7 @@ def _flag_names(name: str, prefix: str | None, aliases: str | Sequence[str] | No
 
 
 def _add_bool(
-    parser: Any, names: list[str], on: bool, positive: bool, stored: Any, text: str | None
+    parser: object, names: list[str], on: bool, positive: bool, stored: Any, text: str | None
 ) -> None:
     """Add the pair of flags of one boolean field.
 
@@ -253,7 +253,7 @@ def add_field(
     )
 
 
-def _shown(default: Any) -> Any:
+def _shown(default: object) -> Any:
     return ",".join(map(str, default)) if isinstance(default, (list, tuple)) else default
 
 

@@ -57,7 +57,7 @@ def checked_recipes() -> Iterator[None]:
         repository.load_config, reader.load_config = look_up, load
 
 
-def refuse_resolver(text: Any, place: str) -> None:
+def refuse_resolver(text: object, place: str) -> None:
     """Refuse ``${name:...}`` where Hydra would evaluate it while it composes."""
     if RESOLVER.search(str(text)):
         raise ConfigError(

@@ -10,7 +10,7 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq.aliases import NAMES
 from fairseq.catalog import ARCHITECTURES
@@ -39,6 +39,10 @@ from fairseq.config.sections import (
 )
 from fairseq.errors import ConfigError, FairseqError
 from fairseq.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
 
 TITLES = {
     "common": "logging, seed, device, precision",
@@ -84,7 +88,7 @@ def refuse_words(parser: argparse.ArgumentParser, chosen: Mapping[str, str]) -> 
             parser.error(f"argument --{flag.replace('_', '-')}: {why_refused(name)}")
 
 
-def _add_section(parser: Any, section: str, **defaults: Any) -> Any:
+def _add_section(parser: ArgumentParser, section: str, **defaults: Any) -> Any:
     group = parser.add_argument_group(TITLES[section])
     gen_parser_from_dataclass(group, SECTIONS[section](**defaults))
     return group
@@ -150,7 +154,7 @@ def add_component_flags(parser: argparse.ArgumentParser, flag: str, name: str) -
     add_old_flags(parser, "model" if is_model else flag)
 
 
-def _shown_defaults(dataclass: Any, flag: str, name: str) -> Any:
+def _shown_defaults(dataclass: type, flag: str, name: str) -> Any:
     """Return a configuration with the defaults that help shows: the preset's, if it is ours."""
     config = dataclass()
     if flag == "arch" and name in ARCHITECTURES:
@@ -238,7 +242,7 @@ def _recipe(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
     return read_yaml(*paths)
 
 
-def _component_names(recipe: Mapping[str, Any]) -> dict[str, str]:
+def _component_names(recipe: Mapping[str, object]) -> dict[str, str]:
     names = {}
     for section, flag in COMPONENTS.items():
         values = recipe.get(section)
@@ -389,7 +393,7 @@ def parse_args_and_arch(
     return (args, unknown) if parse_known else args
 
 
-def _with_preset(parser: Parser, given: Mapping[str, Any]) -> argparse.Namespace:
+def _with_preset(parser: Parser, given: Mapping[str, object]) -> argparse.Namespace:
     refused = {
         flag: given[flag]
         for flag in parser.components
@@ -404,7 +408,7 @@ def _with_preset(parser: Parser, given: Mapping[str, Any]) -> argparse.Namespace
 
 
 def get_args(
-    data: str, task: str = "masked_lm", arch: str | None = None, **overrides: Any
+    data: str, task: str = "masked_lm", arch: str | None = None, **overrides: object
 ) -> argparse.Namespace:
     """Return the flat settings of a training run, for notebooks and tests."""
     parser = get_training_parser(task, argv=())

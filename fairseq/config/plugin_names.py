@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq.config.build import plain
 from fairseq.config.flags import gen_parser_from_dataclass
@@ -28,6 +28,10 @@ from fairseq.config.sections import (
 )
 from fairseq.errors import ConfigError, did_you_mean
 
+if TYPE_CHECKING:
+    from fairseq.protocols import Settings
+
+
 __all__ = [
     "convert_namespace_to_omegaconf",
     "eval_str_list",
@@ -46,7 +50,7 @@ def convert_namespace_to_omegaconf(args: argparse.Namespace) -> FairseqConfig:
     return as_config(args)
 
 
-def overwrite_args_by_name(cfg: Any, overrides: Mapping[str, Any]) -> None:
+def overwrite_args_by_name(cfg: Settings, overrides: Mapping[str, object]) -> None:
     """Replace settings wherever they occur in a nested configuration, in place.
 
     Args:
@@ -74,13 +78,13 @@ def _keys(cfg: Any) -> list[str]:
     return [str(key) for key in (vars(cfg) if isinstance(cfg, argparse.Namespace) else cfg)]
 
 
-def _accessors(cfg: Any) -> tuple[Callable[[str], Any], Callable[[str, Any], None]]:
+def _accessors(cfg: Settings) -> tuple[Callable[[str], Any], Callable[[str, Any], None]]:
     if isinstance(cfg, MutableMapping):
         return cfg.__getitem__, cfg.__setitem__
     return lambda key: getattr(cfg, key), lambda key, value: setattr(cfg, key, value)
 
 
-def merge_with_parent(dc: FairseqDataclass, cfg: Any, remove_missing: bool = False) -> Any:
+def merge_with_parent(dc: FairseqDataclass, cfg: Settings, remove_missing: bool = False) -> Any:
     """Return a copy of ``dc`` with the values of ``cfg``.
 
     Args:
@@ -102,12 +106,12 @@ def merge_with_parent(dc: FairseqDataclass, cfg: Any, remove_missing: bool = Fal
     return merged
 
 
-def eval_str_list(x: Any, x_type: Callable[[Any], Any] = float) -> list[Any] | None:
+def eval_str_list(x: object, x_type: Callable[[Any], object] = float) -> list[Any] | None:
     """Read ``"1,2"``, ``"[1, 2]"``, ``"4"`` or a sequence as a list; None stays None."""
     return None if x is None else list_parser(x_type)(x)
 
 
-def interpret_dc_type(field_type: Any) -> Any:
+def interpret_dc_type(field_type: object) -> Any:
     """Return the type behind a field's annotation: T for ``Optional[T]``, ``str`` for ``Any``.
 
     Raises:
@@ -124,7 +128,7 @@ def omegaconf_no_object_check() -> Iterator[None]:
     yield
 
 
-def _enum(kind: Any) -> Any:
+def _enum(kind: object) -> Any:
     return ChoiceEnum(choices_of(kind) or [])
 
 
@@ -147,5 +151,5 @@ def hydra_init(cfg_name: str = "config") -> None:
     """Do nothing: every reader of configurations knows the dataclasses already."""
 
 
-def add_defaults(cfg: Any) -> None:
+def add_defaults(cfg: Settings) -> None:
     """Do nothing: defaults are filled in when ``cfg`` becomes a configuration."""

@@ -23,7 +23,7 @@ from typing import Any
 from fairseq.errors import ConfigError, MissingFileError
 
 
-def import_user_module(args: Any) -> ModuleType | None:
+def import_user_module(args: object) -> ModuleType | None:
     """Import the package that ``args.user_dir`` names, once.
 
     The folder becomes a top-level package of its own name; the modules in its ``tasks`` and
@@ -61,7 +61,7 @@ def import_user_module(args: Any) -> ModuleType | None:
     return module
 
 
-def refuse_named_code(recipe: Any, stated: bool) -> None:
+def refuse_named_code(recipe: object, stated: bool) -> None:
     """Refuse a recipe that names code to run: only the command line may.
 
     Args:

@@ -82,7 +82,7 @@ def expand_home(paths: str) -> str:
     return os.pathsep.join(os.path.expanduser(path) for path in paths.split(os.pathsep))
 
 
-def _problem(value: Any, default: Any, bounds: Any) -> str | None:
+def _problem(value: object, default: object, bounds: Any) -> str | None:
     """Return what is wrong with a value, None if nothing is."""
     if value is None or value == default or isinstance(value, bool):
         return None
@@ -104,7 +104,7 @@ def _problem(value: Any, default: Any, bounds: Any) -> str | None:
     return None
 
 
-def _numbers(value: Any) -> Iterator[float]:
+def _numbers(value: object) -> Iterator[float]:
     for item in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(item, (int, float)) and not isinstance(item, bool):
             yield item

@@ -46,13 +46,13 @@ def interpolate(config: FairseqConfig, strict: bool = True) -> None:
         _settle(getattr(config, top.name), config, top.name, strict)
 
 
-def settle_alone(component: Any) -> None:
+def settle_alone(component: object) -> None:
     """Replace the references of a component that is used alone by the defaults they refer to."""
     if not (isinstance(component, FairseqDataclass) and component.is_frozen()):
         _settle(component, FairseqConfig(), type(component).__name__)
 
 
-def _settle(section: Any, root: FairseqConfig, name: str, strict: bool = True) -> None:
+def _settle(section: object, root: FairseqConfig, name: str, strict: bool = True) -> None:
     if isinstance(section, argparse.Namespace):
         for key, value in vars(section).items():
             if is_reference(value):
@@ -109,7 +109,7 @@ def _follow(
     return _PLACE.sub(lambda match: str(value_at(match[0])), text)
 
 
-def lookup(root: Any, path: str) -> Any:
+def lookup(root: object, path: str) -> Any:
     """Return the value at ``path`` (``"section.key"``) in ``root``, or ``NOWHERE``."""
     for part in path.split("."):
         root = root.get(part, NOWHERE) if isinstance(root, dict) else getattr(root, part, NOWHERE)

@@ -52,7 +52,7 @@ class Refused:
     reason: str | None
 
 
-def _rows(section: str, reason: str | None, **defaults: Any) -> dict[str, Refused]:
+def _rows(section: str, reason: str | None, **defaults: object) -> dict[str, Refused]:
     return {name: Refused(section, default, reason) for name, default in defaults.items()}
 
 
@@ -213,7 +213,7 @@ def why_refused(word: str) -> str:
     return f"{word} is not supported: {REFUSED_WORDS[word]} (see docs/migrating.md)"
 
 
-def is_accepted(name: str, value: Any) -> bool:
+def is_accepted(name: str, value: object) -> bool:
     """Tell whether the refused field ``name`` may be ``value``, which can be typed or text."""
     row = REFUSED[name]
     if isinstance(value, str) and not isinstance(row.default, str):
@@ -222,7 +222,7 @@ def is_accepted(name: str, value: Any) -> bool:
     return row.reason is None or bool(value == row.default)
 
 
-def check_refused(name: str, value: Any) -> None:
+def check_refused(name: str, value: object) -> None:
     """Raise ``UnsupportedError`` if the refused field ``name`` may not be ``value``."""
     if not is_accepted(name, value):
         shown = "" if value is True else f" {value}"

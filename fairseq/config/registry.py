@@ -11,11 +11,15 @@ import argparse
 import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq.config.refused import REFUSED_WORDS, why_refused
 from fairseq.config.schema import FairseqDataclass
 from fairseq.errors import RegistryError, did_you_mean
+
+if TYPE_CHECKING:
+    from fairseq.config.sections import FairseqConfig
+
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +57,7 @@ class Registry(MutableMapping[str, Any]):
             value = self._rows[name] = load_attribute(value)
         return value
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         self._rows[name] = value
 
     def __delitem__(self, name: str) -> None:
@@ -68,7 +72,7 @@ class Registry(MutableMapping[str, Any]):
     def __contains__(self, name: object) -> bool:
         return name in self._rows
 
-    def claim(self, name: str, value: Any) -> bool:
+    def claim(self, name: str, value: object) -> bool:
         """Put ``value`` under ``name``, unless a plug-in has that name already.
 
         A plug-in takes a name of the catalogue over, with a warning. The module behind a row of
@@ -95,7 +99,7 @@ class Registry(MutableMapping[str, Any]):
         return True
 
 
-def _target(value: Any) -> str:
+def _target(value: object) -> str:
     """Return where a class or function was defined, as rows of the catalogue write it."""
     return f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', '')}"
 
@@ -103,7 +107,7 @@ def _target(value: Any) -> str:
 class DataclassView(Mapping[str, Any]):
     """The configuration classes of a registry: ``name -> dataclass`` for those that have one."""
 
-    def __init__(self, registry: Mapping[str, Any]) -> None:
+    def __init__(self, registry: Mapping[str, object]) -> None:
         self._registry = registry
 
     def __getitem__(self, name: str) -> Any:
@@ -122,7 +126,7 @@ class DataclassView(Mapping[str, Any]):
         return name in self._registry and config_class(self._registry[str(name)]) is not None
 
 
-def config_class(component: Any) -> Any:
+def config_class(component: object) -> Any:
     """Return the dataclass stored on a registered class by its decorator, or None."""
     return getattr(component, "__dataclass", None)
 
@@ -199,7 +203,7 @@ def setup_registry(
     registry = Registry(key) if registry is None else registry
     view = DataclassView(registry)
 
-    def build_x(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+    def build_x(cfg: FairseqConfig, *args: object, **kwargs: object) -> Any:
         """Build the component that ``cfg`` names; None if it names none."""
         name, config = _choose(cfg, key, registry)
         if name is None:
@@ -218,7 +222,7 @@ def setup_registry(
     return build_x, register_x, registry, view
 
 
-def _choose(cfg: Any, key: str, registry: Registry) -> tuple[str | None, Any]:
+def _choose(cfg: FairseqConfig, key: str, registry: Registry) -> tuple[str | None, Any]:
     """Return the component's name and configuration from a config, a name or a Namespace.
 
     A flat Namespace holds the settings of all components: its ``_name`` may be another's.
@@ -234,7 +238,7 @@ def _choose(cfg: Any, key: str, registry: Registry) -> tuple[str | None, Any]:
     return name, cfg if name is None else typed_config(registry[name], cfg)
 
 
-def typed_config(component: Any, cfg: Any) -> Any:
+def typed_config(component: type, cfg: FairseqConfig) -> Any:
     """Return ``cfg`` as the configuration class of ``component``.
 
     Args:

@@ -30,7 +30,7 @@ SEED: Mapping[str, float] = {"minimum": 0, "maximum": 2**63 - 1}
 MOST_WORKERS = 1024  # more processes than this are a slip of the finger
 
 
-def is_reference(value: Any) -> bool:
+def is_reference(value: object) -> bool:
     """Tell whether ``value`` is text with a ``${...}`` in it."""
     return isinstance(value, str) and "${" in value
 
@@ -40,7 +40,7 @@ def II(reference: str) -> Any:
     return "${" + reference + "}"
 
 
-def option(default: Any, help: str | None = None, **metadata: Any) -> Any:
+def option(default: object, help: str | None = None, **metadata: object) -> Any:
     """Declare a configuration field.
 
     Args:
@@ -95,13 +95,13 @@ class FairseqDataclass:
 
     _name: str | None = None
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         """Allow ``field: SubConfig = SubConfig()``, which dataclasses refuse for unhashables."""
         super().__init_subclass__(**kwargs)
         if "__hash__" not in cls.__dict__:
             cls.__hash__ = object.__hash__  # type: ignore[method-assign]
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if self.is_frozen():
             raise ConfigError(
                 f"cannot set {type(self).__name__}.{name}: the configuration is final once "
@@ -127,7 +127,7 @@ class FairseqDataclass:
         return None
 
     @classmethod
-    def from_namespace(cls, args: Any) -> Any:
+    def from_namespace(cls, args: object) -> Any:
         """Return an instance with the attributes that ``args`` has in common with it."""
         if isinstance(args, cls):
             return args
@@ -142,7 +142,7 @@ class FairseqDataclass:
         )
         return config
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def get(self, name: str, default: object = None) -> Any:
         """Return the attribute ``name`` or ``default``, as mappings do."""
         return getattr(self, name, default)
 
@@ -157,7 +157,7 @@ class FairseqDataclass:
     def _get_all_attributes(self) -> list[str]:
         return [field.name for field in dataclasses.fields(self)]
 
-    def _get_meta(self, attribute: str, meta: str, default: Any = None) -> Any:
+    def _get_meta(self, attribute: str, meta: str, default: object = None) -> Any:
         return type(self).__dataclass_fields__[attribute].metadata.get(meta, default)
 
     def _get_name(self, attribute: str) -> str:
@@ -192,7 +192,7 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 
 @functools.cache
-def field_types(cls: Any) -> dict[str, Any]:
+def field_types(cls: type) -> dict[str, Any]:
     """Return the annotations of a dataclass as types, also when they are stored as strings.
 
     Where an annotation cannot be evaluated (a plug-in names a type that only type checkers see),
@@ -224,7 +224,7 @@ def public_fields(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
             yield field, hints[field.name]
 
 
-def without_optional(kind: Any) -> Any:
+def without_optional(kind: object) -> Any:
     """Return ``T`` for ``Optional[T]``, every other type as it is; ``Any`` counts as ``str``."""
     if typing.get_origin(kind) in (Union, types.UnionType):
         inner = [part for part in typing.get_args(kind) if part is not type(None)]
@@ -232,7 +232,7 @@ def without_optional(kind: Any) -> Any:
     return str if kind is Any else kind
 
 
-def choices_of(kind: Any) -> list[str] | None:
+def choices_of(kind: object) -> list[str] | None:
     """Return the accepted words of a ``Literal`` or enum type, None for every other type."""
     kind = without_optional(kind)
     if typing.get_origin(kind) is Literal:
@@ -254,10 +254,10 @@ def parse_literal(text: str) -> Any:
         raise ConfigError(f"{text!r} is not a plain value such as 3, 0.5, (0.9, 0.98)") from error
 
 
-def list_parser(element: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
+def list_parser(element: Callable[[Any], object]) -> Callable[[Any], list[Any]]:
     """Return a reader of ``"1,2"``, ``"4"``, ``"[1, 2]"`` or a sequence into a list."""
 
-    def parse(value: Any) -> list[Any]:
+    def parse(value: object) -> list[Any]:
         if isinstance(value, str):
             value = parse_literal(value) if value.strip() else []
         items = value if isinstance(value, (list, tuple)) else [value]
@@ -266,7 +266,7 @@ def list_parser(element: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
     return parse
 
 
-def _parse_bool(value: Any) -> bool:
+def _parse_bool(value: object) -> bool:
     words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if isinstance(value, (bool, int)):
         return bool(value)
@@ -283,7 +283,7 @@ def _parse_int(value: Any) -> int:
     return int(value)
 
 
-def _parse_str(value: Any) -> str:
+def _parse_str(value: object) -> str:
     if isinstance(value, (list, tuple)):
         raise ConfigError("a list is given; write one text")
     return str(value)
@@ -297,7 +297,7 @@ _READERS: dict[Any, Callable[[Any], Any]] = {
 }
 
 
-def parser_of(kind: Any) -> Callable[[Any], Any]:
+def parser_of(kind: object) -> Callable[[Any], Any]:
     """Return the function that reads a text (or an already typed value) as the type ``kind``.
 
     Raises:
@@ -316,7 +316,7 @@ def parser_of(kind: Any) -> Callable[[Any], Any]:
     return _READERS.get(kind, lambda value: value)
 
 
-def coerce(value: Any, kind: Any, where: str) -> Any:
+def coerce(value: Any, kind: object, where: str) -> Any:
     """Return ``value`` as the type ``kind``; None and unresolved references pass.
 
     Args:
@@ -343,7 +343,7 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
     return parsed
 
 
-def assign(config: FairseqDataclass, values: Mapping[str, Any], where: str = "") -> None:
+def assign(config: FairseqDataclass, values: Mapping[str, object], where: str = "") -> None:
     """Set the fields of ``config`` that ``values`` states, each read as the type of its field.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq.config.build import Describe, Sections, plain
 from fairseq.config.schema import default_of, is_reference, public_fields
@@ -17,10 +17,14 @@ from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
 from fairseq.config.upgrade import OLD_NAMES, upgrade_args
 from fairseq.errors import ConfigError, RegistryError
 
+if TYPE_CHECKING:
+    from fairseq.protocols import Settings
+
+
 KEY = "stated"
 
 
-def statements(given: Mapping[str, Any], sections: Mapping[str, Any], config: Any) -> Sections:
+def statements(given: Mapping[str, Any], sections: Mapping[str, Any], config: Settings) -> Sections:
     """Return what flags and a recipe state, by section.
 
     Args:
@@ -56,7 +60,7 @@ def statements(given: Mapping[str, Any], sections: Mapping[str, Any], config: An
 
 def without_replaced(
     sections: Sections,
-    given: Mapping[str, Any],
+    given: Mapping[str, object],
     describe: Describe,
     rebuild: Callable[[Sections], FairseqConfig],
 ) -> Sections:
@@ -100,13 +104,13 @@ def without_replaced(
     return {section: values for section, values in result.items() if values}
 
 
-def _name(sections: Mapping[str, Any], section: str) -> str | None:
+def _name(sections: Mapping[str, object], section: str) -> str | None:
     values = sections.get(section)
     name = values.get("_name") if isinstance(values, Mapping) else values
     return None if name is None else str(name)
 
 
-def _of_use_to(dataclass: Any, values: Mapping[str, Any]) -> Sections:
+def _of_use_to(dataclass: type, values: Mapping[str, object]) -> Sections:
     """Return what a component of this dataclass understands; all of it if it has none."""
     if dataclass is None:
         return dict(values)

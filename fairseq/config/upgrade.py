@@ -43,12 +43,12 @@ class Row:
     both_ways: bool = False
 
 
-def _no_positions(value: Any, values: Values) -> Values:
+def _no_positions(value: object, values: Values) -> Values:
     alibi = values.get("encoder_alibi") or str(values.get("position", "")).startswith("alibi")
     return {} if alibi else {"position": "none"}
 
 
-def _alibi(value: Any, values: Values) -> Values:
+def _alibi(value: object, values: Values) -> Values:
     if not values.get("no_token_positional_embeddings"):
         raise ConfigError(
             "encoder_alibi without no_token_positional_embeddings adds ALiBi to position "
@@ -58,12 +58,12 @@ def _alibi(value: Any, values: Values) -> Values:
     return {"position": "alibi-asymmetric" if asymmetric else "alibi"}
 
 
-def _sinusoidal(value: Any, values: Values) -> Values:
+def _sinusoidal(value: object, values: Values) -> Values:
     without = values.get("no_token_positional_embeddings") or values.get("encoder_alibi")
     return {} if without else {"position": "sinusoidal"}
 
 
-def _becomes(new: str, value: Any) -> Callable[[Any, Values], Values]:
+def _becomes(new: str, value: object) -> Callable[[Any, Values], Values]:
     return lambda old, values: {new: value}
 
 
@@ -71,15 +71,15 @@ def _same(key: str) -> Callable[[Any, Values], Values]:
     return lambda value, values: {key: value}
 
 
-def _drop(value: Any, values: Values) -> Values:
+def _drop(value: object, values: Values) -> Values:
     return {}
 
 
-def _is(key: str, *wanted: Any) -> Callable[[Values], bool]:
+def _is(key: str, *wanted: object) -> Callable[[Values], bool]:
     return lambda values: values.get(key) in wanted
 
 
-def _self_masking(value: Any, values: Values) -> Values:
+def _self_masking(value: object, values: Values) -> Values:
     """Warn about the fork's models that hid tokens themselves, in every forward pass.
 
     Only they have ``zero_masking`` beside it; flat settings of other models hold the task's
@@ -188,7 +188,7 @@ _OF_DECODERS = {
 
 
 def upgrade_args(
-    values: Mapping[str, Any], section: str, flat: bool = False, fields: Collection[str] = ()
+    values: Mapping[str, object], section: str, flat: bool = False, fields: Collection[str] = ()
 ) -> Values:
     """Return ``values`` of one section with every old name replaced by what stands for it now.
 
@@ -216,7 +216,7 @@ def upgrade_args(
     return result
 
 
-def downgrade(values: Mapping[str, Any], section: str) -> Values:
+def downgrade(values: Mapping[str, object], section: str) -> Values:
     """Return the old names of one section with the values the original expects.
 
     Args:
@@ -235,7 +235,7 @@ def downgrade(values: Mapping[str, Any], section: str) -> Values:
     return old
 
 
-def _alibi_decoder(values: Mapping[str, Any]) -> Values:
+def _alibi_decoder(values: Mapping[str, object]) -> Values:
     """Return what makes the fork build a decoder with ALiBi, empty if it cannot.
 
     It reads ``decoder_alibi`` only under the name of its architecture, which makes every decoder a

@@ -36,7 +36,7 @@ def read_yaml(*paths: str) -> dict[str, Any]:
     return result
 
 
-def stacked(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+def stacked(low: Mapping[str, object], high: Mapping[str, object]) -> dict[str, Any]:
     """Return two recipes as one; ``high`` wins, and wholly if it is the dump of a run.
 
     Over such a dump, ``high`` is stated as well, but the dump keeps the names of its components:
@@ -110,7 +110,7 @@ def _content(file: Path) -> tuple[dict[str, Any], bool]:
     return {str(key): value for key, value in content.items()}, is_global
 
 
-def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(low: Mapping[str, object], high: Mapping[str, object]) -> dict[str, Any]:
     """Return two nested mappings as one; where both have a value, ``high`` wins."""
     result = dict(low)
     for key, value in high.items():

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,10 @@ from fairseq.decoding.reader import Reader
 from fairseq.decoding.scorer import SequenceScorer, average_log_probs
 from fairseq.decoding.search import BeamSearch, Sampling, Search
 from fairseq.errors import CheckpointError, ConfigError, DataError, UnsupportedError
+
+if TYPE_CHECKING:
+    from fairseq.protocols import Sample
+
 
 logger = logging.getLogger("fairseq.sequence_generator")
 
@@ -160,9 +164,9 @@ class SequenceGenerator:
     def generate(
         self,
         models: Any,
-        sample: dict[str, Any],
+        sample: Sample,
         prefix_tokens: Tensor | None = None,
-        constraints: Any = None,
+        constraints: object = None,
         bos_token: int | None = None,
     ) -> list[list[dict[str, Any]]]:
         """Generate from a batch of prompts.
@@ -210,7 +214,7 @@ class SequenceGenerator:
 
     def forward(
         self,
-        sample: dict[str, Any],
+        sample: Sample,
         prefix_tokens: Tensor | None = None,
         bos_token: int | None = None,
     ) -> list[list[dict[str, Any]]]:
@@ -219,7 +223,7 @@ class SequenceGenerator:
 
     # -- the start -------------------------------------------------------------------------------
 
-    def _prompts(self, sample: dict[str, Any], prefix_tokens: Tensor | None) -> Prompts:
+    def _prompts(self, sample: Sample, prefix_tokens: Tensor | None) -> Prompts:
         sources_BT = sample["net_input"]["src_tokens"]
         documents_BT = sample["net_input"].get("documents")
         if documents_BT is not None and bool((documents_BT > 0).any()):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,11 @@ from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.modules.heads import Projection
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 from fairseq.utils import strip_pad
+
+if TYPE_CHECKING:
+    from fairseq.data.storage.dictionary import Dictionary
+    from fairseq.protocols import Model
+
 
 NEVER_SPLIT = 2**63 - 1
 
@@ -38,7 +43,7 @@ class SequenceScorer:
 
     def __init__(
         self,
-        tgt_dict: Any,
+        tgt_dict: Dictionary,
         softmax_batch: int | None = None,
         compute_alignment: bool = False,
         eos: int | None = None,
@@ -101,7 +106,7 @@ class SequenceScorer:
             )
         return hypotheses
 
-    def _score(self, model: Any, sample: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    def _score(self, model: Model, sample: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """Return log-probabilities of the targets, fp32 (B, T), 0 at pads, and the attention."""
         target_BT = sample["target"]
         target_N, places_N = target_BT.flatten(), target_BT.flatten().ne(self.pad).nonzero()[:, 0]

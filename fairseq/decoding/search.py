@@ -6,13 +6,16 @@ Shapes: B sentences, K hypotheses of each (the beam), V vocabulary, C candidates
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fairseq.errors import ConfigError
 from fairseq.rng import philox
+
+if TYPE_CHECKING:
+    from fairseq.data.storage.dictionary import Dictionary
 
 
 class Search:
@@ -25,7 +28,7 @@ class Search:
 
     branches = True
 
-    def __init__(self, tgt_dict: Any) -> None:
+    def __init__(self, tgt_dict: Dictionary) -> None:
         self.pad, self.unk, self.eos = tgt_dict.pad(), tgt_dict.unk(), tgt_dict.eos()
         self.vocab_size = len(tgt_dict)
 
@@ -98,7 +101,7 @@ class Sampling(Search):
 
     def __init__(
         self,
-        tgt_dict: Any,
+        tgt_dict: Dictionary,
         sampling_topk: int = -1,
         sampling_topp: float = -1.0,
         seed: int | None = None,

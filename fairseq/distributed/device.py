@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from fairseq.errors import ConfigError
 
+if TYPE_CHECKING:
+    from fairseq.config.sections import FairseqConfig
+
+
 logger = logging.getLogger("fairseq.device")
 
 
-def choose_device(cfg: Any) -> torch.device:
+def choose_device(cfg: FairseqConfig) -> torch.device:
     """Return the device of this process and make it current.
 
     Args:

@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,11 @@ from torch import Tensor
 from fairseq.config.plugins import import_user_module
 from fairseq.errors import ConfigError, FairseqError
 from fairseq.logging.console import setup_logging
+
+if TYPE_CHECKING:
+    from fairseq.config.sections import FairseqConfig
+    from fairseq.protocols import Settings
+
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +53,7 @@ get_global_rank, get_global_world_size = get_rank, get_world_size
 get_data_parallel_rank, get_data_parallel_world_size = get_rank, get_world_size
 
 
-def is_master(cfg: Any = None) -> bool:
+def is_master(cfg: Settings = None) -> bool:
     """Tell whether this process writes logs and checkpoints."""
     return get_rank() == 0
 
@@ -67,14 +72,14 @@ def barrier(group: Any = None) -> None:
         dist.barrier(group)
 
 
-def all_reduce(tensor: Tensor, group: Any = None, op: str = "sum") -> Tensor:
+def all_reduce(tensor: Tensor, group: object = None, op: str = "sum") -> Tensor:
     """Combine a tensor over all processes, in place (``sum`` or ``max``)."""
     if is_initialized():
         dist.all_reduce(tensor, dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM, group)
     return tensor
 
 
-def sum_over_processes(data: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def sum_over_processes(data: Mapping[str, object], device: torch.device) -> dict[str, Any]:
     """Add up a dict of numbers over all processes, in one message of float64.
 
     A process that had nothing to do (its share was filler) may miss keys; they count as zero. Names
@@ -103,7 +108,7 @@ def sum_over_processes(data: Mapping[str, Any], device: torch.device) -> dict[st
 _last_names: list[str] = []
 
 
-def _sum_of(data: Mapping[str, Any], names: Sequence[str], device: torch.device) -> Tensor:
+def _sum_of(data: Mapping[str, object], names: Sequence[str], device: torch.device) -> Tensor:
     """Return the totals under these names; what is missing here counts as zero."""
     zero = torch.zeros((), dtype=torch.float64, device=device)
     values = [
@@ -218,12 +223,12 @@ def init_process_group(cfg: Any, device: torch.device) -> int:
     return get_rank()
 
 
-def _timeout_minutes(cfg: Any) -> float:
+def _timeout_minutes(cfg: Settings) -> float:
     seconds = getattr(cfg, "heartbeat_timeout", -1)
     return seconds / 60 if seconds and seconds > 0 else TIMEOUT_MINUTES
 
 
-def _spawned(index: int, main: Callable[..., Any], cfg: Any, start_rank: int) -> None:
+def _spawned(index: int, main: Callable[..., object], cfg: FairseqConfig, start_rank: int) -> None:
     cfg.distributed_training.distributed_rank = start_rank + index
     cfg.distributed_training.device_id = index
     import_user_module(cfg.common)  # a spawned process knows no plug-in yet
@@ -231,7 +236,7 @@ def _spawned(index: int, main: Callable[..., Any], cfg: Any, start_rank: int) ->
     main(cfg)
 
 
-def call_main(cfg: Any, main: Callable[..., Any]) -> Any:
+def call_main(cfg: FairseqConfig, main: Callable[..., object]) -> Any:
     """Run ``main(cfg)`` in as many processes as the configuration asks for.
 
     Args:

@@ -40,7 +40,7 @@ class ModuleProxyWrapper(nn.Module):
         wrapper: Any = super().__getattr__("module")
         return getattr(wrapper, name) if hasattr(wrapper, name) else getattr(wrapper.module, name)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> Any:
         """Run the wrapper."""
         return self.module(*args, **kwargs)
 

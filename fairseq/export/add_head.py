@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ from fairseq.export.encoder_out import find_data
 from fairseq.export.model_files import write_model
 from fairseq.files.io import require_file
 from fairseq.files.safe_load import safe_load
+
+if TYPE_CHECKING:
+    from fairseq.config.sections import FairseqConfig
+    from fairseq.protocols import Criterion
 
 
 def add_head(
@@ -103,7 +107,7 @@ def add_head(
     return {"model": config.model._name, "head": mode, "bias": log_unigram_bias}
 
 
-def _settled(config: Any, settings: dict[str, Any]) -> Any:
+def _settled(config: FairseqConfig, settings: dict[str, Any]) -> Any:
     """Return a configuration with other settings; those of a loss that is replaced are gone."""
     sections = {name: values for name, values in plain(config).items() if values is not None}
     if "criterion" in settings:
@@ -111,7 +115,7 @@ def _settled(config: Any, settings: dict[str, Any]) -> Any:
     return options.make_config(settings, sections, strict=False)
 
 
-def _change_of(criterion: Any, trained: Any) -> Tensor | None:
+def _change_of(criterion: Criterion, trained: Any) -> Tensor | None:
     """Return what multiplies the embeddings in the scores of the training, (C, C) or a scalar.
 
     Scores are ``(W h) E^T / temperature``, which is ``h (E W / temperature)^T``.

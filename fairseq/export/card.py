@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq.models.base import FairseqLanguageModel, count_parameters
+
+if TYPE_CHECKING:
+    from fairseq.config.sections import FairseqConfig
+
 
 # What a card says of training: section of the configuration -> its settings.
 _TRAINING: dict[str, tuple[str, ...]] = {
@@ -48,7 +52,7 @@ def facts_of(hub: Any) -> dict[str, str]:
     return facts
 
 
-def training_of(cfg: Any, checkpoint: Path) -> dict[str, str]:
+def training_of(cfg: FairseqConfig, checkpoint: Path) -> dict[str, str]:
     """Return how a checkpoint was trained, name -> value; empty if it records no training.
 
     Args:
@@ -71,7 +75,7 @@ def training_of(cfg: Any, checkpoint: Path) -> dict[str, str]:
 
 
 def write_card(
-    folder: Path, hub: Any, checkpoint: Path, result: Mapping[str, Any], auto: str
+    folder: Path, hub: Any, checkpoint: Path, result: Mapping[str, object], auto: str
 ) -> None:
     """Write ``README.md``.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,10 @@ from fairseq.export import decoder_out, decoder_tokenizer, encoder_out
 from fairseq.export.compare import ODD_TEXTS, same_tokens
 from fairseq.export.decoder_names import CAUSAL, OUTPUT, TABLE, CausalFamily, State, to_ours
 from fairseq.export.model_files import write_ours
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
 
 _OUR_ACTS = {
     "gelu": "gelu",
@@ -48,7 +52,7 @@ _KNOWN: dict[str, tuple[Any, ...]] = {
 
 
 def convert(
-    transformers: Any,
+    transformers: ModuleType,
     source: Path,
     clean: Path,
     folder: Path,

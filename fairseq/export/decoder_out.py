@@ -20,7 +20,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,12 @@ from fairseq.export.decoder_names import (
 )
 from fairseq.export.encoder_tokenizer import missing_pieces
 from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from fairseq.data.storage.dictionary import Dictionary
+
 
 RANDOM_LENGTHS = (1, 2, 7, 31, 64)
 BETA = "decoder.output_projection.beta"
@@ -183,7 +189,7 @@ def _their_rows(state: State, kept: int, extra: int, unknown: int) -> bool:
 
 
 def their_config(
-    transformers: Any, hub: Any, family: str, rows: int, positions: int, tied: bool
+    transformers: ModuleType, hub: Any, family: str, rows: int, positions: int, tied: bool
 ) -> Any:
     """Return the settings of their class."""
     model = hub.model
@@ -223,7 +229,7 @@ def their_config(
     return getattr(transformers, CAUSAL[family].config)(**settings, **more, **common)
 
 
-def build_theirs(transformers: Any, hub: Any, extra: int) -> Any:
+def build_theirs(transformers: ModuleType, hub: Any, extra: int) -> Any:
     """Return a model as their class, or as the travelling one.
 
     Args:
@@ -289,7 +295,7 @@ def our_tokens(hub: Any, sentences: Sequence[str]) -> list[Tensor]:
     ]
 
 
-def random_tokens(dictionary: Any, limit: int) -> list[Tensor]:
+def random_tokens(dictionary: Dictionary, limit: int) -> list[Tensor]:
     """Return random tokens, int64 (T,) each, of several lengths; the same ones every time."""
     generator = torch.Generator().manual_seed(1)
     known = torch.tensor(
@@ -347,7 +353,9 @@ def compare(hub: Any, theirs: Any, tokens: Sequence[Tensor], mapped: Sequence[Te
 # -- export --------------------------------------------------------------------------------------
 
 
-def write(transformers: Any, hub: Any, folder: Path, sentences: Sequence[str]) -> dict[str, Any]:
+def write(
+    transformers: ModuleType, hub: Any, folder: Path, sentences: Sequence[str]
+) -> dict[str, Any]:
     """Write a causal language model into a folder and compare what was written.
 
     Args:

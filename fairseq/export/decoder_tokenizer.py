@@ -81,7 +81,9 @@ def _unknown(folder: Path) -> str | None:
     return token.get("content") if isinstance(token, Mapping) else token
 
 
-def make_dictionary(found: FoundTokenizer, described: Mapping[str, Any], rows: int) -> Dictionary:
+def make_dictionary(
+    found: FoundTokenizer, described: Mapping[str, object], rows: int
+) -> Dictionary:
     """Return the dictionary of a model of theirs; its first ids are theirs.
 
     Args:
@@ -120,7 +122,7 @@ def make_dictionary(found: FoundTokenizer, described: Mapping[str, Any], rows: i
     return dictionary
 
 
-def _roles(found: FoundTokenizer, described: Mapping[str, Any], rows: int) -> dict[str, int]:
+def _roles(found: FoundTokenizer, described: Mapping[str, object], rows: int) -> dict[str, int]:
     """Return the ids of the special symbols: named by a folder, spare or new."""
     ids: dict[str, int] = {}
     for role in ("bos", "eos", "pad"):
@@ -186,7 +188,7 @@ def save_encoder(
 
 
 def save_tokenizer(
-    folder: Path, bpe: Any, dictionary: Dictionary, first: str | None, longest: int, after: int
+    folder: Path, bpe: object, dictionary: Dictionary, first: str | None, longest: int, after: int
 ) -> None:
     """Write the tokenizer of a causal language model into a folder.
 

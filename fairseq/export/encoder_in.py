@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ from fairseq.export.encoder_names import ENCODER, FAMILIES, HEAD, to_ours
 from fairseq.export.model_files import read_weights, sound_folder, write_ours
 from fairseq.export.plain_folder import plain_folder, read_json
 from fairseq.files.io import require_file
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
 
 # Families that are RoBERTa with another tokenizer.
 FAMILY_OF = {"xlm-roberta": "roberta", "camembert": "roberta"}
@@ -52,7 +56,7 @@ def from_huggingface(
 
 
 def _convert(
-    transformers: Any, source: Path, out: Path, sentences: Sequence[str] | None, force: bool
+    transformers: ModuleType, source: Path, out: Path, sentences: Sequence[str] | None, force: bool
 ) -> dict[str, Any]:
     """Do the work of :func:`from_huggingface`; a damaged folder may raise anything."""
     described = read_json(
@@ -130,11 +134,11 @@ def _refuse(described: Mapping[str, Any], kind: str, weights: Mapping[str, Tenso
 
 
 def _compare(
-    transformers: Any,
+    transformers: ModuleType,
     source: Path,
     folder: Path,
     sentences: Sequence[str],
-    tokenizer: Any,
+    tokenizer: object,
     classifies: bool,
 ) -> Agreement:
     """Return how far an encoder is from what was made of it.
@@ -188,7 +192,7 @@ def encoder_settings(described: Mapping[str, Any], kind: str, state: Mapping[str
 
 
 def _import_tokenizer(
-    tokenizer: Any, source: Path, folder: Path, out: Path, kind: str
+    tokenizer: object, source: Path, folder: Path, out: Path, kind: str
 ) -> tuple[Any, dict[str, Any]]:
     """Write the encoder's file; return the dictionary and the encoder's settings, as of ``out``."""
     content = encoder_tokenizers.content_of(tokenizer, source)

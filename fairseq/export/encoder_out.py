@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -42,6 +42,14 @@ from fairseq.files.safe_load import safe_load
 from fairseq.models.base import FairseqLanguageModel
 from fairseq.models.roberta import RobertaModel
 from fairseq.models.roberta.hub_interface import RobertaHubInterface
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from types import ModuleType
+
+    from fairseq.data.storage.dictionary import Dictionary
+    from fairseq.protocols import Task
+
 
 SENTENCES = 100
 _ACTS = {"gelu": "gelu", "gelu_fast": "gelu_new", "gelu_accurate": "gelu_new", "relu": "relu"}
@@ -103,12 +111,12 @@ class _AnyModel(RobertaModel):
     """Loads encoders and decoders alike, to encode text and to read weights."""
 
     @classmethod
-    def hub_interface(cls, args: Any, task: Any, models: list[Any]) -> RobertaHubInterface:
+    def hub_interface(cls, args: Namespace, task: Task, models: list[Any]) -> RobertaHubInterface:
         """Return the interface of an encoder for either kind."""
         return RobertaHubInterface(args, task, models[0])
 
 
-def load_ours(checkpoint: Path, data: Path | None, **settings: Any) -> Any:
+def load_ours(checkpoint: Path, data: Path | None, **settings: object) -> Any:
     """Load a checkpoint for use; its data folder is ``data``, its own folder, or as recorded.
 
     Raises:
@@ -223,7 +231,7 @@ def to_huggingface(
     force: bool = False,
     head: str | None = None,
     labels: Sequence[str] | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> dict[str, Any]:
     """Export a checkpoint as a folder of Hugging Face.
 
@@ -262,7 +270,7 @@ def to_huggingface(
 
 
 def write(
-    transformers: Any,
+    transformers: ModuleType,
     hub: Any,
     folder: Path,
     sentences: Sequence[str],
@@ -327,12 +335,12 @@ def write(
 
 
 def _native(
-    transformers: Any,
+    transformers: ModuleType,
     hub: Any,
     name: str,
     extra: int,
     head: str | None = None,
-    told: Mapping[str, Any] | None = None,
+    told: Mapping[str, object] | None = None,
 ) -> Any:
     """Return the model as a native class, with ``extra`` more rows that read as unknown.
 
@@ -376,7 +384,7 @@ def _native(
     return model.eval()
 
 
-def _their_config(config: Any, name: str, rows: int, dictionary: Any) -> dict[str, Any]:
+def _their_config(config: Any, name: str, rows: int, dictionary: Dictionary) -> dict[str, Any]:
     """Return the settings of a native class."""
     ids = {f"{role}_token_id": getattr(dictionary, role)() for role in ("bos", "pad", "eos")}
     if name == "distilbert":

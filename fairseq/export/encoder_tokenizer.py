@@ -38,12 +38,12 @@ def _pieces(bpe: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
     )
 
 
-def is_foreign(bpe: Any, dictionary: Dictionary) -> bool:
+def is_foreign(bpe: object, dictionary: Dictionary) -> bool:
     """Tell a dictionary that is the vocabulary of an imported BERT."""
     return isinstance(bpe, Wordpiece) and not dictionary.nspecial
 
 
-def missing_pieces(bpe: Any, dictionary: Dictionary) -> list[str]:
+def missing_pieces(bpe: object, dictionary: Dictionary) -> list[str]:
     """Return the tokens of an encoder that the dictionary lacks, and the model reads as unknown.
 
     Bytes that no merge uses are not among them: a tokenizer finds by itself that it has none.
@@ -118,7 +118,7 @@ def _byte_level_tokenizer(
 
 
 def build_tokenizer(
-    bpe: Any, dictionary: Dictionary, mask: int, first_free: int, pairs: bool = False
+    bpe: object, dictionary: Dictionary, mask: int, first_free: int, pairs: bool = False
 ) -> Any:
     """Return a tokenizer of the ``tokenizers`` library whose ids are those of the dictionary.
 
@@ -153,7 +153,7 @@ def build_tokenizer(
 
 def save_tokenizer(
     folder: Path,
-    bpe: Any,
+    bpe: object,
     dictionary: Dictionary,
     mask: int,
     first_free: int,

@@ -22,7 +22,7 @@ WORDPIECE_ROLES = {
 _NAMES = ("cls_token", "pad_token", "eos_token", "unk_token", "mask_token")
 
 
-def content_of(tokenizer: Any, source: Path) -> dict[str, Any]:
+def content_of(tokenizer: object, source: Path) -> dict[str, Any]:
     """Return what a loaded tokenizer does, as the content of a ``tokenizer.json``.
 
     Args:

@@ -84,8 +84,8 @@ def write_model(
     path: Path,
     state: Mapping[str, Tensor],
     config: FairseqConfig,
-    facts: Mapping[str, Any],
-    record: Mapping[str, Any] | None = None,
+    facts: Mapping[str, object],
+    record: Mapping[str, object] | None = None,
 ) -> None:
     """Write a checkpoint of weights and their configuration, without a training history.
 

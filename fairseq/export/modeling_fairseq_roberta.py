@@ -58,7 +58,7 @@ class FairseqRobertaConfig(PretrainedConfig):
 
     model_type = "fairseq_roberta"
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: object) -> None:
         kwargs = {**DEFAULTS, "tie_word_embeddings": False, "use_cache": False, **kwargs}
         own = {name: kwargs.pop(name) for name in DEFAULTS}
         super().__init__(**kwargs)
@@ -190,7 +190,7 @@ class FairseqRobertaPreTrainedModel(PreTrainedModel):
         """Replace it."""
         self.base_model.embed_tokens = value
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+    def resize_token_embeddings(self, *args: object, **kwargs: object) -> Any:
         """Resize the table, and what a head has of its own; new rows begin as in transformers."""
         table = super().resize_token_embeddings(*args, **kwargs)
         rows = self.config.vocab_size
@@ -307,7 +307,7 @@ class FairseqRobertaModel(FairseqRobertaPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         """Return the hidden states of a batch: ids or vectors (B, T, C), before they are scaled.
 
@@ -394,7 +394,7 @@ class _WithVocabularyHead(FairseqRobertaPreTrainedModel):
         labels: Tensor | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int = 0,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         """Return the logits (the last few if asked) and, with labels, the loss.
 
@@ -423,7 +423,7 @@ class FairseqRobertaForCausalLM(_WithVocabularyHead, GenerationMixin):
     output_class, shift = CausalLMOutput, 1
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: object
     ) -> dict[str, Any]:
         """Return all tokens so far."""
         return {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -467,7 +467,7 @@ class FairseqRobertaForSequenceClassification(FairseqRobertaPreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         """Return the scores and, with ``labels`` (B,), the loss; one label is a regression."""
         output = self.encoder(input_ids, attention_mask, return_dict=True, **kwargs)

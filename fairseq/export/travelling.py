@@ -6,13 +6,17 @@ Shapes: V rows of the table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from fairseq.errors import CheckpointError
 from fairseq.export.encoder_names import ENCODER, HEAD
 from fairseq.modules.positions import alibi_slopes
+
+if TYPE_CHECKING:
+    from fairseq.data.storage.dictionary import Dictionary
+
 
 FILE = "modeling_fairseq_roberta"
 _CLASSES = {
@@ -87,7 +91,7 @@ def decoder_settings(hub: Any, first_new: int, first: int | None) -> dict[str, A
     return settings if first is None else {**settings, "bos_token_id": first}
 
 
-def _common(config: Any, dictionary: Any, side: str, first_new: int) -> dict[str, Any]:
+def _common(config: Any, dictionary: Dictionary, side: str, first_new: int) -> dict[str, Any]:
     ids = {f"{role}_token_id": getattr(dictionary, role)() for role in ("bos", "pad", "eos", "unk")}
     heads = getattr(config, f"{side}_attention_heads")
     return {
@@ -106,7 +110,7 @@ def _common(config: Any, dictionary: Any, side: str, first_new: int) -> dict[str
 
 def build(
     weights: Mapping[str, Tensor],
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     kind: str,
     classifier: str | None = None,
 ) -> Any:

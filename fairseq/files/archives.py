@@ -142,7 +142,7 @@ def _blocks(reader: Any) -> Iterator[bytes]:
         yield block
 
 
-def _guarded(source: Iterator[Any]) -> Iterator[Any]:
+def _guarded(source: Iterator[object]) -> Iterator[Any]:
     """Yield from something that reads an archive; whatever damaged bytes raise is one error."""
     while True:
         try:

@@ -114,7 +114,7 @@ def choose_options(
     return DocumentOptions(text_key or "text", skip_bad, split)
 
 
-def text_of(record: Any, key: str, where: str, remedy: str = SKIP) -> str:
+def text_of(record: object, key: str, where: str, remedy: str = SKIP) -> str:
     """Return the text under ``key``, a field of that very name or a path ``a.b``.
 
     Args:

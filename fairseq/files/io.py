@@ -124,7 +124,7 @@ def describe_writes() -> Iterator[dict[str, tuple[int, str]]]:
 
 
 @contextlib.contextmanager
-def atomic_write(path: PathLike, mode: str = "wb", **open_kwargs: Any) -> Iterator[IO[Any]]:
+def atomic_write(path: PathLike, mode: str = "wb", **open_kwargs: object) -> Iterator[IO[Any]]:
     """Open a temporary file that becomes ``path`` when the block ends without an exception.
 
     Args:
@@ -270,7 +270,7 @@ class PathManager:
         return True
 
     @staticmethod
-    def get_local_path(path: str, **_: Any) -> str:
+    def get_local_path(path: str, **_: object) -> str:
         """Return ``path``: every path is local here."""
         return path
 

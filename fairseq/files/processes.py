@@ -45,7 +45,7 @@ def safe_context() -> BaseContext:
     return context
 
 
-def can_be_sent(value: Any) -> bool:
+def can_be_sent(value: object) -> bool:
     """Tell whether a value can reach a process that is no fork of this one."""
     try:
         pickle.Pickler(_Nowhere()).dump(value)

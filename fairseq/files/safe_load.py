@@ -19,7 +19,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from fairseq.errors import CheckpointError
 from fairseq.files.io import PathLike, require_file
 from fairseq.files.tensor_sizes import refuse_unbacked
 
+if TYPE_CHECKING:
+    from fairseq.protocols import StateDict
+
 
 class StandIn:
     """Takes the place of a foreign object: keeps arguments and state, does nothing."""
@@ -35,16 +38,16 @@ class StandIn:
     arguments: tuple[Any, ...]
     state: Any = None
 
-    def __new__(cls, *args: Any) -> StandIn:
+    def __new__(cls, *args: object) -> StandIn:
         """Keep the constructor's arguments."""
         self = super().__new__(cls)
         self.arguments = args
         return self
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: object) -> None:
         pass
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         self.state = state
 
     def plain(self) -> Any:

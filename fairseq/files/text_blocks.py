@@ -130,7 +130,7 @@ class Chunker:
             text_lines(read_block(self.path, span)) for span in spans
         )
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         """Nothing is held open between lines."""
 
 
@@ -142,13 +142,13 @@ def text_lines(block: bytes) -> Iterator[str]:
 _worker_function: Callable[[Any], Any] | None = None
 
 
-def _start_worker(function: Callable[[Any], Any]) -> None:
+def _start_worker(function: Callable[[Any], object]) -> None:
     global _worker_function
     _worker_function = function
     begin_worker()
 
 
-def _run(task: Any) -> Any:
+def _run(task: object) -> Any:
     assert _worker_function is not None
     return _worker_function(task)
 

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -41,6 +41,10 @@ from fairseq.growth.start import (
     read_source,
 )
 from fairseq.tasks.dictionaries import fit_dictionary
+
+if TYPE_CHECKING:
+    from fairseq.protocols import Task
+
 
 ROWS, LENGTH = 4, 12  # of tokens that source and target are compared on
 TOLERANCE = 1e-9  # in fp64, in units of the largest logit
@@ -103,7 +107,7 @@ def target_of(
     return target
 
 
-def settle_target(name: str, source: Config, target: Config, stated: Mapping[str, Any]) -> None:
+def settle_target(name: str, source: Config, target: Config, stated: Mapping[str, object]) -> None:
     """Set, in place, what keeps the function the same where the target leaves it open.
 
     Means over channels need a smaller eps, heads keep their slopes, and embeddings of unit length
@@ -123,7 +127,7 @@ def settle_target(name: str, source: Config, target: Config, stated: Mapping[str
         target.embedding_multiplier = scale_of(source) * (large.width / small.width) ** 0.5
 
 
-def logits_of(task: Any, config: Config, state: Mapping[str, Tensor], tokens_BT: Tensor) -> Tensor:
+def logits_of(task: Task, config: Config, state: Mapping[str, Tensor], tokens_BT: Tensor) -> Tensor:
     """Return the logits of a model in fp64 (hidden states if it has no head), fp64 (B, T, V)."""
     model = task.build_model(dataclasses.replace(config), from_checkpoint=True).double().eval()
     model.load_state_dict(dict(state))

@@ -123,7 +123,7 @@ class _Caller(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, method: str, *args: object, **kwargs: object) -> Any:
         """Return the result of the model's method."""
         return getattr(self.model, method)(*args, **kwargs)
 
@@ -215,11 +215,11 @@ class LigoModel(BaseFairseqModel):
             )
         return join(parts, self.pair.one_table)
 
-    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, method: str, *args: object, **kwargs: object) -> Any:
         weights = {f"model.{name}": x for name, x in self.grown().items()}
         return functional_call(self._skeleton[0], weights, (method, *args), kwargs)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> Any:
         """Return what the large model returns."""
         return self._call("forward", *args, **kwargs)
 
@@ -227,7 +227,7 @@ class LigoModel(BaseFairseqModel):
         """Return the operands of the vocabulary projection."""
         return self._call("projection", hidden_NC)
 
-    def extract_features(self, *args: Any, **kwargs: Any) -> Any:
+    def extract_features(self, *args: object, **kwargs: object) -> Any:
         """Return hidden states."""
         return self._call("extract_features", *args, **kwargs)
 
@@ -259,7 +259,7 @@ class LigoModel(BaseFairseqModel):
         return self
 
 
-def plain_target(config: Any, kind: Any) -> Any:
+def plain_target(config: FairseqDataclass, kind: Any) -> Any:
     """Return the settings of the large model alone."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(kind)}
     name = str(config._name or "").removeprefix("ligo_")

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,13 @@ from fairseq.growth.ligo_model import LigoModel, LigoSettings
 from fairseq.growth.methods import GROWTH, Method, Options
 from fairseq.growth.sizes import Config, sizes_of
 from fairseq.growth.tensors import join, split
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fairseq.config.sections import FairseqConfig
+    from fairseq.protocols import Task
+
 
 logger = logging.getLogger(__name__)
 HEADS = "load_checkpoint_heads"
@@ -41,7 +48,7 @@ class Source(NamedTuple):
     in_matrix: str = "same"
 
 
-def read_source(path: str, content: Mapping[str, Any], task: Any) -> Source:
+def read_source(path: str, content: Mapping[str, Any], task: Task) -> Source:
     """Return the model of a checkpoint.
 
     Args:
@@ -153,7 +160,7 @@ def grow_state(
 
 
 def grow_loaded(
-    cfg: Any, loaded: tuple[str, dict[str, Any]] | None, task: Any, model: Any
+    cfg: FairseqConfig, loaded: tuple[str, dict[str, Any]] | None, task: Task, model: nn.Module
 ) -> tuple[str, dict[str, Any]] | None:
     """Return what a run starts from, grown if ``--grow-from`` is what it starts from.
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from torch import Tensor
 
@@ -29,6 +29,11 @@ from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import BYTE_ORDER_MARK, require_file
 from fairseq.hub.load import companions, load_causal_models, stated_settings
 from fairseq.logging.progress_bar import progress_bar
+
+if TYPE_CHECKING:
+    from fairseq.config.sections import FairseqConfig
+    from fairseq.protocols import Sample
+
 
 logger = logging.getLogger("fairseq.generation")
 
@@ -115,7 +120,7 @@ class Tally:
         )
 
 
-def stated(cfg: Any) -> dict[str, Any]:
+def stated(cfg: FairseqConfig) -> dict[str, Any]:
     """Return the settings that a configuration states, those of its text encoders included.
 
     Args:
@@ -147,7 +152,7 @@ class TextGenerator:
         ConfigError: if no path is given, or the model is no causal LM.
     """
 
-    def __init__(self, given: Mapping[str, Any]) -> None:
+    def __init__(self, given: Mapping[str, object]) -> None:
         models, self.config, self.task = load_causal_models({**_beside(given), **given})
         self.given = given
         self.device = choose_device(self.config)
@@ -214,7 +219,7 @@ class TextGenerator:
             found += self._continue(sample, None, targets=False)
         return sorted(found, key=lambda one: one.number)
 
-    def _batches(self, dataset: Any, limited: bool = True) -> Any:
+    def _batches(self, dataset: object, limited: bool = True) -> Any:
         data, given = self.config.dataset, self.given
         max_tokens, batch_size = given.get("max_tokens"), given.get("batch_size")
         limits = [model.max_positions() for model in self.models] if limited else []
@@ -230,7 +235,7 @@ class TextGenerator:
             disable_iterator_cache=True,
         ).next_epoch_itr(shuffle=False)
 
-    def _prefix(self, sample: dict[str, Any], size: int) -> Tensor | None:
+    def _prefix(self, sample: Sample, size: int) -> Tensor | None:
         """Return the first ``size`` tokens of the targets, (B, size), None for all the sources."""
         if size == 0:
             return None
@@ -239,9 +244,7 @@ class TextGenerator:
 
     # -- one batch -------------------------------------------------------------------------------
 
-    def _continue(
-        self, sample: dict[str, Any], prefix: Tensor | None, targets: bool
-    ) -> list[Continuation]:
+    def _continue(self, sample: Sample, prefix: Tensor | None, targets: bool) -> list[Continuation]:
         started = time.perf_counter()
         sample = utils.move_to_device(sample, self.device)
         found = self.task.inference_step(self.generator, self.models, sample, prefix_tokens=prefix)
@@ -294,7 +297,7 @@ def _beside(given: Mapping[str, Any]) -> dict[str, str]:
     return companions(*(p if os.path.isdir(p) else os.path.dirname(p) for p in first))
 
 
-def generate(given: Mapping[str, Any]) -> tuple[Iterator[Continuation], Tally]:
+def generate(given: Mapping[str, object]) -> tuple[Iterator[Continuation], Tally]:
     """Continue a subset of binarized data; lines are prompts unless ``sample_break_mode`` is given.
 
     Args:
@@ -308,7 +311,7 @@ def generate(given: Mapping[str, Any]) -> tuple[Iterator[Continuation], Tally]:
 
 
 def interact(
-    given: Mapping[str, Any], stream: TextIO | None = None
+    given: Mapping[str, object], stream: TextIO | None = None
 ) -> tuple[Iterator[Continuation], Tally]:
     """Continue the lines of a stream; see :func:`generate`.
 

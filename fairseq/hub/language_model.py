@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ from fairseq.config.sections import GenerationConfig
 from fairseq.data import encoders
 from fairseq.errors import ConfigError, DataError, did_you_mean
 from fairseq.files.io import BYTE_ORDER_MARK
+
+if TYPE_CHECKING:
+    from fairseq.protocols import Settings
+
 
 logger = logging.getLogger("fairseq.generator_hub_interface")
 
@@ -36,7 +40,7 @@ class GeneratorHubInterface(nn.Module):
         models: the models; several are averaged in probability space.
     """
 
-    def __init__(self, cfg: Any, task: Any, models: Sequence[nn.Module]) -> None:
+    def __init__(self, cfg: Settings, task: Any, models: Sequence[nn.Module]) -> None:
         super().__init__()
         self.cfg, self.task = cfg, task
         self.models = nn.ModuleList(models)
@@ -111,7 +115,7 @@ class GeneratorHubInterface(nn.Module):
         return [self.decode(found[0]["tokens"]) for found in hypotheses]
 
     def translate(
-        self, sentences: str | Sequence[str], beam: int = 5, verbose: bool = False, **kwargs: Any
+        self, sentences: str | Sequence[str], beam: int = 5, verbose: bool = False, **kwargs: object
     ) -> Any:
         """Do as :meth:`sample`, with a wider beam: the original's name for it."""
         return self.sample(sentences, beam, verbose, **kwargs)
@@ -195,7 +199,7 @@ class GeneratorHubInterface(nn.Module):
             self._log(list(tokenized_sentences), results)
         return ordered
 
-    def _settings(self, beam: int, given: Mapping[str, Any]) -> argparse.Namespace:
+    def _settings(self, beam: int, given: Mapping[str, object]) -> argparse.Namespace:
         """Return the settings of the section ``generation``, changed as given."""
         known = [field.name for field, _ in public_fields(GenerationConfig)]
         own = getattr(self.cfg, "generation", None) or GenerationConfig()
@@ -240,7 +244,7 @@ class GeneratorHubInterface(nn.Module):
 class BPEHubInterface(nn.Module):
     """A subword encoder of :mod:`fairseq.data.encoders` by name."""
 
-    def __init__(self, bpe: str, **kwargs: Any) -> None:
+    def __init__(self, bpe: str, **kwargs: object) -> None:
         super().__init__()
         self.bpe = encoders.build_bpe(argparse.Namespace(bpe=bpe, **kwargs))
 
@@ -256,7 +260,7 @@ class BPEHubInterface(nn.Module):
 class TokenizerHubInterface(nn.Module):
     """A tokenizer of :mod:`fairseq.data.encoders` by name."""
 
-    def __init__(self, tokenizer: str, **kwargs: Any) -> None:
+    def __init__(self, tokenizer: str, **kwargs: object) -> None:
         super().__init__()
         self.tokenizer = encoders.build_tokenizer(argparse.Namespace(tokenizer=tokenizer, **kwargs))
 

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq import tasks, utils
 from fairseq.checkpoint import with_suffix
@@ -26,6 +26,10 @@ from fairseq.files.archives import cached_name as url_to_filename  # noqa: F401 
 from fairseq.files.safe_load import safe_load
 from fairseq.lazy import lazy_names
 from fairseq.tasks.dictionaries import check_dictionaries, fit_dictionary
+
+if TYPE_CHECKING:
+    from fairseq.protocols import Settings
+
 
 logger = logging.getLogger("fairseq.hub_utils")
 
@@ -65,7 +69,7 @@ def from_pretrained(
     model_name_or_path: str,
     checkpoint_file: str = "model.pt",
     data_name_or_path: str = ".",
-    archive_map: Mapping[str, Any] | None = None,
+    archive_map: Mapping[str, object] | None = None,
     **kwargs: Any,
 ) -> dict[str, Any]:
     """Load models with their configuration and task.
@@ -233,8 +237,8 @@ def _download(url: str, target: Path, name: str) -> None:
 
 def load_model_ensemble(
     filenames: Sequence[str],
-    arg_overrides: Mapping[str, Any] | None = None,
-    task: Any = None,
+    arg_overrides: Mapping[str, object] | None = None,
+    task: object = None,
     strict: bool = True,
     suffix: str = "",
     num_shards: int = 1,
@@ -249,7 +253,7 @@ def load_model_ensemble(
 
 def load_model_ensemble_and_task(
     filenames: Sequence[str],
-    arg_overrides: Mapping[str, Any] | None = None,
+    arg_overrides: Mapping[str, object] | None = None,
     task: Any = None,
     strict: bool = True,
     suffix: str = "",
@@ -298,7 +302,7 @@ def load_model_ensemble_and_task(
     return loaded, config, task
 
 
-def stated_settings(cfg: Any, task: str | None = None) -> dict[str, Any]:
+def stated_settings(cfg: Settings, task: str | None = None) -> dict[str, Any]:
     """Return the settings that a configuration states, flat.
 
     Args:
@@ -356,7 +360,7 @@ def load_by_settings(
     return load_model_ensemble_and_task(paths if ensemble else paths[:1], overrides)
 
 
-def load_causal_models(given: Mapping[str, Any]) -> tuple[list[Any], Any, Any]:
+def load_causal_models(given: Mapping[str, object]) -> tuple[list[Any], Any, Any]:
     """Load ``(models, configuration, task)`` of the checkpoints in ``given["path"]``.
 
     Raises:

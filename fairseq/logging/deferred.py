@@ -73,13 +73,13 @@ class WeightedSum:
     A weight of zero replaces the last value and leaves both sums alone.
     """
 
-    def __init__(self, last: Any = None, total: Any = 0, weight: Any = 0) -> None:
+    def __init__(self, last: object = None, total: object = 0, weight: object = 0) -> None:
         self._last = to_python(last)
         self._total = to_python(total)
         self._weight = to_python(weight)
         self._waiting: list[tuple[Any, Any]] = []
 
-    def add(self, value: Any, weight: Any = 1) -> None:
+    def add(self, value: object, weight: object = 1) -> None:
         """Take in one value; neither argument is read if it lives on an accelerator."""
         value, weight = _hold(value), _hold(weight)
         if not self._waiting and not is_tensor(value) and not is_tensor(weight):

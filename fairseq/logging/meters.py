@@ -49,7 +49,7 @@ class Rounded(float):
         return float, (float(self),)
 
 
-def exact(figure: Any) -> Any:
+def exact(figure: object) -> Any:
     """Return what a figure was before it was rounded for display."""
     return getattr(figure, "exact", figure)
 
@@ -59,7 +59,7 @@ class Meter:
 
     kinds: ClassVar[dict[str, type[Meter]]] = {}
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         """Make the class loadable by name; the first class of a name keeps it."""
         super().__init_subclass__(**kwargs)
         Meter.kinds.setdefault(cls.__name__, cls)
@@ -80,7 +80,7 @@ class Meter:
         """The figure to show, rounded as the meter was told."""
         raise NotImplementedError
 
-    def _rounded(self, value: Any) -> Any:
+    def _rounded(self, value: object) -> Any:
         digits = getattr(self, "round", None)
         return value if digits is None or value is None else safe_round(value, digits)
 
@@ -100,7 +100,7 @@ class AverageMeter(Meter):
         """Forget everything seen so far."""
         self._figures = WeightedSum()
 
-    def update(self, val: Any, n: Any = 1) -> None:
+    def update(self, val: object, n: object = 1) -> None:
         """Take in ``val`` with weight ``n``; None is ignored."""
         if val is not None:
             self._figures.add(val, n)
@@ -158,7 +158,7 @@ class SumMeter(Meter):
         """Forget everything seen so far."""
         self._figures = WeightedSum()
 
-    def update(self, val: Any) -> None:
+    def update(self, val: object) -> None:
         """Add ``val``; None is ignored."""
         if val is not None:
             self._figures.add(val)
@@ -202,7 +202,7 @@ class TimeMeter(Meter):
         self.start = time.perf_counter()
         self._counted = WeightedSum(total=n)
 
-    def update(self, val: Any = 1) -> None:
+    def update(self, val: object = 1) -> None:
         """Count ``val`` more."""
         self._counted.add(val)
 
@@ -254,7 +254,7 @@ class StopwatchMeter(Meter):
         """Start a lap."""
         self.start_time = time.perf_counter()
 
-    def stop(self, n: Any = 1, prehook: Callable[[], None] | None = None) -> None:
+    def stop(self, n: object = 1, prehook: Callable[[], None] | None = None) -> None:
         """End the lap with weight ``n``; nothing happens if none was started.
 
         Args:
@@ -431,7 +431,7 @@ class DerivedMeter(Meter):
         fn: takes the dictionary of meters, returns the figure.
     """
 
-    def __init__(self, fn: Callable[[MetersDict], Any]) -> None:
+    def __init__(self, fn: Callable[[MetersDict], object]) -> None:
         self.fn = fn
 
     def reset(self) -> None:

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from fairseq.errors import RegistryError, did_you_mean
 from fairseq.logging.meters import (
@@ -33,6 +33,10 @@ from fairseq.logging.meters import (
     SumMeter,
     TimeMeter,
 )
+
+if TYPE_CHECKING:
+    from fairseq.protocols import StateDict
+
 
 _default = MetersDict()
 _aggregators: OrderedDict[str, MetersDict] = OrderedDict(default=_default)
@@ -87,7 +91,7 @@ def _active_meters(key: str, new_meter: Callable[[], Meter], priority: int) -> I
 
 
 def log_scalar(
-    key: str, value: Any, weight: Any = 1, priority: int = 10, round: int | None = None
+    key: str, value: object, weight: object = 1, priority: int = 10, round: int | None = None
 ) -> None:
     """Log a value whose weighted mean is shown.
 
@@ -102,25 +106,25 @@ def log_scalar(
         meter.update(value, weight)
 
 
-def log_scalar_sum(key: str, value: Any, priority: int = 10, round: int | None = None) -> None:
+def log_scalar_sum(key: str, value: object, priority: int = 10, round: int | None = None) -> None:
     """Log a value whose sum is shown."""
     for meter in _active_meters(key, lambda: SumMeter(round=round), priority):
         meter.update(value)
 
 
-def log_concat_tensor(key: str, value: Any, priority: int = 10, dim: int = 0) -> None:
+def log_concat_tensor(key: str, value: object, priority: int = 10, dim: int = 0) -> None:
     """Append a tensor along ``dim``, for derived figures that need all of them."""
     for meter in _active_meters(key, lambda: ConcatTensorMeter(dim=dim), priority):
         meter.update(value)
 
 
-def log_derived(key: str, fn: Callable[[MetersDict], Any], priority: int = 20) -> None:
+def log_derived(key: str, fn: Callable[[MetersDict], object], priority: int = 20) -> None:
     """Show ``fn(meters)``, computed from the other meters of each aggregator when asked for."""
     for _ in _active_meters(key, lambda: DerivedMeter(fn), priority):
         pass
 
 
-def log_speed(key: str, value: Any, priority: int = 30, round: int | None = None) -> None:
+def log_speed(key: str, value: object, priority: int = 30, round: int | None = None) -> None:
     """Count ``value`` and show the count per second.
 
     The first call only starts the clock: the time its value took is not known.
@@ -156,7 +160,7 @@ def log_stop_time(key: str, weight: float = 0.0, prehook: Callable[[], None] | N
 
 
 def log_custom(
-    new_meter_fn: Callable[[], Meter], key: str, *args: Any, priority: int = 50, **kwargs: Any
+    new_meter_fn: Callable[[], Meter], key: str, *args: object, priority: int = 50, **kwargs: object
 ) -> None:
     """Update a meter of one's own: ``meter.update(*args, **kwargs)``.
 
@@ -226,7 +230,7 @@ def state_dict() -> OrderedDict[str, Any]:
     return OrderedDict((name, meters.state_dict()) for name, meters in _aggregators.items())
 
 
-def load_state_dict(state_dict: Mapping[str, Any]) -> None:
+def load_state_dict(state_dict: StateDict) -> None:
     """Replace the meters of the aggregators named in ``state_dict`` by the saved ones.
 
     Raises:

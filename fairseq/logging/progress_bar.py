@@ -30,7 +30,7 @@ from fairseq.logging.sinks import GuardedSink, Stats, open_sinks, open_text_log
 LOG_FORMATS = ("json", "none", "rich", "simple", "tqdm")
 
 
-def format_stat(stat: Any) -> Any:
+def format_stat(stat: object) -> Any:
     """Return a figure as it is printed: numbers with six significant digits, as text.
 
     Args:
@@ -60,7 +60,7 @@ class BaseProgressBar:
 
     def __init__(
         self,
-        iterable: Iterable[Any],
+        iterable: Iterable[object],
         epoch: int | None = None,
         prefix: str | None = None,
         log_interval: int | None = 100,
@@ -122,7 +122,7 @@ class BaseProgressBar:
         self._send(stats, tag, step)
         self._show(self._summary(stats, tag), tag)
 
-    def update_config(self, config: Mapping[str, Any]) -> None:
+    def update_config(self, config: Mapping[str, object]) -> None:
         """Tell the sinks the settings of the run."""
         for sink in self.sinks:
             sink.update_config(config)
@@ -290,7 +290,7 @@ class RichProgressBar(SimpleProgressBar):
             self._display.tasks[0].start_time = self._display.get_time() - wall
 
 
-def _short(stat: Any) -> str:
+def _short(stat: object) -> str:
     """Return a figure with at most four digits, thousands and millions abbreviated."""
     stat = to_python(stat)
     if not isinstance(stat, int | float):
@@ -314,7 +314,7 @@ def _resolve_format(log_format: str) -> str:
 
 
 def progress_bar(
-    iterator: Iterable[Any],
+    iterator: Iterable[object],
     log_format: str | None = None,
     log_interval: int | None = 100,
     log_file: str | os.PathLike[str] | None = None,

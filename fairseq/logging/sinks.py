@@ -46,14 +46,14 @@ class MetricSink(Protocol):
             epoch: the epoch, from 1.
         """
 
-    def update_config(self, config: Mapping[str, Any]) -> None:
+    def update_config(self, config: Mapping[str, object]) -> None:
         """Take the settings of the run."""
 
     def close(self) -> None:
         """Write what is left and let go of files and connections."""
 
 
-def to_number(stat: Any) -> int | float | None:
+def to_number(stat: object) -> int | float | None:
     """Return a figure as a number, not rounded; None if it is none (strings, empty meters)."""
     if isinstance(stat, AverageMeter | TimeMeter):
         stat = stat.avg
@@ -122,7 +122,7 @@ def parse_record(line: str | bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def _is_from(record: Mapping[str, Any], update: float) -> bool:
+def _is_from(record: Mapping[str, object], update: float) -> bool:
     own = record.get("update")
     return isinstance(own, int | float) and own >= update
 
@@ -187,7 +187,7 @@ class JsonlSink:
                 record.setdefault(key, number if math.isfinite(number) else None)
         self._lines.write(json.dumps(record))
 
-    def update_config(self, config: Mapping[str, Any]) -> None:
+    def update_config(self, config: Mapping[str, object]) -> None:
         """Do nothing: the run folder keeps the settings in a file of their own."""
 
     def close(self) -> None:
@@ -239,7 +239,7 @@ class TensorBoardSink:
                 writer.add_scalar(key, number, step)
         writer.flush()
 
-    def update_config(self, config: Mapping[str, Any]) -> None:
+    def update_config(self, config: Mapping[str, object]) -> None:
         """Do nothing: the run folder keeps the settings in a file of their own."""
 
     def close(self) -> None:
@@ -296,7 +296,7 @@ class WandbSink:
         shown = {prefix + key: number for key, number in numbers.items() if number is not None}
         self._run.log(shown, step=_step_of(stats, step))
 
-    def update_config(self, config: Mapping[str, Any]) -> None:
+    def update_config(self, config: Mapping[str, object]) -> None:
         """Keep the settings with the run."""
         self._run.config.update(dict(config), allow_val_change=True)
 
@@ -323,7 +323,7 @@ class GuardedSink:
         open_sink: makes the sink; called with the first record, and guarded too.
     """
 
-    def __init__(self, label: str, open_sink: Callable[[], Any]) -> None:
+    def __init__(self, label: str, open_sink: Callable[[], object]) -> None:
         self.label = label
         self._open_sink: Callable[[], Any] | None = open_sink
         self._sink: Any = None
@@ -333,7 +333,7 @@ class GuardedSink:
         """Whether records still reach the destination."""
         return self._open_sink is not None
 
-    def _call(self, method: str, *args: Any, **kwargs: Any) -> None:
+    def _call(self, method: str, *args: object, **kwargs: object) -> None:
         if self._open_sink is None:
             return
         try:
@@ -363,7 +363,7 @@ class GuardedSink:
         """Pass one line of text on."""
         self._call("write", line)
 
-    def update_config(self, config: Mapping[str, Any]) -> None:
+    def update_config(self, config: Mapping[str, object]) -> None:
         """Pass the settings of the run on."""
         self._call("update_config", config)
 
@@ -377,7 +377,7 @@ class GuardedSink:
 _open_sinks: dict[tuple[str, str], GuardedSink] = {}
 
 
-def _opened(kind: str, where: str, open_sink: Callable[[], Any]) -> GuardedSink:
+def _opened(kind: str, where: str, open_sink: Callable[[], object]) -> GuardedSink:
     """Return the process's sink of this kind and destination."""
     if not _open_sinks:
         atexit.register(close_sinks)

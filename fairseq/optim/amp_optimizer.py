@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,11 @@ from fairseq.optim import build_optimizer
 from fairseq.optim.base import FairseqOptimizer, Params
 from fairseq.optim.read_settings import setting
 from fairseq.protocols import StateDict
+
+if TYPE_CHECKING:
+    from fairseq.config.sections import FairseqConfig
+    from fairseq.protocols import Settings
+
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +46,7 @@ class AMPOptimizer(FairseqOptimizer):
     """
 
     def __init__(
-        self, cfg: Any, params: Iterable[Tensor], fp32_optimizer: FairseqOptimizer
+        self, cfg: Settings, params: Iterable[Tensor], fp32_optimizer: FairseqOptimizer
     ) -> None:
         super().__init__(setting(cfg, "optimizer"))
         self.fp32_optimizer = fp32_optimizer
@@ -57,7 +62,7 @@ class AMPOptimizer(FairseqOptimizer):
         )
 
     @classmethod
-    def build_optimizer(cls, cfg: Any, params: Params, **kwargs: Any) -> AMPOptimizer:
+    def build_optimizer(cls, cfg: FairseqConfig, params: Params, **kwargs: object) -> AMPOptimizer:
         """Build the optimizer of ``cfg.optimizer`` over ``params`` and wrap it."""
         rules = setting(cfg, "optimization.param_groups", "")
         optimizer = build_optimizer(cfg.optimizer, params, param_groups=rules)

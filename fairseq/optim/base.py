@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from torch import Tensor
 from fairseq.errors import CheckpointError, ConfigError, did_you_mean
 from fairseq.protocols import Settings, StateDict
 from fairseq.utils import clip_grad_norm_
+
+if TYPE_CHECKING:
+    from fairseq.config.sections import FairseqConfig
+
 
 # torch's own type of a parameter group: "params" and its hyperparameters, by name.
 Group = dict[str, Any]
@@ -72,7 +76,9 @@ class FairseqOptimizer:
             yield from group["params"]
 
     @staticmethod
-    def settings_by_name(cfg: Any, named: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    def settings_by_name(
+        cfg: FairseqConfig, named: Mapping[str, Tensor]
+    ) -> dict[str, dict[str, Any]]:
         """Return settings of the parameter groups that parameters of these names belong to."""
         return {}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,11 @@ from fairseq.optim.base import FairseqOptimizer, Params, match_state, named_trai
 from fairseq.optim.loss_scaler import DynamicLossScaler
 from fairseq.optim.read_settings import setting
 from fairseq.protocols import StateDict
+
+if TYPE_CHECKING:
+    from fairseq.config.sections import FairseqConfig
+    from fairseq.protocols import Settings
+
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +64,9 @@ class HalfPrecisionOptimizer(FairseqOptimizer):
         optimizer: the optimizer that does the work.
     """
 
-    def __init__(self, cfg: Any, params: Iterable[Tensor], optimizer: FairseqOptimizer) -> None:
+    def __init__(
+        self, cfg: Settings, params: Iterable[Tensor], optimizer: FairseqOptimizer
+    ) -> None:
         super().__init__(setting(cfg, "optimizer"))
         self.fp16_params = list(params)
         self.wrapped_optimizer = optimizer
@@ -168,7 +175,7 @@ class MemoryEfficientFP16Optimizer(HalfPrecisionOptimizer):
 
     def __init__(
         self,
-        cfg: Any,
+        cfg: Settings,
         params: Iterable[Tensor],
         optimizer: FairseqOptimizer,
         allow_unsupported: bool = False,
@@ -216,7 +223,7 @@ class FP16Optimizer(HalfPrecisionOptimizer):
 
     def __init__(
         self,
-        cfg: Any,
+        cfg: Settings,
         params: Iterable[Tensor],
         fp32_optimizer: FairseqOptimizer,
         fp32_params: list[Tensor] | dict[torch.device, Tensor],
@@ -230,7 +237,7 @@ class FP16Optimizer(HalfPrecisionOptimizer):
         self._stale = False
 
     @classmethod
-    def build_optimizer(cls, cfg: Any, params: Params, **kwargs: Any) -> FP16Optimizer:
+    def build_optimizer(cls, cfg: FairseqConfig, params: Params, **kwargs: object) -> FP16Optimizer:
         """Copy ``params`` to fp32 and build the optimizer of ``cfg.optimizer`` on the copies.
 
         fp16 keeps one flat vector like the original, unless ``--fp16-no-flatten-grads`` or what

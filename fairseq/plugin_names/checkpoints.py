@@ -22,7 +22,7 @@ from fairseq.models.base import FairseqDecoder, FairseqEncoder
 Component = TypeVar("Component", bound=nn.Module)
 
 
-def torch_persistent_save(obj: Any, filename: str, async_write: bool = False) -> None:
+def torch_persistent_save(obj: object, filename: str, async_write: bool = False) -> None:
     """Write ``obj`` as ``torch.save`` does, but whole or not at all.
 
     Args:

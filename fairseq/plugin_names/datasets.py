@@ -127,7 +127,7 @@ class LRUCacheDataset(BaseWrapperDataset):
 
     CAPACITY = 8
 
-    def __init__(self, dataset: Any, token: Any = None) -> None:
+    def __init__(self, dataset: Any, token: object = None) -> None:
         """Wrap ``dataset``; ``token`` is ignored, as in the original."""
         super().__init__(dataset)
         self._cache: OrderedDict[int, Any] = OrderedDict()

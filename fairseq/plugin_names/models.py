@@ -22,7 +22,7 @@ from fairseq.plugin_names.incremental_state import reorder, with_incremental_sta
 class FairseqIncrementalDecoder(base.FairseqIncrementalDecoder):
     """Base of decoders that remember something between the steps of decoding."""
 
-    def reorder_incremental_state(self, incremental_state: Any, new_order: Tensor) -> None:
+    def reorder_incremental_state(self, incremental_state: object, new_order: Tensor) -> None:
         """Let every part that remembers rows keep those that ``new_order`` names."""
         reorder(self, incremental_state, new_order)
 
@@ -49,7 +49,7 @@ class FairseqMultiModel(BaseFairseqModel):
         )
 
     def forward(
-        self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor, **kwargs: Any
+        self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor, **kwargs: object
     ) -> dict[str, Any]:
         """Return what every pair gives."""
         return {
@@ -86,7 +86,7 @@ class CompositeEncoder(FairseqEncoder):
             self.add_module(name, encoder)
 
     def forward(
-        self, src_tokens: Tensor, src_lengths: Tensor | None = None, **kwargs: Any
+        self, src_tokens: Tensor, src_lengths: Tensor | None = None, **kwargs: object
     ) -> dict[str, Any]:
         """Return what every encoder gives, by name."""
         return {name: enc(src_tokens, src_lengths) for name, enc in self.encoders.items()}
@@ -103,6 +103,6 @@ class CompositeEncoder(FairseqEncoder):
         return min(encoder.max_positions() for encoder in self.encoders.values())
 
 
-def DistributedFairseqModel(args: Any, model: nn.Module, process_group: Any, device: Any) -> Any:
+def DistributedFairseqModel(args: Any, model: nn.Module, process_group: object, device: Any) -> Any:
     """Wrap a model for several processes; ``process_group`` is for old callers."""
     return wrap_model(model, args, device)

@@ -140,7 +140,7 @@ class CharacterTokenEmbedder(nn.Module):
         UnsupportedError: when one is made.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__()
         raise UnsupportedError(
             "words made of characters are not supported; split text into byte-level pieces "

@@ -25,7 +25,7 @@ class _Published(RobertaModel):
         checkpoint_file: str = "model.pt",
         data_name_or_path: str = ".",
         bpe: str | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         """See :meth:`RobertaModel.from_pretrained`; ``bpe`` is the family's if None."""
         return super().from_pretrained(

@@ -6,9 +6,13 @@ There is none here: the original's compare translations.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq.config.registry import setup_registry
+
+if TYPE_CHECKING:
+    from fairseq.protocols import Settings
+
 
 __all__ = ["SCORER_DATACLASS_REGISTRY", "SCORER_REGISTRY", "BaseScorer", "build_scorer"]
 
@@ -20,7 +24,7 @@ class BaseScorer(ABC):
         cfg: the settings.
     """
 
-    def __init__(self, cfg: Any) -> None:
+    def __init__(self, cfg: Settings) -> None:
         self.cfg = cfg
         self.ref: list[str] = []
         self.pred: list[str] = []
@@ -42,6 +46,6 @@ class BaseScorer(ABC):
 _build, register_scorer, SCORER_REGISTRY, SCORER_DATACLASS_REGISTRY = setup_registry("--scoring")
 
 
-def build_scorer(choice: Any, tgt_dict: Any = None) -> Any:
+def build_scorer(choice: Any, tgt_dict: object = None) -> Any:
     """Build the scorer that ``choice`` names; the dictionary is for old callers."""
     return _build(choice)

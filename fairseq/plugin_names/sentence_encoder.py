@@ -61,7 +61,7 @@ class TransformerSentenceEncoder(nn.Module):
         apply_bert_init: bool = False,
         activation_fn: str = "relu",
         learned_pos_embedding: bool = True,
-        **unused: Any,
+        **unused: object,
     ) -> None:
         super().__init__()
         self.padding_idx, self.vocab_size = padding_idx, vocab_size

@@ -37,7 +37,7 @@ def compute_mask_indices(
     require_same_masks: bool = True,
     mask_dropout: float = 0.0,
     rng: np.random.RandomState | None = None,
-    **unused: Any,
+    **unused: object,
 ) -> np.ndarray:
     """Draw spans to mask; numpy's global generator decides, unless one is given.
 

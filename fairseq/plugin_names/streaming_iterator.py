@@ -20,9 +20,9 @@ class StreamingEpochBatchIterator(EpochBatchIterating):
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: object,
         max_sentences: int = 1,
-        collate_fn: Callable[[list[Any]], Any] | None = None,
+        collate_fn: Callable[[list[object]], object] | None = None,
         epoch: int = 1,
         num_workers: int = 0,
         buffer_size: int = 0,

@@ -20,7 +20,7 @@ def move_to_cuda(sample: Any, device: Any = None) -> Any:
     return move_to_device(sample, device or torch.device("cuda"))
 
 
-def move_to_cpu(sample: Any) -> Any:
+def move_to_cpu(sample: object) -> Any:
     """Return the batch on the CPU, half-precision tensors as fp32."""
     halves = (torch.float16, torch.bfloat16)
     return apply_to_sample(lambda x: (x.float() if x.dtype in halves else x).cpu(), sample)
@@ -31,7 +31,7 @@ def fill_with_neg_inf(tensor: Tensor) -> Tensor:
     return torch.full_like(tensor, -math.inf)
 
 
-def eval_str_list(text: Any, type: Callable[[Any], Any] = float) -> list[Any] | None:
+def eval_str_list(text: object, type: Callable[[Any], object] = float) -> list[Any] | None:
     """Read ``"[1, 2]"``, ``"3"`` or ``""`` as a list; never evaluates code."""
     if text is None:
         return None
@@ -46,7 +46,7 @@ def eval_str_dict(text: Any) -> dict[Any, Any] | None:
     return parse_literal(text) if isinstance(text, str) else text
 
 
-def eval_bool(text: Any, default: bool = False) -> bool:
+def eval_bool(text: object, default: bool = False) -> bool:
     """Read a truth value; ``default`` if it is None or unreadable."""
     if text is None:
         return default
@@ -59,12 +59,12 @@ def csv_str_list(text: str) -> list[str]:
     return text.split(",")
 
 
-def safe_hasattr(obj: Any, name: str) -> bool:
+def safe_hasattr(obj: object, name: str) -> bool:
     """Tell whether ``obj`` has an attribute that is not None."""
     return getattr(obj, name, None) is not None
 
 
-def safe_getattr(obj: Any, name: str, default: Any = None) -> Any:
+def safe_getattr(obj: object, name: str, default: object = None) -> Any:
     """Return an attribute, ``default`` if it is missing or None."""
     value = getattr(obj, name, None)
     return default if value is None else value

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq.config.ranges import check_fields
 from fairseq.config.sections import PreprocessConfig
@@ -34,6 +34,10 @@ from fairseq.preprocess.binarize import (
     VocabularyDatasetBinarizer,
     ids_of,
 )
+
+if TYPE_CHECKING:
+    from fairseq.protocols import Settings
+
 
 logger = logging.getLogger("fairseq_cli.preprocess")
 
@@ -145,12 +149,12 @@ def _is_dictionary_built(config: Any) -> bool:
     return not config.srcdict or not (config.only_source or config.tgtdict)
 
 
-def _tokenizer(config: Any) -> str | None:
+def _tokenizer(config: Settings) -> str | None:
     """Return the file of the byte-level encoding that made the texts, if it was named."""
     return getattr(config, "byte_level_tokenizer", None)
 
 
-def _pieces(config: Any) -> list[str]:
+def _pieces(config: Settings) -> list[str]:
     """Return every piece of that encoding, as texts have it."""
     path = _tokenizer(config)
     if path is None:

@@ -226,7 +226,7 @@ def _differences(runs: Sequence[Run]) -> str:
     return f"<table class=settings><tr><th>Setting</th>{head}</tr>{''.join(lines)}</table>"
 
 
-def _setting(value: Any) -> str:
+def _setting(value: object) -> str:
     return "&ndash;" if value is None else escape(str(value))
 
 

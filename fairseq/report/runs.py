@@ -233,12 +233,12 @@ def _read_mapping(path: Path, notes: list[str]) -> dict[str, Any]:
     return value
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(config: Mapping[str, object]) -> dict[str, Any]:
     """Return the settings of a run, flat; what of them was stated repeats some."""
     return _flatten({section: values for section, values in config.items() if section != "stated"})
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
     """Return nested settings with their keys joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in config.items():

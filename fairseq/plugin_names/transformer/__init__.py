@@ -6,7 +6,7 @@ of its own may build it from these.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -21,6 +21,12 @@ from fairseq.plugin_names.transformer.config import (
 from fairseq.plugin_names.transformer.decoder import TransformerDecoder, TransformerDecoderBase
 from fairseq.plugin_names.transformer.encoder import TransformerEncoder, TransformerEncoderBase
 from fairseq.plugin_names.transformer.parts import Embedding, Linear
+
+if TYPE_CHECKING:
+    from fairseq.config.schema import FairseqDataclass
+    from fairseq.data.storage.dictionary import Dictionary
+    from fairseq.protocols import Settings
+
 
 __all__ = [
     "DEFAULT_MAX_SOURCE_POSITIONS",
@@ -42,12 +48,12 @@ __all__ = [
 class TransformerModelBase(FairseqEncoderDecoderModel):
     """An encoder and a decoder."""
 
-    def __init__(self, cfg: Any, encoder: Any, decoder: Any) -> None:
+    def __init__(self, cfg: Settings, encoder: Any, decoder: Any) -> None:
         super().__init__(encoder, decoder)
         self.cfg, self.supports_align_args = cfg, True
 
     @classmethod
-    def build_model(cls, cfg: Any, task: Any) -> TransformerModelBase:
+    def build_model(cls, cfg: FairseqDataclass, task: Any) -> TransformerModelBase:
         """Build encoder and decoder with the embeddings that the settings ask for."""
         source, target = task.source_dictionary, task.target_dictionary
         settings = TransformerConfig.from_namespace(cfg)
@@ -63,20 +69,20 @@ class TransformerModelBase(FairseqEncoderDecoderModel):
 
     @classmethod
     def build_embedding(
-        cls, cfg: Any, dictionary: Any, embed_dim: int | None, path: str | None = None
+        cls, cfg: Settings, dictionary: Dictionary, embed_dim: int | None, path: str | None = None
     ) -> nn.Embedding:
         """Return an embedding table."""
         assert embed_dim is not None
         return Embedding(len(dictionary), embed_dim, dictionary.pad())
 
     @classmethod
-    def build_encoder(cls, cfg: Any, src_dict: Any, embed_tokens: nn.Embedding) -> Any:
+    def build_encoder(cls, cfg: Settings, src_dict: Dictionary, embed_tokens: nn.Embedding) -> Any:
         """Return the encoder."""
         settings = TransformerConfig.from_namespace(cfg)
         return TransformerEncoderBase(settings, src_dict, embed_tokens)
 
     @classmethod
-    def build_decoder(cls, cfg: Any, tgt_dict: Any, embed_tokens: nn.Embedding) -> Any:
+    def build_decoder(cls, cfg: Settings, tgt_dict: Dictionary, embed_tokens: nn.Embedding) -> Any:
         """Return the decoder."""
         settings = TransformerConfig.from_namespace(cfg)
         return TransformerDecoderBase(

@@ -99,7 +99,7 @@ class TransformerConfig(FairseqDataclass):
             raise AttributeError(f"{type(self).__name__} has no setting '{name}'")
         return getattr(self.__dict__[match[1]], match[2])
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         """Set a flat name of old in its section."""
         match = _FLAT.fullmatch(name)
         section = self.__dict__.get(match[1]) if match else None
@@ -109,7 +109,7 @@ class TransformerConfig(FairseqDataclass):
             super().__setattr__(name, value)
 
     @classmethod
-    def from_namespace(cls, args: Any) -> TransformerConfig:
+    def from_namespace(cls, args: object) -> TransformerConfig:
         """Read flat settings; those of this project's models mean what they mean there."""
         if isinstance(args, cls):
             return args
@@ -145,7 +145,7 @@ def _translate(config: TransformerConfig, values: dict[str, Any]) -> None:
         config.checkpoint_activations = True
 
 
-def base_architecture(args: Any) -> None:
+def base_architecture(args: object) -> None:
     """Fill what ``args`` leaves open with the defaults of :class:`TransformerConfig`, flat."""
     default = TransformerConfig()
     for name in default._get_all_attributes():

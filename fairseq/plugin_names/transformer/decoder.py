@@ -5,7 +5,7 @@ Shapes: B batch, T time, C channels, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,10 @@ from fairseq.plugin_names.transformer.layers import (
 )
 from fairseq.plugin_names.transformer.parts import Linear, equip, finish_embedding, stack
 from fairseq.protocols import Sample
+
+if TYPE_CHECKING:
+    from fairseq.data.storage.dictionary import Dictionary
+    from fairseq.protocols import Settings
 
 
 class TransformerDecoderBase(FairseqIncrementalDecoder):
@@ -40,7 +44,7 @@ class TransformerDecoderBase(FairseqIncrementalDecoder):
     def __init__(
         self,
         cfg: TransformerConfig,
-        dictionary: Any,
+        dictionary: Dictionary,
         embed_tokens: Any,
         no_encoder_attn: bool = False,
         output_projection: nn.Module | None = None,
@@ -95,12 +99,12 @@ class TransformerDecoderBase(FairseqIncrementalDecoder):
         self,
         prev_output_tokens: Tensor,
         encoder_out: dict[str, list[Any]] | None = None,
-        incremental_state: Any = None,
+        incremental_state: object = None,
         features_only: bool = False,
         full_context_alignment: bool = False,
         alignment_layer: int | None = None,
         alignment_heads: int | None = None,
-        src_lengths: Any = None,
+        src_lengths: object = None,
         return_all_hiddens: bool = False,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return ``(logits (B, T, V), extra)``; with ``features_only`` hidden states (B, T, C)."""
@@ -118,11 +122,11 @@ class TransformerDecoderBase(FairseqIncrementalDecoder):
         self,
         prev_output_tokens: Tensor,
         encoder_out: dict[str, list[Any]] | None = None,
-        incremental_state: Any = None,
+        incremental_state: object = None,
         full_context_alignment: bool = False,
         alignment_layer: int | None = None,
         alignment_heads: int | None = None,
-        **unused: Any,
+        **unused: object,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return hidden states (B, T, C) and ``{"attn": [...], "inner_states": [...]}``.
 
@@ -148,7 +152,7 @@ class TransformerDecoderBase(FairseqIncrementalDecoder):
         self,
         prev_output_tokens: Tensor,
         encoder_out: dict[str, list[Any]] | None = None,
-        incremental_state: Any = None,
+        incremental_state: object = None,
         full_context_alignment: bool = False,
         alignment_layer: int | None = None,
         alignment_heads: int | None = None,
@@ -196,7 +200,7 @@ class TransformerDecoderBase(FairseqIncrementalDecoder):
             x_BTC = self.project_in_dim(x_BTC)
         return finish_embedding(self, x_BTC, places_BTC)
 
-    def output_layer(self, features: Tensor, **unused: Any) -> Tensor:
+    def output_layer(self, features: Tensor, **unused: object) -> Tensor:
         """Return logits; the hidden states themselves for the adaptive softmax."""
         if self.adaptive_softmax is not None or self.output_projection is None:
             return features
@@ -228,9 +232,9 @@ class TransformerDecoder(TransformerDecoderBase):
 
     def __init__(
         self,
-        args: Any,
-        dictionary: Any,
-        embed_tokens: Any,
+        args: Settings,
+        dictionary: Dictionary,
+        embed_tokens: object,
         no_encoder_attn: bool = False,
         output_projection: nn.Module | None = None,
     ) -> None:

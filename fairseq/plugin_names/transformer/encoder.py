@@ -5,7 +5,7 @@ Shapes: B batch, T time, C channels.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,11 @@ from fairseq.plugin_names.transformer.layers import (
     TransformerEncoderLayerBase,
 )
 from fairseq.plugin_names.transformer.parts import equip, finish_embedding, stack
+
+if TYPE_CHECKING:
+    from fairseq.data.storage.dictionary import Dictionary
+    from fairseq.protocols import Settings
+
 
 EncoderOut = dict[str, list[Any]]
 
@@ -38,7 +43,7 @@ class TransformerEncoderBase(FairseqEncoder):
     def __init__(
         self,
         cfg: TransformerConfig,
-        dictionary: Any,
+        dictionary: Dictionary,
         embed_tokens: nn.Embedding,
         return_fc: bool = False,
     ) -> None:
@@ -138,7 +143,11 @@ class TransformerEncoder(TransformerEncoderBase):
     """The same, from a flat Namespace, which :meth:`build_encoder_layer` gets."""
 
     def __init__(
-        self, args: Any, dictionary: Any, embed_tokens: nn.Embedding, return_fc: bool = False
+        self,
+        args: Settings,
+        dictionary: Dictionary,
+        embed_tokens: nn.Embedding,
+        return_fc: bool = False,
     ) -> None:
         self.__dict__["args"] = args  # nn.Module is not set up yet, but layers want it
         super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens)

@@ -9,7 +9,7 @@ Shapes: T time of the layer's own tokens, S of the encoder's, B batch, C channel
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from fairseq.modules.pointwise import LayerNorm, get_activation_fn
 from fairseq.plugin_names.attention import MultiheadAttention
 from fairseq.plugin_names.modules import FairseqDropout, quant_noise
 from fairseq.plugin_names.transformer.config import EncDecBaseConfig, TransformerConfig
+
+if TYPE_CHECKING:
+    from fairseq.protocols import Settings
 
 
 class _Layer(nn.Module):
@@ -130,11 +133,11 @@ class TransformerEncoderLayerBase(_Layer):
 class TransformerEncoderLayer(TransformerEncoderLayerBase):
     """The same, from a flat Namespace."""
 
-    def __init__(self, args: Any) -> None:
+    def __init__(self, args: Settings) -> None:
         super().__init__(TransformerConfig.from_namespace(args))
         self.args = args
 
-    def build_self_attention(self, embed_dim: int, args: Any) -> nn.Module:
+    def build_self_attention(self, embed_dim: int, args: object) -> nn.Module:
         """See the base class."""
         return super().build_self_attention(embed_dim, TransformerConfig.from_namespace(args))
 
@@ -195,7 +198,7 @@ class TransformerDecoderLayerBase(_Layer):
             qn_block_size=self.quant_noise_block_size,
         )
 
-    def make_generation_fast_(self, need_attn: bool = False, **unused: Any) -> None:
+    def make_generation_fast_(self, need_attn: bool = False, **unused: object) -> None:
         """Leave the weights of the attention out unless they are wanted."""
         self.need_attn = need_attn
 
@@ -204,9 +207,9 @@ class TransformerDecoderLayerBase(_Layer):
         x: Tensor,
         encoder_out: Tensor | None = None,
         encoder_padding_mask: Tensor | None = None,
-        incremental_state: Any = None,
-        prev_self_attn_state: Any = None,
-        prev_attn_state: Any = None,
+        incremental_state: object = None,
+        prev_self_attn_state: object = None,
+        prev_attn_state: object = None,
         self_attn_mask: Tensor | None = None,
         self_attn_padding_mask: Tensor | None = None,
         need_attn: bool = False,
@@ -264,7 +267,7 @@ class TransformerDecoderLayer(TransformerDecoderLayerBase):
 
     def __init__(
         self,
-        args: Any,
+        args: Settings,
         no_encoder_attn: bool = False,
         add_bias_kv: bool = False,
         add_zero_attn: bool = False,
@@ -274,13 +277,13 @@ class TransformerDecoderLayer(TransformerDecoderLayerBase):
         self.args = args
 
     def build_self_attention(
-        self, embed_dim: int, args: Any, add_bias_kv: bool = False, add_zero_attn: bool = False
+        self, embed_dim: int, args: object, add_bias_kv: bool = False, add_zero_attn: bool = False
     ) -> nn.Module:
         """See the base class."""
         config = TransformerConfig.from_namespace(args)
         return super().build_self_attention(embed_dim, config, add_bias_kv, add_zero_attn)
 
-    def build_encoder_attention(self, embed_dim: int, args: Any) -> nn.Module:
+    def build_encoder_attention(self, embed_dim: int, args: object) -> nn.Module:
         """See the base class."""
         return super().build_encoder_attention(embed_dim, TransformerConfig.from_namespace(args))
 
@@ -308,7 +311,7 @@ class TransformerSentenceEncoderLayer(TransformerEncoderLayerBase):
         attention_dropout: float = 0.1,
         activation_dropout: float = 0.1,
         activation_fn: str = "relu",
-        **unused: Any,
+        **unused: object,
     ) -> None:
         cfg = TransformerConfig(
             dropout=dropout,
