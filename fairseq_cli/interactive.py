@@ -10,7 +10,7 @@ from fairseq_cli import generate
 from fairseq_cli.entry import run_command
 
 if TYPE_CHECKING:
-    from fairseq.config.sections import FairseqConfig
+    pass
 
 
 USAGE = "fairseq-interactive DATA --path CHECKPOINT [options]"
@@ -27,7 +27,7 @@ Files of the text encoder are found beside the dictionary or the checkpoint.
 """
 
 
-def main(cfg: FairseqConfig) -> Any:
+def main(cfg: object) -> Any:
     """Continue lines of text, and print what comes out.
 
     Args:

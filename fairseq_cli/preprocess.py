@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fairseq_cli.entry import run_command
 
 if TYPE_CHECKING:
-    from fairseq.config.sections import FairseqConfig
+    from fairseq.config.sections import PreprocessConfig
 
 
 USAGE = "fairseq-preprocess --only-source --trainpref FILE [options]"
@@ -19,7 +19,7 @@ EXAMPLES = """examples:
 """
 
 
-def main(cfg: FairseqConfig) -> None:
+def main(cfg: PreprocessConfig) -> None:
     """Preprocess as a flat Namespace (or PreprocessConfig) says."""
     from fairseq.logging.console import setup_logging
     from fairseq.preprocess import preprocess

@@ -186,7 +186,7 @@ def _check_keys(
     section: str,
     own: Mapping[str, object],
     stated: Mapping[str, object],
-    config: FairseqConfig,
+    config: FairseqDataclass,
     strict: bool,
 ) -> list[str]:
     """Return the keys that ``config`` lacks; refuse them, and missing values, if ``strict``.

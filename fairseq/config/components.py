@@ -20,7 +20,7 @@ from fairseq.config.sections import COMPONENTS, FairseqConfig
 from fairseq.config.stated import statements, without_replaced
 
 if TYPE_CHECKING:
-    from fairseq.protocols import Settings
+    pass
 
 
 def known_names(flag: str) -> list[str]:
@@ -96,7 +96,7 @@ def make_config(
     return resolve(config) if settle else config
 
 
-def as_config(cfg: Settings, strict: bool = False) -> FairseqConfig:
+def as_config(cfg: object, strict: bool = False) -> FairseqConfig:
     """Return any kind of configuration (Namespace, DictConfig, dict, ours) as ours, settled.
 
     Args:

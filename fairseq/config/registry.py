@@ -18,7 +18,7 @@ from fairseq.config.schema import FairseqDataclass
 from fairseq.errors import RegistryError, did_you_mean
 
 if TYPE_CHECKING:
-    from fairseq.config.sections import FairseqConfig
+    pass
 
 
 logger = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ def setup_registry(
     registry = Registry(key) if registry is None else registry
     view = DataclassView(registry)
 
-    def build_x(cfg: FairseqConfig, *args: object, **kwargs: object) -> Any:
+    def build_x(cfg: object, *args: object, **kwargs: object) -> Any:
         """Build the component that ``cfg`` names; None if it names none."""
         name, config = _choose(cfg, key, registry)
         if name is None:
@@ -222,7 +222,7 @@ def setup_registry(
     return build_x, register_x, registry, view
 
 
-def _choose(cfg: FairseqConfig, key: str, registry: Registry) -> tuple[str | None, Any]:
+def _choose(cfg: Any, key: str, registry: Registry) -> tuple[str | None, Any]:
     """Return the component's name and configuration from a config, a name or a Namespace.
 
     A flat Namespace holds the settings of all components: its ``_name`` may be another's.
@@ -238,7 +238,7 @@ def _choose(cfg: FairseqConfig, key: str, registry: Registry) -> tuple[str | Non
     return name, cfg if name is None else typed_config(registry[name], cfg)
 
 
-def typed_config(component: type, cfg: FairseqConfig) -> Any:
+def typed_config(component: type, cfg: Any) -> Any:
     """Return ``cfg`` as the configuration class of ``component``.
 
     Args:

@@ -34,7 +34,6 @@ from fairseq.files.io import require_file
 from fairseq.files.safe_load import safe_load
 
 if TYPE_CHECKING:
-    from fairseq.config.sections import FairseqConfig
     from fairseq.protocols import Criterion
 
 
@@ -107,7 +106,7 @@ def add_head(
     return {"model": config.model._name, "head": mode, "bias": log_unigram_bias}
 
 
-def _settled(config: FairseqConfig, settings: dict[str, Any]) -> Any:
+def _settled(config: Any, settings: dict[str, Any]) -> Any:
     """Return a configuration with other settings; those of a loss that is replaced are gone."""
     sections = {name: values for name, values in plain(config).items() if values is not None}
     if "criterion" in settings:

@@ -44,11 +44,10 @@ from fairseq.models.roberta import RobertaModel
 from fairseq.models.roberta.hub_interface import RobertaHubInterface
 
 if TYPE_CHECKING:
-    from argparse import Namespace
     from types import ModuleType
 
     from fairseq.data.storage.dictionary import Dictionary
-    from fairseq.protocols import Task
+    from fairseq.protocols import Settings, Task
 
 
 SENTENCES = 100
@@ -111,7 +110,7 @@ class _AnyModel(RobertaModel):
     """Loads encoders and decoders alike, to encode text and to read weights."""
 
     @classmethod
-    def hub_interface(cls, args: Namespace, task: Task, models: list[Any]) -> RobertaHubInterface:
+    def hub_interface(cls, args: Settings, task: Task, models: list[Any]) -> RobertaHubInterface:
         """Return the interface of an encoder for either kind."""
         return RobertaHubInterface(args, task, models[0])
 

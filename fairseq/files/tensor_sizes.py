@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,8 +16,6 @@ from fairseq.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from fairseq.config.sections import FairseqConfig
 
 
 MOST_UNCHECKED = 1 << 20  # of what no tensor tells, such as positions that are not learned
@@ -34,7 +32,7 @@ _COUNTS = (
 )  # fmt: skip
 
 
-def check_sizes(config: FairseqConfig, tensors: Mapping[str, object]) -> None:
+def check_sizes(config: Any, tensors: Mapping[str, object]) -> None:
     """Compare layers, widths and counts of the settings with the tensors of the same file.
 
     Args:

@@ -31,7 +31,6 @@ from fairseq.hub.load import companions, load_causal_models, stated_settings
 from fairseq.logging.progress_bar import progress_bar
 
 if TYPE_CHECKING:
-    from fairseq.config.sections import FairseqConfig
     from fairseq.protocols import Sample
 
 
@@ -120,7 +119,7 @@ class Tally:
         )
 
 
-def stated(cfg: FairseqConfig) -> dict[str, Any]:
+def stated(cfg: object) -> dict[str, Any]:
     """Return the settings that a configuration states, those of its text encoders included.
 
     Args:

@@ -17,7 +17,7 @@ from fairseq.protocols import Settings, StateDict
 from fairseq.utils import clip_grad_norm_
 
 if TYPE_CHECKING:
-    from fairseq.config.sections import FairseqConfig
+    pass
 
 
 # torch's own type of a parameter group: "params" and its hyperparameters, by name.
@@ -76,9 +76,7 @@ class FairseqOptimizer:
             yield from group["params"]
 
     @staticmethod
-    def settings_by_name(
-        cfg: FairseqConfig, named: Mapping[str, Tensor]
-    ) -> dict[str, dict[str, Any]]:
+    def settings_by_name(cfg: Any, named: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
         """Return settings of the parameter groups that parameters of these names belong to."""
         return {}
 

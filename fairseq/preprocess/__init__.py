@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fairseq.config.ranges import check_fields
 from fairseq.config.sections import PreprocessConfig
@@ -65,7 +65,7 @@ class Text:
     is_train: bool
 
 
-def preprocess(config: Any) -> None:
+def preprocess(config: PreprocessConfig) -> None:
     """Write dictionaries, datasets, ``preprocess.log`` and ``manifest.json`` into ``destdir``.
 
     Args:
@@ -113,7 +113,7 @@ def preprocess(config: Any) -> None:
         logger.info(f"Wrote preprocessed data to {config.destdir}")
 
 
-def _check_flags(config: Any) -> None:
+def _check_flags(config: PreprocessConfig) -> None:
     """Raise unless the flags ask for something that can be done."""
     check_dataset_impl(config.dataset_impl)
     if config.align_suffix or config.alignfile:
@@ -142,7 +142,7 @@ def _check_flags(config: Any) -> None:
         raise ConfigError("--byte-level-tokenizer needs --only-source")
 
 
-def _is_dictionary_built(config: Any) -> bool:
+def _is_dictionary_built(config: PreprocessConfig) -> bool:
     """Tell whether any dictionary is to be built from the training text."""
     if config.joined_dictionary:
         return not (config.srcdict or config.tgtdict)
@@ -164,7 +164,7 @@ def _pieces(config: Settings) -> list[str]:
     return [str(number) for number in sorted(vocabulary.values())]
 
 
-def _languages(config: Any) -> list[str | None]:
+def _languages(config: PreprocessConfig) -> list[str | None]:
     return [config.source_lang] if config.only_source else [config.source_lang, config.target_lang]
 
 
@@ -172,7 +172,7 @@ def _dictionary_name(lang: str | None) -> str:
     return f"dict.{lang}.txt" if lang else "dict.txt"
 
 
-def _given_dictionaries(config: Any) -> list[str | None]:
+def _given_dictionaries(config: PreprocessConfig) -> list[str | None]:
     """Return the dictionary file that the user gave for each language, or None."""
     if config.joined_dictionary:
         given = config.srcdict or config.tgtdict
@@ -180,7 +180,7 @@ def _given_dictionaries(config: Any) -> list[str | None]:
     return [config.srcdict, config.tgtdict]
 
 
-def _check_destination(config: Any) -> None:
+def _check_destination(config: PreprocessConfig) -> None:
     """Raise if a dictionary would be overwritten, or the manifest could not be extended."""
     if os.path.exists(config.destdir) and not os.path.isdir(config.destdir):
         raise OutputExistsError(f"--destdir {config.destdir} is a file; choose another name")
@@ -203,7 +203,7 @@ def _require_text(path: str) -> None:
     refuse_parquet(path)
 
 
-def _texts(config: Any) -> list[Text]:
+def _texts(config: PreprocessConfig) -> list[Text]:
     """List the text files and their datasets, language by language, training text first."""
     texts = []
     for lang in _languages(config):
@@ -218,7 +218,7 @@ def _texts(config: Any) -> list[Text]:
     return texts
 
 
-def _output_suffix(config: Any, lang: str | None) -> str:
+def _output_suffix(config: PreprocessConfig, lang: str | None) -> str:
     """Return what follows the name of the split in the name of a dataset."""
     pair = f".{config.source_lang}-{config.target_lang}"
     if lang:
@@ -227,7 +227,7 @@ def _output_suffix(config: Any, lang: str | None) -> str:
 
 
 def _read_train_texts(
-    config: Any, texts: list[Text], stack: contextlib.ExitStack
+    config: PreprocessConfig, texts: list[Text], stack: contextlib.ExitStack
 ) -> dict[str, NumberedText]:
     """Read the training texts whose dictionary is to be built, by path."""
     given = dict(zip(_languages(config), _given_dictionaries(config), strict=False))
@@ -242,7 +242,7 @@ def _read_train_texts(
 
 
 def _dictionaries(
-    config: Any, texts: list[Text], numbered: dict[str, NumberedText]
+    config: PreprocessConfig, texts: list[Text], numbered: dict[str, NumberedText]
 ) -> dict[str, Dictionary]:
     """Load or build the dictionary of each language, by the name of its file."""
     train_path = {text.lang: text.path for text in texts if text.is_train}
@@ -282,7 +282,7 @@ def _dictionaries(
 
 
 def _make_dataset(
-    config: Any, text: Text, dictionary: Dictionary, numbered: NumberedText | None
+    config: PreprocessConfig, text: Text, dictionary: Dictionary, numbered: NumberedText | None
 ) -> DatasetEntry:
     """Write the dataset of one text and tell what it holds."""
     language = f"[{text.lang}] " if text.lang else ""
@@ -303,7 +303,7 @@ def _make_dataset(
 
 
 def _copy_raw(
-    config: Any, text: Text, dictionary: Dictionary, numbered: NumberedText | None
+    config: PreprocessConfig, text: Text, dictionary: Dictionary, numbered: NumberedText | None
 ) -> DatasetEntry:
     """Copy a text as it is and tell what it would hold as a dataset."""
     words = (numbered or NumberedText(text.path, None, config.workers)).words
@@ -317,7 +317,7 @@ def _copy_raw(
     return DatasetEntry("raw", sentences, tokens, max_id, text.dictionary)
 
 
-def _copy_tokenizer(config: Any) -> None:
+def _copy_tokenizer(config: PreprocessConfig) -> None:
     """Put the tokenizer beside the dictionary, where models find it."""
     source = _tokenizer(config)
     target = os.path.join(config.destdir, "tokenizer.json")
@@ -327,7 +327,7 @@ def _copy_tokenizer(config: Any) -> None:
 
 
 def _write_manifest(
-    config: Any,
+    config: PreprocessConfig,
     dictionaries: dict[str, Dictionary],
     entries: dict[str, DatasetEntry],
     described: dict[str, tuple[int, str]],
