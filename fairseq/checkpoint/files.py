@@ -60,10 +60,11 @@ def write_checkpoint(state: Mapping[str, object], path: str, facts: Mapping[str,
             torch.save(storable(dict(state)), handle)
             handle.flush()
             os.fsync(handle.fileno())
+        # before it takes the name: the checkpoint that it replaces may be the only good one
         verify_zip(temporary)
         facts = {**facts, "sha256": sha256_of(temporary), "size": os.path.getsize(temporary)}
         os.replace(temporary, path)
-    except BaseException as error:
+    except BaseException as error:  # Ctrl-C, too, must leave no half-written file
         _remove(temporary)
         if isinstance(error, Exception):
             kept = "The checkpoints from before are untouched"

@@ -263,7 +263,7 @@ def call_main(cfg: FairseqConfig, main: Callable[..., object]) -> Any:
                 _spawned, args=(main, cfg, start_rank), nprocs=min(local, world), join=True
             )
     except torch.multiprocessing.ProcessExitedException as error:
-        raise FairseqError(_obituary(error)) from error
+        raise FairseqError(_how_it_ended(error)) from error
     except torch.multiprocessing.ProcessRaisedException as error:
         cause = str(error).strip().splitlines()[-1]
         raise FairseqError(
@@ -293,8 +293,9 @@ def left_to_children() -> Iterator[None]:
         raise SystemExit(128 + signal.SIGINT)
 
 
-def _obituary(error: Any) -> str:
+def _how_it_ended(error: Any) -> str:
     """Say which process ended how; a stop signal of ours is passed on as exit status."""
+    # SIGINT, SIGUSR1, SIGTERM: the process saved and stopped as it was asked to
     if error.signal_name is None and error.exit_code in (128 + 2, 128 + 10, 128 + 15):
         raise SystemExit(error.exit_code)
     how = error.signal_name or f"exit status {error.exit_code}"
@@ -309,6 +310,7 @@ def average_gradients(module: torch.nn.Module) -> None:
     for parameter in module.parameters():
         if not parameter.requires_grad:
             continue
+        # every process takes part in every reduction, or the others wait for ever
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         dist.all_reduce(parameter.grad)

@@ -77,7 +77,7 @@ class FairseqRobertaConfig(PretrainedConfig):
         return ids.masked_fill(foreign, self.unk_token_id)
 
 
-class Surroundings(NamedTuple):
+class AttnContext(NamedTuple):
     """What all layers are told: a bias of the scores, (B or 1, H or 1, T, T), and rotations."""
 
     bias: Tensor
@@ -132,7 +132,7 @@ class Layer(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, inner), nn.Linear(inner, width)
         self.final_layer_norm = nn.LayerNorm(width, config.layer_norm_eps)
 
-    def attend(self, x_BTC: Tensor, around: Surroundings) -> tuple[Tensor, Tensor | None]:
+    def attend(self, x_BTC: Tensor, around: AttnContext) -> tuple[Tensor, Tensor | None]:
         """Return what the attention gives, and its weights (B, H, T, T) if they are wanted."""
         config = self.config
         q, k, v = (
@@ -157,7 +157,7 @@ class Layer(nn.Module):
         x_BTC = self.fc2(ACTIVATIONS[self.config.activation_fn](self.fc1(x_BTC)))
         return F.dropout(x_BTC, self.config.dropout, self.training)
 
-    def forward(self, x_BTC: Tensor, around: Surroundings) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x_BTC: Tensor, around: AttnContext) -> tuple[Tensor, Tensor | None]:
         """Return the hidden states, and the attention's weights if they are wanted."""
         first, second = self.self_attn_layer_norm, self.final_layer_norm
         pre, beside = self.config.normalize_before, self.config.parallel_residual
@@ -278,7 +278,7 @@ class FairseqRobertaModel(FairseqRobertaPreTrainedModel):
 
     def surroundings(
         self, kept_BT: Tensor, places: Tensor | None, dtype: torch.dtype, weights: bool
-    ) -> Surroundings:
+    ) -> AttnContext:
         """Return what the layers are told of the tokens."""
         config, length = self.config, kept_BT.shape[1]
         if places is None:
@@ -295,7 +295,7 @@ class FairseqRobertaModel(FairseqRobertaPreTrainedModel):
             width = config.hidden_size // config.num_attention_heads
             turned = rotation(places, int(width * config.rotary_fraction))
         bias = torch.where(visible, bias, torch.finfo(dtype).min)
-        return Surroundings(bias, turned, weights)
+        return AttnContext(bias, turned, weights)
 
     def forward(
         self,

@@ -57,6 +57,7 @@ def _hold(value: Any) -> Any:
 def _read(tensors: Sequence[Any]) -> list[Any]:
     """Return the numbers in scalar ``tensors`` with one device transfer per device and dtype."""
     numbers: list[Any] = [None] * len(tensors)
+    # tensors of one stack must share device and dtype; one stack is one wait for the device
     groups: dict[Any, list[int]] = {}
     for index, tensor in enumerate(tensors):
         groups.setdefault((tensor.device, tensor.dtype), []).append(index)

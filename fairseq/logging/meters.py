@@ -359,6 +359,7 @@ class MetersDict(OrderedDict[str, Meter]):
     def __setitem__(self, key: str, value: Any) -> None:
         assert key not in self, f"meter {key!r} exists already; reset it instead of replacing it"
         priority, meter = value
+        # the count breaks ties by arrival; without it equal priorities would sort by name
         row = (priority, len(self.priorities), key)
         position = bisect.bisect(self.priorities, row)
         self.priorities.insert(position, row)
@@ -400,6 +401,7 @@ class MetersDict(OrderedDict[str, Meter]):
         return [
             (priority, key, type(self[key]).__name__, self[key].state_dict())
             for priority, _, key in self.priorities
+            # their function cannot be saved; whoever logs them defines them anew
             if not isinstance(self[key], DerivedMeter)
         ]
 

@@ -69,7 +69,7 @@ def aggregate(name: str | None = None, new_root: bool = False) -> Iterator[Meter
     outer = list(_active)
     if new_root:
         _active[:] = [aggregator]
-    elif all(other is not aggregator for other in outer):
+    elif all(other is not aggregator for other in outer):  # == would compare the meters
         _active.append(aggregator)
     try:
         yield aggregator

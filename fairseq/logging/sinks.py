@@ -123,8 +123,8 @@ def parse_record(line: str | bytes) -> dict[str, Any] | None:
 
 
 def _is_from(record: Mapping[str, object], update: float) -> bool:
-    own = record.get("update")
-    return isinstance(own, int | float) and own >= update
+    logged_at = record.get("update")
+    return isinstance(logged_at, int | float) and logged_at >= update
 
 
 def _set_aside(path: str | os.PathLike[str], done: int) -> None:
@@ -274,10 +274,10 @@ class WandbSink:
 
         known = os.environ.get("WANDB_RUN_ID") or _kept_id(folder, project)
         settings = {"id": known, "group": os.environ.get("WANDB_RUN_GROUP")}
-        given: dict[str, Any] = {name: value for name, value in settings.items() if value}
+        stated: dict[str, Any] = {name: value for name, value in settings.items() if value}
         if folder is not None:
-            given["resume"] = "allow"
-        self._run: Any = wandb.init(project=project, name=run_name, **given)
+            stated["resume"] = "allow"  # "must" would fail at the first start
+        self._run: Any = wandb.init(project=project, name=run_name, **stated)
         if folder is not None:
             record = {"project": project, "id": self._run.id, "name": run_name}
             os.makedirs(folder, exist_ok=True)

@@ -106,6 +106,7 @@ class Adafactor(PerTensorOptimizer):
     def rule(self, param: Tensor, grad: Tensor, state: State, group: Group) -> None:
         """Apply one update of the algorithm."""
         state["step"] += 1
+        # 0 at the first step (the start at zero needs no correction), towards 1 later
         decay = 1.0 - state["step"] ** group["decay_rate"]
         square = grad.square() + group["eps"][0]
         if "exp_avg_sq_row" in state:
@@ -118,6 +119,7 @@ class Adafactor(PerTensorOptimizer):
         else:
             state["exp_avg_sq"].mul_(decay).add_(square, alpha=1.0 - decay)
             update = grad * state["exp_avg_sq"].rsqrt()
+        # stale second moments make updates too large: they are clipped as a whole (section 6)
         update /= (_rms(update) / group["clip_threshold"]).clamp(min=1.0)
         lr = group["lr"]
         if group["scale_parameter"]:

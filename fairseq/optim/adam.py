@@ -109,8 +109,9 @@ class Adam(PerTensorOptimizer):
         mean, square = state["exp_avg"], state["exp_avg_sq"]
         mean.mul_(beta1).add_(grad, alpha=1 - beta1)
         square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        root = square.sqrt().add_(group["eps"])
+        root = square.sqrt().add_(group["eps"])  # before the correction: see the module
         correction = math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+        # decay first: it must shrink the old weight, not the updated one
         param.add_(param, alpha=-group["lr"] * group["weight_decay"])
         param.addcdiv_(mean, root, value=-group["lr"] * correction)
 
@@ -119,6 +120,7 @@ class Adam(PerTensorOptimizer):
         if self.kernel is None:
             super().update(items, group, scale)
             return
+        # parameters that joined later (or had no gradient at times) count their own steps
         buckets: dict[tuple[torch.device, int], list[Item]] = {}
         for param, grad, state in items:
             state["step"] += 1

@@ -117,6 +117,7 @@ class AMPOptimizer(FairseqOptimizer):
         Raises:
             FloatingPointError: if the loss scale cannot fall any further.
         """
+        # the threshold of clipping is meant for true gradients, so unscaling comes first
         self.scaler.unscale_(self.optimizer)
         norm = self.fp32_optimizer.clip_grad_norm(max_norm, aggregate_norm_fn)
         if self.scaler.is_enabled() and not torch.isfinite(norm):

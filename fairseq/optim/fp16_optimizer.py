@@ -45,6 +45,7 @@ def build_scaler(cfg: object) -> DynamicLossScaler | None:
         workers = max(1, setting(cfg, "distributed_training.distributed_world_size", 1))
         # a list of frequencies counts by its first epoch
         frequency = (setting(cfg, "optimization.update_freq") or [1])[0]
+        # 2^14 backward passes, whichever worker or accumulation step they belong to
         window = max(1, int(2**14 / workers / frequency))
     return DynamicLossScaler(
         init_scale=setting(cfg, "common.fp16_init_scale", 2**7),
@@ -130,6 +131,7 @@ class HalfPrecisionOptimizer(FairseqOptimizer):
             OverflowError: if the norm is not finite: skip this batch.
             FloatingPointError: if the loss scale cannot fall any further.
         """
+        # 0 measures only: the clipping joins the factor, which the step applies
         norm = self._factor * self.wrapped_optimizer.clip_grad_norm(0, aggregate_norm_fn)
         if self.scaler is not None:
             self.scaler.check_overflow(norm)
@@ -150,6 +152,7 @@ class HalfPrecisionOptimizer(FairseqOptimizer):
 
     def zero_grad(self) -> None:
         """Drop the gradients and forget the factors remembered for them."""
+        # not the wrapped optimizer's zero_grad: the masters' gradients are views that must stay
         for param in self.fp16_params:
             param.grad = None
         self._reset_factor()
@@ -231,6 +234,7 @@ class FP16Optimizer(HalfPrecisionOptimizer):
         super().__init__(cfg, params, fp32_optimizer)
         self.fp32_params = fp32_params
         self._weights = _views(self.fp16_params, fp32_params)
+        # allocated once, so that the views of them below stay valid for the whole run
         for master in self._masters:
             master.grad = torch.zeros_like(master)
         self._grads = _views(self.fp16_params, fp32_params, gradients=True)
@@ -300,6 +304,7 @@ class FP16Optimizer(HalfPrecisionOptimizer):
     def _restore_masters(self, saved: list[Tensor]) -> None:
         masters = self._masters
         if [m.shape for m in saved] == [m.shape for m in masters]:
+            # the comparison needs the saved values in place: self._weights are views of masters
             rebuilt = [master.clone() for master in masters]
             torch._foreach_copy_(masters, saved)
             rounded = [w.to(p.dtype) for w, p in zip(self._weights, self.fp16_params, strict=True)]

@@ -68,6 +68,7 @@ class DynamicLossScaler:
         if math.isfinite(float(grad_norm)):
             return
         previous = self.loss_scale
+        # right after a change of scale no update has passed yet
         since_rescale = max(1, self.iter - self.last_rescale_iter)
         self.last_overflow_iter = self.iter
         self.overflows_since_rescale += 1

@@ -141,6 +141,7 @@ class PolynomialDecayLRSchedule(PureSchedule):
         """Choose the rate that the decay of ``epoch`` starts from (entry e + 1 of ``--lr``)."""
         anneal = self.cfg.force_anneal
         if anneal is None or epoch < anneal:
+            # entry e + 1, not e: the original's counting, kept for its recipes
             self.lr = self.rates[min(epoch, len(self.rates) - 1)]
         elif epoch > self.annealed_epoch:  # once, also when a resumed run begins the epoch again
             self.lr = self.optimizer.get_lr()

@@ -33,8 +33,9 @@ from fairseq.optim.base import Group, Params, State
 from fairseq.optim.fp32_rule import Item, PerTensorOptimizer
 from fairseq.optim.param_groups import fitting
 
+# Jordan's quintic: steepest slope at 0, so that small singular values rise within a few steps.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-EPS = 1e-7
+EPS = 1e-7  # keeps the division by the norm of a zero gradient finite
 Adjustment = Literal["match_rms_adamw", "original"]
 
 
@@ -134,6 +135,7 @@ class Muon(Adam):
 
     def update(self, items: list[Item], group: Group, scale: float | Tensor) -> None:
         """Hand matrices to :meth:`rule` one by one, everything else to Adam."""
+        # Adam's update would hand matrices to its fused kernel: past it, to the frame
         parent = PerTensorOptimizer if group["muon"] else Adam
         parent.update(self, items, group, scale)
 

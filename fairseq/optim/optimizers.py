@@ -147,6 +147,7 @@ class NAG(PerTensorOptimizer):
     def rule(self, param: Tensor, grad: Tensor, state: State, group: Group) -> None:
         """Apply the formula of this class."""
         lr, momentum = group["lr"], group["momentum"]
+        # the velocity holds the old rate: rescale it; after a rate of 0 there is none to divide by
         change = lr / group["lr_old"] if group["lr_old"] > 0 else lr
         velocity = state["momentum_buffer"].mul_(momentum * change).add_(grad, alpha=-lr)
         param.mul_(1 - lr * group["weight_decay"])
