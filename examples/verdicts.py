@@ -1,4 +1,4 @@
-"""What may be said of a difference between seeds: its interval, and the claim that follows from it."""
+"""What may be said of a difference between seeds: its interval, and the claim it allows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 # Two-sided 95 % points of Student's t for 1, 2, ... degrees of freedom.
 STUDENT_95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201,
+    2.179, 2.160, 2.145,
 )  # fmt: skip
 
 

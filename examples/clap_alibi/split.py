@@ -38,7 +38,8 @@ COMMON = (
     f"--batch-size {BATCH} --optimizer adam --adam-betas (0.9,0.98) --adam-eps 1e-6 "
     "--weight-decay 0.01 --weight-decay-mode matrices --clip-norm 1.0 "
     "--lr-scheduler polynomial_decay --no-epoch-checkpoints --keep-interval-updates 1 "
-    "--num-workers 0 --device cpu --ignore-unused-valid-subsets --max-valid-steps 64 --log-interval 50 --log-format none"
+    "--num-workers 0 --device cpu --ignore-unused-valid-subsets --max-valid-steps 64 "
+    "--log-interval 50 --log-format none"
 )
 ARMS = {
     "baseline": "",
@@ -61,7 +62,7 @@ def run(name: str, seed: int, rate: float, tokens: int) -> studies.Run:
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Return bits a predicted token by subset, mask seed and length of block, on all of the text."""
+    """Return bits a predicted token on all of the text: by mask seed, block length, subset."""
     printed: dict[str, Any] = {}
     for seed in REDRAWS:
         words = ["fairseq-validate", folder.parent / "data-bin", "--path",
