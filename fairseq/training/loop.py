@@ -35,6 +35,7 @@ from fairseq.models.base import count_parameters
 from fairseq.tasks.validation import figures_of
 from fairseq.teacher import attach_teacher
 from fairseq.training import policy, spikes
+from fairseq.training.allocator import keep_freed_memory
 from fairseq.training.freeze import freeze_parts
 from fairseq.training.profiling import UpdateProfiler
 from fairseq.training.restore import read_start, restore
@@ -64,6 +65,8 @@ def run_training(cfg: FairseqConfig) -> float | None:
     checkpoint = cfg.checkpoint
     if not checkpoint.no_save:
         checkpoint_utils.verify_checkpoint_directory(checkpoint.save_dir)
+    if choose_device(cfg).type == "cpu":
+        keep_freed_memory()
     if cfg.distributed_training.distributed_world_size > 1:
         distributed_utils.init_process_group(cfg.distributed_training, choose_device(cfg))
     try:
