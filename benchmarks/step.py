@@ -1,4 +1,4 @@
-"""`fairseq-train` end to end beside its peers and beside the products that a step cannot do without.
+"""`fairseq-train` end to end beside its peers and beside the products a step cannot do without.
 
 Usage: python benchmarks/step.py [--only TEXT ...] [--rounds N] [--quick] [--peers PYTHON]
        [--against NAME=CHECKOUT ...] [--out FILE]
@@ -11,8 +11,8 @@ time and of the clock are noted; ratios are of the same round, an interval exclu
 of ten rounds (97.9 %), and "ahead" or "behind" is said only where it excludes 1.
 
 Cases are FAMILY/V8001|V50265/d0.1|d0/1t|2t; --only takes parts of these names, all of which, split
-at commas, must match, as in --only masked,V8001 causal,d0,1t. Records are merged into --out, so that
-the table can be measured in slices.
+at commas, must match, as in --only masked,V8001 causal,d0,1t. Records are merged into --out: the
+table can be measured in slices.
 """
 
 from __future__ import annotations
