@@ -77,7 +77,7 @@ def curve(folder: Path, tag: str = "valid") -> list[dict[str, float]]:
     return [rows[update] for update in sorted(rows)]
 
 
-def train(run: Run, data: Path, out: Path, measure: Callable[[Path], dict[str, Any]]) -> Any:
+def train(run: Run, data: Path | None, out: Path, measure: Callable[[Path], dict[str, Any]]) -> Any:
     """Train (or go on) and measure; what is done already is read back. Return the result."""
     folder = run.folder(out)
     return {**_once(folder / "result.json", lambda: _train(run, data, folder)),
@@ -94,9 +94,9 @@ def _once(kept: Path, make: Callable[[], dict[str, Any]]) -> Any:
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
-def _train(run: Run, data: Path, folder: Path) -> dict[str, Any]:
+def _train(run: Run, data: Path | None, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
-    words = [data, *run.words, "--seed", run.seed, "--save-dir", folder]
+    words = [*([data] if data else []), *run.words, "--seed", run.seed, "--save-dir", folder]
     call(["fairseq-train", *words], folder / "train.log")
     keys = ("update", "loss", "accuracy")
     (logged,) = load_runs([folder])
@@ -112,12 +112,15 @@ def _train(run: Run, data: Path, folder: Path) -> dict[str, Any]:
 
 def run_all(
     runs: Sequence[Run],
-    data: Path,
+    data: Path | None,
     out: Path,
     measure: Callable[[Path], dict[str, Any]] = lambda folder: {},
     jobs: int = 2,
 ) -> list[Any]:
-    """Do all runs, ``jobs`` at a time, and return their results in the given order."""
+    """Do all runs, ``jobs`` at a time, and return their results in the given order.
+
+    ``data`` is None for tasks that need no folder.
+    """
     began = time.monotonic()
     results: dict[Run, Any] = {}
     with ThreadPoolExecutor(jobs) as pool:
