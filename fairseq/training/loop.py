@@ -11,8 +11,6 @@ import os
 from collections.abc import Iterator
 from typing import Any, cast
 
-import torch
-
 from fairseq import checkpoint as checkpoint_utils
 from fairseq import tasks, utils
 from fairseq.config.build import plain
@@ -209,20 +207,12 @@ class TrainLoop:
     def _reached_limit(self) -> str | None:
         """Return why training must end now, None if it need not."""
         settings = self.cfg.optimization
-        hours = self._hours() if settings.stop_time_hours > 0 else 0.0
+        hours = self.trainer.hours() if settings.stop_time_hours > 0 else 0.0
         updates, tokens = self.trainer.get_num_updates(), self.trainer.progress.get("tokens", 0)
         return policy.reached_limit(settings, updates, hours, tokens)
 
     def _out_of_patience(self) -> str | None:
         return policy.out_of_patience(self.cfg.checkpoint.patience, self.trainer.progress)
-
-    def _hours(self) -> float:
-        """Return the hours of training so far, the same on all processes."""
-        hours = self.trainer.cumulative_training_time() / 3600
-        if self.trainer.world == 1:
-            return hours
-        total = torch.tensor(hours, dtype=torch.float64, device=self.trainer.device)
-        return float(distributed_utils.all_reduce(total, op="max"))
 
     # -- an epoch --------------------------------------------------------------------------------
 
