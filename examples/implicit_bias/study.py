@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 GRAMMAR = "--seed 0 --levels 2 --width 3 --roots 3 --binary 4 --vocab 9 --emit 6"
 TASKS = ("A", "C")
-SENTENCES = {"train": 4000, "valid": 1000}
+SENTENCES = {"learn": 2000, "test": 4000}
 COMMON = (
     "--task pcfg_masked_lm --criterion masked_lm_truth --arch roberta --encoder-layers 2 "
     "--encoder-normalize-before --dropout 0 --attention-dropout 0 --tokens-per-sample 10 "
@@ -37,13 +37,13 @@ COMMON = (
     "--warmup-updates 100"
 )
 # the rate falls until the first of these updates, and stays
-STAGES = (3000, 6000, 9000)
+STAGES = (2500, 5000, 7500)
 # arm -> width, updates, seeds, flags
 ARMS = {
     "base": (32, STAGES, (1, 2, 3, 4, 5), ""),
     "soft targets": (32, STAGES[:2], (1, 2, 3), "--soft-targets"),
-    "small": (16, STAGES, (1, 2, 3), ""),
-    "large": (64, STAGES[:1], (1, 2, 3), ""),
+    "small": (16, STAGES[:2], (1, 2, 3), ""),
+    "large": (48, STAGES[:1], (1, 2, 3), ""),
 }
 SATURATED = 0.01
 BIN = SATURATED / 2
@@ -70,11 +70,11 @@ def prepare(out: Path) -> Path:
                 folder = data / f"{task}-{name}"
                 studies.call(
                     ["fairseq-pcfg", "downstream", rules, folder, "--task", task, "--seed", seed,
-                     "--num", SENTENCES["train"], "--valid", SENTENCES["valid"], "--min-len", 2,
+                     "--num", SENTENCES[name], "--valid", 1000, "--min-len", 2,
                      "--drop-unparsable"], log,
                 )  # fmt: skip
         for name in ("learn", "test"):
-            for split in SENTENCES:
+            for split in ("train", "valid"):
                 text = data / f"A-{name}" / f"{split}.input0"
                 studies.call(["fairseq-pcfg", "score", rules, text, "--out",
                               data / f"{name}-{split}.npz"], log)  # fmt: skip

@@ -120,8 +120,8 @@ def write_corpus(given: Mapping[str, Any], settings: CorpusSettings) -> dict[str
     """Draw and write ``train.txt``, ``dict.txt`` and ``next.npz``; perhaps ``masked.npz``.
 
     ``next.npz`` holds, for sentence s, the rows offset[s] to offset[s + 1]: the log probability
-    ``logp`` of each word and of the end, natural, float32, and the ``entropy`` of what it was chosen
-    from; the end of a longest sentence is certain. ``masked.npz`` is a score file of the first
+    ``logp`` of each word and of the end, natural, float32, and the ``entropy`` of what it was
+    chosen from; the end of a longest sentence is certain. ``masked.npz`` is a score file of the first
     sentences, see ``fairseq-pcfg score``.
 
     Args:
