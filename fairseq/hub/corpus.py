@@ -121,8 +121,8 @@ def write_corpus(given: Mapping[str, Any], settings: CorpusSettings) -> dict[str
 
     ``next.npz`` holds, for sentence s, the rows offset[s] to offset[s + 1]: the log probability
     ``logp`` of each word and of the end, natural, float32, and the ``entropy`` of what it was
-    chosen from; the end of a longest sentence is certain. ``masked.npz`` is a score file of the first
-    sentences, see ``fairseq-pcfg score``.
+    chosen from; the end of a longest sentence is certain. ``masked.npz`` is a score file of the
+    first sentences, see ``fairseq-pcfg score``.
 
     Args:
         given: flat settings, see :func:`fairseq.hub.load.load_by_settings`; ``path`` may be a
