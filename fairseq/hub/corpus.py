@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from fairseq.data.storage.dictionary import Dictionary
+from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import atomic_write
 from fairseq.hub.load import load_causal_models
@@ -87,17 +88,17 @@ def open_source(given: Mapping[str, Any], settings: CorpusSettings) -> LanguageM
             from_huggingface(Path(path), Path(folder) / "model")
             file = next((Path(folder) / "model").glob("*.pt"))
             return open_source({**given, "path": str(file), "data": str(file.parent)}, settings)
-    models, _, task = load_causal_models(given)
+    models, config, task = load_causal_models(given)
     if len(models) != 1:
         raise ConfigError("a corpus is drawn from one model; name one in --path")
-    model, dictionary = models[0].eval(), task.source_dictionary
+    device = choose_device(config)
+    model, dictionary = models[0].to(device).eval(), task.source_dictionary
     if settings.longest + 1 > model.max_positions():
         raise ConfigError(
             f"--corpus-length {settings.longest}: the model sees {model.max_positions()} tokens"
         )
     ids = _words(dictionary, settings.words)
     begin = dictionary.bos() if getattr(task.cfg, "add_bos_token", False) else dictionary.eos()
-    device = next(model.parameters()).device
     ask = restricted(next_words(model, begin, device), [*ids, dictionary.eos()])
     return LanguageModelSource([dictionary[number] for number in ids], ask, settings.longest)
 
