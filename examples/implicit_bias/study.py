@@ -25,7 +25,7 @@ import studies
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-GRAMMAR = "--seed 0 --levels 2 --width 3 --roots 3 --binary 4 --vocab 9 --emit 6"
+GRAMMAR = "--seed 1 --levels 2 --width 3 --roots 3 --binary 4 --vocab 9 --emit 6"
 TASKS = ("A", "C")
 SENTENCES = {"learn": 2000, "test": 4000}
 COMMON = (
@@ -37,12 +37,12 @@ COMMON = (
     "--warmup-updates 100"
 )
 # the rate falls until the first of these updates, and stays
-STAGES = (2500, 5000, 7500)
+STAGES = (3000, 5000, 7000)
 # arm -> width, updates, seeds, flags
 ARMS = {
     "base": (32, STAGES, (1, 2, 3, 4, 5), ""),
-    "soft targets": (32, STAGES[:2], (1, 2, 3), "--soft-targets"),
-    "small": (16, STAGES[:2], (1, 2, 3), ""),
+    "soft targets": (32, STAGES[:1], (1, 2, 3), "--soft-targets"),
+    "small": (16, STAGES[1:2], (1, 2, 3), ""),
     "large": (48, STAGES[:1], (1, 2, 3), ""),
 }
 SATURATED = 0.01
