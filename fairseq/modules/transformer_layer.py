@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq.aliases import NAMES
@@ -155,24 +154,12 @@ class MultiheadAttention(nn.Module):
     def query_key_value(self, x_BTC: Tensor) -> QueryKeyValue:
         """Return queries, keys and values of an input."""
         batch, length, _ = x_BTC.shape
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        if self.training and x_BTC.device.type == "cpu" and all(map(_is_plain, projections)):
-            # one product, and one for its gradient, are faster than three; the copy is small
-            weight = torch.cat([projection.weight for projection in projections])
-            bias = torch.cat([projection.bias for projection in projections])
-            projected = F.linear(x_BTC, weight, bias).chunk(3, -1)
-        else:
-            projected = tuple(projection(x_BTC) for projection in projections)
         return QueryKeyValue(
-            *(x.view(batch, length, self.num_heads, -1).transpose(1, 2) for x in projected)
+            *(
+                projection(x_BTC).view(batch, length, self.num_heads, -1).transpose(1, 2)
+                for projection in (self.q_proj, self.k_proj, self.v_proj)
+            )
         )
-
-
-def _is_plain(projection: nn.Module) -> bool:
-    """Tell whether a projection is what was built here, watched by nobody."""
-    return type(projection) is nn.Linear and not (
-        projection._forward_hooks or projection._forward_pre_hooks or projection._backward_hooks
-    )
 
 
 class TransformerLayer(nn.Module):
