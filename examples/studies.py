@@ -77,7 +77,7 @@ def curve(folder: Path, tag: str = "valid") -> list[dict[str, float]]:
     return [rows[update] for update in sorted(rows)]
 
 
-def train(run: Run, data: Path, out: Path, measure: Callable[[Path], dict[str, Any]]) -> Any:
+def train(run: Run, data: Path | None, out: Path, measure: Callable[[Path], dict[str, Any]]) -> Any:
     """Train (or go on) and measure; what is done already is read back. Return the result."""
     folder = run.folder(out)
     return {**_once(folder / "result.json", lambda: _train(run, data, folder)),
@@ -94,9 +94,9 @@ def _once(kept: Path, make: Callable[[], dict[str, Any]]) -> Any:
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
-def _train(run: Run, data: Path, folder: Path) -> dict[str, Any]:
+def _train(run: Run, data: Path | None, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
-    words = [data, *run.words, "--seed", run.seed, "--save-dir", folder]
+    words = [*([data] if data else []), *run.words, "--seed", run.seed, "--save-dir", folder]
     call(["fairseq-train", *words], folder / "train.log")
     keys = ("update", "loss", "accuracy")
     (logged,) = load_runs([folder])
@@ -112,12 +112,15 @@ def _train(run: Run, data: Path, folder: Path) -> dict[str, Any]:
 
 def run_all(
     runs: Sequence[Run],
-    data: Path,
+    data: Path | None,
     out: Path,
     measure: Callable[[Path], dict[str, Any]] = lambda folder: {},
     jobs: int = 2,
 ) -> list[Any]:
-    """Do all runs, ``jobs`` at a time, and return their results in the given order."""
+    """Do all runs, ``jobs`` at a time, and return their results in the given order.
+
+    ``data`` is None for tasks that need no folder.
+    """
     began = time.monotonic()
     results: dict[Run, Any] = {}
     with ThreadPoolExecutor(jobs) as pool:
@@ -230,24 +233,82 @@ def prepare(text: Path, out: Path, vocabulary: int) -> Path:
     Returns:
         the data folder.
     """
+    return prepare_sources([text], out, vocabulary)
+
+
+def prepare_sources(sources: Sequence[Path], out: Path, vocabulary: int) -> Path:
+    """Train a byte-level BPE on the training texts of all folders, and binarize, once.
+
+    Training texts become one split; valid, valid1, ... and test, test1, ... are those of the
+    folders in their order, so that every source has its own figure.
+
+    Returns:
+        the data folder; ``sources.json`` beside it holds the SHA-256 of every text.
+    """
     data, tokenizer = out / "data-bin", out / "tokenizer.json"
     if (data / "manifest.json").is_file():
         return data
     out.mkdir(parents=True, exist_ok=True)
     log = out / "prepare.log"
-    splits = ("train", "valid", "test")
-    texts = [text / f"{split}.txt" for split in splits]
-    encoded = [out / f"{split}.bpe" for split in splits]
+    texts = {"train": [out / "train.txt"]}
+    texts["train"][0].write_bytes(b"".join((one / "train.txt").read_bytes() for one in sources))
+    for split in ("valid", "test"):
+        texts[split] = [one / f"{split}.txt" for one in sources]
+    digests = {
+        f"{one.name}/{split}.txt": hashlib.sha256((one / f"{split}.txt").read_bytes()).hexdigest()
+        for one in sources
+        for split in ("train", "valid", "test")
+    }
+    (out / "sources.json").write_text(json.dumps(digests, indent=1), encoding="utf-8")
+    encoded = {
+        split: [out / f"{split}{number or ''}.bpe" for number in range(len(paths))]
+        for split, paths in texts.items()
+    }
     call(
-        ["fairseq-bpe", "train", "--inputs", texts[0], "--vocab-size", vocabulary,
+        ["fairseq-bpe", "train", "--inputs", *texts["train"], "--vocab-size", vocabulary,
          "--output", tokenizer], log,
     )  # fmt: skip
     call(
         ["fairseq-bpe", "encode", "--bpe", "byte_level", "--tokenizer-file", tokenizer,
-         "--inputs", *texts, "--outputs", *encoded, "--keep-empty"], log,
+         "--inputs", *sum(texts.values(), []), "--outputs", *sum(encoded.values(), []),
+         "--keep-empty"], log,
     )  # fmt: skip
+    prefixes = [(f"--{split}pref", ",".join(map(str, paths))) for split, paths in encoded.items()]
     call(
-        ["fairseq-preprocess", "--only-source", "--trainpref", encoded[0], "--validpref",
-         encoded[1], "--testpref", encoded[2], "--destdir", data, "--workers", 2], log,
+        ["fairseq-preprocess", "--only-source", *sum(prefixes, ()), "--destdir", data,
+         "--workers", 2], log,
     )  # fmt: skip
     return data
+
+
+def tune(
+    run_at: Callable[[float], Run],
+    rates: Sequence[float],
+    train_all: Callable[[Sequence[Run]], Sequence[Any]],
+    widest: int = 3,
+) -> tuple[float, dict[float, float]]:
+    """Find the learning rate with the lowest final validation loss.
+
+    Args:
+        run_at: the (short) run at a rate.
+        rates: those to begin with, ascending.
+        train_all: trains runs and returns their results.
+        widest: how often the best at an edge is followed by twice or half of it.
+
+    Returns:
+        the rate, and the loss of every rate tried; infinite for a run that came to no number.
+    """
+    losses: dict[float, float] = {}
+
+    def attempt(new: Sequence[float]) -> None:
+        for rate, result in zip(new, train_all([run_at(rate) for rate in new]), strict=True):
+            loss = float(result["curve"][-1]["loss"])
+            losses[rate] = loss if math.isfinite(loss) else math.inf
+
+    attempt(rates)
+    for _ in range(widest):
+        best = min(losses, key=losses.__getitem__)
+        if best not in (min(losses), max(losses)):
+            break
+        attempt([best / 2 if best == min(losses) else best * 2])
+    return min(losses, key=losses.__getitem__), losses

@@ -79,6 +79,7 @@ CRITERIONS = {
         "fairseq.criterions.label_smoothed_cross_entropy:LabelSmoothedCrossEntropyCriterion"
     ),
     "masked_lm": "fairseq.criterions.masked_lm:MaskedLmLoss",
+    "masked_lm_adversarial": "fairseq.criterions.masked_lm_adversarial:MaskedLmAdversarial",
     "masked_lm_truth": "fairseq.criterions.masked_lm_truth:MaskedLmTruthCriterion",
     "sentence_prediction": ("fairseq.criterions.sentence_prediction:SentencePredictionCriterion"),
     "sentence_ranking": "fairseq.criterions.sentence_ranking:SentenceRankingCriterion",

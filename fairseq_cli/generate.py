@@ -18,11 +18,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 USAGE = "fairseq-generate DATA --path CHECKPOINT [options]"
+# flag -> setting of a corpus, type, metavar, help
+CORPUS: dict[str, tuple[str, Any, str, str]] = {
+    "corpus": ("sentences", int, "N", "draw so many sentences; PATH may be a Hugging Face folder"),
+    "corpus_out": ("folder", str, "FOLDER", "write train.txt, dict.txt and next.npz there"),
+    "corpus_words": ("words", int, "N", "use only the N most frequent words (all)"),
+    "corpus_length": ("longest", int, "N", "most words of a sentence (24)"),
+    "corpus_scored": (
+        "scored", int, "N", "of the first N sentences also write masked.npz: the true distribution "
+        "of every word given the others, by enumeration (0)",
+    ),
+}  # fmt: skip
 EXAMPLES = """examples:
   fairseq-generate data-bin --path runs/lm/checkpoint_best.pt --gen-subset valid \\
       --prefix-size 8      continue the first 8 tokens of every line
   fairseq-generate data-bin --path runs/lm/checkpoint_best.pt --prefix-size 8 \\
       --sampling --sampling-topp 0.9 --beam 3 --nbest 3 --seed 2      three samples of each
+  fairseq-generate data-bin --path lm.pt --corpus 100000 --corpus-out corpus --corpus-words 2000
+      a corpus of the model's own, with the probabilities it was drawn with
   fairseq-generate data-bin --path a.pt:b.pt --bpe gpt2 --json        an ensemble, as JSON lines
 
 Lines: S source, T target, H score and pieces, D score and text, P score of every token; scores are
@@ -43,7 +56,29 @@ def main(cfg: object) -> Any:
     """
     from fairseq.hub.continue_text import generate, stated
 
-    return show(generate, stated(cfg))
+    given = stated(cfg)
+    corpus = {name: given.pop(name) for name in CORPUS if name in given}
+    return write_corpus(given, corpus) if corpus else show(generate, given)
+
+
+def write_corpus(given: dict[str, Any], corpus: dict[str, Any]) -> dict[str, Any]:
+    """Draw a corpus instead, and print what was written; return it.
+
+    Raises:
+        ConfigError: if the size or the folder is not named.
+    """
+    from fairseq.errors import ConfigError
+    from fairseq.hub import corpus as corpora
+
+    if not {"corpus", "corpus_out"} <= corpus.keys():
+        raise ConfigError("a corpus needs --corpus, its sentences, and --corpus-out, a folder")
+    settings = corpora.CorpusSettings(
+        **{CORPUS[name][0]: value for name, value in corpus.items()}, seed=given.pop("seed", 1)
+    )
+    as_json = given.pop("json", False)
+    record = corpora.write_corpus(given, settings)
+    print(json.dumps(record) if as_json else "\n".join(f"{k}: {v}" for k, v in record.items()))
+    return record
 
 
 def show(command: Any, given: dict[str, Any], with_time: bool = False) -> Any:
@@ -96,6 +131,10 @@ def make_parser(argv: Sequence[str] = (), interactive: bool = False) -> Any:
 
     parser = options.get_generation_parser(interactive, "language_modeling", argv=argv)
     parser.add_argument("--json", action="store_true", help="print one JSON object a hypothesis")
+    if not interactive:
+        group = parser.add_argument_group("a corpus whose truth is known, instead")
+        for name, (_, kind, metavar, text) in CORPUS.items():
+            group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
     parser.add_argument("--scoring", type=_scoring, help=argparse.SUPPRESS)
     return parser
 

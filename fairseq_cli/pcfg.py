@@ -44,6 +44,11 @@ Writes SPLIT.input0, SPLIT.label and SPLIT.csv with dict.txt and label.dict.txt.
       --validpref DEST/valid.label --destdir data/label
 """
 
+MASK_NOTES = """\
+Writes the HDF5 that the programs published with Liu et al. 2023 read: input_ids, input_mask,
+segment_ids, masked_lm_positions and masked_lm_ids, one sentence a sample. Needs h5py.
+"""
+
 SCORE_NOTES = """\
 The npz holds, for sentence s, the rows offset[s] to offset[s + 1] of: position, target (number of
 the word that stands there, a place in terminals), logq (natural log of the true distribution) and
@@ -61,7 +66,7 @@ def get_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{grammar,sample,downstream,score,probe}"
+        dest="command", required=True, metavar="{grammar,sample,downstream,score,mask,probe}"
     )
     _add_grammar(_command(commands, "grammar", "draw a new grammar or hidden-Markov model", ""))
     sample = _command(commands, "sample", "draw a corpus", SAMPLE_NOTES, "DEST")
@@ -76,6 +81,9 @@ def get_parser() -> argparse.ArgumentParser:
     sample.add_argument("--max-len", type=int, default=32, metavar="N", help="most words (32)")
     sample.add_argument(
         "--blank-lines", action="store_true", help="an empty line after every sentence"
+    )
+    sample.add_argument(
+        "--binarize", metavar="FOLDER", help="also run fairseq-preprocess, into this folder"
     )
     sample.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
     labels = _command(commands, "downstream", "draw labelled sentences", DOWNSTREAM_NOTES, "DEST")
@@ -104,6 +112,19 @@ def get_parser() -> argparse.ArgumentParser:
         help="FILE is HDF5 of masked samples in these word pieces; its own masks are scored",
     )  # fmt: skip
     score.add_argument("--out", required=True, metavar="F.npz", help="file to write")
+    mask = _command(commands, "mask", "write masked samples as HDF5", MASK_NOTES, "FILE")
+    mask.add_argument("--vocab-file", required=True, metavar="FILE", help="word pieces, one a line")
+    mask.add_argument("--out", required=True, metavar="FOLDER", help="for train_shard_K.hdf5")
+    mask.add_argument("--split", default="train", metavar="NAME", help="name of the files (train)")
+    for flag, kind, default, text in (
+        ("dup-factor", int, 1, "shards, each with other masks"),
+        ("max-predictions-per-seq", int, 20, "masked words of a sample at most"),
+        ("masked-lm-prob", float, 0.15, "share of masked words"),
+        ("max-seq-length", int, 512, "tokens of a sample, [CLS] and [SEP] included"),
+    ):
+        mask.add_argument(
+            f"--{flag}", type=kind, default=default, metavar="N", help=f"{text} ({default})"
+        )
     commands.add_parser("probe", help="linear probes of encoders: another name of fairseq-probe")
     return parser
 
@@ -204,10 +225,41 @@ def _sample(args: argparse.Namespace, source: Any) -> dict[str, Any]:
     done = write_samples(
         source, args.target, sizes, args.seed, args.max_len, args.workers, args.blank_lines
     )
+    if args.binarize:
+        from fairseq_cli import preprocess
+
+        prefixes = {
+            f"--{kind}pref": ",".join(f"{args.target}/{name}.txt" for name in names)
+            for kind, names in (("train", train), ("valid", ["valid"]), ("test", ["test"]))
+            if sizes.keys() >= set(names)
+        }
+        words = [word for pair in prefixes.items() for word in pair]
+        preprocess.run(
+            ["--only-source", "--srcdict", f"{args.target}/dict.txt", "--destdir", args.binarize,
+             "--workers", str(args.workers), *words]
+        )  # fmt: skip
     return dataclasses.asdict(done)
 
 
-def _downstream(args: argparse.Namespace, source: object) -> dict[str, Any]:
+def _mask(args: argparse.Namespace, source: Any) -> dict[str, Any]:
+    from fairseq.pcfg.hdf5 import Masking, write_masked_samples
+    from fairseq.pcfg.source import read_sentences
+
+    masking = Masking(
+        args.masked_lm_prob,
+        args.max_predictions_per_seq,
+        args.max_seq_length,
+        args.dup_factor,
+        args.seed,
+    )
+    sentences = read_sentences(args.target, source.terminals)
+    files = write_masked_samples(
+        args.out, args.vocab_file, source.terminals, sentences, masking, args.split
+    )
+    return {"out": args.out, "files": files, "samples": len(sentences)}
+
+
+def _downstream(args: argparse.Namespace, source: Any) -> dict[str, Any]:
     from fairseq.errors import ConfigError
     from fairseq.pcfg.downstream import Labeller, write_downstream
     from fairseq.pcfg.source import GrammarSource
@@ -275,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(source, GrammarSource):
             for note in source.grammar.notes:
                 print(f"note: {args.grammar}: {note}", file=sys.stderr)
-        actions = {"sample": _sample, "downstream": _downstream, "score": _score}
+        actions = {"sample": _sample, "downstream": _downstream, "score": _score, "mask": _mask}
         record = actions[args.command](args, source)
     if args.json:
         print(json.dumps({"command": args.command, **record}))

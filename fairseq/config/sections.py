@@ -216,6 +216,13 @@ class OptimizationConfig(FairseqDataclass):
     stop_time_hours: float = option(
         0.0, "stop after so many hours, restarts added up (0: never)", minimum=0
     )
+    lr_time_budget: float = option(
+        0.0,
+        "let schedules follow the share of so many hours, restarts added up, as if it were that of "
+        "--max-update, and stop then (0: they follow updates)",
+        new=True,
+        minimum=0,
+    )
     clip_norm: float = option(
         0.0, "clip the gradient norm at this value (0: do not clip)", minimum=0
     )

@@ -46,7 +46,10 @@ class _DropoutContext(Context, Protocol):
 
 
 class _Packed(torch.autograd.Function):
-    """Keeps a boolean mask for the backward pass: a byte an element."""
+    """Keeps the random bits for the backward pass: two bytes an element.
+
+    The mask is made in the type of ``x``: bool times float would convert through a copy.
+    """
 
     @staticmethod
     def forward(ctx: _DropoutContext, x: Tensor, dropped: int) -> Tensor:
@@ -54,13 +57,19 @@ class _Packed(torch.autograd.Function):
         n = x.numel()
         words = torch.empty((n + 3) // 4, dtype=torch.int64, device=x.device)
         bits = words.random_(-(2**63), None).view(torch.int16)[:n].view(x.shape)
-        keep = bits >= dropped - LEVELS // 2
-        ctx.save_for_backward(keep)
-        ctx.scale = LEVELS / (LEVELS - dropped)
-        return (x * keep).mul_(ctx.scale)
+        ctx.save_for_backward(bits)
+        ctx.dropped = dropped
+        return _kept(x, bits, dropped)
 
     @staticmethod
     def backward(ctx: _DropoutContext, *gradients: Tensor) -> tuple[Tensor, None]:
         """Apply the same mask to the gradient."""
-        (keep,) = ctx.saved_tensors
-        return (gradients[0] * keep).mul_(ctx.scale), None
+        (bits,) = ctx.saved_tensors
+        return _kept(gradients[0], bits, ctx.dropped), None
+
+
+def _kept(x: Tensor, bits: Tensor, dropped: int) -> Tensor:
+    """Return ``x``, scaled, where the bits (int16, uniform) are not among the lowest levels."""
+    keep = torch.empty_like(x, requires_grad=False)
+    torch.ge(bits, dropped - LEVELS // 2, out=keep)
+    return keep.mul_(x).mul_(LEVELS / (LEVELS - dropped))

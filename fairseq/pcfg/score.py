@@ -210,10 +210,15 @@ def write_scores(
         arrays = {name: array for name, array in vars(whole).items() if name not in ("logq", "nll")}
         arrays["grammar_sha256"] = np.array(grammar_sha256)
         arrays["terminals"] = np.array(source.terminals, dtype=np.str_)
-        for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, array, allow_pickle=False)
+        add_arrays(archive, arrays)
     return whole
+
+
+def add_arrays(archive: zipfile.ZipFile, arrays: dict[str, np.ndarray]) -> None:
+    """Add arrays to a new npz; unlike numpy's, equal arrays give equal bytes."""
+    for name, array in arrays.items():
+        with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
+            np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 def _joined(parts: list[Scores]) -> Scores:

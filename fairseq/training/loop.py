@@ -11,8 +11,6 @@ import os
 from collections.abc import Iterator
 from typing import Any, cast
 
-import torch
-
 from fairseq import checkpoint as checkpoint_utils
 from fairseq import tasks, utils
 from fairseq.config.build import plain
@@ -35,6 +33,7 @@ from fairseq.models.base import count_parameters
 from fairseq.tasks.validation import figures_of
 from fairseq.teacher import attach_teacher
 from fairseq.training import policy, spikes
+from fairseq.training.allocator import keep_freed_memory
 from fairseq.training.freeze import freeze_parts
 from fairseq.training.profiling import UpdateProfiler
 from fairseq.training.restore import read_start, restore
@@ -64,6 +63,8 @@ def run_training(cfg: FairseqConfig) -> float | None:
     checkpoint = cfg.checkpoint
     if not checkpoint.no_save:
         checkpoint_utils.verify_checkpoint_directory(checkpoint.save_dir)
+    if choose_device(cfg).type == "cpu":
+        keep_freed_memory()
     if cfg.distributed_training.distributed_world_size > 1:
         distributed_utils.init_process_group(cfg.distributed_training, choose_device(cfg))
     try:
@@ -206,20 +207,12 @@ class TrainLoop:
     def _reached_limit(self) -> str | None:
         """Return why training must end now, None if it need not."""
         settings = self.cfg.optimization
-        hours = self._hours() if settings.stop_time_hours > 0 else 0.0
+        hours = self.trainer.hours() if settings.stop_time_hours > 0 else 0.0
         updates, tokens = self.trainer.get_num_updates(), self.trainer.progress.get("tokens", 0)
         return policy.reached_limit(settings, updates, hours, tokens)
 
     def _out_of_patience(self) -> str | None:
         return policy.out_of_patience(self.cfg.checkpoint.patience, self.trainer.progress)
-
-    def _hours(self) -> float:
-        """Return the hours of training so far, the same on all processes."""
-        hours = self.trainer.cumulative_training_time() / 3600
-        if self.trainer.world == 1:
-            return hours
-        total = torch.tensor(hours, dtype=torch.float64, device=self.trainer.device)
-        return float(distributed_utils.all_reduce(total, op="max"))
 
     # -- an epoch --------------------------------------------------------------------------------
 

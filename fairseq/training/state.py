@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from fairseq import utils
@@ -191,12 +192,28 @@ class TrainingState:
 
     def lr_step_update(self) -> float:
         """Adjust the learning rate after an update; it is logged."""
-        lr = self.lr_scheduler.step_update(self.get_num_updates())
+        lr = self.lr_scheduler.step_update(self._schedule_updates())
         rates = lr if isinstance(lr, Mapping) else {"lr": lr}
         for name, rate in rates.items():
             key = "lr" if name in ("lr", "default") else f"lr_{name}"
             metrics.log_scalar(key, rate, weight=0, priority=300)
         return rates.get("default", next(iter(rates.values())))
+
+    def _schedule_updates(self) -> int:
+        """Return what schedules take for the number of updates."""
+        settings = self.cfg.optimization
+        if not settings.lr_time_budget:
+            return self.get_num_updates()
+        share = min(1.0, self.hours() / settings.lr_time_budget)
+        return round(share * settings.max_update)
+
+    def hours(self) -> float:
+        """Return the hours of training so far, restarts added up, the same on all processes."""
+        hours = self.cumulative_training_time() / 3600
+        if self.world == 1:
+            return hours
+        total = torch.tensor(hours, dtype=torch.float64, device=self.device)
+        return float(distributed_utils.all_reduce(total, op="max"))
 
     def get_lr(self) -> float:
         """Return the learning rate of the next update."""

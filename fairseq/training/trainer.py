@@ -95,6 +95,7 @@ class Trainer:
     get_num_updates = _OfState()
     set_num_updates = _OfState()
     cumulative_training_time = _OfState()
+    hours = _OfState()
     state_dict = _OfState()
     save_checkpoint = _OfState()
     load_checkpoint = _OfState()

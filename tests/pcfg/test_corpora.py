@@ -19,6 +19,7 @@ from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, DataError
 from fairseq.pcfg.downstream import Labeller
 from fairseq.pcfg.grammar import Grammar, read_grammar
+from fairseq.pcfg.hdf5 import read_masked_samples
 from fairseq.pcfg.random_sources import random_hmm
 from fairseq.pcfg.sample import write_samples
 from fairseq.pcfg.score import means, score, write_scores
@@ -72,6 +73,10 @@ def test_corpora_are_the_same_for_any_number_of_processes(toy_file: Path, tmp_pa
     assert {w: dictionary.count[dictionary.index(w)] for w in words} == words
     pcfg.main(["sample", str(toy_file), str(tmp_path / "s"), "--num", "5", "--shards", "2",
                "--valid", "0", "--test", "0", "--blank-lines"])  # fmt: skip
+    assert pcfg.main(["sample", str(toy_file), str(tmp_path / "b"), *common[4:], "--valid", "3",
+                      "--num", "20", "--binarize", str(tmp_path / "bin")]) == 0  # fmt: skip
+    assert (tmp_path / "bin" / "dict.txt").is_file()
+    assert {p.name for p in (tmp_path / "bin").glob("*.idx")} == {"train.idx", "valid.idx"}
     first = (tmp_path / "s" / "train0.txt").read_text()
     assert first.count("\n\n") == 5 and first != (tmp_path / "s" / "train1.txt").read_text()
 
@@ -313,4 +318,55 @@ def test_masked_samples_in_hdf5(toy_file: Path, tmp_path: Path) -> None:
         pcfg.main([*command, "--out", str(out)])
     path.write_bytes(b"no")
     with pytest.raises(DataError, match="no HDF5 file"):
+        pcfg.main([*command, "--out", str(out)])
+
+
+def test_masked_samples_are_written_as_they_are_read(toy_file: Path, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="writing HDF5 needs h5py")
+    vocabulary, text, out = tmp_path / "vocab.txt", tmp_path / "t.txt", tmp_path / "out"
+    special = ["[PAD]", "x", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary.write_text("\n".join([*special, *"fedcba", "y"]) + "\n")
+    source = load_source(toy_file)
+    sentences = source.draw(philox(1, "test"), 600, 9).split()
+    sentences = [words for words in sentences if len(words)]
+    lines = [" ".join(source.terminals[word] for word in words) for words in sentences]
+    text.write_text("\n".join(lines) + "\n")
+    command = ["mask", str(toy_file), str(text), "--vocab-file", str(vocabulary), "--dup-factor",
+               "2", "--max-predictions-per-seq", "2", "--max-seq-length", "12", "--masked-lm-prob",
+               "0.4"]  # fmt: skip
+    assert pcfg.main([*command, "--out", str(out)]) == 0
+    shards = sorted(path.name for path in out.iterdir())
+    assert shards == ["train_shard_0.hdf5", "train_shard_1.hdf5"]
+    positions, changed = [], Counter()
+    for name in shards:
+        found, hidden = read_masked_samples(out / name, vocabulary, source.terminals)
+        assert [words.tolist() for words in found] == [words.tolist() for words in sentences]
+        counts = [min(2, len(words), max(1, round(0.4 * (len(words) + 2)))) for words in found]
+        assert [len(part) for part in hidden] == counts
+        positions.append(np.concatenate(hidden).tolist())
+        with h5py.File(out / name) as handle:
+            kinds = {key: (str(value.dtype), value.shape) for key, value in handle.items()}
+            ids, places = handle["input_ids"][:], handle["masked_lm_positions"][:]
+            now = np.take_along_axis(ids, places, 1)[places > 0]
+            was = handle["masked_lm_ids"][:][places > 0]
+            changed.update(["mask" if a == 4 else "same" if a == b else "other"
+                            for a, b in zip(now.tolist(), was.tolist(), strict=True)])  # fmt: skip
+        rows = len(sentences)
+        assert kinds == {
+            "input_ids": ("int32", (rows, 12)), "input_mask": ("int8", (rows, 12)),
+            "segment_ids": ("int8", (rows, 12)), "masked_lm_positions": ("int32", (rows, 2)),
+            "masked_lm_ids": ("int32", (rows, 2)),
+        }  # fmt: skip
+    assert positions[0] != positions[1]
+    total = sum(changed.values())
+    # a random piece is one of twelve: now and then the mask or the word itself
+    for kind, share in (("mask", 0.8 + 0.1 / 12), ("same", 0.1 + 0.1 / 12)):
+        assert abs(changed[kind] - share * total) < 4 * np.sqrt(total * share * (1 - share))
+    pcfg.main([*command, "--out", str(tmp_path / "again")])
+    for name in shards:
+        assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    with pytest.raises(ConfigError, match="--max-seq-length 4"):
+        pcfg.main([*command, "--out", str(out), "--max-seq-length", "4"])
+    vocabulary.write_text("\n".join(special) + "\n")
+    with pytest.raises(DataError, match="has no"):
         pcfg.main([*command, "--out", str(out)])

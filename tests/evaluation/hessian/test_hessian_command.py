@@ -11,8 +11,13 @@ from typing import Any
 import pytest
 
 from fairseq.errors import FairseqError, UnsupportedError
-from fairseq.evaluation.hessian.measure import Settings, measure
-from fairseq_cli import hessian, train
+from fairseq.evaluation.hessian.curvature import LABELS as LABELS_OF
+from fairseq.evaluation.hessian.curvature import MATRICES
+from fairseq.evaluation.hessian.estimators import VECTORS
+from fairseq.evaluation.hessian.measure import METHODS, Settings, measure
+from fairseq.evaluation.probes.features import KINDS
+from fairseq.evaluation.probes.linear import SOLVERS
+from fairseq_cli import hessian, probe, train
 from tests.documents import TINY, narrow
 from tests.tasks.test_sentence_prediction import LABELS, SENTENCES, binarize, write_numbers
 
@@ -161,3 +166,22 @@ def test_what_cannot_be_measured_is_refused(
     message = message.replace("5,000", "100")
     with pytest.raises(FairseqError, match=message):
         hessian.main([*runs["masked_lm"], *words, "--device", "cpu", "--log-format", "none"])
+
+
+def test_the_command_knows_what_the_library_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tuple(METHODS) == hessian.METHODS
+    assert (MATRICES, LABELS_OF, VECTORS) == (hessian.MATRICES, hessian.LABELS, hessian.VECTORS)
+    assert (KINDS, SOLVERS) == (probe.KINDS, probe.SOLVERS)
+    with pytest.raises(SystemExit):
+        hessian.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    own = Settings()
+    for told in (
+        f"({own.method})", f"({own.matrix})", f"probes ({own.vector})",
+        f"batch ({own.batch_size})",
+        f"data ({own.subset})", f"Lanczos ({own.steps})", f"end ({own.top})",
+        f"labels ({own.seed})",
+    ):  # fmt: skip
+        assert told in text, told
+    counts = {name: count for name, count in METHODS.items() if count not in (0, 100)}
+    assert "(100; " + ", ".join(f"{n} {c}" for n, c in counts.items()) + ")" in text

@@ -1,0 +1,338 @@
+"""`fairseq-train` end to end beside its peers and beside the products a step cannot do without.
+
+Usage: python benchmarks/step.py [--only TEXT ...] [--rounds N] [--quick] [--peers PYTHON]
+       [--against NAME=CHECKOUT ...] [--out FILE]
+
+Every contestant is a process of its own: the command `fairseq-train` as anybody would call it, or a
+loop of `step_peers.py`. All are started and then stopped; in a round each is let go for a few steps
+in turn, until it has printed a line. So they are interleaved, and nothing of the command is left
+out: data, masking, schedule, figures. Peers get their batches ready-made. Milliseconds of processor
+time and of the clock are noted; ratios are of the same round, an interval excludes the two extremes
+of ten rounds (97.9 %), and "ahead" or "behind" is said only where it excludes 1.
+
+Cases are FAMILY/V8001|V50265/d0.1|d0/1t|2t; --only takes parts of these names, all of which, split
+at commas, must match, as in --only masked,V8001 causal,d0,1t. Records are merged into --out: the
+table can be measured in slices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import queue
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+OUT = ROOT / "benchmarks" / "results" / "step.json"
+ROWS, LENGTH, LAYERS, WIDTH, INNER, HEADS = 32, 128, 4, 256, 1024, 4
+STEPS = 2  # of a turn
+ENDLESS = 1_000_000
+TRANSFORMERS = ("transformers", "gathering + sdpa", "gathering + eager")
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "masked": (*TRANSFORMERS, "plain PyTorch"),
+    "clap-alibi": (),
+    "causal": ("transformers + sdpa", "transformers + eager", "plain PyTorch"),
+    "headless": (),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained: a family of FAMILIES, V, the probability of dropout, threads."""
+
+    family: str
+    vocabulary: int
+    dropout: float
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """Its name in records."""
+        return f"{self.family}/V{self.vocabulary}/d{self.dropout:g}/{self.threads}t"
+
+
+def cases() -> Iterator[Case]:
+    """Yield all of the table."""
+    for threads in (1, 2):
+        for family in FAMILIES:
+            for vocabulary in (8001, 50265):
+                for dropout in (0.1, 0.0):
+                    yield Case(family, vocabulary, dropout, threads)
+
+
+def train_command(case: Case, data: Path) -> list[str]:
+    """Return the arguments of `fairseq-train` for a case."""
+    causal = case.family == "causal"
+    side = "decoder" if causal else "encoder"
+    words = [
+        str(data), "--task", "language_modeling" if causal else "masked_lm",
+        "--arch", "transformer_lm_gpt" if causal else "roberta",
+        f"--{side}-layers", LAYERS, f"--{side}-embed-dim", WIDTH, f"--{side}-ffn-embed-dim", INNER,
+        f"--{side}-attention-heads", HEADS, "--dropout", case.dropout,
+        "--attention-dropout", case.dropout, "--tokens-per-sample", LENGTH, "--batch-size", ROWS,
+        "--optimizer", "adam", "--lr", 1e-4, "--lr-scheduler", "fixed", "--max-update", ENDLESS,
+        "--log-interval", STEPS, "--log-format", "json", "--no-save", "--disable-validation",
+        "--num-workers", 0, "--device", "cpu", "--seed", 1, "--sample-break-mode", "none",
+    ]  # fmt: skip
+    if case.family == "causal":
+        words += ["--criterion", "cross_entropy", "--share-decoder-input-output-embed"]
+    elif case.family == "headless":
+        words += ["--criterion", "contrastive_weight_tying", "--head", "none"]
+    else:
+        words += ["--criterion", "masked_lm"]
+    if case.family == "clap-alibi":
+        words += ["--head", "clap", "--position", "alibi", "--mask-embedding", "zero"]
+    return [str(word) for word in words]
+
+
+def write_data(folder: Path, vocabulary: int) -> Path:
+    """Binarize 1.2 million words by Zipf's law; the dictionary has ``vocabulary`` rows with <mask>.
+
+    Returns:
+        the folder of binary files.
+    """
+    import numpy as np
+
+    words = vocabulary - 5
+    weights = 1 / (np.arange(words) + 2.7)
+    drawn = np.random.default_rng(0).choice(words, size=(9600, 127), p=weights / weights.sum())
+    text, known = folder / "train.txt", folder / "known.txt"
+    text.write_text("\n".join(" ".join(f"w{x}" for x in row) for row in drawn) + "\n")
+    known.write_text("".join(f"w{x} 1\n" for x in range(words)))
+    target = folder / f"bin{vocabulary}"
+    command = [
+        sys.executable, "-m", "fairseq_cli.preprocess", "--only-source", "--trainpref", text,
+        "--srcdict", known, "--destdir", target,
+    ]  # fmt: skip
+    subprocess.run(list(map(str, command)), check=True, stdout=-3, stderr=-3, env=environment(1))
+    return target
+
+
+def environment(threads: int, checkout: Path = ROOT) -> dict[str, str]:
+    """Return the environment of a contestant."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": str(checkout),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+class Contestant:
+    """A process that prints a line every STEPS steps and is stopped between its turns.
+
+    Args:
+        name: in records.
+        command: of the process.
+        env: its environment.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], env: dict[str, str]) -> None:
+        self.name, self.said = name, [""]
+        self.turns: queue.Queue[tuple[float, float] | None] = queue.Queue()
+        self.process = subprocess.Popen(
+            command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        self.clock = (~self.process.pid << 3) | 2  # of a process's time, see clock_getcpuclockid(3)
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if '"train_inner"' in line or '"ups"' in line or line.startswith("turn"):
+                with contextlib.suppress(OSError):
+                    self.turns.put((time.perf_counter(), time.clock_gettime(self.clock)))
+            else:
+                self.said = [*self.said[-20:], line]
+        self.turns.put(None)
+
+    def turn(self) -> tuple[float, float]:
+        """Let the process go until its next line; return ms a step, processor's and clock's."""
+        cpu, wall = time.clock_gettime(self.clock), time.perf_counter()
+        self.process.send_signal(signal.SIGCONT)
+        line = self.turns.get(timeout=300)
+        if line is None:
+            raise RuntimeError(f"{self.name} has ended:\n{''.join(self.said)}")
+        self.process.send_signal(signal.SIGSTOP)
+        while not self.turns.empty():  # a line that was under way; its step is not counted
+            self.turns.get()
+        return 1000 * (line[1] - cpu) / STEPS, 1000 * (line[0] - wall) / STEPS
+
+    def end(self) -> None:
+        """Kill the process."""
+        self.process.kill()
+        self.process.wait()
+
+
+def contestants(case: Case, data: Path, args: argparse.Namespace) -> list[Contestant]:
+    """Start everything that a case compares: ours first, then the floor."""
+    ours = [sys.executable, "-m", "fairseq_cli.train", *train_command(case, data)]
+    found = [Contestant("fairseq-train", ours, environment(case.threads))]
+    described = json.dumps({**vars(case), "data": str(data), "train": train_command(case, data)})
+    peers = str(ROOT / "benchmarks" / "step_peers.py")
+    for name in ("floor", "step alone", *FAMILIES[case.family]):
+        here = name in ("floor", "step alone") or args.peers is None
+        python = sys.executable if here else args.peers
+        command = [python, peers, name, described]
+        found.append(Contestant(name, command, environment(case.threads)))
+    for other in args.against:
+        name, _, checkout = other.partition("=")
+        found.append(Contestant(name, ours, environment(case.threads, Path(checkout))))
+    return found
+
+
+def measure(case: Case, data: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Run all rounds of a case and sum them up."""
+    running = contestants(case, data, args)
+    times: dict[str, list[tuple[float, float]]] = {each.name: [] for each in running}
+    load = os.getloadavg()[0]
+    try:
+        for each in running:
+            each.turn(), each.turn()  # starting, and the first steps
+        for number in range(args.rounds):
+            order = running[number % len(running) :] + running[: number % len(running)]
+            for each in order:
+                times[each.name].append(each.turn())
+    finally:
+        for each in running:
+            each.end()
+    return {"load": round(load, 2), "rounds": args.rounds, **summary(case, times)}
+
+
+def summary(case: Case, times: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
+    """Return medians and quartiles, the share of the floor, and ratios to the others."""
+    which = 0 if case.threads == 1 else 1  # several threads: only the clock tells
+    chosen = {name: [turn[which] for turn in turns] for name, turns in times.items()}
+    ours = chosen["fairseq-train"]
+    result: dict[str, Any] = {
+        "ms": {name: quartiles(values, 1) for name, values in chosen.items()},
+        "ms_clock": {name: quartiles([t[1] for t in turns], 1) for name, turns in times.items()},
+        "share_of_gemm_floor": quartiles(ratios(chosen["floor"], ours), 3)[1],
+        "quartiles_of_share": quartiles(ratios(chosen["floor"], ours), 3)[::2],
+        "floor_GFLOP_s": round(gemm_flops(case) / statistics.median(chosen["floor"]) / 1e6, 1),
+        "beside": {},
+    }
+    for name, values in chosen.items():
+        if name not in ("fairseq-train", "floor"):
+            result["beside"][name] = verdict(ratios(values, ours))
+    return result
+
+
+def ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
+    """Return how many times longer they take, round by round."""
+    return [a / b for a, b in zip(theirs, ours, strict=True)]
+
+
+def quartiles(values: Sequence[float], digits: int) -> list[float]:
+    """Return the lower quartile, the median and the upper quartile."""
+    if len(values) < 2:
+        return [round(values[0], digits)] * 3
+    return [round(x, digits) for x in statistics.quantiles(values, n=4, method="inclusive")]
+
+
+def verdict(found: Sequence[float]) -> dict[str, Any]:
+    """Return the median ratio, an interval for the median, and who is ahead.
+
+    The interval reaches from the k-th smallest to the k-th largest ratio, with the largest k that
+    keeps at least 95 % by the sign test; with fewer than six rounds there is none.
+    """
+    n, k, outside = len(found), 0, 0.0
+    while outside + math.comb(n, k) / 2 ** (n - 1) <= 0.05:
+        outside += math.comb(n, k) / 2 ** (n - 1)
+        k += 1
+    ordered = sorted(found)
+    interval = [round(ordered[k - 1], 3), round(ordered[n - k], 3)] if k else None
+    said = "cannot be told"
+    if interval is not None and interval[0] > 1:
+        said = "fairseq-train is ahead"
+    elif interval is not None and interval[1] < 1:
+        said = "fairseq-train is behind"
+    return {"ratio": round(statistics.median(found), 3), "interval": interval, "so": said}
+
+
+def products(case: Case, distinct: int | None = None) -> list[tuple[int, int, int, int]]:
+    """Return (batch, m, k, n) of all products of a forward pass; training has three for each.
+
+    Causal attention is counted as half of the heads; a contrastive head has a column for each of
+    ``distinct`` words, by default all predicted ones.
+    """
+    tokens = ROWS * LENGTH
+    predicted = tokens if case.family == "causal" else round(0.15 * tokens)
+    maps, size = ROWS * HEADS, WIDTH // HEADS
+    maps //= 2 if case.family == "causal" else 1
+    layer = [
+        (1, tokens, WIDTH, 3 * WIDTH), (maps, LENGTH, size, LENGTH), (maps, LENGTH, LENGTH, size),
+        (1, tokens, WIDTH, WIDTH), (1, tokens, WIDTH, INNER), (1, tokens, INNER, WIDTH),
+    ]  # fmt: skip
+    columns = (distinct or predicted) if case.family == "headless" else case.vocabulary
+    head = [(1, predicted, WIDTH, columns)]
+    if case.family == "masked":
+        head.append((1, predicted, WIDTH, WIDTH))
+    return LAYERS * layer + head
+
+
+def gemm_flops(case: Case) -> float:
+    """Return the operations of all products of a step."""
+    return float(sum(6 * b * m * k * n for b, m, k, n in products(case)))
+
+
+def chosen_cases(args: argparse.Namespace) -> list[Case]:
+    """Return the cases that ``--only`` names, all of them without."""
+    found = [
+        case
+        for case in cases()
+        if not args.only
+        or any(all(p in case.name.split("/") for p in one.split(",")) for one in args.only)
+    ]
+    return found[:1] if args.quick and not args.only else found
+
+
+def main() -> None:
+    """Measure the chosen cases one after the other; each is written when it is done."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--only", nargs="*", default=[], metavar="TEXT", help="cases to measure")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of each contestant")
+    parser.add_argument("--quick", action="store_true", help="two rounds of one case, unwritten")
+    parser.add_argument("--peers", metavar="PYTHON", help="interpreter that has transformers")
+    parser.add_argument("--against", nargs="*", default=[], metavar="NAME=CHECKOUT")
+    parser.add_argument("--out", type=Path, default=OUT, help="record to add to")
+    args = parser.parse_args()
+    if args.quick:
+        args.rounds = 2
+    from benchmarks.run import machine
+
+    record: dict[str, Any] = {"benchmark": "step", "command": "python benchmarks/step.py"}
+    if args.out.exists() and not args.quick:
+        record = json.loads(args.out.read_text(encoding="utf-8"))
+    record["machine"] = machine()
+    record["commit"] = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    results = record.setdefault("result", {})
+    with tempfile.TemporaryDirectory() as folder:
+        data: dict[int, Path] = {}
+        for case in chosen_cases(args):
+            if case.vocabulary not in data:
+                data[case.vocabulary] = write_data(Path(folder), case.vocabulary)
+            results[case.name] = measure(case, data[case.vocabulary], args)
+            print(case.name, json.dumps(results[case.name], indent=1), flush=True)
+            if not args.quick:
+                args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

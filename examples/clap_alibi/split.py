@@ -1,0 +1,204 @@
+"""Which half does it: ALiBi, the CLAP head with a zero mask, or both, at rates tuned for each.
+
+Usage: python examples/clap_alibi/split.py --text FOLDER FOLDER --out RUNS [--tokens 10000000]
+       python examples/clap_alibi/split.py --tables
+
+Each FOLDER is a source with train.txt, valid.txt and test.txt. Every arm's learning rate is chosen
+on a tenth of the budget, with a seed of its own; three fresh seeds then train on all of it.
+Finished runs are kept in RUNS: the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import studies
+from floors import KneserNey, bidirectional_bits
+from verdicts import paired, verdict
+
+HERE = Path(__file__).resolve().parent
+RESULT = HERE / "results" / "split.json"
+LENGTH = 64
+BATCH = 16
+REDRAWS = (1, 2, 3, 4, 5)
+TUNING_SEED = 100
+RATES = (0.001, 0.002, 0.004)
+COMMON = (
+    "--task masked_lm --criterion masked_lm --arch roberta --encoder-layers 2 "
+    "--encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 "
+    f"--dropout 0 --attention-dropout 0 --tokens-per-sample {LENGTH} --sample-break-mode none "
+    f"--batch-size {BATCH} --optimizer adam --adam-betas (0.9,0.98) --adam-eps 1e-6 "
+    "--weight-decay 0.01 --weight-decay-mode matrices --clip-norm 1.0 "
+    "--lr-scheduler polynomial_decay --no-epoch-checkpoints --keep-interval-updates 1 "
+    "--num-workers 0 --device cpu --ignore-unused-valid-subsets --max-valid-steps 64 "
+    "--log-interval 50 --log-format none"
+)
+ARMS = {
+    "baseline": "",
+    "alibi": "--position alibi",
+    "zero-clap": "--head clap --mask-embedding zero",
+    "zero-clap + alibi": "--head clap --mask-embedding zero --position alibi",
+}
+SUBSETS = {"valid": "valid,valid1", "test": "test,test1"}
+
+
+def run(name: str, seed: int, rate: float, tokens: int) -> studies.Run:
+    """Return the run of an arm."""
+    updates = max(10, tokens // (BATCH * LENGTH))
+    budget = (
+        f"--lr {rate:g} --warmup-updates {updates // 10} --max-update {updates} "
+        f"--total-num-update {updates} --validate-interval-updates {max(1, updates // 20)} "
+        f"--save-interval-updates {max(1, updates // 4)}"
+    )
+    return studies.Run(name, seed, (*COMMON.split(), *budget.split(), *ARMS[name].split()))
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Return bits a predicted token on all of the text: by mask seed, block length, subset."""
+    printed: dict[str, Any] = {}
+    for seed in REDRAWS:
+        words = ["fairseq-validate", folder.parent / "data-bin", "--path",
+                 folder / "checkpoint_last.pt", "--valid-subset", ",".join(SUBSETS.values()),
+                 "--seed", seed, "--max-valid-steps", 1_000_000, "--json",
+                 "--at-lengths", *((LENGTH, 2 * LENGTH, 4 * LENGTH) if seed < 3 else (LENGTH,)),
+                 ]  # fmt: skip
+        out = json.loads(studies.call(words, folder / "valid.log").splitlines()[-1])
+        printed[str(seed)] = {
+            length: subsets if "refused" in subsets else
+            {name: {key: stats[key] for key in ("loss", "sample_size") if key in stats}
+             for name, stats in subsets.items()}
+            for length, subsets in out.items()
+        }  # fmt: skip
+    return {"bits": printed}
+
+
+def floor(checkpoint: Path, data: Path) -> dict[str, dict[str, float]]:
+    """Return what counts of words reach on the masks of the first redraw, by subset.
+
+    "unigram" looks at nothing; "bidirectional bigram" at both neighbours as the model sees them,
+    and at none that is masked.
+    """
+    from fairseq.data.data_utils import load_indexed_dataset
+    from fairseq.hub.load import load_by_settings
+    from fairseq.tasks import validation
+
+    models, config, task = load_by_settings(
+        {"path": str(checkpoint), "data": str(data), "seed": REDRAWS[0],
+         "max_valid_steps": 1_000_000}
+    )  # fmt: skip
+    words = task.source_dictionary
+    lines = load_indexed_dataset(str(data / "train"), words)
+    stream = np.concatenate([np.asarray(lines[number]) for number in range(len(lines))])
+    counts = KneserNey(stream, len(words))
+    matrix_VV, unknown = counts.bigram_matrix(), words.pad()
+    result = {}
+    for subset in ",".join(SUBSETS.values()).split(","):
+        task.load_dataset(subset, combine=False, epoch=1)
+        validation.begin_validation(config, task, models[0], epoch=1)
+        left, right, target = [], [], []
+        batches = validation.valid_batches(config, task, models[0], subset)
+        for sample in batches.next_epoch_itr(shuffle=False):
+            seen_BT = sample["net_input"]["src_tokens"].numpy().astype(np.int64)
+            seen_BT[seen_BT == task.mask_idx] = unknown
+            around_BT = np.pad(seen_BT, ((0, 0), (1, 1)), constant_values=unknown)
+            target_BT = sample["target"].numpy()
+            rows, columns = np.nonzero(target_BT != words.pad())
+            left.append(around_BT[rows, columns])
+            right.append(around_BT[rows, columns + 2])
+            target.append(target_BT[rows, columns])
+        goal = np.concatenate(target)
+        bits = bidirectional_bits(
+            matrix_VV, counts.unigram_V, np.concatenate(left), np.concatenate(right), goal, unknown
+        )
+        frequency = (np.bincount(stream, minlength=len(words)) + 1) / (len(stream) + len(words))
+        result[subset] = {
+            "unigram": float(-np.log2(frequency[goal]).mean()),
+            "bidirectional bigram": float(bits.mean()),
+            "predicted": len(goal),
+        }
+    return result
+
+
+def bits(result: dict[str, Any], subset: str, seed: int = REDRAWS[0], length: int = LENGTH) -> Any:
+    """Return the bits a predicted token of a run, None where the model refuses the length."""
+    by_subset = result["bits"][str(seed)][str(length)]
+    return None if "refused" in by_subset else by_subset[subset]["loss"]
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Return the figures of all arms and floors, the differences, and what follows from them."""
+    groups = studies.by_name(found["results"])
+    every = [name for names in SUBSETS.values() for name in names.split(",")]
+    rows: list[list[object]] = []
+    for name, group in groups.items():
+        cells = [studies.spread([bits(one, subset) for one in group], 3) for subset in every]
+        redraws = [statistics.stdev([bits(one, "test", seed) for seed in REDRAWS]) for one in group]
+        rows.append([name, found["tuned"][name]["rate"], *cells, f"{max(redraws):.3f}"])
+    for name in ("bidirectional bigram", "unigram"):
+        rows.append([name, "", *(f"{found['floors'][s][name]:.3f}" for s in every), ""])
+    header = ["arm", "rate", *every, "largest deviation of five redraws, test"]
+    return "\n".join([studies.table(header, rows), _claims(found, groups)])
+
+
+def _claims(found: dict[str, Any], groups: dict[str, list[Any]]) -> str:
+    """Return each claim with the interval it follows from."""
+    rows: list[list[object]] = []
+    for subset in ("valid", "valid1", "test", "test1"):
+        base = [bits(one, subset) for one in groups["baseline"]]
+        for name in list(groups)[1:]:
+            difference = paired([bits(one, subset) for one in groups[name]], base)
+            claim = f"{name} is below the baseline on {subset}"
+            rows.append([claim, difference, verdict(difference)])
+        counted = [found["floors"][subset]["bidirectional bigram"]] * len(base)
+        difference = paired(base, counted)
+        claim = f"the baseline is below its bidirectional bigram on {subset}"
+        rows.append([claim, difference, verdict(difference)])
+    return studies.table(["claim", "difference in bits, 95 % interval", "verdict"], rows)
+
+
+def main() -> None:
+    """Run the study, or print its tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--text", type=Path, nargs="+", help="folders, one for each source")
+    parser.add_argument("--out", type=Path, help="folder for the runs")
+    parser.add_argument("--tokens", type=int, default=10_000_000, help="of each run (10 million)")
+    parser.add_argument("--result", type=Path, default=RESULT, help="the record to write")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side (2)")
+    parser.add_argument("--tables", action="store_true", help="print the tables and stop")
+    args = parser.parse_args()
+    if args.tables:
+        print(tables(json.loads(RESULT.read_text(encoding="utf-8"))), end="")
+        return
+    if not args.text or args.out is None:
+        parser.error("give --text and --out, or --tables")
+    data = studies.prepare_sources(args.text, args.out, 8000)
+    tuned: dict[str, Any] = {}
+    for name in ARMS:
+        rate, losses = studies.tune(
+            lambda rate, name=name: run(name, TUNING_SEED, rate, args.tokens // 10),
+            RATES,
+            lambda runs: studies.run_all(runs, data, args.out, jobs=args.jobs),
+        )
+        tuned[name] = {"rate": rate, "bits": {f"{key:g}": loss for key, loss in losses.items()}}
+    # Seeds outermost: whatever is cut off, every arm has as many seeds as every other.
+    runs = [
+        run(name, seed, tuned[name]["rate"], args.tokens) for seed in studies.SEEDS for name in ARMS
+    ]
+    done = studies.run_all(runs, data, args.out, measure, args.jobs)
+    words = " ".join(["python", "examples/clap_alibi/split.py", *sys.argv[1:]])
+    sources = json.loads((args.out / "sources.json").read_text(encoding="utf-8"))
+    floors = floor(runs[0].folder(args.out) / "checkpoint_last.pt", data)
+    studies.record(done, args.result, words, args.out, tuned=tuned, sources=sources, floors=floors)
+    print(tables(json.loads(args.result.read_text(encoding="utf-8"))), end="")
+
+
+if __name__ == "__main__":
+    main()

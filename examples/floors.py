@@ -1,0 +1,146 @@
+"""Floors of language models: counts of words, without a network.
+
+Sources: interpolated Kneser-Ney in the form of Chen and Goodman (1999), equations 24 to 27, one
+discount an order, D = n1 / (n1 + 2 n2). Probabilities are over all V words of the dictionary; the
+lowest order is mixed with 1 / V.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def discount(counts_M: np.ndarray) -> float:
+    """Return Ney's estimate of what is taken from every count."""
+    once, twice = int((counts_M == 1).sum()), int((counts_M == 2).sum())
+    return once / (once + 2 * twice) if once + twice else 0.5
+
+
+class KneserNey:
+    """Bigrams and trigrams of one stream of tokens.
+
+    Args:
+        tokens_N: int64 ids below ``size``.
+        size: V.
+    """
+
+    def __init__(self, tokens_N: np.ndarray, size: int) -> None:
+        if size**3 >= 2**63:
+            raise ValueError(f"a dictionary of {size} words is too large to number its trigrams")
+        self.size = size
+        self.tokens_N = tokens_N.astype(np.int64)
+        self.unigram_V = self._lowest(self.tokens_N[:-1] * size + self.tokens_N[1:])
+
+    def _lowest(self, pairs_N: np.ndarray) -> np.ndarray:
+        """Return p(w) from how many words each word follows, (V,) float64."""
+        kinds = np.bincount(np.unique(pairs_N) % self.size, minlength=self.size).astype(float)
+        taken = discount(kinds[kinds > 0])
+        left = taken * (kinds > 0).sum() / kinds.sum()
+        return np.maximum(kinds - taken, 0.0) / kinds.sum() + left / self.size
+
+    def _order(self, keys: np.ndarray, counts_M: np.ndarray) -> _Order:
+        return _Order(keys, counts_M, self.size)
+
+    def bigram(self, *, highest: bool = True) -> _Order:
+        """Return the order of pairs: of counts, or of the kinds of words before them (``highest``
+        False), which is what a trigram backs off to."""
+        size, tokens = self.size, self.tokens_N
+        if highest:
+            return self._order(*np.unique(tokens[:-1] * size + tokens[1:], return_counts=True))
+        triples = np.unique((tokens[:-2] * size + tokens[1:-1]) * size + tokens[2:])
+        return self._order(*np.unique(triples % (size * size), return_counts=True))
+
+    def bigram_probability(self, before_M: np.ndarray, word_M: np.ndarray) -> np.ndarray:
+        """Return p(word | before), (M,) float64."""
+        return self.bigram().probability(before_M, word_M, self.unigram_V[word_M])
+
+    def trigram_probability(
+        self, first_M: np.ndarray, second_M: np.ndarray, word_M: np.ndarray
+    ) -> np.ndarray:
+        """Return p(word | first second), (M,) float64."""
+        size, tokens = self.size, self.tokens_N
+        triples = (tokens[:-2] * size + tokens[1:-1]) * size + tokens[2:]
+        lower = self.bigram(highest=False).probability(second_M, word_M, self.unigram_V[word_M])
+        top = self._order(*np.unique(triples, return_counts=True))
+        return top.probability(first_M * size + second_M, word_M, lower)
+
+    def bigram_matrix(self) -> np.ndarray:
+        """Return p(w | v) for all pairs, (V, V) float32, rows v."""
+        order, size = self.bigram(), self.size
+        matrix_VV = (order.left_over(np.arange(size))[:, None] * self.unigram_V).astype(np.float32)
+        histories, words = order.keys // size, order.keys % size
+        matrix_VV[histories, words] += order.discounted_share()
+        return matrix_VV
+
+
+class _Order:
+    """Discounted counts of n-grams, numbered ``history * size + word``, in ascending order."""
+
+    def __init__(self, keys: np.ndarray, counts_M: np.ndarray, size: int) -> None:
+        self.keys, self.counts, self.size = keys, counts_M.astype(float), size
+        self.taken = discount(counts_M)
+        self.histories, where, kinds = np.unique(
+            keys // size, return_inverse=True, return_counts=True
+        )
+        self.totals = np.bincount(where, self.counts)
+        self.shares = self.taken * kinds / self.totals
+        self.total_of_key = self.totals[where]
+
+    def discounted_share(self) -> np.ndarray:
+        """Return max(c - D, 0) / c(history) of every n-gram."""
+        return np.maximum(self.counts - self.taken, 0.0) / self.total_of_key
+
+    def left_over(self, history_M: np.ndarray) -> np.ndarray:
+        """Return what a history leaves to the lower order; all of it where it was never seen."""
+        at = np.minimum(np.searchsorted(self.histories, history_M), len(self.histories) - 1)
+        return np.where(self.histories[at] == history_M, self.shares[at], 1.0)
+
+    def probability(
+        self, history_M: np.ndarray, word_M: np.ndarray, lower_M: np.ndarray
+    ) -> np.ndarray:
+        """Return the interpolated probability of words after histories."""
+        wanted = history_M * self.size + word_M
+        at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        share = np.where(self.keys[at] == wanted, self.discounted_share()[at], 0.0)
+        return share + self.left_over(history_M) * lower_M
+
+
+def causal_bits(model: KneserNey, tokens_N: np.ndarray) -> dict[str, float]:
+    """Return the bits a token that bigram and trigram need from the third token on."""
+    first, second, word = tokens_N[:-2], tokens_N[1:-1], tokens_N[2:]
+    return {
+        "bigram": float(-np.log2(model.bigram_probability(second, word)).mean()),
+        "trigram": float(-np.log2(model.trigram_probability(first, second, word)).mean()),
+    }
+
+
+def bidirectional_bits(
+    matrix_VV: np.ndarray,
+    unigram_V: np.ndarray,
+    left_M: np.ndarray,
+    right_M: np.ndarray,
+    target_M: np.ndarray,
+    hidden: int,
+    chunk: int = 256,
+) -> np.ndarray:
+    """Return the bits of masked tokens under p(w | left) p(right | w), normalised over w.
+
+    Args:
+        matrix_VV: p(w | v), rows v.
+        unigram_V: p(w), in place of p(w | left) where the left neighbour is hidden.
+        left_M: what stands to the left, ``hidden`` where nothing is known.
+        right_M: the same to the right; a hidden one says nothing.
+        target_M: what is to be predicted.
+        hidden: the id that says so.
+        chunk: rows worked on at a time, each V wide.
+    """
+    backward_VV = np.ascontiguousarray(matrix_VV.T)
+    bits = np.empty(len(target_M))
+    for start in range(0, len(target_M), chunk):
+        part = slice(start, start + chunk)
+        left, right, target = left_M[part], right_M[part], target_M[part]
+        score = np.where((left == hidden)[:, None], unigram_V[None], matrix_VV[left])
+        score = np.where((right == hidden)[:, None], score, score * backward_VV[right])
+        share = score[np.arange(len(target)), target] / score.sum(1)
+        bits[part] = -np.log2(share)
+    return bits

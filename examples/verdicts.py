@@ -1,0 +1,48 @@
+"""What may be said of a difference between seeds: its interval, and the claim it allows."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# Two-sided 95 % points of Student's t for 1, 2, ... degrees of freedom.
+STUDENT_95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201,
+    2.179, 2.160, 2.145,
+)  # fmt: skip
+
+
+class Interval(NamedTuple):
+    """Mean of paired differences and the 95 % interval of that mean."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def paired(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """Return ``first - second``, seed by seed, as a mean with its interval (Student's t).
+
+    Raises:
+        ValueError: for fewer than two pairs, which have no spread, or more than the table has.
+    """
+    differences = [one - other for one, other in zip(first, second, strict=True)]
+    freedom = len(differences) - 1
+    if not 1 <= freedom <= len(STUDENT_95):
+        raise ValueError(f"2 to {len(STUDENT_95) + 1} pairs are needed, not {len(differences)}")
+    mean = statistics.mean(differences)
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    reach = STUDENT_95[freedom - 1] * error
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def verdict(interval: Interval, below: float = 0.0) -> str:
+    """Tell whether the claim "the difference is below ``below``" stands, by the interval alone."""
+    if interval.high < below:
+        return "holds"
+    return "does not hold" if interval.low > below else "cannot be told"
