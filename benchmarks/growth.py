@@ -82,9 +82,7 @@ def measure(vocabulary: int, rows: int, length: int, rounds: int, device: str) -
     """Return time and peak memory of every form, and of the plain one's, what they are."""
     from heads import milliseconds, peak_in_a_child, peak_on_gpu
 
-    makes = [
-        functools.partial(step_of, form, vocabulary, rows, length, device) for form in FORMS
-    ]
+    makes = [functools.partial(step_of, form, vocabulary, rows, length, device) for form in FORMS]
     peak = peak_on_gpu if device == "cuda" else peak_in_a_child
     peaks = [peak(make) for make in makes]
     taken = milliseconds([make() for make in makes], rounds, device)

@@ -6,14 +6,13 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import studies
 
 from fairseq.report.runs import load_runs
-
 
 
 def interval(values: Sequence[float], share: float = 0.95) -> tuple[float, float]:
@@ -36,9 +35,7 @@ def interval(values: Sequence[float], share: float = 0.95) -> tuple[float, float
 def shown(values: Sequence[float], digits: int = 1, unit: str = "") -> str:
     """Return ``mean [low, high]``."""
     low, high = interval(values)
-    return (
-        f"{statistics.mean(values):.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
-    )
+    return f"{statistics.mean(values):.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def flops_of(folder: Path) -> float:
@@ -69,7 +66,7 @@ def tuned(
     arm: str,
     flags: Sequence[str],
     updates: int,
-    grid: dict[str, Sequence[str]],
+    grid: Mapping[str, Sequence[str]],
     data: Path,
     out: Path,
     schedule: Callable[[Sequence[str], int, dict[str, str]], tuple[str, ...]],
@@ -87,9 +84,7 @@ def tuned(
         schedule: makes the words of a run from flags, updates and a choice.
         measure: see :func:`studies.train`; its curve, if it has one, decides.
     """
-    choices = [
-        dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
-    ]
+    choices = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     runs = [
         studies.Run(f"tune-{arm}", studies.SEEDS[0], schedule(flags, updates, choice))
         for choice in choices

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent)]
+sys.path.insert(0, str(HERE.parent))
 import comparison
 import studies
 
@@ -102,8 +102,7 @@ def forming(vocabulary: int) -> float:
     shapes += [((4 * d1, d1), (4 * d2, d2)), ((d1, 4 * d1), (d2, 4 * d2))]
     depth = sum(2 * l1 * l2 * out * into for (out, into), _ in shapes)
     width = sum(
-        l2 * (2 * o1 * i1 * (i2 - i1) + 2 * (o2 - o1) * o1 * i2)
-        for (o1, i1), (o2, i2) in shapes
+        l2 * (2 * o1 * i1 * (i2 - i1) + 2 * (o2 - o1) * o1 * i2) for (o1, i1), (o2, i2) in shapes
     )
     return depth + width + 2 * vocabulary * d1 * (d2 - d1)
 

@@ -36,7 +36,7 @@ def test_published_students(name: str) -> None:
     assert cfg.distillation_temperature == 2.0 and cfg.alpha_mse == 0
     assert config.optimization.lr == [rate] and config.optimizer.adam_betas == betas
     (frequency,) = config.optimization.update_freq
-    assert 8 * config.dataset.batch_size * frequency == rows
+    assert 8 * (config.dataset.batch_size or 0) * frequency == rows
     assert config.task.tokens_per_sample == tokens
     assert config.checkpoint.grow_layers == [0, 2, 4, 7, 9, 11]
     assert config.lr_scheduler.warmup_updates * 20 == config.optimization.max_update
