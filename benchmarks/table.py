@@ -18,6 +18,7 @@ ORDER = (
     "training",
     "heads",
     "distillation",
+    "growth",
     "minilm",
     "muon",
     "pcfg",
@@ -36,7 +37,8 @@ dropout and fused AdamW;
 cross-entropy over V words and CWT contrastive weight tying; an encoder predicts 15 % of the tokens,
 a decoder all; MB is what a loss needs at its peak beyond its operands; "N x N" is the original's
 way, "distinct" the way here, with equal values. `distillation` compares forms of T^2 KL between two
-projections, forward and backward, with equal values.
+projections, forward and backward, with equal values. `growth` is a step that learns a growth
+operator beside one that trains the large model itself.
 In `pcfg`, figures are sentences per second of
 processor time of one core: drawn, drawn and written as text, all conditionals of one hidden word,
 best parses. The machine below was shared while it was measured:

@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import comparison
 import studies
 
+HERE = Path(__file__).resolve().parent
 RECORD = HERE / "results" / "decoder.json"
 VOCABULARY = 512
 TEACHER_UPDATES, UPDATES = 1000, 200

@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import comparison
 import studies
 
+HERE = Path(__file__).resolve().parent
 RECORD = HERE / "results" / "encoder.json"
 UPDATES, DONOR_UPDATES, LEARNING_UPDATES = 250, 400, 100
 SIZES = {"small": (2, 64), "large": (4, 128)}
