@@ -365,7 +365,8 @@ class TestComposition:
 
 def test_recipes_are_small():
     """A recipe says only what sets it apart: no line stands in two recipes of one chain."""
-    for file in itertools.chain(*(f.glob("*.yaml") for f in (PRETRAINING, STUDY, HEADLESS, GROWTH))):
+    folders = (PRETRAINING, STUDY, HEADLESS, GROWTH)
+    for file in itertools.chain(*(folder.glob("*.yaml") for folder in folders)):
         own = yaml.safe_load(file.read_text(encoding="utf-8"))
         entries = own.pop("defaults", [])
         below: dict[str, Any] = {}
