@@ -9,11 +9,10 @@ Shapes: B batch, T time, N predicted positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from fairseq.data.storage.dictionary import Dictionary
@@ -96,6 +95,11 @@ class Model(Protocol):
     """What criterions and tasks ask of a model, which may be wrapped for several processes."""
 
     training: bool
+    # only some have these: ask with hasattr first
+    classification_heads: nn.ModuleDict
+
+    @property
+    def projection(self) -> Callable[[Tensor], Any]: ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
@@ -106,6 +110,8 @@ class Model(Protocol):
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
 
     def set_num_updates(self, num_updates: int) -> None: ...
+
+    def set_epoch(self, epoch: int) -> None: ...
 
     def get_targets(self, sample: Sample, net_output: Any) -> Tensor: ...
 
@@ -127,7 +133,7 @@ class Criterion(Protocol):
     def logging_outputs_can_be_summed() -> bool: ...
 
     @classmethod
-    def reduce_metrics(cls, logging_outputs: Sequence[LoggingOutput]) -> None: ...
+    def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None: ...
 
 
 class Context(Protocol):
@@ -142,3 +148,5 @@ class Context(Protocol):
     def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
     def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
+
+    def set_materialize_grads(self, value: bool) -> None: ...

@@ -16,6 +16,7 @@ from fairseq.criterions.base import predicted_positions
 from fairseq.criterions.cross_entropy import CrossEntropyConfig, CrossEntropyCriterion
 from fairseq.errors import ConfigError
 from fairseq.modules.adaptive_softmax import AdaptiveProjection
+from fairseq.protocols import Model, Sample
 
 
 @dataclass
@@ -33,7 +34,7 @@ class AdaptiveLoss(CrossEntropyCriterion):
     """
 
     def forward(
-        self, model: Any, sample: dict[str, Any], reduce: bool = True
+        self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Compute the loss of a batch.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import inspect
 import logging
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from fairseq.config.references import settle_alone
 from fairseq.logging import metrics
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+from fairseq.protocols import LoggingOutput, Model, Sample, Settings, Task
 from fairseq.utils import get_perplexity
 
 logger = logging.getLogger(__name__)
@@ -46,18 +48,18 @@ class FairseqCriterion(nn.Module):
 
     sums_over_rows = True
 
-    def __init__(self, task: Any) -> None:
+    def __init__(self, task: Task) -> None:
         super().__init__()
         self.task = task
         dictionary = getattr(task, "target_dictionary", None)
         self.padding_idx = dictionary.pad() if dictionary is not None else -100
 
     @classmethod
-    def add_args(cls, parser: Any) -> None:
+    def add_args(cls, parser: argparse.ArgumentParser) -> None:
         """Add flags to ``parser``; criterions with a configuration dataclass need not."""
 
     @classmethod
-    def build_criterion(cls, cfg: Any, task: Any) -> FairseqCriterion:
+    def build_criterion(cls, cfg: Any, task: Task) -> FairseqCriterion:
         """Build an instance; constructor arguments are filled by name.
 
         ``task``, ``cfg`` and every attribute of ``cfg`` are available. References to other
@@ -82,7 +84,7 @@ class FairseqCriterion(nn.Module):
         return cls(**values)
 
     def forward(
-        self, model: Any, sample: dict[str, Any], reduce: bool = True
+        self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Any, Any, dict[str, Any]]:
         """Compute the loss of a batch.
 
@@ -92,7 +94,14 @@ class FairseqCriterion(nn.Module):
         """
         raise NotImplementedError
 
-    def prepare_update(self, samples: list[dict[str, Any]]) -> None:
+    def wanted(self) -> set[str]:
+        """Return what it needs besides the model: ``teacher``, ``cache``, both or nothing."""
+        return set()
+
+    def attach(self, model: Model, teacher: Any, cache: Any) -> None:
+        """Take over what :meth:`wanted` named; see :mod:`fairseq.teacher`."""
+
+    def prepare_update(self, samples: list[Sample]) -> None:
         """See all micro-batches of this process before the first one of an update runs."""
 
     def extra_flops(self) -> int:
@@ -110,7 +119,7 @@ class FairseqCriterion(nn.Module):
         """Raise if a run cannot go on because ``saved``, its earlier :meth:`facts`, differ."""
 
     @classmethod
-    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+    def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None:
         """Log the figures of all processes; old plug-ins return them instead.
 
         Their static method ``aggregate_logging_outputs(logging_outputs)`` makes one dict of them.
@@ -131,12 +140,12 @@ class FairseqCriterion(nn.Module):
 class LegacyFairseqCriterion(FairseqCriterion):
     """A criterion built from the flat Namespace, for old plug-ins."""
 
-    def __init__(self, args: Any, task: Any) -> None:
+    def __init__(self, args: Settings, task: Task) -> None:
         super().__init__(task)
         self.args = args
 
     @classmethod
-    def build_criterion(cls, cfg: Any, task: Any) -> FairseqCriterion:
+    def build_criterion(cls, cfg: Any, task: Task) -> FairseqCriterion:
         """Build an instance from the Namespace."""
         return cls(cfg, task)
 
@@ -144,7 +153,7 @@ class LegacyFairseqCriterion(FairseqCriterion):
 LossBackend = Literal["auto", "reference", "chunked", "triton", "torch", "cce", "liger"]
 
 
-def predicted_positions(sample: dict[str, Any], padding_idx: int) -> Tensor:
+def predicted_positions(sample: Sample, padding_idx: int) -> Tensor:
     """Return the flat (B * T) indices of the positions with a target, int64 of shape (N,).
 
     The collater ships them, so that the step neither searches nor waits; batches of foreign
@@ -157,7 +166,7 @@ def predicted_positions(sample: dict[str, Any], padding_idx: int) -> Tensor:
 
 
 def vocabulary_loss(
-    model: Any, sample: dict[str, Any], positions_N: Tensor, target_N: Tensor, backend: str
+    model: Model, sample: Sample, positions_N: Tensor, target_N: Tensor, backend: str
 ) -> Tensor:
     """Return the cross-entropy at the given positions in nats, fp32 of shape (N,).
 

@@ -23,6 +23,7 @@ from fairseq.modules.flops import TRAINING
 from fairseq.ops.anisotropy import mean_cosine
 from fairseq.ops.contrastive_weight_tying import contrastive_weight_tying
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+from fairseq.protocols import LoggingOutput, Model, Sample, Task
 
 
 @dataclass
@@ -91,7 +92,7 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
 
     sums_over_rows = False  # rows are each other's negatives
 
-    def __init__(self, cfg: ContrastiveWeightTyingConfig, task: Any) -> None:
+    def __init__(self, cfg: ContrastiveWeightTyingConfig, task: Task) -> None:
         super().__init__(task)
         if cfg.contrastive_weight < 0 or cfg.vocabulary_weight < 0:
             raise ConfigError("--contrastive-weight and --vocabulary-weight must not be negative")
@@ -111,7 +112,7 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
         self._ids_M: Tensor | None = None
         self._extra_flops = 0
 
-    def prepare_update(self, samples: list[dict[str, Any]]) -> None:
+    def prepare_update(self, samples: list[Sample]) -> None:
         """Gather the ids that all micro-batches of all processes predict; never embeddings."""
         self._ids_M = None
         if self.cfg.negatives == "global":
@@ -122,7 +123,7 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
             self._ids_M = distributed_utils.concat_over_processes(rows, device)[:, 0].long()
 
     def forward(
-        self, model: Any, sample: dict[str, Any], reduce: bool = True
+        self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Compute the loss of a batch.
 
@@ -209,7 +210,7 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
         return None if ids_M is target_N else ids_M
 
     @classmethod
-    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+    def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None:
         """Log the loss in bits, the accuracy among the negatives, and how many there were."""
         total = {
             key: sum(log.get(key, 0) for log in logging_outputs)
@@ -238,13 +239,13 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
         return True
 
 
-def _head_loss(model: Any, hidden_NC: Tensor, target_N: Tensor) -> Tensor:
+def _head_loss(model: Model, hidden_NC: Tensor, target_N: Tensor) -> Tensor:
     """Return the cross-entropy of the model's vocabulary head, in nats, (N,)."""
     hidden_NC, weight_VC, bias_V = model.projection(hidden_NC)
     return linear_cross_entropy(hidden_NC, weight_VC, target_N, bias_V=bias_V).loss_N
 
 
-def _anisotropy(states_LTBC: list[Tensor], sample: dict[str, Any], pad: int) -> dict[str, Any]:
+def _anisotropy(states_LTBC: list[Tensor], sample: Sample, pad: int) -> dict[str, Any]:
     """Return the mean cosine of each layer's states in this batch, times its number of tokens."""
     kept_BT = sample["net_input"]["src_tokens"] != pad
     places = int(kept_BT.sum())

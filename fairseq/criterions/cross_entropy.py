@@ -22,6 +22,7 @@ from fairseq.criterions.base import (
     vocabulary_loss,
 )
 from fairseq.logging import metrics
+from fairseq.protocols import LoggingOutput, Model, Sample, Task
 
 
 @dataclass
@@ -41,13 +42,13 @@ CrossEntropyCriterionConfig = CrossEntropyConfig  # the original's name
 class CrossEntropyCriterion(FairseqCriterion):
     """Sum of ``-log p(target)`` over all targets that are not padding, in nats."""
 
-    def __init__(self, task: Any, sentence_avg: bool = False, loss_backend: str = "auto") -> None:
+    def __init__(self, task: Task, sentence_avg: bool = False, loss_backend: str = "auto") -> None:
         super().__init__(task)
         self.sentence_avg = sentence_avg
         self.backend = loss_backend
 
     def forward(
-        self, model: Any, sample: dict[str, Any], reduce: bool = True
+        self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Compute the loss of a batch.
 
@@ -79,7 +80,7 @@ class CrossEntropyCriterion(FairseqCriterion):
         return loss, sample_size, logging_output
 
     def compute_loss(
-        self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True
+        self, model: Model, net_output: Any, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Return the loss of what the model put out, twice; a plug-in may override this.
 
@@ -97,7 +98,7 @@ class CrossEntropyCriterion(FairseqCriterion):
         return loss, loss
 
     @classmethod
-    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+    def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None:
         """Log the loss in bits, and per token too where that is something else."""
         loss_sum, ntokens, sample_size = (
             sum(log.get(key, 0) for log in logging_outputs)

@@ -36,6 +36,7 @@ from fairseq.ops.hidden_distillation import (
 )
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 from fairseq.ops.linear_distillation import SparseTeacher, linear_distillation
+from fairseq.protocols import LoggingOutput, Model, Sample, Task
 
 # Term -> which count it is divided by. The selected positions are those the divergence looks at.
 _COUNTS = {
@@ -88,7 +89,7 @@ class DistillationCriterion(FairseqCriterion):
     Wang et al. 2020 (MiniLM).
     """
 
-    def __init__(self, cfg: DistillationConfig, task: Any) -> None:
+    def __init__(self, cfg: DistillationConfig, task: Task) -> None:
         super().__init__(task)
         self.cfg = cfg
         self.masked = hasattr(task, "mask_idx")
@@ -119,7 +120,7 @@ class DistillationCriterion(FairseqCriterion):
             )
         return stored | ({"teacher"} if live else set())
 
-    def attach(self, model: Any, teacher: TeacherLike | None, cache: CacheLike | None) -> None:
+    def attach(self, model: Model, teacher: TeacherLike | None, cache: CacheLike | None) -> None:
         """Take over teacher and cache, and make the projections that unequal widths need.
 
         Raises:
@@ -179,7 +180,7 @@ class DistillationCriterion(FairseqCriterion):
 
     # -- one batch -------------------------------------------------------------------------------
 
-    def prepare_update(self, samples: list[dict[str, Any]]) -> None:
+    def prepare_update(self, samples: list[Sample]) -> None:
         """Count the positions of the whole update, on all processes."""
         counts = [
             sum(len(predicted_positions(s, self.padding_idx)) for s in samples),
@@ -192,7 +193,7 @@ class DistillationCriterion(FairseqCriterion):
         self._totals = {"predicted": counts[0], "real": counts[1]}
 
     def forward(
-        self, model: Any, sample: dict[str, Any], reduce: bool = True
+        self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Compute the loss of a batch.
 
@@ -248,7 +249,7 @@ class DistillationCriterion(FairseqCriterion):
             for name, value_BT in self._hidden_terms(net_input["src_tokens"], extra, their_extra):
                 sums[name] = value_BT.sum()
                 loss = loss + self.alphas[name] * scale["real"] * sums[name]
-        log = {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
+        log: LoggingOutput = {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
         log |= {"loss": loss.detach(), "sample_size": len(predicted_N)}
         for name, value in sums.items():
             log[f"{name}_sum"] = value.detach()
@@ -256,7 +257,7 @@ class DistillationCriterion(FairseqCriterion):
             log[f"{name}_count"] = counts[_COUNTS[name]]
         return loss, len(predicted_N), log
 
-    def _count(self, model: Any, tokens_BT: Tensor, more: int, theirs: int) -> None:
+    def _count(self, model: Model, tokens_BT: Tensor, more: int, theirs: int) -> None:
         """Note what was computed beyond the student's forward at the predicted positions.
 
         Args:
@@ -275,9 +276,7 @@ class DistillationCriterion(FairseqCriterion):
         """See the base class: the teacher's forward, and positions beside the predicted ones."""
         return self._extra_flops
 
-    def _stored(
-        self, sample: dict[str, Any], predicted_N: Tensor, training: bool
-    ) -> SparseTeacher | None:
+    def _stored(self, sample: Sample, predicted_N: Tensor, training: bool) -> SparseTeacher | None:
         """Return what the cache holds of a batch; only validation may do without."""
         if self._cache is None:
             return None
@@ -373,7 +372,7 @@ class DistillationCriterion(FairseqCriterion):
         return [(name, value_BT.masked_fill(pad_BT, 0.0)) for name, value_BT in terms]
 
     @classmethod
-    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+    def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None:
         """Log the objective, the student's own loss and every term, each by its own count.
 
         The objective, likelihoods and divergences are in bits, distances as they are.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions.base import LossBackend
 from fairseq.errors import ConfigError
+from fairseq.protocols import Model
 
 
 @dataclass
@@ -132,7 +133,7 @@ class Stack:
         ConfigError: if the model does not tell them.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Model) -> None:
         body = getattr(model, "decoder", None)
         if body is None:
             body = getattr(getattr(model, "encoder", None), "sentence_encoder", None)
@@ -145,7 +146,7 @@ class Stack:
         self.layers, self.heads, self.width = len(body.layers), shape.heads, shape.embed_dim
         last = getattr(body, "project_out_dim", None)
         self.features = self.width if last is None else last.out_features
-        config = model.config
+        config = getattr(model, "config", None)
         self.drops_layers = any(
             getattr(config, f"{side}_layerdrop", 0) for side in ("encoder", "decoder")
         )

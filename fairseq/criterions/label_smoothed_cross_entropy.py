@@ -22,6 +22,7 @@ from fairseq.criterions.cross_entropy import CrossEntropyConfig
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+from fairseq.protocols import LoggingOutput, Model, Sample, Task
 
 
 def label_smoothed_nll_loss(
@@ -80,7 +81,7 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
 
     def __init__(
         self,
-        task: Any,
+        task: Task,
         sentence_avg: bool,
         label_smoothing: float,
         ignore_prefix_size: int = 0,
@@ -97,7 +98,7 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
         self.backend = loss_backend
 
     def forward(
-        self, model: Any, sample: dict[str, Any], reduce: bool = True
+        self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Compute the loss of a batch; arguments and results as of ``CrossEntropyCriterion``."""
         positions_N = predicted_positions(sample, self.padding_idx)
@@ -123,7 +124,7 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
         return loss if reduce else loss_N, sample_size, logging_output
 
     def _scores(
-        self, model: Any, sample: dict[str, Any], positions_N: Tensor, target_N: Tensor
+        self, model: Model, sample: Sample, positions_N: Tensor, target_N: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         """Return ``-log p(target)``, ``sum_v -log p(v)``, the likeliest word (N,) each, and V."""
         if not hasattr(model, "projection"):
@@ -149,7 +150,7 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
         return result.loss_N, smooth_N, result.argmax_N, words
 
     @classmethod
-    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+    def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None:
         """Log both losses in bits, the perplexity without smoothing, and the accuracy."""
 
         def total(key: str) -> Any:

@@ -23,6 +23,7 @@ from fairseq.criterions.base import (
     vocabulary_loss,
 )
 from fairseq.logging import metrics
+from fairseq.protocols import LoggingOutput, Model, Sample, Task
 
 
 @dataclass
@@ -41,12 +42,12 @@ class MaskedLmLoss(FairseqCriterion):
     Source: Devlin et al. 2019, section 3.1.
     """
 
-    def __init__(self, cfg: MaskedLmConfig, task: Any) -> None:
+    def __init__(self, cfg: MaskedLmConfig, task: Task) -> None:
         super().__init__(task)
         self.backend = getattr(cfg, "loss_backend", "auto")
 
     def forward(
-        self, model: Any, sample: dict[str, Any], reduce: bool = True
+        self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Compute the loss of a batch.
 
@@ -80,7 +81,7 @@ class MaskedLmLoss(FairseqCriterion):
         return loss if reduce else loss_N, len(positions_N), logging_output
 
     @classmethod
-    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+    def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None:
         """Log the loss in bits per predicted position, and the perplexity."""
         loss_sum = sum(log.get("loss", 0) for log in logging_outputs)
         sample_size = sum(log.get("sample_size", 0) for log in logging_outputs)

@@ -21,6 +21,7 @@ from fairseq.logging import metrics
 from fairseq.pcfg.score import means
 from fairseq.pcfg.source import load_source
 from fairseq.pcfg.truth import Truth, entropies
+from fairseq.protocols import LoggingOutput, Model, Sample, Task
 
 LOWEST = -80.0
 """Log probabilities of possible words below this count as this; ``clamped`` says how many did."""
@@ -53,7 +54,7 @@ class MaskedLmTruthCriterion(FairseqCriterion):
     over sentences (``_se``).
     """
 
-    def __init__(self, cfg: MaskedLmTruthConfig, task: Any) -> None:
+    def __init__(self, cfg: MaskedLmTruthConfig, task: Task) -> None:
         super().__init__(task)
         if not cfg.grammar:
             raise ConfigError("--criterion masked_lm_truth needs --grammar, the file of the source")
@@ -64,7 +65,7 @@ class MaskedLmTruthCriterion(FairseqCriterion):
         self.truth = Truth(load_source(cfg.grammar), task.source_dictionary, mask)
 
     def forward(
-        self, model: Any, sample: dict[str, Any], reduce: bool = True
+        self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Compute the loss of a batch.
 
@@ -82,7 +83,7 @@ class MaskedLmTruthCriterion(FairseqCriterion):
         # a zero mask has no logit; only the table of the dictionary is compared
         log_p_NV = torch.log_softmax(logits_NV.float(), dim=-1)
         loss_N = -log_p_NV.gather(1, target_N[:, None])[:, 0]
-        logging_output = {
+        logging_output: LoggingOutput = {
             "ntokens": sample["ntokens"],
             "nsentences": sample["nsentences"],
             "sample_size": len(positions_N),
@@ -103,7 +104,7 @@ class MaskedLmTruthCriterion(FairseqCriterion):
         logging_output["loss"] = loss.detach()
         return loss if reduce else loss_N, len(positions_N), logging_output
 
-    def _truth(self, sample: dict[str, Any], positions_N: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def _truth(self, sample: Sample, positions_N: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Return the true distributions q_NW, and the words of each position's sentence."""
         shown_BT = sample["net_input"]["src_tokens"].cpu().numpy()
         places_N = positions_N.cpu().numpy()
@@ -138,7 +139,7 @@ class MaskedLmTruthCriterion(FairseqCriterion):
         ).astype(np.float64)
 
     @classmethod
-    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+    def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None:
         """Log the loss in bits, its perplexity, and the figures of the class in nats."""
         loss_sum = sum(log.get("loss", 0) for log in logging_outputs)
         sample_size = sum(log.get("sample_size", 0) for log in logging_outputs)
@@ -160,7 +161,7 @@ class MaskedLmTruthCriterion(FairseqCriterion):
         return True
 
 
-def _logits(model: Any, sample: dict[str, Any], positions_N: Tensor) -> Tensor:
+def _logits(model: Model, sample: Sample, positions_N: Tensor) -> Tensor:
     """Return the logits at the masked positions (N, V)."""
     if hasattr(model, "projection"):
         operands, _ = model(**sample["net_input"], predicted_positions=positions_N)

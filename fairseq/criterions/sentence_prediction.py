@@ -23,6 +23,7 @@ from fairseq.criterions.base import FairseqCriterion
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
 from fairseq.modules.flops import TRAINING, matrix_entries
+from fairseq.protocols import LoggingOutput, Model, Sample, Task
 
 
 @dataclass
@@ -52,7 +53,7 @@ class SentencePredictionCriterion(FairseqCriterion):
         ConfigError: if F1 is to be reported of more or fewer than two classes.
     """
 
-    def __init__(self, cfg: SentencePredictionConfig, task: Any) -> None:
+    def __init__(self, cfg: SentencePredictionConfig, task: Task) -> None:
         super().__init__(task)
         self._classes = getattr(task.cfg, "num_classes", 2)
         if cfg.report_acc_and_f1 and not cfg.regression_target and self._classes != 2:
@@ -65,7 +66,7 @@ class SentencePredictionCriterion(FairseqCriterion):
         self.regression_target = cfg.regression_target
 
     def forward(
-        self, model: Any, sample: dict[str, Any], reduce: bool = True
+        self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Compute the loss of a batch.
 
@@ -75,7 +76,8 @@ class SentencePredictionCriterion(FairseqCriterion):
         Raises:
             ConfigError: if the model has no such classification head, or the data no labels.
         """
-        if self.head not in getattr(model, "classification_heads", {}):
+        heads = getattr(model, "classification_heads", {})
+        if self.head not in heads:
             raise ConfigError(
                 f"--criterion sentence_prediction needs the classification head '{self.head}', "
                 "which the model does not have; use --task sentence_prediction"
@@ -88,7 +90,7 @@ class SentencePredictionCriterion(FairseqCriterion):
         )
         if logits_BK.dtype != torch.float64:
             logits_BK = logits_BK.float()
-        entries = matrix_entries([model.classification_heads[self.head]])
+        entries = matrix_entries([heads[self.head]])
         self._extra_flops = TRAINING * 2 * len(logits_BK) * entries
         targets = sample["target"].view(-1)
         sample_size = targets.numel()
@@ -130,7 +132,7 @@ class SentencePredictionCriterion(FairseqCriterion):
         return {**named, **{name: 1 for name, wanted in reports.items() if wanted}}
 
     @classmethod
-    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+    def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None:
         """Log the loss in bits and what was asked for, in percent."""
         total = {
             key: sum(log.get(key, 0) for log in logging_outputs)

@@ -6,6 +6,7 @@ Shapes: B sentences, K options.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from fairseq.criterions import register_criterion
 from fairseq.criterions.base import FairseqCriterion
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
+from fairseq.protocols import LoggingOutput, Model, Task
 
 
 @dataclass
@@ -44,7 +46,7 @@ class SentenceRankingCriterion(FairseqCriterion):
         ConfigError: if the task does not say it.
     """
 
-    def __init__(self, cfg: SentenceRankingConfig, task: Any) -> None:
+    def __init__(self, cfg: SentenceRankingConfig, task: Task) -> None:
         super().__init__(task)
         self.head, self.predictions = cfg.ranking_head_name, cfg.save_predictions
         options = getattr(task.cfg, "num_classes", None)
@@ -53,7 +55,7 @@ class SentenceRankingCriterion(FairseqCriterion):
         self.options: int = options
 
     def forward(
-        self, model: Any, sample: dict[str, Any], reduce: bool = True
+        self, model: Model, sample: Mapping[str, Any], reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Compute the loss of a batch with ``net_input1`` to ``net_inputK``.
 
@@ -95,7 +97,7 @@ class SentenceRankingCriterion(FairseqCriterion):
             file.writelines(f"{number}\t{best}\t{right}\n" for number, best, right in rows)
 
     @classmethod
-    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+    def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None:
         """Log the loss in bits and the accuracy in percent."""
         names = ("loss", "ntokens", "nsentences", "sample_size", "ncorrect")
         total = {name: sum(log.get(name, 0) for log in logging_outputs) for name in names}

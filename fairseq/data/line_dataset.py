@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.datasets.wrappers import BaseWrapperDataset, OwnSizes
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, DataError
@@ -39,7 +40,7 @@ class LineDataset(OwnSizes, BaseWrapperDataset):
     """
 
     def __init__(
-        self, dataset: Any, sizes: np.ndarray, dictionary: Dictionary, longest: int
+        self, dataset: FairseqDataset, sizes: np.ndarray, dictionary: Dictionary, longest: int
     ) -> None:
         super().__init__(dataset)
         if longest < 3:
@@ -96,7 +97,7 @@ class ShiftedLineDataset(LineDataset):
     """The same for causal models: triples (all but the last, all but the first, unused)."""
 
     def __init__(
-        self, dataset: Any, sizes: np.ndarray, dictionary: Dictionary, longest: int
+        self, dataset: FairseqDataset, sizes: np.ndarray, dictionary: Dictionary, longest: int
     ) -> None:
         super().__init__(dataset, sizes, dictionary, longest)
         self._sizes = self._sizes - 1

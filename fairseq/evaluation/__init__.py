@@ -8,13 +8,17 @@ from typing import Any
 
 from fairseq import checkpoint, utils
 from fairseq.checkpoint.layout import explain
+from fairseq.criterions.base import FairseqCriterion
 from fairseq.data.batches.read import workers_ended
 from fairseq.distributed.device import choose_device
 from fairseq.errors import CheckpointError
 from fairseq.hub.load import load_by_settings
 from fairseq.logging.progress_bar import progress_bar
+from fairseq.models.base import BaseFairseqModel
 from fairseq.models.ema import EMA
+from fairseq.protocols import Sample
 from fairseq.tasks import validation
+from fairseq.tasks.base import FairseqTask
 from fairseq.tasks.precision import to_device, weights_dtype
 from fairseq.teacher import attach_teacher
 
@@ -48,7 +52,7 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     criterion = criterion.to(device=device, dtype=dtype)
     ema = _load_ema(config, model, path) if task.uses_ema else None
 
-    def step(sample: Any) -> None:
+    def step(sample: Sample) -> None:
         if len(sample) > 0:
             sample = to_device(sample, device, dtype)
             _, log = validation.valid_step(config, task, model, criterion, sample, device, ema)
@@ -61,7 +65,7 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return results
 
 
-def _load_ema(config: Any, model: Any, path: str) -> EMA | None:
+def _load_ema(config: Any, model: BaseFairseqModel, path: str) -> EMA | None:
     """Return the moving average that a checkpoint keeps beside the model, if it was asked for."""
     if not config.ema.store_ema:
         return None
@@ -70,7 +74,7 @@ def _load_ema(config: Any, model: Any, path: str) -> EMA | None:
     return ema
 
 
-def load_criterion(criterion: Any, path: str) -> None:
+def load_criterion(criterion: FairseqCriterion, path: str) -> None:
     """Give a criterion with parameters those of the checkpoint.
 
     Raises:
@@ -97,8 +101,8 @@ def subsets_of(config: Any) -> list[str]:
 
 def _validate_subset(
     config: Any,
-    task: Any,
-    model: Any,
+    task: FairseqTask,
+    model: BaseFairseqModel,
     subset: str,
     step: Callable[[Any], Any],
     given: Mapping[str, Any],

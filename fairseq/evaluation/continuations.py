@@ -20,13 +20,16 @@ import torch
 from torch import Tensor
 
 from fairseq import utils
+from fairseq.data.encoders import TextEncoder
 from fairseq.decoding.scorer import average_log_probs
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError
 from fairseq.files.documents import DocumentOptions, reader_of
 from fairseq.hub.load import from_pretrained
 from fairseq.logging.progress_bar import progress_bar
+from fairseq.models.base import BaseFairseqModel
 from fairseq.modules.heads import Projection
+from fairseq.tasks.base import FairseqTask
 
 # log-probabilities that are in memory together
 CHUNK_ELEMENTS = 1 << 25
@@ -68,7 +71,7 @@ class _Row:
 # -- continuations ---------------------------------------------------------------------------------
 
 
-def is_masked(task: Any, model: Any) -> bool:
+def is_masked(task: FairseqTask, model: BaseFairseqModel) -> bool:
     """Tell whether a model fills masks; otherwise it predicts the next token.
 
     Raises:
@@ -84,7 +87,7 @@ def is_masked(task: Any, model: Any) -> bool:
     )
 
 
-def front(task: Any, masked: bool) -> list[int]:
+def front(task: FairseqTask, masked: bool) -> list[int]:
     """Return what contexts at the start of a text begin with; masked LMs get their ends later."""
     if masked:
         return []
@@ -95,8 +98,8 @@ def front(task: Any, masked: bool) -> list[int]:
 
 @torch.inference_mode()
 def score_continuations(
-    models: Sequence[Any],
-    task: Any,
+    models: Sequence[BaseFairseqModel],
+    task: FairseqTask,
     pairs: Sequence[Pair],
     batch_size: int = BATCH_SIZE,
     device: torch.device | str = "cpu",
@@ -153,7 +156,7 @@ def _row(pair: Pair, number: int) -> _Row:
     return _Row([*context, *continuation[:-1]], list(places), continuation, number)
 
 
-def _masked_rows(task: Any, pair: Pair, number: int, masks: Masks) -> Iterator[_Row]:
+def _masked_rows(task: FairseqTask, pair: Pair, number: int, masks: Masks) -> Iterator[_Row]:
     dictionary, (context, continuation) = task.source_dictionary, pair
     for place, target in enumerate(continuation):
         hidden = 1 if masks == "each" else len(continuation) - place
@@ -163,8 +166,8 @@ def _masked_rows(task: Any, pair: Pair, number: int, masks: Masks) -> Iterator[_
 
 
 def _score_batch(
-    models: Sequence[Any],
-    task: Any,
+    models: Sequence[BaseFairseqModel],
+    task: FairseqTask,
     batch: list[_Row],
     scores: list[Score],
     device: torch.device | str,
@@ -192,13 +195,13 @@ def _score_batch(
             scores[owner].greedy &= right
 
 
-def _hidden(model: Any, tokens_RT: Tensor, places_N: Tensor) -> Tensor:
+def _hidden(model: BaseFairseqModel, tokens_RT: Tensor, places_N: Tensor) -> Tensor:
     """Return hidden states (N, C) at flat indices, logits (N, V) of a model that hides its own."""
     kwargs = {"features_only": True} if hasattr(model, "projection") else {}
     return model(tokens_RT, **kwargs)[0].flatten(0, 1).index_select(0, places_N)
 
 
-def _log_probs(model: Any, x_NC: Tensor) -> Tensor:
+def _log_probs(model: BaseFairseqModel, x_NC: Tensor) -> Tensor:
     """Return log-probabilities in fp32, (N, V), of what :func:`_hidden` gave."""
     if not hasattr(model, "projection"):
         return model.get_normalized_probs((x_NC[None], None), log_probs=True)[0]
@@ -211,12 +214,12 @@ def _log_probs(model: Any, x_NC: Tensor) -> Tensor:
 # -- the last word ---------------------------------------------------------------------------------
 
 
-def ids_of(pieces: Iterable[str], task: Any) -> list[int]:
+def ids_of(pieces: Iterable[str], task: FairseqTask) -> list[int]:
     """Return the ids of pieces; what the outputs of the task lack is unknown."""
     return [task.target_dictionary.index(piece) for piece in pieces]
 
 
-def last_word_pair(text: str, bpe: Any, task: Any) -> Pair | None:
+def last_word_pair(text: str, bpe: TextEncoder, task: FairseqTask) -> Pair | None:
     """Split a text before its last word, None if it has fewer than two.
 
     White space counts as one space, as models are trained on single lines. Pieces are those of the
@@ -235,9 +238,9 @@ def last_word_pair(text: str, bpe: Any, task: Any) -> Pair | None:
 
 
 def last_word(
-    models: Sequence[Any],
-    task: Any,
-    bpe: Any,
+    models: Sequence[BaseFairseqModel],
+    task: FairseqTask,
+    bpe: TextEncoder,
     lines: Iterable[str],
     batch_size: int = BATCH_SIZE,
     device: torch.device | str = "cpu",

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairseq.data.encoders import TextEncoder
 from fairseq.decoding.reader import Reader
 from fairseq.decoding.scorer import average_log_probs
 from fairseq.decoding.search import Sampling
@@ -36,6 +37,8 @@ from fairseq.evaluation.continuations import (
     score_continuations,
 )
 from fairseq.lazy import require_library
+from fairseq.models.base import BaseFairseqModel
+from fairseq.tasks.base import FairseqTask
 from fairseq.utils import resolve_max_positions
 
 logger = logging.getLogger("fairseq.lm_eval_adapter")
@@ -84,9 +87,9 @@ class TextScorer:
 
     def __init__(
         self,
-        models: Sequence[Any],
-        task: Any,
-        bpe: Any,
+        models: Sequence[BaseFairseqModel],
+        task: FairseqTask,
+        bpe: TextEncoder,
         device: torch.device | str = "cpu",
         batch_size: int = BATCH_SIZE,
         max_length: int | None = None,

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from fairseq.data.encoders import TextEncoder
 from fairseq.errors import DataError
 from fairseq.evaluation.continuations import (
     BATCH_SIZE,
@@ -29,6 +30,8 @@ from fairseq.evaluation.continuations import (
     score_continuations,
     watched,
 )
+from fairseq.models.base import BaseFairseqModel
+from fairseq.tasks.base import FairseqTask
 
 KEYS = ("sentence_good", "sentence_bad")
 REMEDY = f"give --minimal-pairs a .jsonl file whose every line has {' and '.join(KEYS)}"
@@ -55,9 +58,9 @@ def read_pairs(path: str) -> list[Sentences]:
 
 
 def minimal_pairs(
-    models: Sequence[Any],
-    task: Any,
-    bpe: Any,
+    models: Sequence[BaseFairseqModel],
+    task: FairseqTask,
+    bpe: TextEncoder,
     pairs: Sequence[Sentences],
     batch_size: int = BATCH_SIZE,
     device: torch.device | str = "cpu",

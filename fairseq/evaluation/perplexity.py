@@ -22,6 +22,9 @@ from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError
 from fairseq.hub.load import load_causal_models
 from fairseq.logging.progress_bar import progress_bar
+from fairseq.models.base import BaseFairseqModel
+from fairseq.protocols import Sample
+from fairseq.tasks.base import FairseqTask
 
 logger = logging.getLogger("fairseq.causal_lm_scores")
 
@@ -70,7 +73,7 @@ def evaluate(given: Mapping[str, Any]) -> dict[str, Any]:
     return result | {"seconds": time.perf_counter() - started}
 
 
-def _with_room(task: Any, window: int) -> Any:
+def _with_room(task: FairseqTask, window: int) -> Any:
     """Return a task with shorter blocks, so that a context fits in front of them."""
     if window == 0:
         return task
@@ -84,12 +87,14 @@ def _with_room(task: Any, window: int) -> Any:
     return tasks.get_task(cfg._name)(cfg, task.source_dictionary, task.target_dictionary)
 
 
-def _ready(model: Any, device: torch.device, half: bool) -> Any:
+def _ready(model: BaseFairseqModel, device: torch.device, half: bool) -> Any:
     model.prepare_for_inference_(None)
     return (model.half() if half and device.type != "cpu" else model).to(device).eval()
 
 
-def _batches(models: Sequence[Any], config: Any, task: Any, subset: str, given: Any) -> Any:
+def _batches(
+    models: Sequence[BaseFairseqModel], config: Any, task: FairseqTask, subset: str, given: Any
+) -> Any:
     data, common = config.dataset, config.common
     max_tokens, batch_size = given.get("max_tokens"), given.get("batch_size")
     window = config.eval_lm.context_window
@@ -115,7 +120,7 @@ def _batches(models: Sequence[Any], config: Any, task: Any, subset: str, given: 
 
 
 def eval_lm(
-    models: Sequence[Any],
+    models: Sequence[BaseFairseqModel],
     source_dictionary: Dictionary,
     batch_iterator: Any,
     post_process: str | None = None,
@@ -168,9 +173,7 @@ def eval_lm(
     return found | ({"lines": words.lines()} if words.wanted else {})
 
 
-def scored_positions(
-    sample: Mapping[str, Any], pad: int, bos: int | None = None
-) -> tuple[Tensor, Tensor]:
+def scored_positions(sample: Sample, pad: int, bos: int | None = None) -> tuple[Tensor, Tensor]:
     """Return the flat indices and the targets of what is scored, int64 of shape (N,) each."""
     target = sample["target"].reshape(-1)
     scored = target.ne(pad) if bos is None else target.ne(pad) & target.ne(bos)
@@ -180,7 +183,7 @@ def scored_positions(
 
 @torch.inference_mode()
 def target_log_probs(
-    models: Sequence[Any], sample: Mapping[str, Any], positions_N: Tensor, target_N: Tensor
+    models: Sequence[BaseFairseqModel], sample: Sample, positions_N: Tensor, target_N: Tensor
 ) -> Tensor:
     """Return ``log p(target)`` in nats, fp32 of shape (N,): of the mean probability of the models.
 
@@ -193,7 +196,9 @@ def target_log_probs(
     return average_log_probs([_log_probs(model, sample, positions_N, target_N) for model in models])
 
 
-def _log_probs(model: Any, sample: Any, positions_N: Tensor, target_N: Tensor) -> Tensor:
+def _log_probs(
+    model: BaseFairseqModel, sample: Sample, positions_N: Tensor, target_N: Tensor
+) -> Tensor:
     if not hasattr(model, "projection"):
         net_output = model(**sample["net_input"])
         log_p_BTV = model.get_normalized_probs(net_output, log_probs=True, sample=sample)
@@ -231,7 +236,9 @@ class WordStat:
 class _Words:
     """Collects what is printed word by word."""
 
-    def __init__(self, dictionary: Any, post_process: str | None, probs: bool, stats: bool) -> None:
+    def __init__(
+        self, dictionary: Dictionary, post_process: str | None, probs: bool, stats: bool
+    ) -> None:
         if post_process not in (None, "subword_nmt", "@@ "):
             raise ConfigError(
                 f"--post-process {post_process} is not known here: fairseq-eval-lm joins pieces of "
@@ -246,7 +253,7 @@ class _Words:
     def wanted(self) -> bool:
         return self.probs or self.stats
 
-    def add(self, sample: Any, positions_N: Tensor, target_N: Tensor, log_p_N: Tensor) -> None:
+    def add(self, sample: Sample, positions_N: Tensor, target_N: Tensor, log_p_N: Tensor) -> None:
         """Take in the scores of a batch."""
         if not self.wanted:
             return

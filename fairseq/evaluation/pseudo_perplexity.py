@@ -18,7 +18,9 @@ from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError, MissingFileError
 from fairseq.hub.load import load_by_settings
 from fairseq.logging.progress_bar import progress_bar
+from fairseq.models.base import BaseFairseqModel
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+from fairseq.tasks.base import FairseqTask
 
 logger = logging.getLogger("fairseq.masked_lm_scores")
 
@@ -88,7 +90,7 @@ def pseudo_perplexity(given: Mapping[str, Any], most: int | None = None) -> dict
     return results
 
 
-def _encoder(task: Any, config: Any) -> Any:
+def _encoder(task: FairseqTask, config: Any) -> Any:
     """Return the subword encoder, None if there is none or its files are gone."""
     try:
         return task.build_bpe(config.bpe)
@@ -98,7 +100,9 @@ def _encoder(task: Any, config: Any) -> Any:
 
 
 @torch.inference_mode()
-def pseudo_log_likelihood(model: Any, task: Any, tokens_T: Tensor) -> tuple[float, int]:
+def pseudo_log_likelihood(
+    model: BaseFairseqModel, task: FairseqTask, tokens_T: Tensor
+) -> tuple[float, int]:
     """Return the sum of ``log p(token | all others)`` in nats, and how many tokens were scored.
 
     Args:

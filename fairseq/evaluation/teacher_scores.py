@@ -6,7 +6,7 @@ import csv
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,9 +14,14 @@ from fairseq.criterions.base import predicted_positions
 from fairseq.errors import ConfigError
 from fairseq.files.io import atomic_write
 from fairseq.hub.load import load_by_settings
+from fairseq.models.base import BaseFairseqModel
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 from fairseq.ops.linear_distillation import linear_distillation
+from fairseq.protocols import Sample
 from fairseq.tasks import validation
+
+if TYPE_CHECKING:
+    from fairseq.teacher import Teacher
 
 COLUMNS = ("subset", "id", "length", "predicted", "student_bits", "teacher_bits", "kl_bits")
 
@@ -89,7 +94,11 @@ def _drawing(path: Path) -> Callable[[list[tuple[float, float]]], None]:
 
 
 def _rows(
-    student: Any, teacher: Any, sample: dict[str, Any], pad: int, device: torch.device
+    student: BaseFairseqModel,
+    teacher: Teacher,
+    sample: Sample,
+    pad: int,
+    device: torch.device,
 ) -> Iterator[list[Any]]:
     """Yield the values of a batch's samples, without the first column."""
     from fairseq.utils import move_to_device

@@ -5,9 +5,10 @@ Shapes: B batch, T time, C channels, V vocabulary.
 
 from __future__ import annotations
 
+import argparse
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from fairseq.aliases import NAMES
 from fairseq.catalog import HOOKS
 from fairseq.config.registry import load_attribute
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import CheckpointError, ConfigError
 from fairseq.lazy import lazy_names
 from fairseq.modules.flops import FlopShape
+from fairseq.protocols import Sample, Settings, StateDict, Task
 
 __getattr__, __dir__, _names = lazy_names(__name__, NAMES[__name__])
 
@@ -25,21 +28,31 @@ __getattr__, __dir__, _names = lazy_names(__name__, NAMES[__name__])
 class BaseFairseqModel(nn.Module):
     """Base of every model."""
 
+    if TYPE_CHECKING:  # what only some models have: ask with hasattr first
+        config: Any
+        classification_heads: nn.ModuleDict
+        classification_head: Callable[[str], nn.Module]
+        register_classification_head: Callable[..., None]
+
+        @property
+        def projection(self) -> Callable[[Tensor], Any]:
+            """Return what makes the operands of the vocabulary projection from (N, C)."""
+
     @classmethod
-    def add_args(cls, parser: Any) -> None:
+    def add_args(cls, parser: argparse.ArgumentParser) -> None:
         """Add flags to ``parser``; models with a configuration dataclass need not."""
 
     @classmethod
-    def build_model(cls, args: Any, task: Any) -> BaseFairseqModel:
+    def build_model(cls, args: Any, task: Task) -> BaseFairseqModel:
         """Build an instance from its configuration and the task it serves."""
         raise NotImplementedError(f"{cls.__name__} must define build_model")
 
-    def get_targets(self, sample: dict[str, Any], net_output: Any) -> Tensor:
+    def get_targets(self, sample: Sample, net_output: Any) -> Tensor:
         """Return the targets of a batch."""
         return sample["target"]
 
     def get_normalized_probs(
-        self, net_output: Any, log_probs: bool, sample: dict[str, Any] | None = None
+        self, net_output: Any, log_probs: bool, sample: Sample | None = None
     ) -> Tensor:
         """Return (log-)probabilities in fp32 from a network's output."""
         decoder: Any = getattr(self, "decoder", None)
@@ -73,10 +86,10 @@ class BaseFairseqModel(nn.Module):
 
     def load_state_dict(  # type: ignore[override]
         self,
-        state_dict: dict[str, Any],
+        state_dict: StateDict,
         strict: bool = True,
         model_cfg: Any = None,
-        args: Any = None,
+        args: Settings = None,
     ) -> Any:
         """Load a state dict of any supported age.
 
@@ -100,7 +113,7 @@ class BaseFairseqModel(nn.Module):
             )
         return super().load_state_dict(state, strict)
 
-    def _mismatches(self, state: dict[str, Any]) -> list[str]:
+    def _mismatches(self, state: StateDict) -> list[str]:
         own = self.state_dict()
         rows = [f"missing in the file: {name}" for name in own if name not in state]
         rows += [f"not in the model: {name}" for name in state if name not in own]
@@ -111,11 +124,11 @@ class BaseFairseqModel(nn.Module):
         ]
         return rows[:30] + ([f"... and {len(rows) - 30} more"] if len(rows) > 30 else [])
 
-    def upgrade_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def upgrade_state_dict(self, state_dict: StateDict) -> None:
         """Rename what older versions called otherwise, in place."""
         self.upgrade_state_dict_named(state_dict, "")
 
-    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
+    def upgrade_state_dict_named(self, state_dict: StateDict, name: str) -> None:
         """Upgrade the part of ``state_dict`` whose names start with ``name``."""
         for child_name, child in self.named_children():
             upgrade = getattr(child, "upgrade_state_dict_named", None)
@@ -167,7 +180,7 @@ class BaseFairseqModel(nn.Module):
         )
 
     @classmethod
-    def hub_interface(cls, args: Any, task: Any, models: list[Any]) -> Any:
+    def hub_interface(cls, args: Settings, task: Task, models: Sequence[BaseFairseqModel]) -> Any:
         """Return what :meth:`from_pretrained` hands out, None for the interface that generates.
 
         Raises:
@@ -185,7 +198,7 @@ class BaseFairseqModel(nn.Module):
         return {}
 
 
-def wrong_kind(model: Any, path: str, what: str) -> CheckpointError:
+def wrong_kind(model: BaseFairseqModel, path: str, what: str) -> CheckpointError:
     """Return the error for a checkpoint that holds another kind of model than was asked for."""
     right = (
         "TransformerLanguageModel" if isinstance(model, FairseqLanguageModel) else "RobertaModel"
@@ -199,7 +212,7 @@ def wrong_kind(model: Any, path: str, what: str) -> CheckpointError:
 class FairseqEncoder(nn.Module):
     """Base of encoders: token ids in, hidden states out."""
 
-    def __init__(self, dictionary: Any) -> None:
+    def __init__(self, dictionary: Dictionary) -> None:
         super().__init__()
         self.dictionary = dictionary
 
@@ -254,7 +267,7 @@ class FairseqEncoderDecoderModel(BaseFairseqModel):
 class FairseqDecoder(nn.Module):
     """Base of decoders: previous tokens in, logits of the next out."""
 
-    def __init__(self, dictionary: Any) -> None:
+    def __init__(self, dictionary: Dictionary) -> None:
         super().__init__()
         self.dictionary = dictionary
         self.adaptive_softmax: Any = None
@@ -275,7 +288,7 @@ class FairseqDecoder(nn.Module):
         raise NotImplementedError
 
     def get_normalized_probs(
-        self, net_output: Any, log_probs: bool, sample: dict[str, Any] | None = None
+        self, net_output: Any, log_probs: bool, sample: Sample | None = None
     ) -> Tensor:
         """Return (log-)probabilities in fp32."""
         return (F.log_softmax if log_probs else F.softmax)(net_output[0].float(), dim=-1)

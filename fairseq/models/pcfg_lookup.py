@@ -20,6 +20,7 @@ from fairseq.models import register_model
 from fairseq.models.base import BaseFairseqModel
 from fairseq.pcfg.source import load_source
 from fairseq.pcfg.truth import Truth
+from fairseq.protocols import Task
 
 LOWEST = -1e4
 """Logit of what cannot stand there: its probability is 0 in any float type."""
@@ -44,7 +45,7 @@ class PcfgLookup(BaseFairseqModel):
         self.log_temperature = nn.Parameter(torch.zeros(()))
 
     @classmethod
-    def build_model(cls, cfg: PcfgLookupConfig, task: Any) -> PcfgLookup:
+    def build_model(cls, cfg: PcfgLookupConfig, task: Task) -> PcfgLookup:
         """Read the source.
 
         Raises:

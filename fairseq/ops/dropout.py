@@ -8,11 +8,13 @@ the expectation is exact.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fairseq.protocols import Context
 
 LEVELS = 1 << 16
 BACKENDS = ("reference", "packed")
@@ -39,6 +41,10 @@ def dropout(x: Tensor, p: float, training: bool = True, backend: str = "auto") -
     return _Packed.apply(x, dropped)
 
 
+class _DropoutContext(Context, Protocol):
+    scale: float
+
+
 class _Packed(torch.autograd.Function):
     """Keeps the random bits for the backward pass: two bytes an element.
 
@@ -46,7 +52,7 @@ class _Packed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
+    def forward(ctx: _DropoutContext, x: Tensor, dropped: int) -> Tensor:
         """Apply a fresh mask."""
         n = x.numel()
         words = torch.empty((n + 3) // 4, dtype=torch.int64, device=x.device)
@@ -56,7 +62,7 @@ class _Packed(torch.autograd.Function):
         return _kept(x, bits, dropped)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _DropoutContext, *gradients: Tensor) -> tuple[Tensor, None]:
         """Apply the same mask to the gradient."""
         (bits,) = ctx.saved_tensors
         return _kept(gradients[0], bits, ctx.dropped), None

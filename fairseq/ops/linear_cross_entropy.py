@@ -10,7 +10,7 @@ Shapes: N predicted positions, C channels, V classes, R positions of one chunk.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor
 from fairseq.errors import ConfigError, did_you_mean
 from fairseq.ops.loss_peers import OPTIONAL, optional_backend, triton_serves
 from fairseq.ops.single_backward import single_backward
+from fairseq.protocols import Context
 
 Backend = Literal["auto", "reference", "chunked", "triton", "torch", "cce", "liger"]
 BACKENDS = ("reference", "chunked")
@@ -164,6 +165,10 @@ def logit_chunks(
         yield rows, logits_RV if bias_V is None else logits_RV.add_(bias_V)
 
 
+class _ChunkedContext(Context, Protocol):
+    ignore_index: int
+
+
 class _Chunked(torch.autograd.Function):
     """Blocks of rows; gradients for an upstream gradient of one are formed in the forward pass.
 
@@ -173,7 +178,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _ChunkedContext,
         hidden_NC: Tensor,
         weight_VC: Tensor,
         bias_V: Tensor | None,
@@ -214,7 +219,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     @single_backward
-    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _ChunkedContext, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         """Scale the unit gradients, or recompute when positions are weighted differently."""
         loss_grad_N, lse_grad_N, _, sum_grad_N = upstream
         units = ctx.saved_tensors[5:]
@@ -227,7 +232,10 @@ class _Chunked(torch.autograd.Function):
 
 
 def _weighted(
-    ctx: Any, loss_grad_N: Tensor | None, lse_grad_N: Tensor | None, sum_grad_N: Tensor | None
+    ctx: _ChunkedContext,
+    loss_grad_N: Tensor | None,
+    lse_grad_N: Tensor | None,
+    sum_grad_N: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of hidden, weight and bias for any upstream gradients."""
     hidden_NC, weight_VC, bias_V, target_N, lse_N = ctx.saved_tensors[:5]
@@ -248,7 +256,7 @@ def _weighted(
 class ProjectionGradients:
     """Sums up the gradients of hidden, weight and bias, those that are needed, chunk by chunk."""
 
-    def __init__(self, ctx: Any, hidden_NC: Tensor, weight_VC: Tensor) -> None:
+    def __init__(self, ctx: Context, hidden_NC: Tensor, weight_VC: Tensor) -> None:
         self.factors = hidden_NC, weight_VC
         wide = torch.float64 if hidden_NC.dtype == torch.float64 else torch.float32
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]

@@ -29,6 +29,7 @@ from torch import Tensor
 from fairseq.errors import ConfigError, did_you_mean
 from fairseq.ops.linear_cross_entropy import ProjectionGradients, factor_type, logit_chunks
 from fairseq.ops.single_backward import single_backward
+from fairseq.protocols import Context
 
 if TYPE_CHECKING:
     from fairseq.modules.heads import Projection
@@ -218,7 +219,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         hidden_NC: Tensor,
         weight_VC: Tensor,
         bias_V: Tensor | None,
@@ -250,7 +251,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     @single_backward
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradient that the forward pass formed."""
         units = ctx.saved_tensors
         return (*(unit if unit is None else unit * upstream[0] for unit in units), *[None] * 4)

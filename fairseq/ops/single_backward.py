@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fairseq.errors import UnsupportedError
+from fairseq.protocols import Context
 
 Backward = Callable[..., tuple[Tensor | None, ...]]
 
@@ -28,7 +28,7 @@ def single_backward(backward: Backward) -> Backward:
     checked = once_differentiable(backward)
 
     @functools.wraps(backward)
-    def run(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    def run(ctx: Context, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise UnsupportedError(
                 "this loss forms its gradients in the forward pass and cannot be differentiated "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from fairseq.files.io import require_file
 from fairseq.files.text_blocks import tokenize_line
 from fairseq.logging import metrics
 from fairseq.logging.meters import MetersDict
+from fairseq.models.base import BaseFairseqModel
+from fairseq.optim.base import FairseqOptimizer
+from fairseq.protocols import Criterion, LoggingOutput, Model, Sample, Settings
 from fairseq.tasks.stateful import StatefulContainer
 from fairseq.utils import split_paths
 
@@ -41,6 +45,10 @@ class FairseqTask:
         uses_ema: whether the steps take the averaged model of ``--store-ema`` as ``ema_model``.
     """
 
+    if TYPE_CHECKING:  # what only some tasks have: ask with hasattr first
+        mask_idx: int
+        eval_lm_dataloader: Callable[..., Any]
+
     only_evaluates = False
     uses_ema = False
 
@@ -52,7 +60,7 @@ class FairseqTask:
         self.state = StatefulContainer()
 
     @classmethod
-    def add_args(cls, parser: Any) -> None:
+    def add_args(cls, parser: argparse.ArgumentParser) -> None:
         """Add flags to ``parser``; tasks with a configuration dataclass need not."""
 
     @classmethod
@@ -61,7 +69,7 @@ class FairseqTask:
         return cls(cfg, **kwargs)
 
     @staticmethod
-    def logging_outputs_can_be_summed(criterion: Any) -> bool:
+    def logging_outputs_can_be_summed(criterion: Criterion) -> bool:
         """Tell whether logging outputs of several processes may be added up."""
         return criterion.logging_outputs_can_be_summed()
 
@@ -148,7 +156,7 @@ class FairseqTask:
     def filter_indices_by_size(
         self,
         indices: np.ndarray,
-        dataset: Any,
+        dataset: FairseqDataset,
         max_positions: Any = None,
         ignore_invalid_inputs: bool = False,
     ) -> np.ndarray:
@@ -181,13 +189,13 @@ class FairseqTask:
         )
         return indices
 
-    def can_reuse_epoch_itr(self, dataset: Any) -> bool:
+    def can_reuse_epoch_itr(self, dataset: FairseqDataset) -> bool:
         """Tell whether the batches of a dataset stay the same in every epoch."""
         return getattr(dataset, "can_reuse_epoch_itr_across_epochs", False)
 
     def get_batch_iterator(
         self,
-        dataset: Any,
+        dataset: FairseqDataset,
         max_tokens: int | None = None,
         max_sentences: int | None = None,
         max_positions: Any = None,
@@ -265,7 +273,7 @@ class FairseqTask:
 
     def _cut_batches(
         self,
-        dataset: Any,
+        dataset: FairseqDataset,
         seed: int,
         batching: Mapping[str, Any],
         without: np.ndarray,
@@ -280,10 +288,13 @@ class FairseqTask:
         return dataset.batch_by_size(kept, **sizes, drop_trailing=drop)
 
     def _usable_indices(
-        self, dataset: Any, seed: int, max_positions: Any, ignore_invalid_inputs: bool
+        self, dataset: FairseqDataset, seed: int, max_positions: Any, ignore_invalid_inputs: bool
     ) -> np.ndarray:
         """Return the samples that fit, in the dataset's order; refuse to return none."""
-        indices = self._ordered_indices(dataset, seed)
+        from fairseq.data.collate import numpy_seed
+
+        with numpy_seed(seed):  # legacy datasets draw their order from numpy's global generator
+            indices = dataset.ordered_indices()
         if max_positions is not None:
             indices = self.filter_indices_by_size(
                 indices, dataset, max_positions, ignore_invalid_inputs
@@ -294,14 +305,6 @@ class FairseqTask:
                 f"{max_positions}"
             )
         return indices
-
-    @staticmethod
-    def _ordered_indices(dataset: Any, seed: int) -> np.ndarray:
-        """Return the dataset's order; legacy datasets draw from numpy's global generator."""
-        from fairseq.data.collate import numpy_seed
-
-        with numpy_seed(seed):
-            return dataset.ordered_indices()
 
     def fit_dictionary(self, rows: int) -> bool:
         """Give the dictionary ``rows`` entries by adding or dropping unused ``madeupword`` ones.
@@ -329,13 +332,13 @@ class FairseqTask:
 
         return criterions.build_criterion(cfg, self)
 
-    def build_bpe(self, args: Any) -> Any:
+    def build_bpe(self, args: Settings) -> Any:
         """Build the subword encoder that ``args`` describes."""
         from fairseq.data import encoders
 
         return encoders.build_bpe(args)
 
-    def build_tokenizer(self, args: Any) -> Any:
+    def build_tokenizer(self, args: Settings) -> Any:
         """Build the tokenizer that ``args`` describes."""
         from fairseq.data import encoders
 
@@ -343,8 +346,8 @@ class FairseqTask:
 
     def build_generator(
         self,
-        models: Any,
-        args: Any,
+        models: Sequence[BaseFairseqModel],
+        args: Settings,
         seq_gen_cls: Any = None,
         extra_gen_cls_kwargs: dict[str, Any] | None = None,
         prefix_allowed_tokens_fn: Any = None,
@@ -366,8 +369,8 @@ class FairseqTask:
     def inference_step(
         self,
         generator: Any,
-        models: Any,
-        sample: dict[str, Any],
+        models: Sequence[BaseFairseqModel],
+        sample: Sample,
         prefix_tokens: Any = None,
         constraints: Any = None,
     ) -> Any:
@@ -378,10 +381,10 @@ class FairseqTask:
 
     def train_step(
         self,
-        sample: dict[str, Any],
-        model: Any,
-        criterion: Any,
-        optimizer: Any,
+        sample: Sample,
+        model: Model,
+        criterion: Criterion,
+        optimizer: FairseqOptimizer,
         update_num: int,
         ignore_grad: bool = False,
     ) -> tuple[Any, Any, dict[str, Any]]:
@@ -409,24 +412,24 @@ class FairseqTask:
         return loss, sample_size, logging_output
 
     def valid_step(
-        self, sample: dict[str, Any], model: Any, criterion: Any
+        self, sample: Sample, model: Model, criterion: Criterion
     ) -> tuple[Any, Any, dict[str, Any]]:
         """Run one batch forward; returns as :meth:`train_step`."""
         model.eval()
         with torch.no_grad():
             return criterion(model, sample)
 
-    def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
+    def optimizer_step(self, optimizer: FairseqOptimizer, model: Model, update_num: int) -> None:
         """Take one step."""
         optimizer.step()
 
-    def begin_epoch(self, epoch: int, model: Any) -> None:
+    def begin_epoch(self, epoch: int, model: Model) -> None:
         """Prepare for an epoch."""
 
-    def begin_valid_epoch(self, epoch: int, model: Any) -> None:
+    def begin_valid_epoch(self, epoch: int, model: Model) -> None:
         """Prepare for a validation."""
 
-    def post_validate(self, model: Any, stats: dict[str, Any], agg: MetersDict) -> None:
+    def post_validate(self, model: Model, stats: dict[str, Any], agg: MetersDict) -> None:
         """See the figures of a validation before they are printed, and add to ``stats``."""
 
     def post_save(self, path: str, num_updates: int) -> None:
@@ -439,7 +442,7 @@ class FairseqTask:
     def set_checkpoint_dict(self, state_dict: Any) -> None:
         """Restore what a checkpoint kept under the name of the class."""
 
-    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+    def reduce_metrics(self, logging_outputs: list[LoggingOutput], criterion: Criterion) -> None:
         """Log what all processes reported: tokens, speed, sentences, then the criterion's own."""
         if not any("ntokens" in log for log in logging_outputs):
             logger.warning("ntokens not found in Criterion logging outputs, cannot log wpb or wps")
@@ -491,10 +494,6 @@ class FairseqTask:
 class LegacyFairseqTask(FairseqTask):
     """A task configured by a Namespace, for old plug-ins."""
 
-    def __init__(self, args: Any) -> None:
+    def __init__(self, args: Settings) -> None:
         super().__init__(args)
         self.args = args
-
-    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the model from the flat Namespace."""
-        return super().build_model(cfg, from_checkpoint)

@@ -16,6 +16,7 @@ from typing import Any
 from fairseq.checkpoint.layout import record_of
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import CheckpointError, FairseqError
+from fairseq.tasks.base import FairseqTask
 
 logger = logging.getLogger(__name__)
 
@@ -39,21 +40,21 @@ def digest_of(symbols: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(symbols).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def dictionaries_of(task: Any) -> dict[str, Dictionary]:
+def dictionaries_of(task: FairseqTask) -> dict[str, Dictionary]:
     """Return the dictionaries of a task by their part; empty where it has none."""
     own = getattr(task, "dictionaries", None)
     found = own() if callable(own) else {}
     return {name: value for name, value in found.items() if isinstance(value, Dictionary)}
 
 
-def dictionary_record(task: Any) -> dict[str, Any]:
+def dictionary_record(task: FairseqTask) -> dict[str, Any]:
     """Return what a checkpoint keeps: ``{"dictionaries": {part: {"symbols": n, "sha256": s}}}``."""
     parts = {name: meaningful_symbols(value) for name, value in dictionaries_of(task).items()}
     return {RECORD: {k: {"symbols": len(v), "sha256": digest_of(v)} for k, v in parts.items()}}
 
 
 def check_dictionaries(
-    path: str, state: Mapping[str, Any], task: Any, but: Sequence[str] = ()
+    path: str, state: Mapping[str, Any], task: FairseqTask, but: Sequence[str] = ()
 ) -> None:
     """Compare the dictionaries of a task with those that a checkpoint was trained with.
 
@@ -120,7 +121,7 @@ def _compare_with_neighbour(path: str, part: str, here: Sequence[str]) -> None:
     )
 
 
-def fit_dictionary(task: Any, rows: int | None) -> None:
+def fit_dictionary(task: FairseqTask, rows: int | None) -> None:
     """Make the task's dictionary as large as the checkpoint's table, if that is harmless.
 
     Surplus ``madeupwordNNNN`` entries (count 0, used only to round the size) are dropped from the

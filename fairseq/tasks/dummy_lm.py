@@ -15,6 +15,7 @@ from fairseq.data.datasets.wrappers import PrependTokenDataset
 from fairseq.data.masking.dataset import MaskedLMDataset
 from fairseq.data.masking.item_by_item import MaskSpec
 from fairseq.data.storage.dictionary import Dictionary
+from fairseq.protocols import Model
 from fairseq.rng import philox
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask
@@ -161,7 +162,7 @@ class DummyMaskedLMTask(DummyTask):
             data_rng=self.data_rng,
         )
 
-    def begin_epoch(self, epoch: int, model: Any) -> None:
+    def begin_epoch(self, epoch: int, model: Model) -> None:
         """Tell the model which epoch begins."""
         model.set_epoch(epoch)
 

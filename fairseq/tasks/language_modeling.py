@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from fairseq.config.schema import II, FairseqDataclass, option
+from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.datasets.block_boundaries import BreakMode
 from fairseq.data.datasets.causal_lm import MonolingualDataset
 from fairseq.data.datasets.context_window import LMContextWindowDataset
@@ -33,6 +35,8 @@ from fairseq.data.line_dataset import ShiftedLineDataset
 from fairseq.data.storage.dictionary import Dictionary, TruncatedDictionary
 from fairseq.data.storage.load import load_lines
 from fairseq.errors import ConfigError, UnsupportedError
+from fairseq.models.base import BaseFairseqModel
+from fairseq.protocols import Sample
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask
 
@@ -253,8 +257,8 @@ class LanguageModelingTask(FairseqTask):
     def inference_step(
         self,
         generator: Any,
-        models: Any,
-        sample: dict[str, Any],
+        models: Sequence[BaseFairseqModel],
+        sample: Sample,
         prefix_tokens: Any = None,
         constraints: Any = None,
     ) -> Any:
@@ -278,7 +282,7 @@ class LanguageModelingTask(FairseqTask):
 
     def eval_lm_dataloader(
         self,
-        dataset: Any,
+        dataset: FairseqDataset,
         max_tokens: int | None = 36000,
         batch_size: int | None = None,
         max_positions: Any = None,

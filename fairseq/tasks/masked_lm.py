@@ -38,6 +38,7 @@ from fairseq.data.masking.item_by_item import MaskSpec
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.data.storage.load import load_lines
 from fairseq.errors import ConfigError, UnsupportedError
+from fairseq.protocols import Model
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask
 
@@ -325,7 +326,7 @@ class MaskedLMTask(FairseqTask):
         self._use(fitted)
         return True
 
-    def begin_epoch(self, epoch: int, model: Any) -> None:
+    def begin_epoch(self, epoch: int, model: Model) -> None:
         """Tell the model which epoch begins."""
         model.set_epoch(epoch)
 

@@ -22,6 +22,7 @@ from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError
 from fairseq.pcfg.sample import dictionary_of, draw_exactly
 from fairseq.pcfg.source import Source, load_source
+from fairseq.protocols import Model
 from fairseq.rng import philox
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask
@@ -156,7 +157,7 @@ class PcfgMaskedLMTask(FairseqTask):
             self.source, self.dictionary, count, self.cfg, split, endless
         )
 
-    def begin_epoch(self, epoch: int, model: Any) -> None:
+    def begin_epoch(self, epoch: int, model: Model) -> None:
         """Tell the model which epoch begins."""
         model.set_epoch(epoch)
 

@@ -30,13 +30,13 @@ def autocast(cfg: FairseqConfig, device: torch.device) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype=amp_dtype(cfg, device))
 
 
-def to_device(sample: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+def to_device(sample: object, device: torch.device, dtype: torch.dtype | None) -> Any:
     """Return a batch on ``device``, its inputs in the type of the weights."""
     sample = utils.move_to_device(sample, device)
     return sample if dtype is None else inputs_as(sample, dtype)
 
 
-def inputs_as(sample: Any, dtype: torch.dtype) -> Any:
+def inputs_as(sample: object, dtype: torch.dtype) -> Any:
     """Return a batch whose fp32 model inputs have the type of the weights.
 
     Labels, log-probabilities of a teacher and weights of a loss stay as they are: in bf16, 0.1 is

@@ -18,6 +18,7 @@ import numpy as np
 from fairseq.config.references import settle_alone
 from fairseq.config.schema import II, FairseqDataclass, option
 from fairseq.data import collate
+from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.datasets.concat import ConcatSentencesDataset
 from fairseq.data.datasets.nested_dictionary import NestedDictionaryDataset
 from fairseq.data.datasets.shorten import maybe_shorten_dataset
@@ -216,7 +217,7 @@ class SentencePredictionTask(FairseqTask):
         logger.info("Loaded %s with #samples: %s", split, f"{len(tokens):,}")
         return dataset
 
-    def _shortened(self, dataset: Any, split: str) -> Any:
+    def _shortened(self, dataset: FairseqDataset, split: str) -> Any:
         """Return a dataset whose items fit the model, if the settings say how."""
         return maybe_shorten_dataset(
             dataset,

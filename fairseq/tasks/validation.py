@@ -18,12 +18,13 @@ from fairseq.errors import DataError
 from fairseq.logging import metrics
 from fairseq.logging.meters import MetersDict
 from fairseq.models.ema import EMA
+from fairseq.protocols import LoggingOutput, Model, Sample
 from fairseq.tasks.base import FairseqTask
 from fairseq.tasks.precision import autocast
 
 
 def valid_batches(
-    cfg: FairseqConfig, task: FairseqTask, model: Any, subset: str, epoch: int = 1, **more: Any
+    cfg: FairseqConfig, task: FairseqTask, model: Model, subset: str, epoch: int = 1, **more: Any
 ) -> Any:
     """Return the iterator over a loaded subset.
 
@@ -61,9 +62,9 @@ def averaged_model(task: FairseqTask, ema: EMA | None) -> dict[str, Any]:
 def valid_step(
     cfg: FairseqConfig,
     task: FairseqTask,
-    model: Any,
-    criterion: Any,
-    sample: dict[str, Any],
+    model: Model,
+    criterion: FairseqCriterion,
+    sample: Sample,
     device: torch.device,
     ema: EMA | None = None,
 ) -> tuple[Any, dict[str, Any]]:
@@ -76,7 +77,7 @@ def valid_step(
 
 
 def log_figures(
-    task: FairseqTask, criterion: FairseqCriterion, logs: list[dict[str, Any]]
+    task: FairseqTask, criterion: FairseqCriterion, logs: list[LoggingOutput]
 ) -> dict[str, Any]:
     """Log what a batch came to; return it."""
     if not any(logs):
@@ -86,7 +87,7 @@ def log_figures(
     return dict(aggregated.get_smoothed_values())
 
 
-def begin_validation(cfg: FairseqConfig, task: FairseqTask, model: Any, epoch: int) -> None:
+def begin_validation(cfg: FairseqConfig, task: FairseqTask, model: Model, epoch: int) -> None:
     """Seed torch if the settings say so, and tell the task; before the batches are cut."""
     if cfg.dataset.fixed_validation_seed is not None:
         utils.set_torch_seed(cfg.dataset.fixed_validation_seed)
@@ -96,7 +97,7 @@ def begin_validation(cfg: FairseqConfig, task: FairseqTask, model: Any, epoch: i
 def figures_of(
     cfg: FairseqConfig,
     task: FairseqTask,
-    model: Any,
+    model: Model,
     subset: str,
     batches: Iterable[Any],
     step: Callable[[Any], Mapping[str, Any] | None],

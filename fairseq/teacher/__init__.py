@@ -22,11 +22,14 @@ from fairseq.checkpoint.layout import config_of, explain, upgrade_state
 from fairseq.config import options
 from fairseq.config.schema import parse_literal
 from fairseq.config.sections import FairseqConfig
+from fairseq.criterions.base import FairseqCriterion
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.distributed.device import choose_device
 from fairseq.errors import CheckpointError, ConfigError, FairseqError, MissingFileError
 from fairseq.files.io import sha256_of
 from fairseq.files.safe_load import safe_load
+from fairseq.models.base import BaseFairseqModel
+from fairseq.tasks.base import FairseqTask
 from fairseq.utils import split_paths
 
 logger = logging.getLogger(__name__)
@@ -47,7 +50,12 @@ class Teacher:
     """
 
     def __init__(
-        self, model: Any, path: str, digest: str, device: torch.device, dtype: torch.dtype
+        self,
+        model: BaseFairseqModel,
+        path: str,
+        digest: str,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self.device = device
@@ -81,7 +89,11 @@ class _Source(NamedTuple):
 
 
 def attach_teacher(
-    config: FairseqConfig, task: Any, model: Any, criterion: Any, required: bool = True
+    config: FairseqConfig,
+    task: FairseqTask,
+    model: BaseFairseqModel,
+    criterion: FairseqCriterion,
+    required: bool = True,
 ) -> None:
     """Give a criterion that wants one its teacher, its cache, or both.
 
@@ -97,7 +109,7 @@ def attach_teacher(
         ConfigError: if it does not fit the student.
         MissingFileError: if it is missing.
     """
-    wanted = criterion.wanted() if hasattr(criterion, "wanted") else ()
+    wanted = criterion.wanted()
     settings, cache, teacher = config.criterion, None, None
     try:
         if "cache" in wanted:
@@ -115,7 +127,7 @@ def attach_teacher(
         criterion.attach(model, teacher, cache)
 
 
-def load_teacher(config: FairseqConfig, task: Any, student: Any) -> Teacher:
+def load_teacher(config: FairseqConfig, task: FairseqTask, student: BaseFairseqModel) -> Teacher:
     """Load the teacher that the criterion's settings name, and see that it fits the student."""
     settings = config.criterion
     path = Path(settings.teacher_path).expanduser()
@@ -225,7 +237,13 @@ def _with_rows_of(source: _Source, ours: Dictionary, path: str) -> dict[str, Ten
     return {**source.state, **{name: value[row_V] for name, value in tables.items()}}
 
 
-def _check_fit(teacher: Any, student: Any, task: Any, path: str, at_logits: float) -> None:
+def _check_fit(
+    teacher: BaseFairseqModel,
+    student: BaseFairseqModel,
+    task: FairseqTask,
+    path: str,
+    at_logits: float,
+) -> None:
     """Refuse a teacher of the other kind, with a shorter reach, or without the logits needed."""
     kinds = [set(getattr(model, "supported_targets", ())) for model in (teacher, student)]
     if kinds[0] != kinds[1]:

@@ -31,8 +31,10 @@ from torch import Tensor
 
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import CheckpointError, ConfigError, MissingFileError
+from fairseq.models.base import BaseFairseqModel
 from fairseq.ops.linear_cross_entropy import logit_chunks
 from fairseq.ops.linear_distillation import SparseTeacher
+from fairseq.protocols import Sample
 from fairseq.rng import derive_seed
 
 METHODS = ("topk", "sample")
@@ -77,7 +79,7 @@ class CacheWriter(contextlib.ExitStack):
         self.callback(self._finish)
 
     @torch.no_grad()
-    def add(self, model: Any, sample: dict[str, Any], pad: int) -> None:
+    def add(self, model: BaseFairseqModel, sample: Sample, pad: int) -> None:
         """Store a batch; rows that are there are left out."""
         from fairseq.criterions.base import predicted_positions
 

@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 
+from fairseq.criterions.base import FairseqCriterion
 from fairseq.logging import metrics
+from fairseq.models.base import BaseFairseqModel
 from fairseq.modules.flops import ELECTRA_TRAINING, TRAINING, FlopShape
+from fairseq.protocols import Sample
 
 TOTALS = ("tokens", "flops", "flops_electra")
 MARK = "_effort_"  # begins their names among what a criterion logs
@@ -34,14 +37,14 @@ class Effort:
         window: the tokens before and after the latest update that changed the model.
     """
 
-    def __init__(self, model: Any, criterion: Any, peak: float) -> None:
+    def __init__(self, model: BaseFairseqModel, criterion: FairseqCriterion, peak: float) -> None:
         tell = getattr(model, "flop_shape", None)  # a plug-in's model may be any module
         self.shape: FlopShape | None = None if tell is None else tell()
         self.criterion, self.peak = criterion, peak
         self.latest: dict[str, int] = {}
         self.window: tuple[int, int] | None = None
 
-    def of_batch(self, sample: Mapping[str, Any], log: Mapping[str, Any]) -> dict[str, Any]:
+    def of_batch(self, sample: Sample, log: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a batch has just cost, to be added to its logging output ``log``."""
         cost = {"tokens": log.get("ntokens", 0)}
         tokens_BT = sample["net_input"].get("src_tokens") if "net_input" in sample else None
@@ -85,7 +88,7 @@ class Effort:
             metrics.log_speed("mfu", used, priority=95, round=2)
 
 
-def _predicted(sample: Mapping[str, Any]) -> int:
+def _predicted(sample: Sample) -> int:
     """Return how many tokens of a batch are projected on the vocabulary."""
     shipped = sample.get("predicted_positions")
     if shipped is not None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fairseq.protocols import Sample
+
 logger = logging.getLogger(__name__)
 
 
@@ -20,13 +22,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def cells_of(sample: Any) -> int:
+def cells_of(sample: Sample) -> int:
     """Return rows times columns of a batch, padding included; 0 if it does not say."""
     tokens = sample.get("net_input", {}).get("src_tokens") if isinstance(sample, dict) else None
     return int(tokens.numel()) if torch.is_tensor(tokens) else 0
 
 
-def halves(sample: Any, dataset: Any, epoch: int) -> list[Any] | None:
+def halves(sample: Sample, dataset: Any, epoch: int) -> list[Any] | None:
     """Return a batch as two of half the rows each, None if it cannot be divided.
 
     The rows are collated anew, so that they are masked as they were: that depends on the epoch and

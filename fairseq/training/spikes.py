@@ -15,11 +15,14 @@ import math
 import os
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq.checkpoint.files import checkpoint_paths
 from fairseq.errors import CheckpointError, ConfigError, FairseqError
 from fairseq.files.safe_load import safe_load
+
+if TYPE_CHECKING:
+    from fairseq.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +95,7 @@ class SpikePolicy:
         return int(progress.get("spike_returns", 0)) if self.reseeds else 0
 
 
-def roll_back(trainer: Any, save_dir: str) -> tuple[str, int] | None:
+def roll_back(trainer: Trainer, save_dir: str) -> tuple[str, int] | None:
     """Give a trainer the state of a checkpoint from before a spike; where it reads on stays.
 
     Args:

@@ -28,6 +28,7 @@ from fairseq.checkpoint.layout import (
     upgrade_state,
 )
 from fairseq.config.sections import FairseqConfig
+from fairseq.criterions.base import FairseqCriterion
 from fairseq.distributed import utils as distributed_utils
 from fairseq.distributed.device import choose_device
 from fairseq.distributed.wrap import wrap_model
@@ -35,10 +36,12 @@ from fairseq.errors import CheckpointError, FairseqError
 from fairseq.files.io import PathManager, sha256_of
 from fairseq.files.safe_load import safe_load
 from fairseq.logging import meters, metrics
-from fairseq.models.base import count_parameters
+from fairseq.models.base import BaseFairseqModel, count_parameters
 from fairseq.models.ema import EMA
 from fairseq.optim import build_optimizer
 from fairseq.optim.lr_scheduler import build_lr_scheduler
+from fairseq.protocols import StateDict
+from fairseq.tasks.base import FairseqTask
 from fairseq.tasks.dictionaries import LABELS, check_dictionaries, dictionary_record
 from fairseq.tasks.precision import weights_dtype
 
@@ -61,7 +64,13 @@ class TrainingState:
         ema: moving average of the weights, None without ``--store-ema``.
     """
 
-    def __init__(self, cfg: FairseqConfig, task: Any, model: Any, criterion: Any) -> None:
+    def __init__(
+        self,
+        cfg: FairseqConfig,
+        task: FairseqTask,
+        model: BaseFairseqModel,
+        criterion: FairseqCriterion,
+    ) -> None:
         self.cfg, self.task = cfg, task
         self.device = choose_device(cfg)
         self.world = distributed_utils.get_world_size()
@@ -243,7 +252,7 @@ class TrainingState:
             "num_updates": self.get_num_updates(),
         }
         has_criterion_state = utils.has_parameters(self._criterion)
-        state = {
+        state: StateDict = {
             "args": None,
             "cfg": self._original_cfg,
             "model": self._model.state_dict(),
@@ -342,7 +351,7 @@ class TrainingState:
         )
         return extra_state
 
-    def rewind(self, filename: str, state: dict[str, Any]) -> None:
+    def rewind(self, filename: str, state: StateDict) -> None:
         """Take weights, optimizer, schedule and average of a checkpoint of this very run.
 
         Figures, progress and the position in the data stay.

@@ -19,12 +19,16 @@ from torch import Tensor
 
 from fairseq import utils
 from fairseq.config.sections import FairseqConfig
+from fairseq.criterions.base import FairseqCriterion
 from fairseq.distributed import utils as distributed_utils
 from fairseq.errors import FairseqError
 from fairseq.logging import metrics
+from fairseq.models.base import BaseFairseqModel
 from fairseq.optim.amp_optimizer import amp_dtype
+from fairseq.protocols import LoggingOutput, Sample
 from fairseq.rng import derive_seed
 from fairseq.tasks import validation
+from fairseq.tasks.base import FairseqTask
 from fairseq.tasks.precision import autocast, to_device
 from fairseq.training.effort import Effort, peak_of
 from fairseq.training.nan_detector import NanDetector
@@ -97,7 +101,13 @@ class Trainer:
     load_checkpoint = _OfState()
     rewind = _OfState()
 
-    def __init__(self, cfg: FairseqConfig, task: Any, model: Any, criterion: Any) -> None:
+    def __init__(
+        self,
+        cfg: FairseqConfig,
+        task: FairseqTask,
+        model: BaseFairseqModel,
+        criterion: FairseqCriterion,
+    ) -> None:
         self.state = TrainingState(cfg, task, model, criterion)
         self.skipped: str | None = None
         self._grad_norm: Tensor = torch.tensor(0.0)
@@ -192,7 +202,7 @@ class Trainer:
         """Seed torch if the settings say so, and tell the task that a validation begins."""
         validation.begin_validation(self.cfg, self.task, self.get_model(), epoch)
 
-    def _prepare_sample(self, sample: Any) -> tuple[Any, bool]:
+    def _prepare_sample(self, sample: Sample) -> tuple[Any, bool]:
         """Move a batch to the device; an empty one is replaced by the first batch of the run.
 
         Returns:
@@ -293,7 +303,7 @@ class Trainer:
         return logs, sample_size
 
     def _forward_backward(
-        self, micro: int, sample: Any, is_filler: bool
+        self, micro: int, sample: Sample, is_filler: bool
     ) -> tuple[Any, dict[str, Any]]:
         """Run a micro-batch forward and backward; return its sample size and logging output."""
         self._seed(micro)
@@ -375,7 +385,7 @@ class Trainer:
         else:
             yield
 
-    def _share(self, logs: list[dict[str, Any]], sample_size: Any) -> tuple[list[Any], Any]:
+    def _share(self, logs: list[LoggingOutput], sample_size: Any) -> tuple[list[Any], Any]:
         """Add up logging outputs and sample sizes over micro-batches and processes.
 
         Numbers are added; tensors of two dimensions are joined along the first.
@@ -445,7 +455,7 @@ class Trainer:
         update = self.get_num_updates()
         return f"update {update}: the gradient norm is {norm}; the weights stay as they are"
 
-    def valid_step(self, sample: Any, raise_oom: bool = False) -> dict[str, Any] | None:
+    def valid_step(self, sample: Sample, raise_oom: bool = False) -> dict[str, Any] | None:
         """Evaluate one batch and log its figures; return them."""
         sample, is_filler = self._prepare_sample(sample)
         size, log = validation.valid_step(

@@ -41,6 +41,7 @@ from fairseq.data.batches.order import (
 )
 from fairseq.data.batches.protocol import EpochBatchIterating
 from fairseq.data.batches.read import BatchLoader, Request, set_epoch
+from fairseq.data.datasets.base import FairseqDataset
 from fairseq.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from fairseq.lazy import lazy_names
 from fairseq.rng import DATA_RNGS
@@ -101,7 +102,7 @@ class EpochBatchIterator(EpochBatchIterating):
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: FairseqDataset,
         collate_fn: Callable[[list[Any]], Any],
         batch_sampler: Any,
         seed: int = 1,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.utils.data
 
+from fairseq.data.datasets.base import FairseqDataset
 from fairseq.distributed.signals import outlive_stop_signals
 from fairseq.errors import FairseqError
 from fairseq.files.processes import can_be_sent, exit_with_parent, safe_context
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 Request = tuple[int | None, Sequence[int] | np.ndarray]
 
 
-def set_epoch(dataset: Any, epoch: int) -> None:
+def set_epoch(dataset: torch.utils.data.Dataset[Any], epoch: int) -> None:
     """Tell a dataset the epoch, if it cares."""
     if hasattr(dataset, "set_epoch"):
         dataset.set_epoch(epoch)
@@ -39,7 +40,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: FairseqDataset,
         collate_fn: Callable[[list[Any]], Any],
         num_workers: int,
         timeout: int,
@@ -90,7 +91,7 @@ def begin_data_worker(worker: int) -> None:
     exit_with_parent()
 
 
-def data_context(dataset: Any) -> BaseContext:
+def data_context(dataset: torch.utils.data.Dataset[Any]) -> BaseContext:
     """Return how processes that read a dataset are started.
 
     Torch's own choice is a fork, which is unsafe beside the threads that training runs. A dataset
@@ -187,7 +188,7 @@ def _kill_workers() -> None:
 class _BatchReader(torch.utils.data.Dataset):
     """A dataset whose keys are requests and whose items are batches."""
 
-    def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any]) -> None:
+    def __init__(self, dataset: FairseqDataset, collate_fn: Callable[[list[Any]], Any]) -> None:
         super().__init__()
         self.dataset = dataset
         self.collate_fn = collate_fn

@@ -6,7 +6,7 @@ Wrappers, the batch iterator and the tasks rely on this contract only; plug-ins 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch.utils.data
@@ -14,8 +14,22 @@ import torch.utils.data
 from fairseq.data.batches.cut import batch_by_size, filter_by_size_dynamic, filter_by_sizes
 
 
+class Items(Protocol):
+    """What a wrapper needs at least: items by number, as every sequence has."""
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+
 class FairseqDataset(torch.utils.data.Dataset):
     """A dataset that knows the lengths of its items, orders and collates them."""
+
+    if TYPE_CHECKING:  # where they are known, for fast filtering
+
+        @property
+        def sizes(self) -> Any:
+            """Lengths of all items."""
 
     def __getitem__(self, index: int) -> Any:
         raise NotImplementedError

@@ -15,6 +15,7 @@ from fairseq.data.collate import collate_tokens
 from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.datasets.documents import number_documents
 from fairseq.data.datasets.wrappers import OwnSizes
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError
 
 TARGETS = ("self", "future", "past")
@@ -75,10 +76,10 @@ class MonolingualDataset(OwnSizes, FairseqDataset):
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: FairseqDataset,
         sizes: np.ndarray | Sequence[int],
-        src_vocab: Any,
-        tgt_vocab: Any = None,
+        src_vocab: Dictionary,
+        tgt_vocab: Dictionary | None = None,
         add_eos_for_other_targets: bool = False,
         shuffle: bool = False,
         targets: Sequence[str] | None = None,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.datasets.wrappers import BaseWrapperDataset
 
 
@@ -22,7 +23,7 @@ class LMContextWindowDataset(BaseWrapperDataset):
     """
 
     def __init__(
-        self, dataset: Any, tokens_per_sample: int, context_window: int, pad_idx: int
+        self, dataset: FairseqDataset, tokens_per_sample: int, context_window: int, pad_idx: int
     ) -> None:
         """Wrap ``dataset``.
 

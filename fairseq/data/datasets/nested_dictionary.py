@@ -133,7 +133,7 @@ def _lists(node: Any) -> Any:
     return list(children.values()) if "[0]" in children else children
 
 
-def _collate(dataset: Any, samples: list[Any]) -> Any:
+def _collate(dataset: FairseqDataset, samples: list[Any]) -> Any:
     """Collate with the dataset's own method, or torch's if it has none."""
     try:
         return dataset.collater(samples)

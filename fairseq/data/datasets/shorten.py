@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.datasets.wrappers import BaseWrapperDataset, OwnSizes, sizes_of
 from fairseq.errors import ConfigError, did_you_mean
 from fairseq.rng import legacy_item_seed, philox
@@ -15,7 +16,7 @@ from fairseq.rng import legacy_item_seed, philox
 class TruncateDataset(OwnSizes, BaseWrapperDataset):
     """Keeps the first ``truncation_length`` tokens of every item."""
 
-    def __init__(self, dataset: Any, truncation_length: int) -> None:
+    def __init__(self, dataset: FairseqDataset, truncation_length: int) -> None:
         """Wrap ``dataset``.
 
         Raises:
@@ -33,7 +34,12 @@ class RandomCropDataset(OwnSizes, BaseWrapperDataset):
     """Keeps a random piece of ``truncation_length`` tokens, another one in each epoch."""
 
     def __init__(
-        self, dataset: Any, truncation_length: int, seed: int = 1, *, data_rng: str = "philox"
+        self,
+        dataset: FairseqDataset,
+        truncation_length: int,
+        seed: int = 1,
+        *,
+        data_rng: str = "philox",
     ) -> None:
         """Wrap ``dataset``.
 
@@ -76,7 +82,7 @@ class RandomCropDataset(OwnSizes, BaseWrapperDataset):
         return int(legacy.randint(0, excess))
 
 
-def _cut_sizes(dataset: Any, length: int) -> np.ndarray:
+def _cut_sizes(dataset: FairseqDataset, length: int) -> np.ndarray:
     """Return the sizes that items of ``dataset`` have when they are cut to ``length`` tokens."""
     if length < 1:
         raise ConfigError(f"items cannot be cut to {length} tokens")
@@ -84,7 +90,7 @@ def _cut_sizes(dataset: Any, length: int) -> np.ndarray:
 
 
 def maybe_shorten_dataset(
-    dataset: Any,
+    dataset: FairseqDataset,
     split: str,
     shorten_data_split_list: str,
     shorten_method: str,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairseq.data.datasets.base import FairseqDataset
+from fairseq.data.datasets.base import FairseqDataset, Items
 from fairseq.data.datasets.block_boundaries import block_slices, block_to_dataset_index
 from fairseq.data.datasets.wrappers import OwnSizes
 from fairseq.errors import DataError, UnsupportedError
@@ -26,7 +26,7 @@ class TokenBlockDataset(OwnSizes, FairseqDataset):
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: Items,
         sizes: np.ndarray | Sequence[int] | torch.Tensor,
         block_size: int | None,
         pad: int,
@@ -68,7 +68,7 @@ class TokenBlockDataset(OwnSizes, FairseqDataset):
         sizes_M = np.asarray(sizes, dtype=np.int64)
         if len(sizes_M) != len(dataset) or not len(sizes_M):
             raise DataError(f"{len(sizes_M)} sizes for a dataset of {len(dataset)} sentences")
-        self.dataset = dataset
+        self.dataset: Any = dataset  # old formats and sequences lack tokens() and prefetch()
         self.pad = pad
         self.eos = eos
         self.include_targets = include_targets
@@ -137,7 +137,7 @@ class TokenBlockDataset(OwnSizes, FairseqDataset):
         self.dataset.prefetch(np.flatnonzero(np.cumsum(begins - ends)))
 
 
-def _is_flat(dataset: Any, total: int) -> bool:
+def _is_flat(dataset: Items, total: int) -> bool:
     """Tell whether ``dataset.flat`` is the stream of its ``total`` tokens.
 
     Raises:

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data.dataloader import default_collate
 
 from fairseq.data.collate import collate_tokens
-from fairseq.data.datasets.base import FairseqDataset
+from fairseq.data.datasets.base import FairseqDataset, Items
 from fairseq.errors import DataError
 
 
@@ -24,9 +24,9 @@ class BaseWrapperDataset(FairseqDataset):
     does.
     """
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Items) -> None:
         super().__init__()
-        self.dataset = dataset
+        self.dataset: Any = dataset  # a mere sequence answers only some of what is asked
 
     def __getitem__(self, index: int) -> Any:
         return self.dataset[index]
@@ -131,7 +131,7 @@ class OwnSizes:
     filter_indices_by_size = FairseqDataset.filter_indices_by_size
 
 
-def sizes_of(dataset: Any) -> np.ndarray:
+def sizes_of(dataset: FairseqDataset) -> np.ndarray:
     """Return ``dataset.sizes`` as an int64 array."""
     return np.asarray(dataset.sizes, dtype=np.int64)
 
@@ -139,7 +139,7 @@ def sizes_of(dataset: Any) -> np.ndarray:
 class PrependTokenDataset(OwnSizes, BaseWrapperDataset):
     """Puts one token in front of every item (none if ``token`` is None)."""
 
-    def __init__(self, dataset: Any, token: int | None = None) -> None:
+    def __init__(self, dataset: FairseqDataset, token: int | None = None) -> None:
         super().__init__(dataset)
         self.token = token
         self._sizes = sizes_of(dataset) + (token is not None)
@@ -154,7 +154,7 @@ class PrependTokenDataset(OwnSizes, BaseWrapperDataset):
 class AppendTokenDataset(OwnSizes, BaseWrapperDataset):
     """Puts one token behind every item (none if ``token`` is None)."""
 
-    def __init__(self, dataset: Any, token: int | None = None) -> None:
+    def __init__(self, dataset: FairseqDataset, token: int | None = None) -> None:
         super().__init__(dataset)
         self.token = token
         self._sizes = sizes_of(dataset) + (token is not None)
@@ -170,7 +170,7 @@ class PadDataset(BaseWrapperDataset):
     """Collates items into one padded tensor (B, T)."""
 
     def __init__(
-        self, dataset: Any, pad_idx: int, left_pad: bool, pad_length: int | None = None
+        self, dataset: FairseqDataset, pad_idx: int, left_pad: bool, pad_length: int | None = None
     ) -> None:
         super().__init__(dataset)
         self.pad_idx = pad_idx
@@ -187,14 +187,18 @@ class PadDataset(BaseWrapperDataset):
 class RightPadDataset(BaseWrapperDataset):
     """Collates items into one tensor (B, T), padded at the end."""
 
-    def __init__(self, dataset: Any, pad_idx: int, pad_length: int | None = None) -> None:
+    def __init__(
+        self, dataset: FairseqDataset, pad_idx: int, pad_length: int | None = None
+    ) -> None:
         super().__init__(PadDataset(dataset, pad_idx, left_pad=False, pad_length=pad_length))
 
 
 class SortDataset(BaseWrapperDataset):
     """Orders the items by one or more keys."""
 
-    def __init__(self, dataset: Any, sort_order: np.ndarray | Sequence[np.ndarray]) -> None:
+    def __init__(
+        self, dataset: FairseqDataset, sort_order: np.ndarray | Sequence[np.ndarray]
+    ) -> None:
         """Wrap ``dataset``.
 
         Args:
@@ -218,7 +222,7 @@ class SortDataset(BaseWrapperDataset):
 class NumelDataset(BaseWrapperDataset):
     """The number of elements of every item of another dataset."""
 
-    def __init__(self, dataset: Any, reduce: bool = False) -> None:
+    def __init__(self, dataset: FairseqDataset, reduce: bool = False) -> None:
         """Wrap ``dataset``; with ``reduce``, a batch is the sum of its items' counts."""
         super().__init__(dataset)
         self.reduce = reduce
@@ -313,7 +317,7 @@ class StripTokenDataset(BaseWrapperDataset):
     The sizes stay those of the wrapped dataset, an upper bound.
     """
 
-    def __init__(self, dataset: Any, id_to_strip: int) -> None:
+    def __init__(self, dataset: FairseqDataset, id_to_strip: int) -> None:
         super().__init__(dataset)
         self.id_to_strip = id_to_strip
 
@@ -326,7 +330,7 @@ class StripTokenDataset(BaseWrapperDataset):
 class ConstantTokensDataset(BaseWrapperDataset):
     """Puts one value in the place of every token: the segment of a sentence, for instance."""
 
-    def __init__(self, dataset: Any, value: int) -> None:
+    def __init__(self, dataset: FairseqDataset, value: int) -> None:
         super().__init__(dataset)
         self.value = value
 
@@ -337,7 +341,7 @@ class ConstantTokensDataset(BaseWrapperDataset):
 class RollDataset(BaseWrapperDataset):
     """Rotates every item by ``shifts`` places to the right."""
 
-    def __init__(self, dataset: Any, shifts: int) -> None:
+    def __init__(self, dataset: FairseqDataset, shifts: int) -> None:
         super().__init__(dataset)
         self.shifts = shifts
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from fairseq.errors import DataError
 from fairseq.files.io import PathLike, atomic_write, open_temporary, put_in_place, require_file
@@ -92,7 +93,7 @@ def open_index(prefix_path: PathLike) -> tuple[MappedFile, MappedFile]:
     return MappedFile(index_file_path(prefix_path)), MappedFile(data_file_path(prefix_path))
 
 
-def integer_code(dtype: Any) -> int:
+def integer_code(dtype: npt.DTypeLike) -> int:
     """Return the dtype code of an integer dtype.
 
     Raises:
@@ -221,7 +222,7 @@ def check_contiguous(path: str, starts_M: np.ndarray, sizes_M: np.ndarray, unit:
     return total
 
 
-def _stored(tokens_N: np.ndarray, dtype: Any, shift: int) -> bytes:
+def _stored(tokens_N: np.ndarray, dtype: npt.DTypeLike, shift: int) -> bytes:
     """Return tokens as the bytes that a ``.bin`` file holds."""
     return (tokens_N.astype(np.int64) + shift if shift else tokens_N).astype(dtype).tobytes()
 
@@ -261,7 +262,7 @@ class BinaryDatasetBuilder:
     token_shift: ClassVar[int] = 0
     max_size: ClassVar[int] = np.iinfo(np.int64).max
 
-    def __init__(self, out_file: PathLike, dtype: Any) -> None:
+    def __init__(self, out_file: PathLike, dtype: npt.DTypeLike) -> None:
         self.path = os.fspath(out_file)
         self.dtype_code = integer_code(dtype)
         self.dtype = DTYPES[self.dtype_code]

@@ -11,6 +11,7 @@ import struct
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fairseq.data.storage.binary_dataset import (
     DTYPES,
@@ -114,7 +115,7 @@ class MMapIndexedDatasetBuilder(BinaryDatasetBuilder):
 
     max_size = int(np.iinfo(_SIZE).max)
 
-    def __init__(self, out_file: PathLike, dtype: Any = np.int64) -> None:
+    def __init__(self, out_file: PathLike, dtype: npt.DTypeLike = np.int64) -> None:
         super().__init__(out_file, dtype)
 
     def merge_file_(self, another_file: PathLike) -> None:

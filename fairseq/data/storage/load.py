@@ -74,7 +74,7 @@ def _largest_id(lines: Any, folder: str, split: str) -> int:
 
 def load_indexed_dataset(
     path: str,
-    dictionary: Any = None,
+    dictionary: Dictionary | None = None,
     dataset_impl: str | None = None,
     combine: bool = False,
     default: str = "cached",

@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from fairseq.data.storage.binary_dataset import (
     DTYPES,
@@ -111,7 +112,7 @@ class IndexedDatasetBuilder(BinaryDatasetBuilder):
 
     token_shift = 1
 
-    def __init__(self, out_file: PathLike, dtype: Any = np.int32) -> None:
+    def __init__(self, out_file: PathLike, dtype: npt.DTypeLike = np.int32) -> None:
         super().__init__(out_file, dtype)
 
     def merge_file_(self, another_file: PathLike) -> None:

@@ -20,6 +20,8 @@ from fairseq.evaluation.glue.prepare import Prepared
 from fairseq.evaluation.glue.tasks import GlueTask
 from fairseq.files.safe_load import safe_load
 from fairseq.hub.load import load_model_ensemble_and_task
+from fairseq.models.base import BaseFairseqModel
+from fairseq.tasks.base import FairseqTask
 
 
 def accuracy(predicted_N: np.ndarray, target_N: np.ndarray) -> float:
@@ -74,7 +76,7 @@ def effort(path: Path) -> tuple[float, int]:
 
 @torch.no_grad()
 def predict(
-    config: FairseqConfig, task: Any, model: Any, split: str
+    config: FairseqConfig, task: FairseqTask, model: BaseFairseqModel, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the outputs of the head (N, classes), float32, and the targets (N,), for a split."""
     task.load_dataset(split)
@@ -92,7 +94,7 @@ def predict(
     return torch.cat(outputs).numpy(), torch.cat(targets).numpy()
 
 
-def batches_of(config: FairseqConfig, task: Any, split: str, longest: Any) -> Any:
+def batches_of(config: FairseqConfig, task: FairseqTask, split: str, longest: Any) -> Any:
     """Return an iterator over a split, in batches as in training."""
     return task.get_batch_iterator(
         dataset=task.dataset(split),

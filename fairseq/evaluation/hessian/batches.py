@@ -14,7 +14,9 @@ from fairseq.errors import DataError
 from fairseq.evaluation import load_criterion
 from fairseq.evaluation.hessian.objective import Objective, Sample
 from fairseq.hub.load import load_by_settings
+from fairseq.models.base import BaseFairseqModel
 from fairseq.rng import philox
+from fairseq.tasks.base import FairseqTask
 
 
 def open_checkpoint(
@@ -52,7 +54,13 @@ class Batches:
     """
 
     def __init__(
-        self, task: Any, config: Any, model: Any, subset: str, seed: int, device: torch.device
+        self,
+        task: FairseqTask,
+        config: Any,
+        model: BaseFairseqModel,
+        subset: str,
+        seed: int,
+        device: torch.device,
     ) -> None:
         task.load_dataset(subset)
         self.dataset, self.seed, self.device = task.dataset(subset), seed, device

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairseq.criterions.base import FairseqCriterion, predicted_positions
 from fairseq.errors import ConfigError, UnsupportedError
+from fairseq.models.base import BaseFairseqModel
 from fairseq.modules.heads import Projection
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+from fairseq.protocols import Sample
 
-Sample = dict[str, Any]
 # Elements of the logits of one chunk: 64 MB in fp32.
 CHUNK_ELEMENTS = 1 << 24
 
@@ -116,7 +117,7 @@ class Objective:
         criterion: its loss, changed in place.
     """
 
-    def __init__(self, model: nn.Module, criterion: FairseqCriterion) -> None:
+    def __init__(self, model: BaseFairseqModel, criterion: FairseqCriterion) -> None:
         self.model, self.criterion = model.eval(), criterion.eval()
         for module in (*model.modules(), *criterion.modules()):
             if isinstance(getattr(module, "backend", None), str):
@@ -148,7 +149,7 @@ class Objective:
             )
         head = getattr(self.criterion, "head", None)
         target = sample["target"].reshape(-1)
-        net_input = sample["net_input"]
+        net_input: Any = sample["net_input"]
         if isinstance(head, str):
             given = {"features_only": True, "classification_head_name": head}
             return Prediction(target, self.model(**net_input, **given)[0])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from fairseq.errors import ConfigError, DataError, UnsupportedError
 from fairseq.evaluation.glue.prepare import dictionary_folder
 from fairseq.files.io import require_file
 from fairseq.hub.load import from_pretrained
+from fairseq.models.base import BaseFairseqModel
 from fairseq.modules.heads import pool
 from fairseq.rng import derive_seed
 
@@ -50,7 +50,7 @@ class Encoder:
         if not hasattr(self.model, "encoder"):
             raise UnsupportedError(f"{path} is a decoder; probes read encoders, such as roberta")
 
-    def use(self, model: Any) -> None:
+    def use(self, model: BaseFairseqModel) -> None:
         """Take another model of this task."""
         self.model = model.to(self.device).eval().requires_grad_(False)
 

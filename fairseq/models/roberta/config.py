@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from fairseq.config.build import plain
 from fairseq.config.schema import (
@@ -13,9 +13,11 @@ from fairseq.config.schema import (
     option,
 )
 from fairseq.config.upgrade import upgrade_args
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.models.base import kept_layers
 from fairseq.modules.transformer_encoder import EncoderShape
 from fairseq.modules.transformer_layer import LayerShape
+from fairseq.protocols import Settings
 
 Activation = Literal["relu", "gelu", "gelu_fast", "gelu_accurate", "tanh", "linear", "swish"]
 
@@ -103,7 +105,7 @@ class RobertaConfig(FairseqDataclass):
     checkpoint_activations: bool = option(False, "recompute layers to save memory", new=True)
 
     @classmethod
-    def from_namespace(cls, args: Any) -> RobertaConfig:
+    def from_namespace(cls, args: Settings) -> RobertaConfig:
         """Read the settings from ``args``, old names included."""
         if isinstance(args, cls):
             return args
@@ -119,7 +121,9 @@ class RobertaConfig(FairseqDataclass):
         return self.encoder_layers if kept is None else len(kept)
 
 
-def encoder_shape(config: RobertaConfig, dictionary: Any, max_positions: int) -> EncoderShape:
+def encoder_shape(
+    config: RobertaConfig, dictionary: Dictionary, max_positions: int
+) -> EncoderShape:
     """Return what an encoder of this configuration computes."""
     clap = config.head == "clap"
     layer = LayerShape(

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from fairseq.data import encoders
 from fairseq.errors import DataError
 from fairseq.files.io import BYTE_ORDER_MARK
+from fairseq.models.base import BaseFairseqModel
+from fairseq.protocols import Task
 from fairseq.utils import model_eval
 
 MASK = "<mask>"
@@ -29,7 +31,7 @@ class RobertaHubInterface(nn.Module):
         model: the model.
     """
 
-    def __init__(self, cfg: Any, task: Any, model: Any) -> None:
+    def __init__(self, cfg: Any, task: Task, model: BaseFairseqModel) -> None:
         super().__init__()
         self.cfg, self.task, self.model = cfg, task, model
         self.bpe = encoders.build_bpe(getattr(cfg, "bpe", None))

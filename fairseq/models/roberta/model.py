@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from argparse import Namespace
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -21,9 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq.checkpoint.tensor_names import upgrade_roberta_state
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError
 from fairseq.models import register_model
 from fairseq.models.base import (
+    BaseFairseqModel,
     FairseqEncoder,
     FairseqEncoderModel,
     FairseqLanguageModel,
@@ -50,6 +52,7 @@ from fairseq.modules.heads import (
 )
 from fairseq.modules.transformer_encoder import TransformerEncoder, init_bert_params
 from fairseq.modules.transformer_layer import QueryKeyValue
+from fairseq.protocols import Settings, StateDict, Task
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +72,7 @@ class RobertaEncoder(FairseqEncoder):
         dictionary: of the input.
     """
 
-    def __init__(self, args: RobertaConfig | Namespace, dictionary: Any) -> None:
+    def __init__(self, args: RobertaConfig | Namespace, dictionary: Dictionary) -> None:
         super().__init__(dictionary)
         self.config = RobertaConfig.from_namespace(args)
         if isinstance(args, Namespace):  # of a plug-in: with our defaults where it says nothing
@@ -88,7 +91,9 @@ class RobertaEncoder(FairseqEncoder):
         clap_or_zero = self.config.head == "clap" or self.config.mask_embedding == "zero"
         return nn.Embedding(vocab_size, embedding_dim, None if clap_or_zero else padding_idx)
 
-    def build_encoder(self, args: Any, dictionary: Any, embed_tokens: nn.Embedding) -> nn.Module:
+    def build_encoder(
+        self, args: Settings, dictionary: Dictionary, embed_tokens: nn.Embedding
+    ) -> nn.Module:
         """Return the encoder, initialised as BERT's."""
         length = self.config.max_positions or DEFAULT_MAX_POSITIONS
         shape = encoder_shape(self.config, dictionary, length)
@@ -212,7 +217,7 @@ class RobertaModel(FairseqEncoderModel):
             encoder.requires_grad_(False)
 
     @classmethod
-    def build_model(cls, args: Any, task: Any) -> RobertaModel:
+    def build_model(cls, args: Settings, task: Task) -> RobertaModel:
         """Build the model; ``max_positions`` falls back to the task's sample length.
 
         The length is put into the configuration that was given, so that checkpoints keep it.
@@ -355,12 +360,12 @@ class RobertaModel(FairseqEncoderModel):
             head = ClassificationHead(width, inner_dim or width, num_classes, activation, *pooled)
         self.classification_heads[name] = head.to(self.encoder.sentence_encoder.embed_tokens.weight)
 
-    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
+    def upgrade_state_dict_named(self, state_dict: StateDict, name: str) -> None:
         """Rename old keys, fill tied tensors and settle which heads are loaded, in place."""
         upgrade_roberta_state(state_dict)
         encoder = "encoder.sentence_encoder."
         state_dict.setdefault(f"{encoder}version", torch.tensor([3.0]))
-        table = state_dict.get(f"{encoder}embed_tokens.weight")
+        table: Tensor | None = state_dict.get(f"{encoder}embed_tokens.weight")
         if self.encoder.lm_head is None:
             for key in [key for key in state_dict if key.startswith("encoder.lm_head.")]:
                 del state_dict[key]
@@ -374,7 +379,7 @@ class RobertaModel(FairseqEncoderModel):
             state_dict["encoder.lm_head.weight"] = table
         self._upgrade_classification_heads(state_dict)
 
-    def _upgrade_classification_heads(self, state: dict[str, Any]) -> None:
+    def _upgrade_classification_heads(self, state: StateDict) -> None:
         """Drop heads that do not fit, add those that are asked for, fill in those that are new."""
         prefix = "classification_heads."
         names = sorted({key.split(".")[1] for key in state if key.startswith(prefix)})
@@ -410,7 +415,7 @@ class RobertaModel(FairseqEncoderModel):
         for key, value in self.classification_heads.state_dict().items():
             state.setdefault(prefix + key, value)
 
-    def _mismatches(self, state: dict[str, Any]) -> list[str]:
+    def _mismatches(self, state: StateDict) -> list[str]:
         """Return what does not fit, as lines; say what to do about tables of other lengths."""
         rows = super()._mismatches(state)
         for table, advice in (
@@ -477,7 +482,7 @@ class RobertaModel(FairseqEncoderModel):
         )
 
     @classmethod
-    def hub_interface(cls, args: Any, task: Any, models: list[Any]) -> Any:
+    def hub_interface(cls, args: Settings, task: Task, models: Sequence[BaseFairseqModel]) -> Any:
         """Return the interface that fills masks."""
         from fairseq.models.roberta.hub_interface import RobertaHubInterface
 

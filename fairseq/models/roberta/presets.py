@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from fairseq.models import register_model_architecture
 def preset(**defaults: Any) -> Callable[[Any], None]:
     """Return an architecture function that sets the attributes which ``args`` does not have."""
 
-    def apply(args: Any) -> None:
+    def apply(args: Namespace) -> None:
         for name, value in defaults.items():
             if not hasattr(args, name):
                 setattr(args, name, value)
@@ -20,7 +21,7 @@ def preset(**defaults: Any) -> Callable[[Any], None]:
 
 
 @register_model_architecture("roberta", "roberta")
-def base_architecture(args: Any) -> None:
+def base_architecture(args: Namespace) -> None:
     """12 layers of 768 (125 M parameters with the GPT-2 vocabulary)."""
     preset(
         encoder_layers=12,
@@ -31,20 +32,20 @@ def base_architecture(args: Any) -> None:
 
 
 @register_model_architecture("roberta", "roberta_prenorm")
-def roberta_prenorm_architecture(args: Any) -> None:
+def roberta_prenorm_architecture(args: Namespace) -> None:
     """The base model with layer norms before the blocks and none on the embeddings."""
     preset(layernorm_embedding=False, encoder_normalize_before=True)(args)
     base_architecture(args)
 
 
 @register_model_architecture("roberta", "roberta_base")
-def roberta_base_architecture(args: Any) -> None:
+def roberta_base_architecture(args: Namespace) -> None:
     """The base model."""
     base_architecture(args)
 
 
 @register_model_architecture("roberta", "roberta_large")
-def roberta_large_architecture(args: Any) -> None:
+def roberta_large_architecture(args: Namespace) -> None:
     """24 layers of 1024 (355 M parameters with the GPT-2 vocabulary)."""
     preset(
         encoder_layers=24,
@@ -55,7 +56,7 @@ def roberta_large_architecture(args: Any) -> None:
 
 
 @register_model_architecture("roberta", "xlm")
-def xlm_architecture(args: Any) -> None:
+def xlm_architecture(args: Namespace) -> None:
     """16 layers of 1280, the shape of XLM."""
     preset(
         encoder_layers=16,
@@ -66,7 +67,7 @@ def xlm_architecture(args: Any) -> None:
 
 
 @register_model_architecture("roberta", "roberta_small")
-def roberta_small_architecture(args: Any) -> None:
+def roberta_small_architecture(args: Namespace) -> None:
     """6 layers of 512: for one GPU and an afternoon (new)."""
     preset(
         encoder_layers=6,
@@ -77,7 +78,7 @@ def roberta_small_architecture(args: Any) -> None:
 
 
 @register_model_architecture("roberta", "roberta_tiny")
-def roberta_tiny_architecture(args: Any) -> None:
+def roberta_tiny_architecture(args: Namespace) -> None:
     """4 layers of 192: for a laptop and a coffee (new)."""
     preset(
         encoder_layers=4,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from argparse import Namespace
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from fairseq.config.build import plain
 from fairseq.config.schema import (
@@ -18,6 +18,7 @@ from fairseq.config.upgrade import upgrade_args
 from fairseq.errors import ConfigError
 from fairseq.models.base import kept_layers
 from fairseq.modules.transformer_layer import LayerShape
+from fairseq.protocols import Settings
 
 Activation = Literal["relu", "gelu", "gelu_fast", "gelu_accurate", "tanh", "linear", "swish"]
 DEFAULT_MAX_TARGET_POSITIONS = 1024
@@ -126,7 +127,7 @@ class TransformerLanguageModelConfig(FairseqDataclass):
     )
 
     @classmethod
-    def from_namespace(cls, args: Any) -> TransformerLanguageModelConfig:
+    def from_namespace(cls, args: Settings) -> TransformerLanguageModelConfig:
         """Read the settings from ``args``, old names included."""
         if isinstance(args, cls):
             return args

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError
 from fairseq.models.base import FairseqIncrementalDecoder
 from fairseq.models.transformer_lm.config import (
@@ -33,6 +34,7 @@ from fairseq.modules.positions import (
 from fairseq.modules.transformer_layer import QueryKeyValue, TransformerLayer
 from fairseq.ops.attention_context import Alibi, AttentionContext
 from fairseq.ops.dropout import dropout
+from fairseq.protocols import Sample
 
 UNLIMITED = 1_000_000
 
@@ -51,7 +53,7 @@ class TransformerDecoder(FairseqIncrementalDecoder):
     """
 
     def __init__(
-        self, config: TransformerLanguageModelConfig, dictionary: Any, embed_tokens: Any
+        self, config: TransformerLanguageModelConfig, dictionary: Dictionary, embed_tokens: Any
     ) -> None:
         super().__init__(dictionary)
         self.config = config
@@ -264,7 +266,7 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         return self.output_projection
 
     def get_normalized_probs(
-        self, net_output: Any, log_probs: bool, sample: dict[str, Any] | None = None
+        self, net_output: Any, log_probs: bool, sample: Sample | None = None
     ) -> Tensor:
         """Return (log-)probabilities in fp32, shape (B, T, V)."""
         if self.adaptive_softmax is None:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError
 from fairseq.models import register_model
 from fairseq.models.base import FairseqLanguageModel
@@ -34,6 +35,7 @@ from fairseq.modules.adaptive_input import AdaptiveInput
 from fairseq.modules.adaptive_softmax import AdaptiveProjection
 from fairseq.modules.flops import FlopShape, matrix_entries
 from fairseq.modules.heads import Projection, vocabulary_entries
+from fairseq.protocols import Settings, StateDict, Task
 
 __all__ = ["TransformerLanguageModel"]
 logger = logging.getLogger("fairseq.models.transformer_lm")
@@ -65,7 +67,7 @@ class TransformerLanguageModel(FairseqLanguageModel):
         return self
 
     @classmethod
-    def build_model(cls, args: Any, task: Any) -> TransformerLanguageModel:
+    def build_model(cls, args: Settings, task: Task) -> TransformerLanguageModel:
         """Build the model; ``max_target_positions`` falls back to the task's sample length.
 
         The length is put into the configuration that was given, so that checkpoints keep it.
@@ -81,7 +83,7 @@ class TransformerLanguageModel(FairseqLanguageModel):
         return cls(TransformerDecoder(config, target_dictionary, embed_tokens))
 
     @classmethod
-    def build_embedding(cls, args: Any, dictionary: Any, *unused: Any) -> Any:
+    def build_embedding(cls, args: Settings, dictionary: Dictionary, *unused: Any) -> Any:
         """Return the embedding table, N(0, C^-0.5) with a zero row for pads, or adaptive input.
 
         Args:
@@ -177,10 +179,10 @@ class TransformerLanguageModel(FairseqLanguageModel):
         """Return the longest input of the decoder."""
         return self.decoder.max_positions()
 
-    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
+    def upgrade_state_dict_named(self, state_dict: StateDict, name: str) -> None:
         """Rename old keys and fill tied tensors, in place."""
         _rename(state_dict)
-        table = state_dict.get("decoder.embed_tokens.weight")
+        table: Tensor | None = state_dict.get("decoder.embed_tokens.weight")
         output = "decoder.output_projection.weight"
         own = self.decoder.output_projection
         if own is None:
@@ -218,7 +220,7 @@ class TransformerLanguageModel(FairseqLanguageModel):
         return {f"transformer_lm.{name}": entry for name, entry in words.items()}
 
 
-def _rename(state: dict[str, Any]) -> None:
+def _rename(state: StateDict) -> None:
     """Rename, split and drop the keys of an old state dict, in place."""
     norms = {"0": "self_attn_layer_norm", "1": "final_layer_norm", "2": "final_layer_norm"}
     for key in list(state):

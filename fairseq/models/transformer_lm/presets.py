@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
-Preset = Callable[[Any], None]
+Preset = Callable[[Namespace], None]
 
 
-def transformer_lm(args: Any) -> None:
+def transformer_lm(args: Namespace) -> None:
     """6 layers of 512, post-norm: the dataclass says it all."""
 
 
-def base_lm_architecture(args: Any) -> None:
+def base_lm_architecture(args: Namespace) -> None:
     """6 layers of 512, pre-norm, which all named architectures are; widths follow the model's.
 
     Settings of files from before 2020 are understood: ``no_tie_adaptive_proj`` exists only there.
@@ -32,7 +33,7 @@ def base_lm_architecture(args: Any) -> None:
     args.decoder_normalize_before = True  # training is not stable without it
 
 
-def _fill(args: Any, **defaults: Any) -> None:
+def _fill(args: Namespace, **defaults: Any) -> None:
     for name, value in defaults.items():
         if not hasattr(args, name):
             setattr(args, name, value)
@@ -41,7 +42,7 @@ def _fill(args: Any, **defaults: Any) -> None:
 def _preset(defaults: dict[str, Any], then: Preset = base_lm_architecture) -> Preset:
     """Return an architecture function: fill in the defaults, then go on with another one."""
 
-    def apply(args: Any) -> None:
+    def apply(args: Namespace) -> None:
         _fill(args, **defaults)
         then(args)
 
@@ -65,7 +66,7 @@ def _gpt(*sizes: int) -> Preset:
     return _preset(_sized(*sizes, dropout=0.1, attention_dropout=0.1, activation_fn="gelu"))
 
 
-def base_gpt3_architecture(args: Any) -> None:
+def base_gpt3_architecture(args: Namespace) -> None:
     """GPT-3 of any size: no dropout, learned positions, tied output."""
     _fill(
         args,

@@ -11,13 +11,14 @@ Shapes: N predicted positions, C channels, V classes, R positions of one block.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from fairseq.ops.single_backward import single_backward
 from fairseq.ops.triton.rows import Upstream, rows
+from fairseq.protocols import Context
 
 ROW_MULTIPLE = 64
 
@@ -56,12 +57,16 @@ class Operands(NamedTuple):
             yield part, logits_RV
 
 
+class _Context(Context, Protocol):
+    plain: tuple[int, int]
+
+
 class LinearCrossEntropyFunction(torch.autograd.Function):
     """Unit gradients in the forward pass; other upstream gradients compute the logits again."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         hidden_NC: Tensor,
         weight_VC: Tensor,
         bias_V: Tensor | None,
@@ -94,16 +99,17 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
 
     @staticmethod
     @single_backward
-    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         """Scale the unit gradients, or recompute when positions are weighted differently."""
         loss_grad_N, lse_grad_N, _, sum_grad_N = upstream
-        *kept, lse_N, d_hidden, d_weight, d_bias, d_scale = ctx.saved_tensors
+        *_, d_hidden, d_weight, d_bias, d_scale = ctx.saved_tensors
         units = d_hidden, d_weight, d_bias, d_scale
         others = lse_grad_N is not None or sum_grad_N is not None
         if loss_grad_N is not None and not others and loss_grad_N.stride() == (0,):
             scale = loss_grad_N[:1].sum()  # the one number, also if there is no position
             return (*(g if g is None else g * scale for g in units), *[None] * 5)
-        operands = Operands(*kept, *ctx.plain)
+        hidden_NC, weight_VC, bias_V, scale_V, target_N, lse_N = ctx.saved_tensors[:6]
+        operands = Operands(hidden_NC, weight_VC, bias_V, scale_V, target_N, *ctx.plain)
         gradients = _Gradients(operands, ctx.needs_input_grad[:4])
         for part, logits_RV in operands.blocks():
             grads = (t if t is None else t[part] for t in (loss_grad_N, lse_grad_N, sum_grad_N))

@@ -20,6 +20,7 @@ from fairseq.plugin_names.transformer.layers import (
     TransformerDecoderLayerBase,
 )
 from fairseq.plugin_names.transformer.parts import Linear, equip, finish_embedding, stack
+from fairseq.protocols import Sample
 
 
 class TransformerDecoderBase(FairseqIncrementalDecoder):
@@ -202,7 +203,7 @@ class TransformerDecoderBase(FairseqIncrementalDecoder):
         return self.output_projection(features)
 
     def get_normalized_probs(
-        self, net_output: Any, log_probs: bool, sample: dict[str, Any] | None = None
+        self, net_output: Any, log_probs: bool, sample: Sample | None = None
     ) -> Tensor:
         """Return (log-)probabilities in fp32, (B, T, V)."""
         if self.adaptive_softmax is None:
