@@ -9,6 +9,7 @@ Shapes: B batch, T time, C channels, N positions, H heads, D channels of a head.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -54,7 +55,9 @@ class TeacherLike(Protocol):
     facts: dict[str, str]
     model: Any
 
-    def outputs(self, net_input: Any, positions_N: Tensor | None, **wanted: Any) -> tuple[Any, Any]:
+    def outputs(
+        self, net_input: Mapping[str, Any], positions_N: Tensor | None, **wanted: Any
+    ) -> tuple[Any, Any]:
         """Return the operands of the projection, and further outputs."""
 
 

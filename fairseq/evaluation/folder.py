@@ -73,7 +73,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines + refused)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fairseq import evaluation
+from fairseq.config.sections import FairseqConfig
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError, MissingFileError
 from fairseq.hub.load import load_by_settings
@@ -90,7 +91,7 @@ def pseudo_perplexity(given: Mapping[str, Any], most: int | None = None) -> dict
     return results
 
 
-def _encoder(task: FairseqTask, config: Any) -> Any:
+def _encoder(task: FairseqTask, config: FairseqConfig) -> Any:
     """Return the subword encoder, None if there is none or its files are gone."""
     try:
         return task.build_bpe(config.bpe)

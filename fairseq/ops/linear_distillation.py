@@ -289,7 +289,7 @@ def _chunk(
     return (temperature**2 * value_R, nll_R, mse_R), dlogits_RV
 
 
-def _reference(student: Any, teacher: Any, target_N: Tensor, terms: _Terms) -> Distillation:
+def _reference(student: object, teacher: Any, target_N: Tensor, terms: _Terms) -> Distillation:
     """Return the same from whole logits in fp64, differentiated by autograd."""
     s_NV = F.linear(*_cast(student, torch.float64))
     temperature, beta = terms.temperature, terms.beta

@@ -83,7 +83,7 @@ def check_dictionaries(
             _compare_with_neighbour(path, part, here)
 
 
-def _compare(path: str, part: str, here: Sequence[str], symbols: int, sha256: Any) -> None:
+def _compare(path: str, part: str, here: Sequence[str], symbols: int, sha256: object) -> None:
     if digest_of(here[:symbols]) != sha256 or len(here) < symbols:
         raise CheckpointError(
             f"the dictionary of the data ({part}, {len(here)} symbols) is not the one that {path} "

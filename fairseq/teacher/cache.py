@@ -207,7 +207,7 @@ class TeacherCache:
                              temperature, tokens_BT.device)  # fmt: skip
 
     def _entries(
-        self, entries_N: Any, number: int, temperature: float, device: torch.device
+        self, entries_N: np.ndarray, number: int, temperature: float, device: torch.device
     ) -> SparseTeacher:
         """Return stored entries as distributions at a temperature."""
         kept = 0 if self.tails is not None else number

@@ -47,7 +47,7 @@ class ByteLevelBPEConfig(FairseqDataclass):
 
 
 def _check_plain(
-    path: Path, part: str, found: Any, accepted: Mapping[str, tuple[Any, ...]]
+    path: Path, part: str, found: object, accepted: Mapping[str, tuple[Any, ...]]
 ) -> None:
     for key, values in accepted.items():
         value = found.get(key) if isinstance(found, dict) else None

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from fairseq.config.sections import FairseqConfig
 from fairseq.data import collate
+from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.datasets.concat import ConcatDataset
 from fairseq.data.storage import indexed_dataset
 from fairseq.data.storage.dictionary import Dictionary
@@ -61,7 +63,7 @@ def load_lines(
     return lines
 
 
-def _largest_id(lines: Any, folder: str, split: str) -> int:
+def _largest_id(lines: FairseqDataset, folder: str, split: str) -> int:
     """Return the greatest id that the manifest tells; without one, that of a sample."""
     manifest = verify_manifest(folder)
     if manifest is not None and split in manifest.datasets:
@@ -107,7 +109,7 @@ def load_indexed_dataset(
     return datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
 
 
-def raise_if_valid_subsets_unintentionally_ignored(train_cfg: Any) -> None:
+def raise_if_valid_subsets_unintentionally_ignored(train_cfg: FairseqConfig) -> None:
     """Refuse to train while files such as ``valid1.idx`` lie unused beside ``valid.idx``.
 
     Args:

@@ -5,7 +5,7 @@ Shape suffixes: N examples, B those of a batch, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,12 @@ def predict(
     return torch.cat(outputs).numpy(), torch.cat(targets).numpy()
 
 
-def batches_of(config: FairseqConfig, task: FairseqTask, split: str, longest: Any) -> Any:
+def batches_of(
+    config: FairseqConfig,
+    task: FairseqTask,
+    split: str,
+    longest: float | Sequence[float | None] | None,
+) -> Any:
     """Return an iterator over a split, in batches as in training."""
     return task.get_batch_iterator(
         dataset=task.dataset(split),
