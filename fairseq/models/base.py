@@ -118,7 +118,8 @@ class BaseFairseqModel(nn.Module):
         rows = [f"missing in the file: {name}" for name in tensors if name not in state]
         rows += [f"not in the model: {name}" for name in state if name not in tensors]
         rows += [
-            f"{name}: {tuple(state[name].shape)} in the file, {tuple(tensors[name].shape)} in the model"
+            f"{name}: {tuple(state[name].shape)} in the file, "
+            f"{tuple(tensors[name].shape)} in the model"
             for name in tensors
             if name in state and tensors[name].shape != state[name].shape
         ]

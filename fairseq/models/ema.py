@@ -122,7 +122,7 @@ class EMA:
             if name in self.skip_keys or "version" in name or not value.is_floating_point():
                 target.copy_(value)
                 continue
-            # in half precision 1 - decay = 1e-4 of a weight is rounded away: the average would stand
+            # in half precision 1 - decay = 1e-4 of a weight is rounded away: nothing would move
             average = self.fp32_params[name] if self.config.ema_fp32 else target
             average.mul_(self.decay).add_(value.to(average), alpha=1 - self.decay)
             if self.config.ema_fp32:

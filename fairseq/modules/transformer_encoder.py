@@ -79,7 +79,7 @@ def init_bert_params(module: nn.Module) -> None:
     Source: Devlin et al. 2019, published code.
     """
     if isinstance(module, nn.Linear):
-        # 0.02 at every width and depth, as BERT has it: close to the C^-1/2 of width 2048, too small
+        # 0.02 at every width and depth, as BERT has it: near the C^-1/2 of width 2048, too small
         # rather than too large for narrower models
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -208,7 +208,7 @@ class _Chunked(torch.autograd.Function):
             lse_N[rows] = lse_R = logits_RV.logsumexp(-1)
             loss_N[rows] = torch.where(keep_R, lse_R - logits_RV.gather(1, index_R1)[:, 0], 0.0)
             if gradients is not None:
-                # softmax - onehot, written over the logits: nothing of size (R, V) is allocated anew
+                # softmax - onehot, written over the logits: nothing of (R, V) is allocated anew
                 dlogits_RV = logits_RV.sub_(lse_R[:, None]).exp_()
                 dlogits_RV.scatter_add_(1, index_R1, torch.full_like(index_R1, -1, dtype=wide))
                 gradients.add(rows, dlogits_RV.mul_(keep_R[:, None]))

@@ -242,7 +242,7 @@ class TrainLoop:
                 else:
                     self._note_skipped()
                 end_of_epoch = not groups.has_next()
-                # a skipped update changes nothing, so it triggers no second validation at the same step
+                # a skipped update changes nothing, so it triggers no second validation there
                 if self.stop.received() or updated or end_of_epoch:
                     valid_losses, should_stop = self.validate_and_save(end_of_epoch, updated)
                 if should_stop:

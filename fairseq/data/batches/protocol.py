@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fairseq.data.batches.epochs import EpochBatchIterator
-
 
 class EpochBatchIterating:
     """Gives one iterator over batches per epoch, and knows its position."""
@@ -62,7 +60,7 @@ class EpochBatchIterating:
 class FinishedEpoch:
     """An epoch iterator as it was at the end of the epoch before the one where it stands."""
 
-    def __init__(self, epoch_itr: EpochBatchIterator) -> None:
+    def __init__(self, epoch_itr: EpochBatchIterating) -> None:
         self.epoch = epoch_itr.epoch - 1
         self.state_dict = epoch_itr.state_dict
 
