@@ -44,18 +44,20 @@ COMMON = (
 ARMS = {
     "baseline": "",
     "alibi": "--position alibi",
+    "zero mask": "--mask-embedding zero",
     "zero-clap": "--head clap --mask-embedding zero",
     "zero-clap + alibi": "--head clap --mask-embedding zero --position alibi",
 }
 SUBSETS = {"valid": "valid,valid1", "test": "test,test1"}
 
 
-def run(name: str, seed: int, rate: float, tokens: int) -> studies.Run:
+def run(name: str, seed: int, rate: float, tokens: int, validations: int = 20) -> studies.Run:
     """Return the run of an arm."""
     updates = max(10, tokens // (BATCH * LENGTH))
+    every = max(1, updates // validations)
     budget = (
         f"--lr {rate:g} --warmup-updates {updates // 10} --max-update {updates} "
-        f"--total-num-update {updates} --validate-interval-updates {max(1, updates // 20)} "
+        f"--total-num-update {updates} --validate-interval-updates {every} "
         f"--save-interval-updates {max(1, updates // 4)}"
     )
     return studies.Run(name, seed, (*COMMON.split(), *budget.split(), *ARMS[name].split()))
@@ -183,7 +185,7 @@ def main() -> None:
     tuned: dict[str, Any] = {}
     for name in ARMS:
         rate, losses = studies.tune(
-            lambda rate, name=name: run(name, TUNING_SEED, rate, args.tokens // 10),
+            lambda rate, name=name: run(name, TUNING_SEED, rate, args.tokens // 10, 1),
             RATES,
             lambda runs: studies.run_all(runs, data, args.out, jobs=args.jobs),
         )
