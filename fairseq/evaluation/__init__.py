@@ -124,12 +124,12 @@ def _validate_subset(
         default_log_format="simple" if common.no_progress_bar else "rich",
     )
     with workers_ended(), bar as progress:
-        found = validation.figures_of(
+        figures = validation.figures_of(
             config, task, model, subset, progress, step, given.get("max_valid_steps")
         )
-        assert found is not None, "nothing stops it"
-        progress.print(found[0], tag=subset)
-    return found[0]
+        assert figures is not None, "nothing stops it"
+        progress.print(figures[0], tag=subset)
+    return figures[0]
 
 
 def _say_other_mode(subset: str, batches: Sequence[Sequence[int]], data: Any) -> None:

@@ -174,8 +174,8 @@ def eval_lm(
     if not count:
         raise DataError("there is nothing to evaluate: no block fits the model, or all are empty")
     bits = total / count / math.log(2)
-    found = {"loss": bits, "perplexity": 2**bits, "tokens": count}
-    return found | ({"lines": words.lines()} if words.wanted else {})
+    figures = {"loss": bits, "perplexity": 2**bits, "tokens": count}
+    return figures | ({"lines": words.lines()} if words.wanted else {})
 
 
 def scored_positions(sample: Sample, pad: int, bos: int | None = None) -> tuple[Tensor, Tensor]:

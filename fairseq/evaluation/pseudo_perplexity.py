@@ -153,10 +153,10 @@ def at_lengths(given: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, di
         if not given.get("batch_size") and not given.get("max_tokens"):
             settings["batch_size"] = max(1, tokens // length)
         try:
-            found: dict[str, Any] = evaluation.validate(settings)
+            figures: dict[str, Any] = evaluation.validate(settings)
         except (ConfigError, DataError) as refusal:
             if "positions" not in str(refusal):
                 raise
-            found = {"refused": str(refusal)}
-        results[str(length)] = found
+            figures = {"refused": str(refusal)}
+        results[str(length)] = figures
     return results

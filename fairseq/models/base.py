@@ -114,9 +114,9 @@ class BaseFairseqModel(nn.Module):
         return super().load_state_dict(state, strict)
 
     def _mismatches(self, state: StateDict) -> list[str]:
-        tensors = self.state_dict()
-        rows = [f"missing in the file: {name}" for name in tensors if name not in state]
-        rows += [f"not in the model: {name}" for name in state if name not in tensors]
+        mine = self.state_dict()
+        rows = [f"missing in the file: {name}" for name in mine if name not in state]
+        rows += [f"not in the model: {name}" for name in state if name not in mine]
         rows += [
             f"{name}: {tuple(state[name].shape)} in the file, "
             f"{tuple(tensors[name].shape)} in the model"

@@ -24,7 +24,7 @@ from fairseq.logging import metrics
 from fairseq.logging.meters import MetersDict
 from fairseq.models.base import BaseFairseqModel
 from fairseq.optim.base import FairseqOptimizer
-from fairseq.protocols import Criterion, LoggingOutput, Model, Sample, Settings, StateDict
+from fairseq.protocols import Criterion, Limits, LoggingOutput, Model, Sample, Settings, StateDict
 from fairseq.tasks.stateful import StatefulContainer
 from fairseq.utils import split_paths
 
@@ -73,8 +73,6 @@ class FairseqTask:
     def logging_outputs_can_be_summed(criterion: Criterion) -> bool:
         """Tell whether logging outputs of several processes may be added up."""
         return criterion.logging_outputs_can_be_summed()
-
-    # -- dictionaries and data -------------------------------------------------------------------
 
     @classmethod
     def load_dictionary(cls, filename: str) -> Dictionary:
@@ -158,7 +156,7 @@ class FairseqTask:
         self,
         indices: np.ndarray,
         dataset: FairseqDataset,
-        max_positions: float | Sequence[float | None] | None = None,
+        max_positions: Limits = None,
         ignore_invalid_inputs: bool = False,
     ) -> np.ndarray:
         """Drop samples that are too long, or refuse them.
@@ -199,7 +197,7 @@ class FairseqTask:
         dataset: FairseqDataset,
         max_tokens: int | None = None,
         max_sentences: int | None = None,
-        max_positions: float | Sequence[float | None] | None = None,
+        max_positions: Limits = None,
         ignore_invalid_inputs: bool = False,
         required_batch_size_multiple: int = 1,
         seed: int = 1,
@@ -292,7 +290,7 @@ class FairseqTask:
         self,
         dataset: FairseqDataset,
         seed: int,
-        max_positions: float | Sequence[float | None] | None,
+        max_positions: Limits,
         ignore_invalid_inputs: bool,
     ) -> np.ndarray:
         """Return the samples that fit, in the dataset's order; refuse to return none."""
@@ -368,8 +366,6 @@ class FairseqTask:
             extra_gen_cls_kwargs,
             prefix_allowed_tokens_fn,
         )
-
-    # -- one step --------------------------------------------------------------------------------
 
     def inference_step(
         self,
@@ -463,8 +459,6 @@ class FairseqTask:
             log_aggregated(aggregate(logging_outputs, criterion))
         else:
             criterion.__class__.reduce_metrics(logging_outputs)
-
-    # -- state and limits ------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return what checkpoints keep of the task."""

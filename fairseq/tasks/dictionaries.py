@@ -42,9 +42,9 @@ def digest_of(symbols: Sequence[str]) -> str:
 
 def dictionaries_of(task: FairseqTask) -> dict[str, Dictionary]:
     """Return the dictionaries of a task by their part; empty where it has none."""
-    own = getattr(task, "dictionaries", None)
-    found = own() if callable(own) else {}
-    return {name: value for name, value in found.items() if isinstance(value, Dictionary)}
+    method = getattr(task, "dictionaries", None)
+    parts = method() if callable(method) else {}
+    return {name: value for name, value in parts.items() if isinstance(value, Dictionary)}
 
 
 def dictionary_record(task: FairseqTask) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from fairseq.data.storage.dictionary import Dictionary, TruncatedDictionary
 from fairseq.data.storage.load import load_lines
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.models.base import BaseFairseqModel
-from fairseq.protocols import Sample, Settings
+from fairseq.protocols import Limits, Sample, Settings
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask
 
@@ -286,7 +286,7 @@ class LanguageModelingTask(FairseqTask):
         dataset: FairseqDataset,
         max_tokens: int | None = 36000,
         batch_size: int | None = None,
-        max_positions: float | Sequence[float | None] | None = None,
+        max_positions: Limits = None,
         num_shards: int = 1,
         shard_id: int = 0,
         num_workers: int = 1,

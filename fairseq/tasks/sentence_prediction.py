@@ -257,17 +257,19 @@ class SentencePredictionTask(FairseqTask):
     def _inputs(self, kind: str, split: str, combine: bool) -> Any:
         """Return the sentences of ``input0`` or ``input1``, None if there are none."""
         path = os.path.join(str(self.cfg.data), kind, split)
-        found = collate.load_indexed_dataset(path, self.dictionary, self.cfg.dataset_impl, combine)
-        if found is None:
+        sentences = collate.load_indexed_dataset(
+            path, self.dictionary, self.cfg.dataset_impl, combine
+        )
+        if sentences is None:
             return None
-        flat = getattr(found, "flat", np.empty(0, np.int64))
+        flat = getattr(sentences, "flat", np.empty(0, np.int64))
         size = len(self.dictionary) - self._adds_mask
         if len(flat) and int(flat.max()) >= size:
             raise DataError(
                 f"{path} holds token id {int(flat.max())}, but {self.cfg.data}/input0/dict.txt "
                 f"has {size} entries: they come from different runs of fairseq-preprocess"
             )
-        return found
+        return sentences
 
     def _targets(self, split: str, combine: bool) -> Any:
         """Return the labels of a split: class ids, or rows of numbers; None if there are none."""

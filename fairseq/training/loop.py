@@ -412,15 +412,15 @@ class TrainLoop:
         prefix = f"valid on '{subset}' subset"
         limit, model = cfg.dataset.max_valid_steps, trainer.get_model()
         with self._progress(batches, epoch, prefix) as progress:
-            found = figures_of(
+            figures = figures_of(
                 *(cfg, self.task, model, subset, progress),
                 trainer.valid_step,
                 limit,
                 self.stop.received,
             )
-            if found is None:
+            if figures is None:
                 return None
-            stats, aggregated = found
+            stats, aggregated = figures
             stats["num_updates"] = trainer.get_num_updates()
             metric = cfg.checkpoint.best_checkpoint_metric
             if metric not in stats:

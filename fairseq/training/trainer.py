@@ -156,8 +156,7 @@ class Trainer:
         seed = self.cfg.common.seed
         if data.update_ordered_indices_seed:
             seed += epoch
-        # a sample longer than max_tokens fits no batch: it is left out like one that the model
-        # cannot read
+        # a sample longer than max_tokens fits no batch: left out like one the model cannot read
         limits = (self._max_positions(), data.max_tokens)
         iterator = self.task.get_batch_iterator(
             dataset=self.task.dataset(data.train_subset),
@@ -235,7 +234,6 @@ class Trainer:
             # after a return to an earlier checkpoint the same dropout would lead to the same spike
             shift = self.spikes.seed_shift(self.progress)
             purpose = f"update after return {shift}" if shift else "update"
-            # rank and micro-batch count: no two rows of an update may share their dropout
             value = derive_seed(seed, purpose, self.get_num_updates(), self.rank, micro)
             torch.manual_seed(value)
             random.seed(value)
@@ -262,7 +260,6 @@ class Trainer:
         self.get_model().train()
         self.criterion.train()
         self.optimizer.zero_grad()
-        # on the device all at once: a criterion may need to see the whole update before it
         prepared = [self._prepare_sample(sample) for sample in samples]
         self.criterion.prepare_update([sample for sample, filler in prepared if not filler])
         logs, sample_size = self._share(*self._accumulate(self._small_enough(prepared)))

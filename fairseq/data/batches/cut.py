@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fairseq.errors import DataError, UnsupportedError
+from fairseq.protocols import Limits
 
 
 def batch_by_size_vec(
@@ -137,7 +138,7 @@ def batch_by_size(
 def filter_by_size_dynamic(
     indices: np.ndarray,
     size_fn: Callable[[int], Any],
-    max_positions: float | Sequence[float | None] | None,
+    max_positions: Limits,
 ) -> tuple[np.ndarray, list[int]]:
     """Split ``indices`` into samples that fit and samples that are too long, one by one.
 

@@ -85,8 +85,8 @@ def read_tokenizer(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 def added_tokens(path: Path) -> dict[str, int]:
     """Return the tokens that a ``tokenizer.json`` finds in text before it cuts it, with ids."""
-    found = read_json(path, "tokenizer").get("added_tokens") or ()
-    return {str(token["content"]): int(token["id"]) for token in found}
+    added = read_json(path, "tokenizer").get("added_tokens") or ()
+    return {str(token["content"]): int(token["id"]) for token in added}
 
 
 @register_bpe("byte_level", dataclass=ByteLevelBPEConfig)

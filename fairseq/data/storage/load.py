@@ -129,8 +129,8 @@ def raise_if_valid_subsets_unintentionally_ignored(train_cfg: FairseqConfig) -> 
         return
     folders = filter(os.path.isdir, data.split(os.pathsep))
     names = {name for folder in folders for name in os.listdir(folder)}
-    found = {os.path.splitext(name)[0] for name in names if re.match(r"valid\d", name)}
-    unused = sorted(found - set(dataset.valid_subset.split(",")))
+    numbered = {os.path.splitext(name)[0] for name in names if re.match(r"valid\d", name)}
+    unused = sorted(numbered - set(dataset.valid_subset.split(",")))
     if unused:
         raise ConfigError(
             f"Valid paths {unused} will be ignored. Set --combine-val to combine them or "

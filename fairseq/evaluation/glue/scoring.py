@@ -5,7 +5,7 @@ Shape suffixes: N examples, B those of a batch, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fairseq.evaluation.glue.tasks import GlueTask
 from fairseq.files.safe_load import safe_load
 from fairseq.hub.load import load_model_ensemble_and_task
 from fairseq.models.base import BaseFairseqModel
+from fairseq.protocols import Limits
 from fairseq.tasks.base import FairseqTask
 
 
@@ -98,7 +99,7 @@ def batches_of(
     config: FairseqConfig,
     task: FairseqTask,
     split: str,
-    longest: float | Sequence[float | None] | None,
+    longest: Limits,
 ) -> Any:
     """Return an iterator over a split, in batches as in training."""
     return task.get_batch_iterator(
