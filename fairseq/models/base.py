@@ -119,9 +119,9 @@ class BaseFairseqModel(nn.Module):
         rows += [f"not in the model: {name}" for name in state if name not in mine]
         rows += [
             f"{name}: {tuple(state[name].shape)} in the file, "
-            f"{tuple(tensors[name].shape)} in the model"
-            for name in tensors
-            if name in state and tensors[name].shape != state[name].shape
+            f"{tuple(mine[name].shape)} in the model"
+            for name in mine
+            if name in state and mine[name].shape != state[name].shape
         ]
         return rows[:30] + ([f"... and {len(rows) - 30} more"] if len(rows) > 30 else [])
 
