@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import studies
+import verdicts
 
 from fairseq.report.runs import load_runs
 
 
-def interval(values: Sequence[float], share: float = 0.95) -> tuple[float, float]:
-    """Return the ends of Student's t interval of the mean.
-
-    With few seeds resampled means are too narrow: of three numbers they never leave their range.
-
-    Args:
-        values: of the seeds, two or more.
-        share: 0.95 is the only one whose quantiles are known here.
-    """
-    quantiles = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
-    if share != 0.95 or len(values) not in quantiles:
-        raise ValueError(f"no quantile for {len(values)} values and {share}")
-    half = quantiles[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    mean = statistics.mean(values)
-    return mean - half, mean + half
-
-
 def shown(values: Sequence[float], digits: int = 1, unit: str = "") -> str:
     """Return ``mean [low, high]``."""
-    low, high = interval(values)
-    return f"{statistics.mean(values):.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
+    mean, low, high = verdicts.interval(values)
+    return f"{mean:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def flops_of(folder: Path) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import comparison
 import studies
+import verdicts
 
 HERE = Path(__file__).resolve().parent
 RECORD = HERE / "results" / "decoder.json"
@@ -171,7 +172,7 @@ def verdict(found: dict[str, Any]) -> str:
             if new is None or old is None:
                 continue
             differences = comparison.paired(new, old)
-            low, high = comparison.interval(differences)
+            _, low, high = verdicts.interval(differences)
             word = "beats" if high < 0 else "loses to" if low > 0 else "is not told from"
             lines.append(
                 f'- {start} start, {title} (the teacher\'s forward included): "CE + cos" {word} '

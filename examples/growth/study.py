@@ -18,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import comparison
 import studies
+import verdicts
 
 HERE = Path(__file__).resolve().parent
 RECORD = HERE / "results" / "encoder.json"
@@ -215,7 +216,7 @@ def verdict(found: dict[str, Any]) -> str:
         if None in shares:
             lines.append(f"Donor {title}: not every seed of ligo-100 reached scratch's loss.")
             continue
-        low, high = (100 * end for end in comparison.interval(shares))
+        _, low, high = (100 * end for end in verdicts.interval(shares))
         word = "above" if low > 44.7 else "below" if high < 44.7 else "compatible with"
         mean = 100 * statistics.mean(shares)
         lines.append(
@@ -225,7 +226,7 @@ def verdict(found: dict[str, Any]) -> str:
     for rival in ("ligo-0", "stack", "fpi", "aki", "hyperclone", "random"):
         if rival in groups:
             differences = comparison.paired(group, groups[rival])
-            low, high = comparison.interval(differences)
+            _, low, high = verdicts.interval(differences)
             word = "better than" if high < 0 else "worse than" if low > 0 else "not told from"
             lines.append(
                 f"At equal updates ligo-100 is {word} {rival}: "

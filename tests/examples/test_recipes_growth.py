@@ -22,7 +22,7 @@ def recipe(name: str, *words: str) -> FairseqConfig:
     return as_config(compose(str(FOLDER), name, ["task.data=bin", *words]), strict=True)
 
 
-@pytest.mark.parametrize(("kind", "size"), itertools.product(KINDS, SIZES))
+@pytest.mark.parametrize(("kind", "size"), list(itertools.product(KINDS, SIZES)))
 def test_the_papers(kind: str, size: tuple[int, int]) -> None:
     layers, width = size
     config = recipe("paper", f"+kind={kind}", f"+size=l{layers}_d{width}")

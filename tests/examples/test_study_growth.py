@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,15 +36,6 @@ def test_the_readme_holds_what_is_printed(name: str) -> None:
     for group in studies.by_name(found["results"]).values():
         assert tuple(result["seed"] for result in group) == studies.SEEDS
     assert study.RECORD.with_suffix(".png").is_file()
-
-
-def test_an_interval_is_students() -> None:
-    """Of 1, 2, 3: standard error 1/sqrt(3), the quantile of two degrees of freedom is 4.303."""
-    low, high = comparison.interval([1.0, 2.0, 3.0])
-    assert (low + high) / 2 == pytest.approx(2)
-    assert (high - low) / 2 == pytest.approx(4.303 / math.sqrt(3))
-    with pytest.raises(ValueError, match="no quantile"):
-        comparison.interval([1.0])
 
 
 @pytest.mark.parametrize(
