@@ -212,7 +212,8 @@ class TrainLoop:
     def _reached_limit(self) -> str | None:
         """Return why training must end now, None if it need not."""
         settings = self.cfg.optimization
-        hours = self.trainer.hours() if settings.stop_time_hours > 0 else 0.0
+        timed = settings.stop_time_hours > 0 or settings.lr_time_budget > 0
+        hours = self.trainer.hours() if timed else 0.0
         updates, tokens = self.trainer.get_num_updates(), self.trainer.progress.get("tokens", 0)
         return policy.reached_limit(settings, updates, hours, tokens)
 
