@@ -81,6 +81,7 @@ study-implicit-bias: $(INSTALLED)
 bench: $(TESTABLE)
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/distillation.py
+	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/pcfg.py
 
 # The same on your own text. TOKENIZER= (empty) takes the words as they stand.

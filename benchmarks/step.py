@@ -35,6 +35,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 OUT = ROOT / "benchmarks" / "results" / "step.json"
@@ -105,11 +107,8 @@ def write_data(folder: Path, vocabulary: int) -> Path:
     Returns:
         the folder of binary files.
     """
-    import numpy as np
-
     words = vocabulary - 5
-    weights = 1 / (np.arange(words) + 2.7)
-    drawn = np.random.default_rng(0).choice(words, size=(9600, 127), p=weights / weights.sum())
+    drawn = np.random.default_rng(0).choice(words, size=(9600, 127), p=zipf(words))
     text, known = folder / "train.txt", folder / "known.txt"
     text.write_text("\n".join(" ".join(f"w{x}" for x in row) for row in drawn) + "\n")
     known.write_text("".join(f"w{x} 1\n" for x in range(words)))
@@ -264,11 +263,17 @@ def verdict(found: Sequence[float]) -> dict[str, Any]:
     return {"ratio": round(statistics.median(found), 3), "interval": interval, "so": said}
 
 
-def products(case: Case, distinct: int | None = None) -> list[tuple[int, int, int, int]]:
+def zipf(words: int) -> np.ndarray:
+    """Return the probability of each word of the text that is trained on."""
+    weights = 1 / (np.arange(words) + 2.7)
+    return weights / weights.sum()
+
+
+def products(case: Case) -> list[tuple[int, int, int, int]]:
     """Return (batch, m, k, n) of all products of a forward pass; training has three for each.
 
-    Causal attention is counted as half of the heads; a contrastive head has a column for each of
-    ``distinct`` words, by default all predicted ones.
+    Causal attention is counted as half of the heads; a contrastive head has a column for each
+    different word that is predicted: sum of 1 - (1 - p)^N over the words, on average.
     """
     tokens = ROWS * LENGTH
     predicted = tokens if case.family == "causal" else round(0.15 * tokens)
@@ -278,7 +283,9 @@ def products(case: Case, distinct: int | None = None) -> list[tuple[int, int, in
         (1, tokens, WIDTH, 3 * WIDTH), (maps, LENGTH, size, LENGTH), (maps, LENGTH, LENGTH, size),
         (1, tokens, WIDTH, WIDTH), (1, tokens, WIDTH, INNER), (1, tokens, INNER, WIDTH),
     ]  # fmt: skip
-    columns = (distinct or predicted) if case.family == "headless" else case.vocabulary
+    columns = case.vocabulary
+    if case.family == "headless":
+        columns = round(float((1 - (1 - zipf(case.vocabulary - 5)) ** predicted).sum()))
     head = [(1, predicted, WIDTH, columns)]
     if case.family == "masked":
         head.append((1, predicted, WIDTH, WIDTH))

@@ -18,6 +18,7 @@ ORDER = (
     "training",
     "heads",
     "distillation",
+    "growth",
     "minilm",
     "muon",
     "pcfg",
@@ -34,9 +35,11 @@ another program runs in the same process, interleaved. "Times original" is again
 dropout and fused AdamW;
 `ratio_to_gathering` against such a loop that projects the masked positions only. In `heads`, CE is
 cross-entropy over V words and CWT contrastive weight tying; an encoder predicts 15 % of the tokens,
-a decoder all; MB is what a loss needs at its peak beyond its operands; "N x N" is the original's
-way, "distinct" the way here, with equal values. `distillation` compares forms of T^2 KL between two
-projections, forward and backward, with equal values.
+a decoder all; MB is what a loss needs at its peak beyond its operands; "N x N" is this
+project's plain reference, which builds more than the loss as its paper writes it, "distinct" the
+way here, with equal values. `distillation` compares forms of T^2 KL between two
+projections, forward and backward, with equal values. `growth` is a step that learns a growth
+operator beside one that trains the large model itself.
 In `pcfg`, figures are sentences per second of
 processor time of one core: drawn, drawn and written as text, all conditionals of one hidden word,
 best parses. The machine below was shared while it was measured:

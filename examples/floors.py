@@ -1,11 +1,20 @@
 """Floors of language models: counts of words, without a network.
 
+Usage: python examples/floors.py TRAIN TEST
+
+prints the perplexities of bigrams and trigrams; words are what stands between spaces, and every
+end of a line is one, too.
+
 Sources: interpolated Kneser-Ney in the form of Chen and Goodman (1999), equations 24 to 27, one
 discount an order, D = n1 / (n1 + 2 n2). Probabilities are over all V words of the dictionary; the
 lowest order is mixed with 1 / V.
 """
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -144,3 +153,23 @@ def bidirectional_bits(
         share = score[np.arange(len(target)), target] / score.sum(1)
         bits[part] = -np.log2(share)
     return bits
+
+
+def main() -> None:
+    """Print what counts of the words of one file make of another."""
+    if len(sys.argv) != 3:
+        raise SystemExit("usage: python examples/floors.py TRAIN TEST")
+    ids: dict[str, int] = {}
+
+    def words(path: str) -> Iterator[int]:
+        for line in Path(path).read_text(encoding="utf-8").split("\n")[:-1]:
+            for word in (*line.split(), "\n"):
+                yield ids.setdefault(word, len(ids))
+
+    train, test = (np.fromiter(words(path), np.int64) for path in sys.argv[1:])
+    bits = causal_bits(KneserNey(train, len(ids)), test)
+    print(", ".join(f"{name} {2**value:.1f}" for name, value in bits.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq.report.runs import load_runs, trained_seconds, trained_tokens
+from fairseq.report.runs import load_runs, summarize, trained_seconds, trained_tokens
 
 BIN = Path(sys.executable).parent
 SEEDS = (1, 2, 3)
@@ -106,6 +106,7 @@ def _train(run: Run, data: Path | None, folder: Path) -> dict[str, Any]:
         "words": list(run.words),
         "seconds": round(trained_seconds(logged) or 0.0, 1),
         "tokens": trained_tokens(logged),
+        "flops": summarize(logged)["flops"],
         "curve": [{key: row[key] for key in keys if key in row} for row in curve(folder)],
     }
 
@@ -196,14 +197,17 @@ def draw(results: Sequence[Any], path: Path, title: str, skip: int = 0) -> None:
 
 
 def record(results: Sequence[Any], path: Path, command: str, out: Path, **more: Any) -> None:
-    """Write the results (and ``more``) with the machine, the versions and the command.
+    """Write the results (and ``more``) with the machine, the versions, the commit and the command.
 
     The folder of the runs, ``out``, is called ``runs`` in the record, wherever it was.
     """
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from benchmarks.run import machine
 
-    content = {"command": command, "machine": machine(), **more, "results": list(results)}
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    content = {"command": command, "commit": commit or None, "machine": machine(), **more,
+               "results": list(results)}  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1).replace(json.dumps(str(out))[1:-1], "runs")
     path.write_text(text + "\n", encoding="utf-8")

@@ -26,23 +26,29 @@ class Interval(NamedTuple):
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Return ``first - second``, seed by seed, as a mean with its interval (Student's t).
+    """Return ``first - second``, seed by seed, as a mean with its interval."""
+    return interval([one - other for one, other in zip(first, second, strict=True)])
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Return the mean of the seeds' values with its interval (Student's t).
+
+    With few seeds resampled means are too narrow: of three numbers they never leave their range.
 
     Raises:
-        ValueError: for fewer than two pairs, which have no spread, or more than the table has.
+        ValueError: for fewer than two values, which have no spread, or more than the table has.
     """
-    differences = [one - other for one, other in zip(first, second, strict=True)]
-    freedom = len(differences) - 1
+    freedom = len(values) - 1
     if not 1 <= freedom <= len(STUDENT_95):
-        raise ValueError(f"2 to {len(STUDENT_95) + 1} pairs are needed, not {len(differences)}")
-    mean = statistics.mean(differences)
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
+        raise ValueError(f"2 to {len(STUDENT_95) + 1} pairs are needed, not {len(values)}")
+    mean = statistics.mean(values)
+    error = statistics.stdev(values) / math.sqrt(len(values))
     reach = STUDENT_95[freedom - 1] * error
     return Interval(mean, mean - reach, mean + reach)
 
 
-def verdict(interval: Interval, below: float = 0.0) -> str:
+def verdict(of: Interval, below: float = 0.0) -> str:
     """Tell whether the claim "the difference is below ``below``" stands, by the interval alone."""
-    if interval.high < below:
+    if of.high < below:
         return "holds"
-    return "does not hold" if interval.low > below else "cannot be told"
+    return "does not hold" if of.low > below else "cannot be told"

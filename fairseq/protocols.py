@@ -9,7 +9,7 @@ Shapes: B batch, T time, N predicted positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ class Sample(TypedDict, total=False):
     ntokens: int  # padding does not count
     start_indices: list[int]  # B: where the scored tokens begin, after their context
 
+
+Limits: TypeAlias = "float | Sequence[float | None] | None"
+"""The longest sample: one number, one for each length of an item, or None for no limit."""
 
 LogValue: TypeAlias = "Tensor | float"
 """A figure of one batch; a tensor stays on the device until somebody prints it."""
@@ -84,7 +87,7 @@ class Task(Protocol):
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any: ...
 
-    def max_positions(self) -> Any: ...
+    def max_positions(self) -> Limits: ...
 
     def post_save(self, path: str, num_updates: int) -> None: ...
 
@@ -119,7 +122,7 @@ class Model(Protocol):
         self, net_output: Any, log_probs: bool, sample: Sample | None = None
     ) -> Tensor: ...
 
-    def max_positions(self) -> Any: ...
+    def max_positions(self) -> Limits: ...
 
 
 class Criterion(Protocol):

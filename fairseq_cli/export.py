@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   fairseq-export mine-hf --from hf --out mine
   fairseq-export gpt2-folder --from hf --out gpt2
   fairseq-export runs/mine/checkpoint_best.pt --to hf --out mine-hf --push me/mine
+  fairseq-export runs/mine --to hf --revisions --out mine-revisions
   fairseq-export headless.pt --add-head tied --log-unigram-bias --out model.pt
   fairseq-export runs/mine/checkpoint_best.pt --to fairseq --out plain.pt
   fairseq-export runs/mine/checkpoint_best.pt --to safetensors --out weights.safetensors
@@ -74,6 +75,12 @@ def get_parser() -> argparse.ArgumentParser:
         "--push", metavar="REPO", help="with --to hf: upload the folder to this Hub repository"
     )
     own.add_argument("--public", action="store_true", help="with --push: a new REPO is public")
+    own.add_argument(
+        "--revisions",
+        action="store_true",
+        help="with --to hf: source is a run folder, and every checkpoint of it becomes a folder in "
+        "--out (with --push a branch of the repository)",
+    )
     own.add_argument("--force", action="store_true", help="replace what --out names")
     own.add_argument("--json", action="store_true", help="print the result as JSON")
     return own
@@ -85,9 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.push is not None and args.to != "hf":
         parser.error("--push publishes what --to hf writes")
+    if args.revisions and args.to != "hf":
+        parser.error("--revisions are what --to hf writes")
     if args.log_unigram_bias and args.add_head is None:
         parser.error("--log-unigram-bias belongs to --add-head")
     from fairseq.export import add_head, encoder_in, encoder_out, original_and_safetensors, push
+    from fairseq.export.revisions import to_revisions
 
     if args.push is not None:
         push.check_repository(args.push)
@@ -104,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif args.to == "hf":
         names = ("bpe", *(field for row in OPTIONS.values() for _, field, _ in row))
         settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-        result = encoder_out.to_huggingface(
+        write_hf = to_revisions if args.revisions else encoder_out.to_huggingface
+        result = write_hf(
             args.source,
             args.out,
             args.data,
@@ -114,7 +125,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             **settings,
         )
         if args.push is not None:
-            result["pushed"] = push.push(args.out, args.push, private=not args.public)
+            branches = result.get("revisions", [])
+            result["pushed"] = push.push(
+                args.out, args.push, private=not args.public, branches=branches
+            )
     else:
         write = (
             original_and_safetensors.to_safetensors

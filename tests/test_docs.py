@@ -172,7 +172,8 @@ def known_flags() -> set[str]:
     ]
     flags = {flag for parser in parsers for flag in of(parser)}
     refused = {f"--{name.replace('_', '-')}" for name in REFUSED}
-    studies = "".join(text_of(path) for path in ROOT.glob("examples/*/study.py"))
+    programs = [*ROOT.glob("examples/*/study.py"), *ROOT.glob("benchmarks/*.py")]
+    studies = "".join(map(text_of, programs))
     flags |= set(re.findall(r'add_argument\("(--[a-z-]+)"', studies))
     return flags | refused | {"--config", "--show-config", "--json", "--help"}
 

@@ -67,11 +67,8 @@ def _numbers(config: FairseqConfig) -> None:
     if common.cpu:
         common.device = "cpu"
     optimization = config.optimization
-    if optimization.lr_time_budget:
-        if not optimization.max_update:
-            raise ConfigError("--lr-time-budget needs --max-update: the updates of the whole curve")
-        limits = [h for h in (optimization.stop_time_hours, optimization.lr_time_budget) if h]
-        optimization.stop_time_hours = min(limits)
+    if optimization.lr_time_budget and not optimization.max_update:
+        raise ConfigError("--lr-time-budget needs --max-update: the updates of the whole curve")
 
 
 def _batches(config: FairseqConfig) -> None:

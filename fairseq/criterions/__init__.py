@@ -8,7 +8,7 @@ from typing import Any
 from fairseq.config.registries import CRITERION_REGISTRY
 from fairseq.config.registry import register_class, setup_registry
 from fairseq.lazy import lazy_names
-from fairseq.protocols import Task
+from fairseq.protocols import Settings, Task
 
 _build, _register, _rows, CRITERION_DATACLASS_REGISTRY = setup_registry(
     "--criterion", default="cross_entropy", registry=CRITERION_REGISTRY
@@ -26,7 +26,7 @@ def register_criterion(name: str, dataclass: type | None = None) -> Callable[[ty
     return register_class(CRITERION_REGISTRY, name, dataclass, FairseqCriterion)
 
 
-def build_criterion(cfg: Any, task: Task, from_checkpoint: bool = False) -> Any:
+def build_criterion(cfg: Settings, task: Task, from_checkpoint: bool = False) -> Any:
     """Build the criterion that ``cfg`` names for ``task``; the last argument is for old callers."""
     return _build(cfg, task)
 

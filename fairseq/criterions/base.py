@@ -59,7 +59,7 @@ class FairseqCriterion(nn.Module):
         """Add flags to ``parser``; criterions with a configuration dataclass need not."""
 
     @classmethod
-    def build_criterion(cls, cfg: Any, task: Task) -> FairseqCriterion:
+    def build_criterion(cls, cfg: Settings, task: Task) -> FairseqCriterion:
         """Build an instance; constructor arguments are filled by name.
 
         ``task``, ``cfg`` and every attribute of ``cfg`` are available. References to other
@@ -145,7 +145,7 @@ class LegacyFairseqCriterion(FairseqCriterion):
         self.args = args
 
     @classmethod
-    def build_criterion(cls, cfg: Any, task: Task) -> FairseqCriterion:
+    def build_criterion(cls, cfg: Settings, task: Task) -> FairseqCriterion:
         """Build an instance from the Namespace."""
         return cls(cfg, task)
 

@@ -80,7 +80,11 @@ class CrossEntropyCriterion(FairseqCriterion):
         return loss, sample_size, logging_output
 
     def compute_loss(
-        self, model: Model, net_output: Any, sample: Sample, reduce: bool = True
+        self,
+        model: Model,
+        net_output: Tensor | tuple[Tensor, Any],
+        sample: Sample,
+        reduce: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Return the loss of what the model put out, twice; a plug-in may override this.
 

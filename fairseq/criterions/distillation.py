@@ -9,6 +9,7 @@ Shapes: B batch, T time, C channels, N positions, H heads, D channels of a head.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -54,7 +55,9 @@ class TeacherLike(Protocol):
     facts: dict[str, str]
     model: Any
 
-    def outputs(self, net_input: Any, positions_N: Tensor | None, **wanted: Any) -> tuple[Any, Any]:
+    def outputs(
+        self, net_input: Mapping[str, Any], positions_N: Tensor | None, **wanted: Any
+    ) -> tuple[Any, Any]:
         """Return the operands of the projection, and further outputs."""
 
 
@@ -137,14 +140,14 @@ class DistillationCriterion(FairseqCriterion):
             self.layers = self.layers or dict(
                 enumerate(choose_layers("spread", theirs.layers, student.layers))
             )
-            for own, other in self.layers.items():
-                if own >= student.layers or other >= theirs.layers:
+            for student_layer, other in self.layers.items():
+                if student_layer >= student.layers or other >= theirs.layers:
                     raise ConfigError(
-                        f"--layer-map {other}:{own}: the teacher has {theirs.layers} layers, the "
-                        f"student {student.layers}, counted from 0"
+                        f"--layer-map {other}:{student_layer}: the teacher has {theirs.layers} "
+                        f"layers, the student {student.layers}, counted from 0"
                     )
-                self._project(f"layer{own}", *(side.width_of(n) for side, n in (
-                    (student, own), (theirs, other))))  # fmt: skip
+                self._project(f"layer{student_layer}", *(side.width_of(n) for side, n in (
+                    (student, student_layer), (theirs, other))))  # fmt: skip
         if self.alphas["attention"] or self.alphas["value"]:
             student.check_relations(theirs, self.cfg.minilm_relation_heads)
         if student.drops_layers:
@@ -169,12 +172,12 @@ class DistillationCriterion(FairseqCriterion):
 
     def check_facts(self, saved: dict[str, Any]) -> None:
         """Refuse to go on with another teacher than the run began with."""
-        for name, own in self.facts().items():
+        for name, now in self.facts().items():
             before = saved.get(name)
-            if before is not None and before.get("sha256") != own["sha256"]:
+            if before is not None and before.get("sha256") != now["sha256"]:
                 raise ConfigError(
                     f"this run began with the {name.replace('_', ' ')} {before.get('path')} "
-                    f"(SHA-256 {before.get('sha256')}), {own['path']} has {own['sha256']}: name "
+                    f"(SHA-256 {before.get('sha256')}), {now['path']} has {now['sha256']}: name "
                     "the same one, or begin anew with --reset-optimizer"
                 )
 
@@ -267,10 +270,12 @@ class DistillationCriterion(FairseqCriterion):
             theirs: positions that the teacher projected.
         """
         shape = model.flop_shape() if more and hasattr(model, "flop_shape") else None
-        own = 0 if shape is None else TRAINING * 2 * more * shape.predicted_weights
+        student_flops = 0 if shape is None else TRAINING * 2 * more * shape.predicted_weights
         # a teacher of another library does not tell
         tell = getattr(getattr(self._teacher, "model", None), "flops", None)
-        self._extra_flops = own + (0 if tell is None else tell(*tokens_BT.shape, theirs) or 0)
+        self._extra_flops = student_flops + (
+            0 if tell is None else tell(*tokens_BT.shape, theirs) or 0
+        )
 
     def extra_flops(self) -> int:
         """See the base class: the teacher's forward, and positions beside the predicted ones."""

@@ -115,15 +115,16 @@ def read_layer_map(text: str) -> dict[int, int]:
     """Return student's layer -> teacher's layer."""
     try:
         pairs = [pair.split(":") for pair in text.split(",") if pair]
-        found = {int(own): int(other) for other, own in pairs}
-        if any(layer < 0 for pair in found.items() for layer in pair) or len(found) < len(pairs):
+        teacher_of = {int(own): int(other) for other, own in pairs}
+        negative = any(layer < 0 for pair in teacher_of.items() for layer in pair)
+        if negative or len(teacher_of) < len(pairs):
             raise ValueError
     except ValueError:
         raise ConfigError(
             f"--layer-map must be pairs TEACHER:STUDENT such as 0:0,2:1, each student's layer "
             f"once, not {text!r}"
         ) from None
-    return found
+    return teacher_of
 
 
 class Stack:

@@ -24,6 +24,7 @@ from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import require_file
 from fairseq.logging import metrics
 from fairseq.modules.heads import pool
+from fairseq.protocols import Sample
 
 
 @dataclass
@@ -73,7 +74,7 @@ class MaskedLmAdversarial(MaskedLmLoss):
         self.target_SK = one_hot_SK - 1 / one_hot_SK.shape[1]
 
     def forward(
-        self, model: Any, sample: dict[str, Any], reduce: bool = True
+        self, model: Any, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Compute the loss of a batch; see :class:`~fairseq.criterions.masked_lm.MaskedLmLoss`."""
         loss, size, log = super().forward(model, sample, reduce)

@@ -8,6 +8,7 @@ from typing import Any
 
 from fairseq import checkpoint, utils
 from fairseq.checkpoint.layout import explain
+from fairseq.config.sections import FairseqConfig
 from fairseq.criterions.base import FairseqCriterion
 from fairseq.data.batches.read import workers_ended
 from fairseq.distributed.device import choose_device
@@ -65,7 +66,7 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return results
 
 
-def _load_ema(config: Any, model: BaseFairseqModel, path: str) -> EMA | None:
+def _load_ema(config: FairseqConfig, model: BaseFairseqModel, path: str) -> EMA | None:
     """Return the moving average that a checkpoint keeps beside the model, if it was asked for."""
     if not config.ema.store_ema:
         return None
@@ -94,13 +95,13 @@ def load_criterion(criterion: FairseqCriterion, path: str) -> None:
         raise explain(error, path) from error
 
 
-def subsets_of(config: Any) -> list[str]:
+def subsets_of(config: FairseqConfig) -> list[str]:
     """Return the names of the subsets to evaluate."""
     return str(config.dataset.valid_subset).replace(" ", "").split(",")
 
 
 def _validate_subset(
-    config: Any,
+    config: FairseqConfig,
     task: FairseqTask,
     model: BaseFairseqModel,
     subset: str,
@@ -123,12 +124,12 @@ def _validate_subset(
         default_log_format="simple" if common.no_progress_bar else "rich",
     )
     with workers_ended(), bar as progress:
-        found = validation.figures_of(
+        figures = validation.figures_of(
             config, task, model, subset, progress, step, given.get("max_valid_steps")
         )
-        assert found is not None, "nothing stops it"
-        progress.print(found[0], tag=subset)
-    return found[0]
+        assert figures is not None, "nothing stops it"
+        progress.print(figures[0], tag=subset)
+    return figures[0]
 
 
 def _say_other_mode(subset: str, batches: Sequence[Sequence[int]], data: Any) -> None:

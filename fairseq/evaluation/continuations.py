@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fairseq import utils
+from fairseq.config.sections import CommonConfig
 from fairseq.data.encoders import TextEncoder
 from fairseq.decoding.scorer import average_log_probs
 from fairseq.distributed.device import choose_device
@@ -346,7 +347,7 @@ def read_texts(path: str, text_key: str = "text", remedy: str = REMEDY) -> Itera
         yield from reader.texts(block).texts
 
 
-def watched(common: Any, prefix: str) -> Callable[[Batches], Iterable[Any]]:
+def watched(common: CommonConfig, prefix: str) -> Callable[[Batches], Iterable[Any]]:
     """Return what shows the progress through batches, as the settings ``common`` ask for it."""
 
     def watch(batches: Batches) -> Iterator[Any]:

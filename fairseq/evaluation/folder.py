@@ -51,8 +51,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return plain numbers of :func:`validate_folder` as lines: a checkpoint and subset each."""
     rows = [
         (name, subset, stats)
-        for name, found in results.items()
-        for subset, stats in found.items()
+        for name, figures in results.items()
+        for subset, stats in figures.items()
         if subset != "refused"
     ]
     names = list(dict.fromkeys(key for *_, stats in rows for key in stats))
@@ -68,12 +68,12 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         for row in cells
     ]
     refused = [
-        f"{name}: {found['refused']}" for name, found in results.items() if "refused" in found
+        f"{name}: {figures['refused']}" for name, figures in results.items() if "refused" in figures
     ]
     return "\n".join(lines + refused)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

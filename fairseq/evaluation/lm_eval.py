@@ -328,15 +328,19 @@ def load_scorer(
         **settings: ``max_length``, ``masks`` and ``newline`` of :class:`TextScorer`, and settings
             that replace the checkpoint's.
     """
-    given = {"path": path, "data": data, **settings}
-    own = {name: given.pop(name) for name in ("max_length", "masks", "newline") if name in given}
+    overrides = {"path": path, "data": data, **settings}
+    knobs = {
+        name: overrides.pop(name)
+        for name in ("max_length", "masks", "newline")
+        if name in overrides
+    }
     if device is not None:
         kind, _, number = device.partition(":")
-        given |= {"device": kind, "cpu": kind == "cpu", "device_id": int(number or 0)}
-    models, _, task, bpe, chosen = load(given)
+        overrides |= {"device": kind, "cpu": kind == "cpu", "device_id": int(number or 0)}
+    models, _, task, bpe, chosen = load(overrides)
     # the harness also knows "auto" and "auto:4"
     rows = int(str(batch_size)) if str(batch_size).isdigit() else BATCH_SIZE
-    return TextScorer(models, task, bpe, chosen, rows, **own)
+    return TextScorer(models, task, bpe, chosen, rows, **knobs)
 
 
 # -- the harness -----------------------------------------------------------------------------------
@@ -364,8 +368,8 @@ def lm_class() -> type:
         def _answer(self, method: str, requests: Sequence[Any], first_only: bool = False) -> Any:
             """Ask the scorer, and let the harness keep the answers."""
             questions = [request.args for request in requests]
-            given = [question[0] for question in questions] if first_only else questions
-            answers = getattr(self.scorer, method)(given)
+            texts = [question[0] for question in questions] if first_only else questions
+            answers = getattr(self.scorer, method)(texts)
             for question, answer in zip(questions, answers, strict=True):
                 self.cache_hook.add_partial(method, question, answer)
             return answers

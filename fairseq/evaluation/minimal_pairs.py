@@ -93,8 +93,8 @@ def minimal_pairs(
     ]
     unique = list(dict.fromkeys(ids for both in encoded for ids in both))
     rows = [(begin, list(ids)) for ids in unique]
-    found = score_continuations(models, task, rows, batch_size, device, watch=watch)
-    log_prob = {ids: score.log_prob for ids, score in zip(unique, found, strict=True)}
+    scores = score_continuations(models, task, rows, batch_size, device, watch=watch)
+    log_prob = {ids: score.log_prob for ids, score in zip(unique, scores, strict=True)}
     unk = task.target_dictionary.unk()
     right = [log_prob[good] > log_prob[bad] for good, bad in encoded]
     sets: dict[str, list[bool]] = {}

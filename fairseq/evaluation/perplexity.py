@@ -9,13 +9,14 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fairseq import tasks, utils
+from fairseq.config.sections import FairseqConfig
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.decoding.scorer import average_log_probs, projected_losses
 from fairseq.distributed.device import choose_device
@@ -93,7 +94,11 @@ def _ready(model: BaseFairseqModel, device: torch.device, half: bool) -> Any:
 
 
 def _batches(
-    models: Sequence[BaseFairseqModel], config: Any, task: FairseqTask, subset: str, given: Any
+    models: Sequence[BaseFairseqModel],
+    config: FairseqConfig,
+    task: FairseqTask,
+    subset: str,
+    given: Mapping[str, Any],
 ) -> Any:
     data, common = config.dataset, config.common
     max_tokens, batch_size = given.get("max_tokens"), given.get("batch_size")
@@ -122,7 +127,7 @@ def _batches(
 def eval_lm(
     models: Sequence[BaseFairseqModel],
     source_dictionary: Dictionary,
-    batch_iterator: Any,
+    batch_iterator: Iterable[Any],
     post_process: str | None = None,
     output_word_probs: bool = False,
     output_word_stats: bool = False,
@@ -169,8 +174,8 @@ def eval_lm(
     if not count:
         raise DataError("there is nothing to evaluate: no block fits the model, or all are empty")
     bits = total / count / math.log(2)
-    found = {"loss": bits, "perplexity": 2**bits, "tokens": count}
-    return found | ({"lines": words.lines()} if words.wanted else {})
+    figures = {"loss": bits, "perplexity": 2**bits, "tokens": count}
+    return figures | ({"lines": words.lines()} if words.wanted else {})
 
 
 def scored_positions(sample: Sample, pad: int, bos: int | None = None) -> tuple[Tensor, Tensor]:

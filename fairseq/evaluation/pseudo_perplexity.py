@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fairseq import evaluation
+from fairseq.config.sections import FairseqConfig
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError, MissingFileError
 from fairseq.hub.load import load_by_settings
@@ -90,7 +91,7 @@ def pseudo_perplexity(given: Mapping[str, Any], most: int | None = None) -> dict
     return results
 
 
-def _encoder(task: FairseqTask, config: Any) -> Any:
+def _encoder(task: FairseqTask, config: FairseqConfig) -> Any:
     """Return the subword encoder, None if there is none or its files are gone."""
     try:
         return task.build_bpe(config.bpe)
@@ -152,10 +153,10 @@ def at_lengths(given: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, di
         if not given.get("batch_size") and not given.get("max_tokens"):
             settings["batch_size"] = max(1, tokens // length)
         try:
-            found: dict[str, Any] = evaluation.validate(settings)
+            figures: dict[str, Any] = evaluation.validate(settings)
         except (ConfigError, DataError) as refusal:
             if "positions" not in str(refusal):
                 raise
-            found = {"refused": str(refusal)}
-        results[str(length)] = found
+            figures = {"refused": str(refusal)}
+        results[str(length)] = figures
     return results

@@ -109,9 +109,9 @@ def _rows(
     net_input, positions_N = sample["net_input"], predicted_positions(sample, pad)
     target_N = sample["target"].reshape(-1)[positions_N]
     with torch.no_grad():
-        own = student(**net_input, predicted_positions=positions_N)[0]
+        student_operands = student(**net_input, predicted_positions=positions_N)[0]
         theirs = teacher.outputs(net_input, positions_N)[0]
-        both = linear_distillation(own, theirs, target_N)
+        both = linear_distillation(student_operands, theirs, target_N)
         hidden_NC, weight_VC, bias_V = theirs
         teacher_N = linear_cross_entropy(hidden_NC, weight_VC, target_N, bias_V=bias_V).loss_N
     tokens_BT = net_input["src_tokens"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fairseq.errors import ConfigError, FairseqError, UnsupportedError, install_hint
@@ -18,13 +19,15 @@ def check_repository(name: str) -> None:
         raise ConfigError(f"--push needs OWNER/NAME of a repository on the Hub, not {name!r}")
 
 
-def push(folder: Path, repository: str, private: bool = True) -> str:
+def push(folder: Path, repository: str, private: bool = True, branches: Sequence[str] = ()) -> str:
     """Upload a folder to a model repository, which is made if it does not exist.
 
     Args:
         folder: what an export wrote.
         repository: ``owner/name``.
         private: whether a repository that is made is private.
+        branches: names of folders below ``folder``; each becomes a branch, the last one ``main``,
+            too. Without any, ``folder`` itself becomes ``main``.
 
     Returns:
         its address.
@@ -40,9 +43,14 @@ def push(folder: Path, repository: str, private: bool = True) -> str:
     api = HfApi()
     try:
         address = api.create_repo(repository, exist_ok=True, private=private)
-        api.upload_folder(
-            repo_id=repository, folder_path=str(folder), commit_message="Export from fairseq-lm"
-        )
+        for name in branches:
+            api.create_branch(repository, branch=name, exist_ok=True)
+        last = folder / branches[-1] if branches else folder
+        for path, branch in [*((folder / name, name) for name in branches), (last, "main")]:
+            api.upload_folder(
+                repo_id=repository, folder_path=str(path), revision=branch,
+                commit_message="Export from fairseq-lm",
+            )  # fmt: skip
     except Exception as error:  # its own errors, and those of the HTTP library below it
         raise FairseqError(
             f"{repository} could not be written: {error}. The export stands in {folder}; log in "

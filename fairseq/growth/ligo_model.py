@@ -36,6 +36,7 @@ from fairseq.models.roberta.config import RobertaConfig
 from fairseq.models.roberta.model import RobertaModel
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
+from fairseq.modules.flops import FlopShape
 
 DepthInit = Literal[
     "stack",
@@ -234,6 +235,11 @@ class LigoModel(BaseFairseqModel):
     def embedding_table(self) -> Tensor:
         """Return the input embeddings."""
         return self._call("embedding_table")
+
+    def flop_shape(self) -> FlopShape | None:
+        """Return what the large model's cost depends on; forming its weights is not counted."""
+        shape: FlopShape | None = self._skeleton[0].model.flop_shape()
+        return shape
 
     def max_positions(self) -> Any:
         """Return the longest input."""

@@ -27,7 +27,7 @@ from fairseq.config.registry import register_class, typed_config
 from fairseq.config.schema import FairseqDataclass
 from fairseq.errors import RegistryError
 from fairseq.lazy import lazy_names
-from fairseq.protocols import Task
+from fairseq.protocols import Settings, Task
 
 import_models = import_modules
 
@@ -93,7 +93,7 @@ def register_model_architecture(
     return decorate
 
 
-def build_model(cfg: Any, task: Task, from_checkpoint: bool = False) -> Any:
+def build_model(cfg: Settings, task: Task, from_checkpoint: bool = False) -> Any:
     """Build the model that ``cfg._name`` (or ``cfg.arch``) names.
 
     Args:

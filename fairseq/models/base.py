@@ -47,12 +47,12 @@ class BaseFairseqModel(nn.Module):
         """Build an instance from its configuration and the task it serves."""
         raise NotImplementedError(f"{cls.__name__} must define build_model")
 
-    def get_targets(self, sample: Sample, net_output: Any) -> Tensor:
+    def get_targets(self, sample: Sample, net_output: Tensor | tuple[Tensor, Any]) -> Tensor:
         """Return the targets of a batch."""
         return sample["target"]
 
     def get_normalized_probs(
-        self, net_output: Any, log_probs: bool, sample: Sample | None = None
+        self, net_output: Tensor | tuple[Tensor, Any], log_probs: bool, sample: Sample | None = None
     ) -> Tensor:
         """Return (log-)probabilities in fp32 from a network's output."""
         decoder: Any = getattr(self, "decoder", None)
@@ -88,7 +88,7 @@ class BaseFairseqModel(nn.Module):
         self,
         state_dict: StateDict,
         strict: bool = True,
-        model_cfg: Any = None,
+        model_cfg: Settings | None = None,
         args: Settings = None,
     ) -> Any:
         """Load a state dict of any supported age.
@@ -114,13 +114,14 @@ class BaseFairseqModel(nn.Module):
         return super().load_state_dict(state, strict)
 
     def _mismatches(self, state: StateDict) -> list[str]:
-        own = self.state_dict()
-        rows = [f"missing in the file: {name}" for name in own if name not in state]
-        rows += [f"not in the model: {name}" for name in state if name not in own]
+        mine = self.state_dict()
+        rows = [f"missing in the file: {name}" for name in mine if name not in state]
+        rows += [f"not in the model: {name}" for name in state if name not in mine]
         rows += [
-            f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-            for name in own
-            if name in state and own[name].shape != state[name].shape
+            f"{name}: {tuple(state[name].shape)} in the file, "
+            f"{tuple(mine[name].shape)} in the model"
+            for name in mine
+            if name in state and mine[name].shape != state[name].shape
         ]
         return rows[:30] + ([f"... and {len(rows) - 30} more"] if len(rows) > 30 else [])
 
@@ -149,7 +150,7 @@ class BaseFairseqModel(nn.Module):
             if module is not self and listener is not None:
                 listener(value)
 
-    def prepare_for_inference_(self, cfg: Any) -> None:
+    def prepare_for_inference_(self, cfg: Settings) -> None:
         """Switch to evaluation; nothing else needs to be prepared here."""
         self.eval()
 
@@ -272,7 +273,7 @@ class FairseqDecoder(nn.Module):
         self.dictionary = dictionary
         self.adaptive_softmax: Any = None
 
-    def forward(self, prev_output_tokens: Tensor, encoder_out: Any = None, **kwargs: Any) -> Any:
+    def forward(self, prev_output_tokens: Tensor, encoder_out: object = None, **kwargs: Any) -> Any:
         """Return ``(logits, extra)`` for ``prev_output_tokens`` (B, T)."""
         features, extra = self.extract_features(prev_output_tokens, encoder_out, **kwargs)
         return self.output_layer(features), extra
@@ -288,7 +289,7 @@ class FairseqDecoder(nn.Module):
         raise NotImplementedError
 
     def get_normalized_probs(
-        self, net_output: Any, log_probs: bool, sample: Sample | None = None
+        self, net_output: Tensor | tuple[Tensor, Any], log_probs: bool, sample: Sample | None = None
     ) -> Tensor:
         """Return (log-)probabilities in fp32."""
         return (F.log_softmax if log_probs else F.softmax)(net_output[0].float(), dim=-1)
@@ -339,7 +340,7 @@ def count_parameters(model: nn.Module, trained_only: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained_only)
 
 
-def kept_layers(config: Any, side: str) -> list[int] | None:
+def kept_layers(config: Settings, side: str) -> list[int] | None:
     """Return the layers that ``encoder_layers_to_keep`` or ``decoder_layers_to_keep`` names.
 
     Args:
@@ -363,7 +364,7 @@ def kept_layers(config: Any, side: str) -> list[int] | None:
         ) from None
 
 
-def prune_state_dict(state_dict: Mapping[str, Any], model_cfg: Any) -> dict[str, Any]:
+def prune_state_dict(state_dict: Mapping[str, Any], model_cfg: Settings | None) -> dict[str, Any]:
     """Return the state of the layers that are kept, renumbered.
 
     A state that has as many layers as are kept was pruned before; it comes back as it is.

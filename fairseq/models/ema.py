@@ -41,6 +41,7 @@ class EMA:
         self.skip_keys = set(skip_keys or ())
         self.update_freq_counter = 0
         self.fp32_params: dict[str, Tensor] = {}
+        # a copy, not a second build: whatever a plug-in has added comes along
         self.model = copy.deepcopy(model)
         self.model.requires_grad_(False)
         if device is not None:
@@ -74,13 +75,14 @@ class EMA:
             state_dict: as saved.
             build_fp32_params: also start the fp32 average from them.
         """
-        own = self.model.state_dict()
-        missing = [name for name in own if name not in state_dict]
-        if missing and len(missing) < len(own):
+        averages = self.model.state_dict()
+        missing = [name for name in averages if name not in state_dict]
+        # all missing is another model, which load_state_dict below tells better
+        if missing and len(missing) < len(averages):
             logger.warning(
                 "the moving average lacks %s: it starts here, from the model's", ", ".join(missing)
             )
-            state_dict = {**state_dict, **{name: own[name] for name in missing}}
+            state_dict = {**state_dict, **{name: averages[name] for name in missing}}
         self.model.load_state_dict(dict(state_dict), strict=False)
         if build_fp32_params:
             self.build_fp32_params(state_dict)
@@ -101,6 +103,7 @@ class EMA:
         """
         if updates is not None:
             self._set_decay(
+                # a decay of 0 copies the weights: until then the average is the model itself
                 0.0 if updates < self.config.ema_start_update else self.config.ema_decay
             )
         if self.config.ema_update_freq > 1:
@@ -112,12 +115,14 @@ class EMA:
 
     @torch.no_grad()
     def _step_internal(self, new_model: nn.Module, updates: int | None = None) -> None:
-        own = self.model.state_dict()
+        averages = self.model.state_dict()
         for name, value in new_model.state_dict().items():
-            target = own[name]
+            target = averages[name]
+            # counters and version marks are states, not weights: an average of them means nothing
             if name in self.skip_keys or "version" in name or not value.is_floating_point():
                 target.copy_(value)
                 continue
+            # in half precision 1 - decay = 1e-4 of a weight is rounded away: nothing would move
             average = self.fp32_params[name] if self.config.ema_fp32 else target
             average.mul_(self.decay).add_(value.to(average), alpha=1 - self.decay)
             if self.config.ema_fp32:

@@ -62,6 +62,7 @@ class AdaptiveProjection:
             # also without any row, so that every process has a gradient for every parameter
             rows = (band_N == band).nonzero()[:, 0]
             hidden = drop(F.linear(self.hidden_NC[rows], narrow), self.dropout)
+            # a band counts its words from its own first one
             word = target_N[rows] - self.cutoff[band - 1]
             tail = linear_cross_entropy(hidden, out, word, backend=backend).loss_N
             loss_N = loss_N.index_add(0, rows, tail)
@@ -74,6 +75,8 @@ class AdaptiveProjection:
         parts = [head_NH[:, :first]]
         for band, (narrow, out) in enumerate(self.tails):
             logits_NK = F.linear(F.linear(self.hidden_NC, narrow), out)
+            # p(word) = p(band) p(word
+            #  band): the logarithms add up
             parts.append(logits_NK.float().log_softmax(-1) + head_NH[:, first + band, None])
         return torch.cat(parts, dim=-1)
 
@@ -156,6 +159,7 @@ class AdaptiveSoftmax(nn.Module):
         tail: Any  # a Sequential of (projection, dropout, output)
         for tail in self.tail:
             narrow, out = tail[0].weight, tail[2].weight
+            # the input projects K to C, the output C to K: tied, it is the transpose
             narrow = narrow.t() if self.tied_proj else narrow.view_as(narrow)
             tails.append((narrow, out.view_as(out)))
         head_HC = self.head.weight.view_as(self.head.weight)

@@ -70,11 +70,14 @@ def sinusoidal_table(positions: int, channels: int, padding_idx: int | None) -> 
     Returns:
         fp32 of shape (positions, channels).
     """
+    # half - 1 in the divisor, so that the last frequency is 1/10000 exactly (the paper's own
+    # formula stops short of it): weights trained with one do not fit the other
     half = channels // 2
     step = math.log(10000) / (half - 1)
     frequencies_C = torch.exp(torch.arange(half, dtype=torch.float) * -step)
     angles_PC = torch.arange(positions, dtype=torch.float)[:, None] * frequencies_C[None]
     table_PC = torch.cat([angles_PC.sin(), angles_PC.cos()], 1)
+    # sines and cosines come in pairs: an odd channel is left over and stays zero
     if channels % 2:
         table_PC = torch.cat([table_PC, torch.zeros(positions, 1)], 1)
     if padding_idx is not None:
@@ -101,6 +104,7 @@ class SinusoidalPositionalEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding_dim, self.padding_idx, self.offset = embedding_dim, padding_idx, offset
+        # a formality: the table grows on demand
         self.max_positions = int(1e5)
         self.register_buffer("table", self._table(init_size), persistent=False)
         self.table: Tensor
@@ -112,6 +116,7 @@ class SinusoidalPositionalEmbedding(nn.Module):
 
     def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Return the position vectors, shape (B, T, C); counting starts anew with a document."""
+        # positions begin behind the row of the pads, see make_positions
         needed = max(self.padding_idx + 1, self.offset or 0) + tokens_BT.shape[1]
         if needed > self.table.shape[0]:
             self.table = self._table(needed).to(self.table)
@@ -144,12 +149,14 @@ def alibi_slopes(heads: int, chosen: Sequence[float] | None = None) -> Tensor:
     """
     if chosen is not None:
         return torch.tensor(chosen, dtype=torch.float32)
+    # the formula wants powers of two; in between, every other slope of the next one fills up
     lower = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * (i + 1) / lower) for i in range(lower)]
     upper = [2 ** (-8 * (i + 1) / (2 * lower)) for i in range(0, 2 * (heads - lower), 2)]
     return torch.tensor(slopes + upper, dtype=torch.float32)
 
 
+# wavelengths go from 2 pi to 2 pi BASE tokens; files do not state it, so it cannot be changed
 BASE = 10000.0
 
 
@@ -191,6 +198,7 @@ class RotaryPositions(nn.Module):
     def _tables(self, length: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
         step_R = torch.arange(0, self.turned, 2, device=device, dtype=torch.float32) / self.turned
         place_T = torch.arange(length, device=device, dtype=torch.float32)
+        # repeated, not interleaved: channel i is turned with channel i + R/2
         angle_TR = torch.outer(place_T, 1.0 / BASE**step_R).repeat(1, 2)
         return angle_TR.cos(), angle_TR.sin()
 

@@ -79,6 +79,8 @@ def init_bert_params(module: nn.Module) -> None:
     Source: Devlin et al. 2019, published code.
     """
     if isinstance(module, nn.Linear):
+        # 0.02 at every width and depth, as BERT has it: near the C^-1/2 of width 2048, too small
+        # rather than too large for narrower models
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -107,6 +109,7 @@ class TransformerEncoder(nn.Module):
         self.embed_segments = nn.Embedding(shape.segments, dim) if shape.segments else None
         self.layernorm_embedding = self._layer_norm() if shape.layernorm_embedding else None
         self.layers = nn.ModuleList(TransformerLayer(shape.layer) for _ in range(shape.layers))
+        # post-norm layers end in a norm already
         self.layer_norm = self._layer_norm() if shape.layer.pre_norm else None
         self.alibi: Alibi | None = None
         if shape.position.startswith("alibi"):
@@ -151,6 +154,7 @@ class TransformerEncoder(nn.Module):
         shape = self.shape
         if rows_BTC is None:
             last = shape.vocabulary - 1
+            # <mask> may lie behind the table, whose vector is zero: look up any row, zero it below
             inside_BT = tokens_BT.clamp(max=last) if shape.zero_masking else tokens_BT
             rows_BTC = self.embed_tokens(inside_BT)
         x_BTC = rows_BTC

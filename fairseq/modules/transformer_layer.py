@@ -133,6 +133,8 @@ class MultiheadAttention(nn.Module):
         query, key, value = self.query_key_value(x_BTC)
         if record is not None:
             record.append(QueryKeyValue(query, key, value))
+        # recorded above are queries and keys before the turn: what students compare must not
+        # depend on places
         if context.rotary_TR is not None:
             query, key = rotate(query, *context.rotary_TR), rotate(key, *context.rotary_TR)
         if memory is not None:
@@ -185,6 +187,7 @@ class TransformerLayer(nn.Module):
         def norm(channels: int, wanted: bool = True) -> nn.Module | None:
             return LayerNorm(channels, shape.eps, implementation=shape.norm) if wanted else None
 
+        # (optimizers number parameters in this order, and files keep the numbers)
         # names and order are those of the original's checkpoints
         self.self_attn = MultiheadAttention(
             dim, shape.heads, shape.attention_dropout, shape.backend, shape.xavier_attention
@@ -209,12 +212,15 @@ class TransformerLayer(nn.Module):
         """Return the layer's output, shape (B, T, C); arguments as in the attention."""
         pre, first, second = self.shape.pre_norm, self.self_attn_layer_norm, self.final_layer_norm
         attended_BTC = self._attend(first(x_BTC) if pre else x_BTC, context, memory, record)
+        # both read the same x, so neither waits for the other: the sum of one and the other is
+        # not that of one after the other
         if self.shape.parallel_residual:
             return self._residual(x_BTC) + attended_BTC + self._feed_forward(second(x_BTC))
         x_BTC = x_BTC + attended_BTC
         if not pre:
             x_BTC = first(x_BTC)
         fed_BTC = self._feed_forward(second(x_BTC) if pre else x_BTC)
+        # w_resid weighs the second residual only, as NormFormer's code does
         x_BTC = self._residual(x_BTC) + fed_BTC
         return x_BTC if pre else second(x_BTC)
 
@@ -226,8 +232,11 @@ class TransformerLayer(nn.Module):
         record: list[QueryKeyValue] | None,
     ) -> Tensor:
         x_BTC = self.self_attn(x_BTC, context, memory, record)
+        # after out_proj, where channels no longer belong to one head: odd, but what the
+        # original's weights were trained with
         if self.c_attn is not None:
             x_BTHD = x_BTC.unflatten(-1, (self.shape.heads, -1))
+            # c_attn has one number a head; the axis behind it spreads it over the D channels
             x_BTC = (x_BTHD * self.c_attn[:, None]).flatten(-2)
         if self.attn_ln is not None:
             x_BTC = self.attn_ln(x_BTC)

@@ -76,6 +76,7 @@ def attention(
         name = "explicit" if dropout > 0 else "sdpa"
     elif backend == "auto":
         name = best_on_gpu(query_BHTD, context, dropout)
+    # fused kernels align the first query with the first key, not the last with the last
     if name in FUSED and query_BHTD.shape[2] != key_BHSD.shape[2]:
         name = "sdpa"
     functions = {"sdpa": _sdpa, "explicit": _explicit, "reference": _reference}
@@ -137,6 +138,7 @@ def _hide_by_channel(
     first = query_BHTD.shape[-1]
     query, key, value = (F.pad(tensor, more) for tensor in (query_BHTD, key_BHSD, value_BHSD))
     query[..., first] = 1
+    # half of the lowest: the other channels of the product may be added without overflow
     huge = torch.finfo(key.dtype).min / 2
     key[..., first] = hidden_BS[:, None, :].to(key.dtype) * huge
     return query, key, value
@@ -145,6 +147,7 @@ def _hide_by_channel(
 def _future(query_BHTD: Tensor, key_BHSD: Tensor) -> Tensor:
     """Return a (T, S) mask, True where the key lies after the query."""
     queries, keys = query_BHTD.shape[2], key_BHSD.shape[2]
+    # the last query is the last key: earlier queries are the T - S before it
     everything = torch.ones(queries, keys, dtype=torch.bool, device=query_BHTD.device)
     return everything.triu(keys - queries + 1)
 
@@ -171,6 +174,7 @@ def _explicit(
     wide = torch.promote_types(query_BHTD.dtype, torch.float32)
     queries, keys = query_BHTD.shape[2], key_BHSD.shape[2]
     scale = query_BHTD.shape[-1] ** -0.5
+    # scaled before the product, which in fp16 would overflow where its scores are large
     scores_BHTS = ((query_BHTD * scale) @ key_BHSD.transpose(-1, -2)).to(wide)
     bias_1HTS = context.bias(queries, keys, query_BHTD.device)
     if bias_1HTS is not None:

@@ -42,7 +42,7 @@ def dropout(x: Tensor, p: float, training: bool = True, backend: str = "auto") -
 
 
 class _DropoutContext(Context, Protocol):
-    scale: float
+    dropped: int
 
 
 class _Packed(torch.autograd.Function):

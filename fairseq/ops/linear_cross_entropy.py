@@ -84,6 +84,7 @@ def linear_cross_entropy(
         )
     dtype = factor_type(hidden_NC, backend)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
+    # here, inside autograd: gradients come back in the types the factors had
     hidden_NC, weight_VC = hidden_NC.to(dtype), weight_VC.to(dtype)
     bias_V = None if bias_V is None else bias_V.to(wide)
     function = {"reference": _reference, "chunked": _Chunked.apply}.get(backend)
@@ -143,6 +144,7 @@ def _reference(
     logits_NV = F.linear(hidden_NC, weight_VC, bias_V)
     lse_N = logits_NV.logsumexp(-1)
     keep_N = target_N != ignore_index
+    # gather refuses ids outside of the classes, such as -100, even where they do not count
     picked_N = logits_NV.gather(1, target_N.where(keep_N, 0)[:, None])[:, 0]
     return (
         torch.where(keep_N, lse_N - picked_N, 0.0),
@@ -206,6 +208,7 @@ class _Chunked(torch.autograd.Function):
             lse_N[rows] = lse_R = logits_RV.logsumexp(-1)
             loss_N[rows] = torch.where(keep_R, lse_R - logits_RV.gather(1, index_R1)[:, 0], 0.0)
             if gradients is not None:
+                # softmax - onehot, written over the logits: nothing of (R, V) is allocated anew
                 dlogits_RV = logits_RV.sub_(lse_R[:, None]).exp_()
                 dlogits_RV.scatter_add_(1, index_R1, torch.full_like(index_R1, -1, dtype=wide))
                 gradients.add(rows, dlogits_RV.mul_(keep_R[:, None]))
@@ -241,6 +244,8 @@ def _weighted(
     hidden_NC, weight_VC, bias_V, target_N, lse_N = ctx.saved_tensors[:5]
     gradients = ProjectionGradients(ctx, hidden_NC, weight_VC)
     for rows, logits_RV in logit_chunks(hidden_NC, weight_VC, bias_V):
+        # loss = lse - logit[target]: the loss's gradient reaches every class through lse and the
+        # target once more, with the other sign
         keep_R = target_N[rows] != ctx.ignore_index
         loss_grad_R = keep_R * (0.0 if loss_grad_N is None else loss_grad_N[rows])
         lse_grad_R = loss_grad_R if lse_grad_N is None else loss_grad_R + lse_grad_N[rows]

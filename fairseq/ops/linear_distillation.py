@@ -141,8 +141,11 @@ def linear_distillation(
         if isinstance(teacher, SparseTeacher):
             theirs, stored = None, teacher
         else:  # in its own precision: an fp32 teacher of a bf16 student is not rounded
-            own = factor_type(teacher.hidden_NC, "chunked")
-            theirs, stored = _cast(teacher, dtype if torch.float64 in (own, dtype) else own), None
+            teacher_type = factor_type(teacher.hidden_NC, "chunked")
+            theirs, stored = (
+                _cast(teacher, dtype if torch.float64 in (teacher_type, dtype) else teacher_type),
+                None,
+            )
         return Distillation(
             *_Chunked.apply(*_cast(student, dtype), theirs, stored, target_N, terms)
         )
@@ -289,7 +292,7 @@ def _chunk(
     return (temperature**2 * value_R, nll_R, mse_R), dlogits_RV
 
 
-def _reference(student: Any, teacher: Any, target_N: Tensor, terms: _Terms) -> Distillation:
+def _reference(student: object, teacher: Any, target_N: Tensor, terms: _Terms) -> Distillation:
     """Return the same from whole logits in fp64, differentiated by autograd."""
     s_NV = F.linear(*_cast(student, torch.float64))
     temperature, beta = terms.temperature, terms.beta

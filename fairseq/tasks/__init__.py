@@ -13,6 +13,7 @@ from fairseq.config.registry import DataclassView, register_class, typed_config
 from fairseq.config.schema import FairseqDataclass
 from fairseq.errors import RegistryError
 from fairseq.lazy import lazy_names
+from fairseq.protocols import Settings
 
 TASK_DATACLASS_REGISTRY = DataclassView(TASK_REGISTRY)
 # checkpoints file the state of a task under the name of its class
@@ -46,7 +47,7 @@ def get_task(name: str) -> Any:
     return TASK_REGISTRY[name]
 
 
-def setup_task(cfg: Any, **kwargs: Any) -> Any:
+def setup_task(cfg: Settings, **kwargs: Any) -> Any:
     """Set up the task that ``cfg`` names.
 
     Args:

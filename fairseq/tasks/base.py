@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fairseq.config.references import settle_alone
 from fairseq.criterions.base import log_aggregated
@@ -23,7 +24,7 @@ from fairseq.logging import metrics
 from fairseq.logging.meters import MetersDict
 from fairseq.models.base import BaseFairseqModel
 from fairseq.optim.base import FairseqOptimizer
-from fairseq.protocols import Criterion, LoggingOutput, Model, Sample, Settings
+from fairseq.protocols import Criterion, Limits, LoggingOutput, Model, Sample, Settings, StateDict
 from fairseq.tasks.stateful import StatefulContainer
 from fairseq.utils import split_paths
 
@@ -72,8 +73,6 @@ class FairseqTask:
     def logging_outputs_can_be_summed(criterion: Criterion) -> bool:
         """Tell whether logging outputs of several processes may be added up."""
         return criterion.logging_outputs_can_be_summed()
-
-    # -- dictionaries and data -------------------------------------------------------------------
 
     @classmethod
     def load_dictionary(cls, filename: str) -> Dictionary:
@@ -135,7 +134,7 @@ class FairseqTask:
         return "philox" if stated in (None, "auto") else stated
 
     def load_dataset(
-        self, split: str, combine: bool = False, task_cfg: Any = None, **kwargs: Any
+        self, split: str, combine: bool = False, task_cfg: Settings | None = None, **kwargs: Any
     ) -> None:
         """Load a split into ``self.datasets``."""
         raise NotImplementedError
@@ -157,7 +156,7 @@ class FairseqTask:
         self,
         indices: np.ndarray,
         dataset: FairseqDataset,
-        max_positions: Any = None,
+        max_positions: Limits = None,
         ignore_invalid_inputs: bool = False,
     ) -> np.ndarray:
         """Drop samples that are too long, or refuse them.
@@ -198,7 +197,7 @@ class FairseqTask:
         dataset: FairseqDataset,
         max_tokens: int | None = None,
         max_sentences: int | None = None,
-        max_positions: Any = None,
+        max_positions: Limits = None,
         ignore_invalid_inputs: bool = False,
         required_batch_size_multiple: int = 1,
         seed: int = 1,
@@ -288,7 +287,11 @@ class FairseqTask:
         return dataset.batch_by_size(kept, **sizes, drop_trailing=drop)
 
     def _usable_indices(
-        self, dataset: FairseqDataset, seed: int, max_positions: Any, ignore_invalid_inputs: bool
+        self,
+        dataset: FairseqDataset,
+        seed: int,
+        max_positions: Limits,
+        ignore_invalid_inputs: bool,
     ) -> np.ndarray:
         """Return the samples that fit, in the dataset's order; refuse to return none."""
         from fairseq.data.collate import numpy_seed
@@ -320,13 +323,13 @@ class FairseqTask:
 
     # -- models and criterions -------------------------------------------------------------------
 
-    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+    def build_model(self, cfg: Settings, from_checkpoint: bool = False) -> Any:
         """Build the model that ``cfg`` describes."""
         from fairseq import models
 
         return models.build_model(cfg, self, from_checkpoint)
 
-    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+    def build_criterion(self, cfg: Settings, from_checkpoint: bool = False) -> Any:
         """Build the criterion that ``cfg`` describes."""
         from fairseq import criterions
 
@@ -348,9 +351,9 @@ class FairseqTask:
         self,
         models: Sequence[BaseFairseqModel],
         args: Settings,
-        seq_gen_cls: Any = None,
+        seq_gen_cls: Callable[..., Any] | None = None,
         extra_gen_cls_kwargs: dict[str, Any] | None = None,
-        prefix_allowed_tokens_fn: Any = None,
+        prefix_allowed_tokens_fn: Callable[..., Any] | None = None,
     ) -> Any:
         """Build the generator or scorer; see :func:`fairseq.decoding.beams.build_generator`."""
         from fairseq.decoding.beams import build_generator
@@ -364,15 +367,13 @@ class FairseqTask:
             prefix_allowed_tokens_fn,
         )
 
-    # -- one step --------------------------------------------------------------------------------
-
     def inference_step(
         self,
         generator: Any,
         models: Sequence[BaseFairseqModel],
         sample: Sample,
-        prefix_tokens: Any = None,
-        constraints: Any = None,
+        prefix_tokens: Tensor | None = None,
+        constraints: Tensor | None = None,
     ) -> Any:
         """Generate from a batch, or score it; arguments are those of the generator."""
         return generator.generate(
@@ -439,7 +440,7 @@ class FairseqTask:
         """Return what checkpoints keep besides the state, such as ``{class name: values}``."""
         return {}
 
-    def set_checkpoint_dict(self, state_dict: Any) -> None:
+    def set_checkpoint_dict(self, state_dict: StateDict) -> None:
         """Restore what a checkpoint kept under the name of the class."""
 
     def reduce_metrics(self, logging_outputs: list[LoggingOutput], criterion: Criterion) -> None:
@@ -458,8 +459,6 @@ class FairseqTask:
             log_aggregated(aggregate(logging_outputs, criterion))
         else:
             criterion.__class__.reduce_metrics(logging_outputs)
-
-    # -- state and limits ------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return what checkpoints keep of the task."""

@@ -42,9 +42,9 @@ def digest_of(symbols: Sequence[str]) -> str:
 
 def dictionaries_of(task: FairseqTask) -> dict[str, Dictionary]:
     """Return the dictionaries of a task by their part; empty where it has none."""
-    own = getattr(task, "dictionaries", None)
-    found = own() if callable(own) else {}
-    return {name: value for name, value in found.items() if isinstance(value, Dictionary)}
+    method = getattr(task, "dictionaries", None)
+    parts = method() if callable(method) else {}
+    return {name: value for name, value in parts.items() if isinstance(value, Dictionary)}
 
 
 def dictionary_record(task: FairseqTask) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def check_dictionaries(
             _compare_with_neighbour(path, part, here)
 
 
-def _compare(path: str, part: str, here: Sequence[str], symbols: int, sha256: Any) -> None:
+def _compare(path: str, part: str, here: Sequence[str], symbols: int, sha256: object) -> None:
     if digest_of(here[:symbols]) != sha256 or len(here) < symbols:
         raise CheckpointError(
             f"the dictionary of the data ({part}, {len(here)} symbols) is not the one that {path} "

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from fairseq.config.schema import II, FairseqDataclass, option
 from fairseq.data.datasets.base import FairseqDataset
@@ -36,7 +37,7 @@ from fairseq.data.storage.dictionary import Dictionary, TruncatedDictionary
 from fairseq.data.storage.load import load_lines
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.models.base import BaseFairseqModel
-from fairseq.protocols import Sample
+from fairseq.protocols import Limits, Sample, Settings
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask
 
@@ -124,7 +125,7 @@ class LanguageModelingTask(FairseqTask):
         logger.info("dictionary: %s types", f"{len(task.dictionary):,}")
         return task
 
-    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+    def build_model(self, cfg: Settings, from_checkpoint: bool = False) -> Any:
         """Build the model that ``cfg`` describes.
 
         Raises:
@@ -145,7 +146,7 @@ class LanguageModelingTask(FairseqTask):
         self,
         split: str,
         combine: bool = False,
-        task_cfg: Any = None,
+        task_cfg: Settings | None = None,
         epoch: int = 1,
         **kwargs: Any,
     ) -> None:
@@ -192,7 +193,7 @@ class LanguageModelingTask(FairseqTask):
             document_mask=cfg.document_mask,
         )
 
-    def _blocks(self, lines: Any) -> TokenBlockDataset | ShiftedLineDataset:
+    def _blocks(self, lines: FairseqDataset) -> TokenBlockDataset | ShiftedLineDataset:
         """Return blocks of lines, with their targets."""
         cfg, dictionary = self.cfg, self.dictionary
         if cfg.sample_break_mode == "line":
@@ -213,7 +214,7 @@ class LanguageModelingTask(FairseqTask):
         )
 
     def build_dataset_for_inference(
-        self, src_tokens: Any, src_lengths: Any, **kwargs: Any
+        self, src_tokens: Sequence[Any], src_lengths: Sequence[Any], **kwargs: Any
     ) -> NestedDictionaryDataset:
         """Return a dataset of prompts, each with the first token that sources have in front.
 
@@ -259,8 +260,8 @@ class LanguageModelingTask(FairseqTask):
         generator: Any,
         models: Sequence[BaseFairseqModel],
         sample: Sample,
-        prefix_tokens: Any = None,
-        constraints: Any = None,
+        prefix_tokens: Tensor | None = None,
+        constraints: Tensor | None = None,
     ) -> Any:
         """Continue the sources of a batch, or score them if the generator is a scorer.
 
@@ -285,7 +286,7 @@ class LanguageModelingTask(FairseqTask):
         dataset: FairseqDataset,
         max_tokens: int | None = 36000,
         batch_size: int | None = None,
-        max_positions: Any = None,
+        max_positions: Limits = None,
         num_shards: int = 1,
         shard_id: int = 0,
         num_workers: int = 1,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,7 +39,7 @@ from fairseq.data.masking.item_by_item import MaskSpec
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.data.storage.load import load_lines
 from fairseq.errors import ConfigError, UnsupportedError
-from fairseq.protocols import Model
+from fairseq.protocols import Model, Settings
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask
 
@@ -155,7 +156,7 @@ class MaskedLMTask(FairseqTask):
         self,
         split: str,
         combine: bool = False,
-        task_cfg: Any = None,
+        task_cfg: Settings | None = None,
         epoch: int = 1,
         **kwargs: Any,
     ) -> None:
@@ -281,7 +282,7 @@ class MaskedLMTask(FairseqTask):
         return begins
 
     def build_dataset_for_inference(
-        self, src_tokens: Any, src_lengths: Any, sort: bool = True
+        self, src_tokens: Sequence[Any], src_lengths: Sequence[Any], sort: bool = True
     ) -> Any:
         """Return a dataset of given token sequences, unmasked, with ``<s>`` in front.
 

@@ -36,6 +36,7 @@ from fairseq.data.datasets.wrappers import (
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, DataError, UnsupportedError
 from fairseq.files.io import require_file
+from fairseq.protocols import Settings
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask
 
@@ -155,7 +156,7 @@ class SentencePredictionTask(FairseqTask):
         self,
         split: str,
         combine: bool = False,
-        task_cfg: Any = None,
+        task_cfg: Settings | None = None,
         epoch: int = 1,
         **kwargs: Any,
     ) -> None:
@@ -190,7 +191,7 @@ class SentencePredictionTask(FairseqTask):
             defn["net_input"]["segments"] = RightPadDataset(segments, pad_idx=0)
         self.datasets[split] = self._in_order(defn, tokens, split)
 
-    def _joined(self, first: Any, second: Any, split: str) -> tuple[Any, Any]:
+    def _joined(self, first: FairseqDataset, second: FairseqDataset, split: str) -> tuple[Any, Any]:
         """Return tokens of single sentences or pairs, shortened, and segments if the model has any.
 
         Both are shortened alike: where a crop starts depends on the sample's number.
@@ -207,7 +208,7 @@ class SentencePredictionTask(FairseqTask):
         shortened = self._shortened(segments, split) if self.segments else None
         return self._shortened(tokens, split), shortened
 
-    def _in_order(self, defn: dict[str, Any], tokens: Any, split: str) -> Any:
+    def _in_order(self, defn: dict[str, Any], tokens: FairseqDataset, split: str) -> Any:
         """Return the dataset of these parts, in the order of the files or in a drawn one."""
         cfg = self.cfg
         dataset: Any = NestedDictionaryDataset(defn, sizes=[tokens.sizes])
@@ -229,7 +230,7 @@ class SentencePredictionTask(FairseqTask):
             data_rng=self.data_rng,
         )
 
-    def _batch_parts(self, tokens: Any, split: str, combine: bool) -> dict[str, Any]:
+    def _batch_parts(self, tokens: FairseqDataset, split: str, combine: bool) -> dict[str, Any]:
         """Return the parts of a batch by name."""
         pad = self.dictionary.pad()
         net_input: dict[str, Any] = {
@@ -256,17 +257,19 @@ class SentencePredictionTask(FairseqTask):
     def _inputs(self, kind: str, split: str, combine: bool) -> Any:
         """Return the sentences of ``input0`` or ``input1``, None if there are none."""
         path = os.path.join(str(self.cfg.data), kind, split)
-        found = collate.load_indexed_dataset(path, self.dictionary, self.cfg.dataset_impl, combine)
-        if found is None:
+        sentences = collate.load_indexed_dataset(
+            path, self.dictionary, self.cfg.dataset_impl, combine
+        )
+        if sentences is None:
             return None
-        flat = getattr(found, "flat", np.empty(0, np.int64))
+        flat = getattr(sentences, "flat", np.empty(0, np.int64))
         size = len(self.dictionary) - self._adds_mask
         if len(flat) and int(flat.max()) >= size:
             raise DataError(
                 f"{path} holds token id {int(flat.max())}, but {self.cfg.data}/input0/dict.txt "
                 f"has {size} entries: they come from different runs of fairseq-preprocess"
             )
-        return found
+        return sentences
 
     def _targets(self, split: str, combine: bool) -> Any:
         """Return the labels of a split: class ids, or rows of numbers; None if there are none."""
@@ -321,7 +324,7 @@ class SentencePredictionTask(FairseqTask):
 
     # -- the model -------------------------------------------------------------------------------
 
-    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+    def build_model(self, cfg: Settings, from_checkpoint: bool = False) -> Any:
         """Build the model for this task's lengths and give it the classification head."""
         from fairseq import models
 

@@ -25,6 +25,7 @@ from fairseq.data.datasets.wrappers import (
 )
 from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import require_file
+from fairseq.protocols import Settings
 from fairseq.tasks import register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 
@@ -64,7 +65,7 @@ class SentenceRankingTask(SentencePredictionTask):
         self,
         split: str,
         combine: bool = False,
-        task_cfg: Any = None,
+        task_cfg: Settings | None = None,
         epoch: int = 1,
         **kwargs: Any,
     ) -> None:

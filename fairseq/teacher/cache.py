@@ -56,10 +56,10 @@ def _row_digests(tokens_BT: Tensor, positions_N: Tensor, pad: int) -> tuple[Any,
     rows = zip(tokens, np.split(positions % max(1, length), np.cumsum(counts_B)[:-1]), strict=True)
     digests = [
         hashlib.blake2b(
-            row_T[row_T != pad].astype("<i8").tobytes() + b"|" + own.astype("<i8").tobytes(),
+            row_T[row_T != pad].astype("<i8").tobytes() + b"|" + places.astype("<i8").tobytes(),
             digest_size=8,
         ).digest()
-        for row_T, own in rows
+        for row_T, places in rows
     ]
     return np.frombuffer(b"".join(digests), dtype="<u8"), counts_B
 
@@ -163,8 +163,8 @@ class TeacherCache:
                 f"{self.folder} was made with another dictionary ({meta['symbols']} symbols) than "
                 f"that of the data ({len(dictionary)})"
             )
-        own = hashlib.sha256(self.index.tobytes() + json.dumps(meta, sort_keys=True).encode())
-        self.facts = {"path": str(self.folder), "sha256": own.hexdigest()}
+        digest = hashlib.sha256(self.index.tobytes() + json.dumps(meta, sort_keys=True).encode())
+        self.facts = {"path": str(self.folder), "sha256": digest.hexdigest()}
 
     def _map(self, name: str, dtype: str, shape: tuple[int, ...]) -> Any:
         if not shape[0]:
@@ -207,7 +207,7 @@ class TeacherCache:
                              temperature, tokens_BT.device)  # fmt: skip
 
     def _entries(
-        self, entries_N: Any, number: int, temperature: float, device: torch.device
+        self, entries_N: np.ndarray, number: int, temperature: float, device: torch.device
     ) -> SparseTeacher:
         """Return stored entries as distributions at a temperature."""
         kept = 0 if self.tails is not None else number

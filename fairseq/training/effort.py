@@ -20,8 +20,10 @@ from fairseq.protocols import Sample
 
 TOTALS = ("tokens", "flops", "flops_electra")
 MARK = "_effort_"  # begins their names among what a criterion logs
-GEMM_ROWS = {"cuda": 8192}  # of the square matrices that the peak is measured with
-GEMM_ROWS_ELSEWHERE = 512
+# (m, k, n) of the products that the peak is measured with, the fastest of which counts: on a CPU a
+# product as flat as those of training can be half as fast again as a square one.
+GEMMS = {"cuda": ((8192, 8192, 8192),)}
+GEMMS_ELSEWHERE = ((512, 512, 512), (2048, 256, 1024))
 
 
 class Effort:
@@ -104,19 +106,22 @@ def peak_of(
     """Return the operations a second that devices can do.
 
     Args:
-        stated: those of one device in units of 1e12; None to measure a product of two square
-            matrices, the best of three.
+        stated: those of one device in units of 1e12; None to measure products of matrices, the
+            best of three each.
         device: one of them.
         dtype: what training multiplies in.
         devices: their number.
     """
     if stated is not None:
         return stated * 1e12 * devices
-    rows = GEMM_ROWS.get(device.type, GEMM_ROWS_ELSEWHERE)
-    square = torch.ones(rows, rows, device=device, dtype=dtype)  # draws no random number
-    seconds = []
-    for _ in range(4):  # the first one warms up
-        started = time.perf_counter()
-        float((square @ square)[0, 0])  # reading a number waits for the device
-        seconds.append(time.perf_counter() - started)
-    return 2 * rows**3 / min(seconds[1:]) * devices
+    best = 0.0
+    for m, k, n in GEMMS.get(device.type, GEMMS_ELSEWHERE):
+        # ones draw no random number
+        a, b = (torch.ones(*size, device=device, dtype=dtype) for size in ((m, k), (k, n)))
+        seconds = []
+        for _ in range(4):  # the first one warms up
+            started = time.perf_counter()
+            float((a @ b)[0, 0])  # reading a number waits for the device
+            seconds.append(time.perf_counter() - started)
+        best = max(best, 2 * m * k * n / min(seconds[1:]))
+    return best * devices

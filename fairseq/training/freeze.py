@@ -37,10 +37,10 @@ def freeze_parts(model: nn.Module, settings: OptimizationConfig) -> None:
 def _freeze(model: nn.Module, pattern: str, otherwise: str) -> None:
     # tied parameters have several names
     named = model.named_parameters(remove_duplicate=False)
-    found = [parameter for name, parameter in named if re.search(rf"(^|\.){pattern}", name)]
-    if not found:
+    matching = [parameter for name, parameter in named if re.search(rf"(^|\.){pattern}", name)]
+    if not matching:
         raise ConfigError(otherwise)
-    for parameter in found:
+    for parameter in matching:
         parameter.requires_grad_(False)
 
 

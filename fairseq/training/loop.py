@@ -85,6 +85,7 @@ def run_training(cfg: FairseqConfig) -> float | None:
 def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any]:
     """Build everything, restore what there is to restore; return trainer and data iterator."""
     utils.set_torch_seed(cfg.common.seed)
+    # read before anything is built: the checkpoint may say what kind of model grows
     start = read_start(cfg)
     recall_source(cfg.model, start.loaded)
     task = tasks.setup_task(cfg.task)
@@ -92,9 +93,12 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any]:
         task.bpe = task.build_bpe(cfg.bpe)
     model = task.build_model(cfg.model)
     start = start._replace(loaded=grow_loaded(cfg, start.loaded, task, model))
+    # after the weights came in, before the optimizer asks which parameters are trained
     freeze_parts(model, cfg.optimization)
     criterion = task.build_criterion(cfg.criterion)
     attach_teacher(cfg, task, model, criterion)
+    # tasks and models settle what was left open; from here on checkpoints and run folder state
+    # what is really trained
     cfg.freeze()
     folder.describe(cfg, parameters=count_parameters(model))
     raise_if_valid_subsets_unintentionally_ignored(cfg)
@@ -145,6 +149,7 @@ class TrainLoop:
         self.epoch_itr, self.stop, self.folder = epoch_itr, stop, folder
         # what validations and checkpoints are about; not epoch_itr if an epoch end is caught up on
         self.position = epoch_itr
+        # what was restored lies on the disk already
         self.saved_at = trainer.get_num_updates()
         profiled = cfg.common.profile and _writes(cfg)
         self.profiler = UpdateProfiler(cfg.checkpoint.save_dir, profiled)
@@ -207,7 +212,8 @@ class TrainLoop:
     def _reached_limit(self) -> str | None:
         """Return why training must end now, None if it need not."""
         settings = self.cfg.optimization
-        hours = self.trainer.hours() if settings.stop_time_hours > 0 else 0.0
+        timed = settings.stop_time_hours > 0 or settings.lr_time_budget > 0
+        hours = self.trainer.hours() if timed else 0.0
         updates, tokens = self.trainer.get_num_updates(), self.trainer.progress.get("tokens", 0)
         return policy.reached_limit(settings, updates, hours, tokens)
 
@@ -237,6 +243,7 @@ class TrainLoop:
                 else:
                     self._note_skipped()
                 end_of_epoch = not groups.has_next()
+                # a skipped update changes nothing, so it triggers no second validation there
                 if self.stop.received() or updated or end_of_epoch:
                     valid_losses, should_stop = self.validate_and_save(end_of_epoch, updated)
                 if should_stop:
@@ -252,9 +259,9 @@ class TrainLoop:
         self.folder.note("skipped", update=trainer.get_num_updates(), reason=trainer.skipped)
         if not (trainer.spiked and trainer.spikes.kind == "rollback"):
             return
-        found = spikes.roll_back(trainer, self.cfg.checkpoint.save_dir)
-        if found is not None:
-            self.folder.note("rollback", update=found[1], checkpoint=found[0])
+        returned = spikes.roll_back(trainer, self.cfg.checkpoint.save_dir)
+        if returned is not None:
+            self.folder.note("rollback", update=returned[1], checkpoint=returned[0])
             self._save(None, always=True)  # not those from the way to the spike
 
     def _update_groups(self) -> epochs.GroupedIterator:
@@ -266,10 +273,13 @@ class TrainLoop:
         cfg, epoch_itr = self.cfg, self.epoch_itr
         batches = epoch_itr.next_epoch_itr(
             fix_batches_to_gpus=cfg.distributed_training.fix_batches_to_gpus,
+            # the first epochs of a curriculum read the batches as they were cut, short ones first
             shuffle=epoch_itr.next_epoch_idx > cfg.dataset.curriculum,
         )
         frequencies = cfg.optimization.update_freq
+        # the last one stated holds for all later epochs
         update_freq = frequencies[min(epoch_itr.epoch, len(frequencies)) - 1]
+        # the rest of an epoch may be empty after a restart; a whole one must not
         begins = batches.n == 0
         groups = epochs.GroupedIterator(
             batches, update_freq, skip_remainder_batch=cfg.optimization.skip_remainder_batch
@@ -403,15 +413,15 @@ class TrainLoop:
         prefix = f"valid on '{subset}' subset"
         limit, model = cfg.dataset.max_valid_steps, trainer.get_model()
         with self._progress(batches, epoch, prefix) as progress:
-            found = figures_of(
+            figures = figures_of(
                 *(cfg, self.task, model, subset, progress),
                 trainer.valid_step,
                 limit,
                 self.stop.received,
             )
-            if found is None:
+            if figures is None:
                 return None
-            stats, aggregated = found
+            stats, aggregated = figures
             stats["num_updates"] = trainer.get_num_updates()
             metric = cfg.checkpoint.best_checkpoint_metric
             if metric not in stats:

@@ -6,11 +6,11 @@ import contextlib
 import functools
 import logging
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fairseq.data.datasets.base import FairseqDataset
 from fairseq.utils import apply_to_sample
 
 logger = logging.getLogger("fairseq.nan_detector")
@@ -62,7 +62,14 @@ class NanDetector:
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
             logger.warning("gradients are not finite: %s%s", ", ".join(bad[:5]), more)
 
-    def _note(self, direction: str, name: str, module: nn.Module, first: Any, second: Any) -> None:
+    def _note(
+        self,
+        direction: str,
+        name: str,
+        module: nn.Module,
+        first: FairseqDataset,
+        second: FairseqDataset,
+    ) -> None:
         """Report the first result that is not finite; a hook, forward or backward."""
         origin, result = (first, second) if direction == "forward" else (second, first)
         masks = direction == "forward"
@@ -73,7 +80,7 @@ class NanDetector:
         logger.warning("not finite in the %s pass: %s (%s)", direction, name, cause)
 
 
-def _is_finite(values: Any, masks: bool = False) -> bool:
+def _is_finite(values: object, masks: bool = False) -> bool:
     """Tell whether all floating tensors inside nested containers are finite.
 
     Args:

@@ -70,6 +70,8 @@ def reached_limit(
             f"cumulative_training_time: {hours} > stop_time_hours: "
             f"{settings.stop_time_hours} hour(s)"
         )
+    if 0 < settings.lr_time_budget < hours:
+        return f"cumulative_training_time: {hours} > lr_time_budget: {settings.lr_time_budget}"
     return None
 
 

@@ -58,7 +58,7 @@ class UpdateProfiler:
         if self._profiler is not None:
             self._profiler.step()
 
-    def _write(self, profiler: Any) -> None:
+    def _write(self, profiler: torch.profiler.profile) -> None:
         self._written = True
         trace, unfinished = self.folder / "profile.json", self.folder / ".profile.json.tmp"
         try:

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from fairseq.checkpoint.files import remove_leftovers
 from fairseq.config.build import plain, recipe_of
+from fairseq.config.sections import FairseqConfig
 from fairseq.errors import ConfigError
 from fairseq.files.io import atomic_write
 from fairseq.logging.sinks import open_text_log
@@ -91,7 +92,7 @@ class RunFolder:
             record = {"event": event, "time": round(time.time(), 3), **facts}
             open_text_log(self.path / "events.jsonl").write(json.dumps(record))
 
-    def describe(self, config: Any, parameters: int) -> None:
+    def describe(self, config: FairseqConfig, parameters: int) -> None:
         """Write ``config.yaml``, ``command.txt`` and ``versions.json``.
 
         Args:
@@ -113,7 +114,7 @@ class RunFolder:
                 logger.warning("could not write %s: %s", self.path / name, error)
 
 
-def config_as_yaml(config: Any, as_recipe: bool = False) -> str:
+def config_as_yaml(config: FairseqConfig, as_recipe: bool = False) -> str:
     """Return the effective configuration as YAML that ``--config`` reads back.
 
     Args:

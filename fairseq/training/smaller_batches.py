@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fairseq.data.datasets.base import FairseqDataset
 from fairseq.protocols import Sample
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def cells_of(sample: Sample) -> int:
     return int(tokens.numel()) if torch.is_tensor(tokens) else 0
 
 
-def halves(sample: Sample, dataset: Any, epoch: int) -> list[Any] | None:
+def halves(sample: Sample, dataset: FairseqDataset, epoch: int) -> list[Any] | None:
     """Return a batch as two of half the rows each, None if it cannot be divided.
 
     The rows are collated anew, so that they are masked as they were: that depends on the epoch and

@@ -405,8 +405,8 @@ class TrainingState:
         if state.get("last_optimizer_state") is None:
             logger.warning("%s holds no optimizer state; updates count from 0", filename)
             return
-        for what, own in (("criterion", self._criterion), ("optimizer", self.optimizer)):
-            name, saved = own.__class__.__name__, last.get(f"{what}_name")
+        for what, part in (("criterion", self._criterion), ("optimizer", self.optimizer)):
+            name, saved = part.__class__.__name__, last.get(f"{what}_name")
             if saved != name:
                 raise CheckpointError(
                     f"{filename} was written with the {what} {saved}, this run has {name}; please "

@@ -136,7 +136,7 @@ class Trainer:
         epoch: int,
         combine: bool = True,
         load_dataset: bool = True,
-        data_selector: Any = None,
+        data_selector: object = None,
         shard_batch_itr: bool = True,
         disable_iterator_cache: bool = False,
     ) -> Any:
@@ -156,6 +156,7 @@ class Trainer:
         seed = self.cfg.common.seed
         if data.update_ordered_indices_seed:
             seed += epoch
+        # a sample longer than max_tokens fits no batch: left out like one the model cannot read
         limits = (self._max_positions(), data.max_tokens)
         iterator = self.task.get_batch_iterator(
             dataset=self.task.dataset(data.train_subset),
@@ -175,6 +176,8 @@ class Trainer:
             grouped_shuffling=data.grouped_shuffling,
             update_epoch_batch_itr=bool(data.update_epoch_batch_itr),
         )
+        # a process that runs out of batches must still join the others' reductions: it runs this
+        # one, with its loss times zero
         self._dummy_batch = self._dummy_batch or iterator.first_batch
         return iterator
 
@@ -228,6 +231,7 @@ class Trainer:
         """
         seed = self.cfg.common.seed
         if self.cfg.dataset.data_rng == "philox":
+            # after a return to an earlier checkpoint the same dropout would lead to the same spike
             shift = self.spikes.seed_shift(self.progress)
             purpose = f"update after return {shift}" if shift else "update"
             value = derive_seed(seed, purpose, self.get_num_updates(), self.rank, micro)
@@ -261,6 +265,7 @@ class Trainer:
         logs, sample_size = self._share(*self._accumulate(self._small_enough(prepared)))
         self.effort.add(logs, self.progress)
         bad_before = self._bad_updates
+        # a spike is judged before the step, since a step cannot be taken back
         self.skipped = self._spike(logs, sample_size) or self._step(sample_size)
         if self.skipped is not None:
             logger.warning(self.skipped)
@@ -362,7 +367,7 @@ class Trainer:
             parts += self._small_enough(pairs) if pairs else [(sample, is_filler)]
         return parts
 
-    def _spike(self, logs: list[Any], sample_size: Any) -> str | None:
+    def _spike(self, logs: list[Any], sample_size: float) -> str | None:
         """Drop an update whose loss jumps, if a policy says so; return why."""
         self.spiked = False
         if self.spikes.kind == "none":
@@ -385,7 +390,7 @@ class Trainer:
         else:
             yield
 
-    def _share(self, logs: list[LoggingOutput], sample_size: Any) -> tuple[list[Any], Any]:
+    def _share(self, logs: list[LoggingOutput], sample_size: float) -> tuple[list[Any], Any]:
         """Add up logging outputs and sample sizes over micro-batches and processes.
 
         Numbers are added; tensors of two dimensions are joined along the first.
@@ -411,15 +416,20 @@ class Trainer:
                 rows[key] = distributed_utils.concat_over_processes(rows.get(key), self.device)
         return [{**total, **rows}], sample_size
 
-    def _step(self, sample_size: Any) -> str | None:
+    def _step(self, sample_size: float) -> str | None:
         """Normalise, clip and apply the gradients; return why not, if they were not."""
+        # an update without a target has a gradient of zeros, and 0/0 would break the weights
         denominator = utils.item(sample_size) or 1.0
         optimizer = self.optimizer
         try:
+            # DDP, which has a module, has averaged during the backward pass
             if self.world > 1 and not hasattr(self.model, "module"):
                 optimizer.all_reduce_grads(self.model)
+            # the criterion's parameters are outside of DDP
             if self.world > 1:
                 distributed_utils.average_gradients(self.criterion)
+            # gradients are averages over processes of sums over samples, and the denominator counts
+            # the samples of all: times world makes it the mean over all of them
             optimizer.multiply_grads(self.world / denominator)
             self._grad_norm = optimizer.clip_grad_norm(self.cfg.optimization.clip_norm)
             if not bool(torch.isfinite(torch.as_tensor(self._grad_norm))):

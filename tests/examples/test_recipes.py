@@ -23,6 +23,7 @@ PRETRAINING = EXAMPLES / "roberta/config/pretraining"
 FINETUNING = EXAMPLES / "roberta/config/finetuning"
 STUDY = EXAMPLES / "clap_alibi/config"
 HEADLESS = EXAMPLES / "headless/config"
+GROWTH = EXAMPLES / "growth/config"
 PARTS = ("masked_lm", "glue")
 
 LEARNED = ("learned", "roberta", "learned", 0.1, 0.1, True)
@@ -300,8 +301,9 @@ def test_headless_recipes(name, variants, table):
         (PRETRAINING / "zero_clap_scaled_embedding_attention_dropout.yaml", "scale/tiny.yaml"),
         (STUDY / "tiny.yaml", "variant/zero_clap.yaml"),
         (HEADLESS / "tiny.yaml", "variant/headless.yaml"),
+        (GROWTH / "tiny.yaml", "kind/bert.yaml"),
     ],
-    ids=["wikitext", "pile", "added scale", "study", "headless"],
+    ids=["wikitext", "pile", "added scale", "study", "headless", "growth"],
 )
 def test_a_tiny_recipe_trains(tmp_path, monkeypatch, files):
     first, *others = files
@@ -363,7 +365,8 @@ class TestComposition:
 
 def test_recipes_are_small():
     """A recipe says only what sets it apart: no line stands in two recipes of one chain."""
-    for file in itertools.chain(*(f.glob("*.yaml") for f in (PRETRAINING, STUDY, HEADLESS))):
+    folders = (PRETRAINING, STUDY, HEADLESS, GROWTH)
+    for file in itertools.chain(*(folder.glob("*.yaml") for folder in folders)):
         own = yaml.safe_load(file.read_text(encoding="utf-8"))
         entries = own.pop("defaults", [])
         below: dict[str, Any] = {}

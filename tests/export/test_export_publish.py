@@ -123,7 +123,7 @@ def test_a_push_is_only_made_when_asked(
     monkeypatch.setattr(push, "push", lambda *args, **more: asked.append((args, more)) or "there")
     capsys.readouterr()
     assert export.main([*command, "--push", "me/mine", "--public"]) == 0
-    assert asked == [((tmp_path / "out", "me/mine"), {"private": False})]
+    assert asked == [((tmp_path / "out", "me/mine"), {"private": False, "branches": []})]
     assert "pushed there" in capsys.readouterr().out
 
 

@@ -403,7 +403,8 @@ def test_the_commands_of_the_manual_run(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "owt2.hf").mkdir()
     write(tmp_path / "owt2.hf" / "dataset_dict.json", records * 10)
     monkeypatch.setitem(sys.modules, "datasets", Datasets)
-    text, lines, folder, training = blocks(ROOT / "docs" / "corpora.md", "bash")
+    text, lines, wikipedia, folder, training = blocks(ROOT / "docs" / "corpora.md", "bash")
+    assert "scripts/wikipedia.py" in wikipedia  # needs a dump: tests/scripts/test_wikipedia.py
     outputs = []
     for block in (text, lines, folder):  # three ways to the same folder
         shutil.rmtree("data-bin", ignore_errors=True)

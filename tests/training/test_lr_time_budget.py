@@ -9,7 +9,7 @@ import pytest
 
 from fairseq.config import options
 from fairseq.errors import ConfigError
-from fairseq.training import state
+from fairseq.training import policy, state
 from fairseq.training.trainer import Trainer
 from tests import tiny_run
 
@@ -30,7 +30,11 @@ def test_the_rate_follows_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     now = 1000.0
     monkeypatch.setattr(state.time, "time", lambda: now)
     trainer = trainer_of(tmp_path, lr_time_budget=2.0)
-    assert trainer.cfg.optimization.stop_time_hours == 2.0
+    settings = trainer.cfg.optimization
+    assert "lr_time_budget: 2.0" in str(policy.reached_limit(settings, 1, 2.1))
+    assert policy.reached_limit(settings, 1, 1.9) is None
+    # nothing else is written, or a longer budget over a kept configuration would stop at this one
+    assert settings.stop_time_hours == 0.0
     trainer.set_num_updates(77)  # however many there were
     assert trainer.get_lr() == 0
     rates = {}

@@ -110,7 +110,7 @@ class ShardedIterator(CountingIterator):
     """Hands out every ``num_shards``-th element, as many as any other shard does."""
 
     def __init__(
-        self, iterable: Any, num_shards: int, shard_id: int, fill_value: Any = None
+        self, iterable: Any, num_shards: int, shard_id: int, fill_value: object = None
     ) -> None:
         """Wrap ``iterable``.
 

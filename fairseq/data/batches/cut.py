@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fairseq.errors import DataError, UnsupportedError
+from fairseq.protocols import Limits
 
 
 def batch_by_size_vec(
@@ -120,6 +121,7 @@ def batch_by_size(
             "batches of fixed shapes are for TPUs, which are not supported: let "
             "get_batch_shapes() return None, or use the original fairseq"
         )
+    # a generator can be read once only, and both its items and its length are needed
     ordered = indices if isinstance(indices, np.ndarray | list) else list(indices)
     limits = (max_tokens, max_sentences, required_batch_size_multiple)
     if num_tokens_vec is not None:
@@ -127,13 +129,16 @@ def batch_by_size(
     else:
         assert num_tokens_fn is not None, "either num_tokens_fn or num_tokens_vec is needed"
         batches = batch_by_size_fn(ordered, num_tokens_fn, *limits)
+    # only the last batch can miss the multiple: the cutters round all others down
     if drop_trailing and batches and len(batches[-1]) % required_batch_size_multiple:
         batches.pop()
     return batches
 
 
 def filter_by_size_dynamic(
-    indices: np.ndarray, size_fn: Callable[[int], Any], max_positions: Any
+    indices: np.ndarray,
+    size_fn: Callable[[int], Any],
+    max_positions: Limits,
 ) -> tuple[np.ndarray, list[int]]:
     """Split ``indices`` into samples that fit and samples that are too long, one by one.
 
@@ -171,11 +176,13 @@ def filter_by_sizes(
     return indices[fits_N], indices[~fits_N].tolist()
 
 
-def _fits(size: Any, limit: Any) -> bool:
+def _fits(size: object, limit: Any) -> bool:
     """Tell whether a length or tuple of lengths respects a limit or tuple of limits."""
+    # one limit for several lengths binds the longest of them
     if not isinstance(limit, Iterable):
         return bool((max(size) if isinstance(size, Iterable) else size) <= limit)
     sizes = size if isinstance(size, Iterable) else [size] * len(list(limit))
+    # not strict: a task may state fewer limits than an item has lengths, as the original allows
     pairs = zip(sizes, limit, strict=False)
     return all(one is None or most is None or one <= most for one, most in pairs)
 

@@ -163,6 +163,7 @@ class EpochBatchIterator(EpochBatchIterating):
         self.seed = seed
         self.num_shards = num_shards
         self.shard_id = shard_id
+        # older callers say epoch 0 where the first is meant
         self.epoch = max(epoch, 1)
         self.buffer_size = buffer_size
         self.disable_shuffling = disable_shuffling
@@ -173,6 +174,7 @@ class EpochBatchIterator(EpochBatchIterating):
         self.rebatch = rebatch
         self.keeps_batches = keeps_batches
         self.shuffle = not disable_shuffling
+        # a sampler that is a function cuts anew in each epoch, a list serves all
         self._frozen_batches = None if callable(batch_sampler) else list(batch_sampler)
         self._plan: _Plan | None = None
         self._cur_epoch_itr: CountingIterator | None = None
@@ -243,6 +245,7 @@ class EpochBatchIterator(EpochBatchIterating):
                 ``supports_prefetch``.
             set_dataset_epoch: tell the dataset the epoch; off for a fixed validation set.
         """
+        # a plan without an iterator was loaded from a checkpoint: go on with it, in its own order
         if self._plan is None or self._cur_epoch_itr is not None:
             self._go_to_epoch(self.next_epoch_idx)
             self.shuffle = shuffle and not self.disable_shuffling
@@ -273,8 +276,11 @@ class EpochBatchIterator(EpochBatchIterating):
 
     def _iterate(self, plan: _Plan, epoch: int | None) -> CountingIterator:
         """Return an iterator over this shard's part of the plan."""
+        # what all shards together have read is cut off first, so that the rest can be dealt to
+        # another number of shards than the run began with
         left = plan.sequence[plan.consumed :]
         mine: Batches = list(left[self.shard_id :: self.num_shards])
+        # empty batches fill up the last step; the trainer turns them into batches without weight
         mine = [*mine, *[[]] * (self._n_steps(len(left)) - len(mine))]
         if getattr(self.dataset, "supports_prefetch", False):
             self.dataset.prefetch(sample_ids(mine).tolist())
@@ -301,6 +307,7 @@ class EpochBatchIterator(EpochBatchIterating):
         if self._plan is not None:
             plan = self._plan
             steps = self.iterations_in_epoch - plan.start
+            # the last step may hold empty batches, which were never part of the sequence
             consumed = min(plan.consumed + steps * self.num_shards, len(plan.sequence))
             here = Segment(plan.order, consumed, len(plan.sequence))
             state["segments"] = [dataclasses.asdict(part) for part in [*plan.earlier, here]]
@@ -318,6 +325,7 @@ class EpochBatchIterator(EpochBatchIterating):
         self.shuffle = state_dict.get("shuffle", True)
         segments = [Segment.from_state(part) for part in state_dict.get("segments", [])]
         steps = state_dict.get("iterations_in_epoch", 0)
+        # checkpoints of the original tell only the step: their order follows from the settings
         if not segments and steps > 0:
             order = self._order(self.shuffle, False)
             total = len(order.sequence(self.frozen_batches, self.epoch))

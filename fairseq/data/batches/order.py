@@ -59,6 +59,7 @@ class EpochOrder:
             than others; with ``grouped`` in the modes that reproduce the original, without the
             last batches that form no whole group.
         """
+        # shuffled are places, not batches: an order can then be stated without its samples
         places = np.arange(len(batches))
         if self.fixed_shards:
             places = self._within_shards(places, epoch)
@@ -70,9 +71,12 @@ class EpochOrder:
 
     def _within_shards(self, places: np.ndarray, epoch: int) -> np.ndarray:
         """Return the places, -1 for an empty batch, with each shard's part shuffled."""
+        # rounded up: every shard must take the same number of steps, or the others wait for ever
         n_steps = -(-len(places) // self.num_shards)
         padded = np.full(n_steps * self.num_shards, -1)
         padded[: len(places)] = places
+        # column i is the part of shard i, the deal of [i::num_shards]; shuffling a column keeps
+        # a sample in the shard whose memory it was loaded into
         rows = padded.reshape(n_steps, self.num_shards)
         if self.shuffle:
             for shard in range(self.num_shards):
@@ -84,6 +88,7 @@ class EpochOrder:
         n_groups = len(places) // self.num_shards
         whole = places[: n_groups * self.num_shards].reshape(n_groups, self.num_shards)
         shuffled = whole[self._permutation(n_groups, epoch)].ravel()
+        # the original forgets the batches behind the last whole group, and its modes must as well
         rest = places[len(shuffled) :] if self.data_rng == "philox" else places[:0]
         return np.concatenate([shuffled, rest])
 
@@ -93,6 +98,7 @@ class EpochOrder:
             # Sorting raw words, as they are the same in every version of numpy.
             rng = philox(self.seed, "batch-order", epoch, *shard)
             return np.argsort(rng.bit_generator.random_raw(n), kind="stable")
+        # the original's own recipe: numpy's legacy generator, seeded with a sum
         order = np.arange(n)
         np.random.RandomState(self.seed + epoch + sum(shard)).shuffle(order)
         return order

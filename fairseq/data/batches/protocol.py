@@ -60,7 +60,7 @@ class EpochBatchIterating:
 class FinishedEpoch:
     """An epoch iterator as it was at the end of the epoch before the one where it stands."""
 
-    def __init__(self, epoch_itr: Any) -> None:
+    def __init__(self, epoch_itr: EpochBatchIterating) -> None:
         self.epoch = epoch_itr.epoch - 1
         self.state_dict = epoch_itr.state_dict
 

@@ -58,6 +58,7 @@ class BatchLoader:
         self._requests = _Requests()
         self._loader = torch.utils.data.DataLoader(
             _BatchReader(dataset, collate_fn),
+            # the sampler hands out whole requests; torch must not batch them again
             batch_size=None,
             sampler=self._requests,
             collate_fn=_as_is,
@@ -79,8 +80,10 @@ class BatchLoader:
         """
         self._requests.items = requests
         if self._loader.num_workers > 0:
+            # at every start: the dataset may have become one that cannot be pickled
             self._loader.multiprocessing_context = data_context(self._loader.dataset)
         batches = iter(self._loader)
+        # so that an error in the main thread can end the workers, see workers_ended
         _open.add(batches)
         return watched(batches)
 
@@ -196,6 +199,8 @@ class _BatchReader(torch.utils.data.Dataset):
 
     def __getitem__(self, request: Request) -> Any:
         epoch, indices = request
+        # a worker lives in a process of its own: the epoch travels with the request, since no call
+        # of the main process reaches this copy of the dataset
         if epoch is not None and epoch != self._epoch:
             set_epoch(self.dataset, epoch)
             self._epoch = epoch
@@ -218,6 +223,6 @@ class _Requests(torch.utils.data.Sampler):
         return len(self.items)
 
 
-def _as_is(batch: Any) -> Any:
+def _as_is(batch: object) -> Any:
     """Return the batch, which has been collated already."""
     return batch

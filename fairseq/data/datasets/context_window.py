@@ -76,14 +76,14 @@ class LMContextWindowDataset(BaseWrapperDataset):
         """Return the last tokens before an item that fit in front of it."""
         room = self.tokens_per_sample + self.context_window - len(item["source"])
         wanted = max(0, min(room, self.context_window))
-        index, found, parts = int(item["id"]), 0, [item["source"][:0]]
-        while index > 0 and found < wanted:
+        index, tokens, parts = int(item["id"]), 0, [item["source"][:0]]
+        while index > 0 and tokens < wanted:
             index -= 1
             source_T = self.dataset[index]["source"]
             parts.insert(0, source_T)
-            found += len(source_T)
+            tokens += len(source_T)
         joined = torch.cat(parts)
-        return joined[len(joined) - min(found, wanted) :]
+        return joined[len(joined) - min(tokens, wanted) :]
 
     def ordered_indices(self) -> np.ndarray:
         """Return all indices in order: evaluation never shuffles."""

@@ -101,7 +101,7 @@ class NestedDictionaryDataset(FairseqDataset):
                 dataset.set_epoch(epoch)
 
 
-def _flatten(value: Any, name: str) -> list[tuple[str, Any]]:
+def _flatten(value: object, name: str) -> list[tuple[str, Any]]:
     """Return (dotted name, leaf) pairs; the place in a list is written ``[i]``."""
     if isinstance(value, Mapping):
         children = [(str(key), child) for key, child in value.items()]
@@ -125,7 +125,7 @@ def _unflatten(leaves: Any) -> dict[str, Any]:
     return _lists(root)
 
 
-def _lists(node: Any) -> Any:
+def _lists(node: object) -> Any:
     """Turn dictionaries whose keys are ``[0]``, ``[1]``... back into lists."""
     if not isinstance(node, dict):
         return node

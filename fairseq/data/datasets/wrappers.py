@@ -83,7 +83,7 @@ class BaseWrapperDataset(FairseqDataset):
         )
 
     def filter_indices_by_size(
-        self, indices: np.ndarray, max_sizes: Any
+        self, indices: np.ndarray, max_sizes: float | Sequence[float | None] | None
     ) -> tuple[np.ndarray, list[int]]:
         """Split ``indices`` by size as the wrapped dataset does."""
         return getattr(self.dataset, "filter_indices_by_size", super().filter_indices_by_size)(

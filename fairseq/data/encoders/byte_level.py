@@ -47,7 +47,7 @@ class ByteLevelBPEConfig(FairseqDataclass):
 
 
 def _check_plain(
-    path: Path, part: str, found: Any, accepted: Mapping[str, tuple[Any, ...]]
+    path: Path, part: str, found: object, accepted: Mapping[str, tuple[Any, ...]]
 ) -> None:
     for key, values in accepted.items():
         value = found.get(key) if isinstance(found, dict) else None
@@ -85,8 +85,8 @@ def read_tokenizer(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 def added_tokens(path: Path) -> dict[str, int]:
     """Return the tokens that a ``tokenizer.json`` finds in text before it cuts it, with ids."""
-    found = read_json(path, "tokenizer").get("added_tokens") or ()
-    return {str(token["content"]): int(token["id"]) for token in found}
+    added = read_json(path, "tokenizer").get("added_tokens") or ()
+    return {str(token["content"]): int(token["id"]) for token in added}
 
 
 @register_bpe("byte_level", dataclass=ByteLevelBPEConfig)

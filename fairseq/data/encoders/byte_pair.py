@@ -10,7 +10,7 @@ Source: Sennrich et al. 2016, algorithm 1 (merging); Radford et al. 2019, sectio
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fairseq.errors import DataError
@@ -54,7 +54,7 @@ def read_json(path: PathLike, what: str) -> Any:
 class _WordCache(dict[str, str]):
     """Pieces of ``" " + word`` by word, filled on demand and bounded."""
 
-    def __init__(self, encode: Any) -> None:
+    def __init__(self, encode: Callable[..., Any]) -> None:
         super().__init__()
         self._encode = encode
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from fairseq.data.encoders import register_tokenizer
+from fairseq.protocols import Settings
 
 WHITE_SPACE = re.compile(r"\s+")
 
@@ -14,7 +14,7 @@ WHITE_SPACE = re.compile(r"\s+")
 class SpaceTokenizer:
     """Words are what stands between white space; every run of it becomes one space."""
 
-    def __init__(self, cfg: Any = None) -> None:
+    def __init__(self, cfg: Settings = None) -> None:
         """Accept and ignore a configuration: there is nothing to set."""
 
     def encode(self, x: str) -> str:

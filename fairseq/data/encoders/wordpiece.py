@@ -67,8 +67,8 @@ class Wordpiece:
 
     def tokens(self) -> list[str]:
         """Return the pieces, in the order of their numbers."""
-        found = self._engine.get_vocab(with_added_tokens=False)
-        return sorted(found, key=found.__getitem__)
+        ids = self._engine.get_vocab(with_added_tokens=False)
+        return sorted(ids, key=ids.__getitem__)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the settings only: a worker reads the file again."""

@@ -92,6 +92,7 @@ class MaskSpec:
         for name in ("leave_unmasked_prob", "random_token_prob"):
             if not 0.0 <= (share := getattr(self, name)) <= 1.0:
                 raise ConfigError(f"--{name.replace('_', '-')} must be in [0, 1], not {share}")
+        # the rest of one is the share that becomes <mask>
         if self.leave_unmasked_prob + self.random_token_prob > 1.0:
             raise ConfigError(
                 "--leave-unmasked-prob and --random-token-prob sum to "
@@ -146,11 +147,13 @@ class MaskSpec:
             vocab_size=len(vocab),
             pad=vocab.pad() if pad is None else pad,
             mask=mask,
+            # <unk> is not among them: it is text, which may be masked, but makes no random word
             specials=(vocab.bos(), vocab.pad(), vocab.eos()),
             never_drawn=(vocab.unk(), *range(vocab.nspecial), *fillers),
             n_special=vocab.nspecial,
             counts_V=counts if freq_weighted_replacement else None,
             word_begin_V=word_begin_V,
+            # fillers have count 0, whose negative power is infinite
             weight_V=np.maximum(counts, 1.0) ** -smoothing if smoothing else None,
             **knobs,
         )
@@ -183,6 +186,7 @@ class MaskSpec:
     def span_cdf_N(self) -> np.ndarray:
         """Float64 (N,): entry i is P(span length <= i), the length a rounded normal, at least 0."""
         scale = self.mask_stdev * math.sqrt(2.0)
+        # 8 standard deviations: what lies beyond has a probability below 1e-15
         longest = math.ceil(self.mask_multiple_length + 8 * self.mask_stdev)
         ends = [(i + 0.5 - self.mask_multiple_length) / scale for i in range(longest)]
         return np.array([*((1.0 + math.erf(end)) / 2.0 for end in ends), 1.0])
@@ -223,6 +227,8 @@ def mask_tokens(
         DataError: if a token id lies outside the dictionary.
     """
     width = tokens_BT.shape[1]
+    # one word to round the number of units, then two for each place: one chooses, one treats.
+    # A place has its words whatever is masked, so that no choice shifts the draws of another
     n_words = _ITEM_WORDS + 2 * width
     words_BW = raw_words(seed, "mask", epoch, indices_N=indices_B, n_words=n_words)
     choice_BT = words_BW[:, _ITEM_WORDS::2]
@@ -240,6 +246,7 @@ def mask_tokens(
     if spec.weight_V is not None:
         weight_BT = spec.weight_V[np.minimum(tokens_BT, len(spec.weight_V) - 1)]
     chosen_BT = _choose_units(begins_BT, words_BW[:, 0], choice_BT, spec, weight_BT)
+    # single tokens, the usual case: nothing to spread
     if spec.word_begin_V is None and spec.mask_multiple_length == 1 and spec.mask_stdev == 0.0:
         masked_BT = chosen_BT
     else:
@@ -248,6 +255,8 @@ def mask_tokens(
     masked_N = np.flatnonzero(masked_BT)
     rows_N, columns_N = np.divmod(masked_N, max(width, 1))
     treatment_BT = words_BW[:, _ITEM_WORDS + 1 :: 2]
+    # taken before the columns move to the words' beginnings: a word has one treatment, but each
+    # of its tokens a replacement of its own
     replacement_N = treatment_BT[rows_N, columns_N] & _LOW_BITS
     if spec.word_begin_V is not None:  # one treatment for all tokens of a word
         columns_N = np.maximum.accumulate(begins_BT * positions_T, axis=1)[rows_N, columns_N]
@@ -286,9 +295,11 @@ def _choose_units(
     u^(1/w) are taken, u uniform (Efraimidis and Spirakis 2006, algorithm A).
     """
     units_B = begins_BT.sum(axis=1)
+    # 53 bits are what a float64 holds: the same uniform on every machine
     uniform_B = (rounding_B >> np.uint64(11)) * 2.0**-53
     expected_B = spec.mask_prob * units_B / spec.mask_multiple_length
     # The sum can round up to units_B + 1 when every unit is to be chosen.
+    # rounded at random, up with the probability of the fraction: the mean stays mask_prob
     wanted_B = (expected_B + uniform_B).astype(np.int64)
     wanted_B = np.minimum(spec.mask_count or wanted_B, units_B)
     # The wanted_B smallest of distinct random keys; the position in the low bits settles ties.
@@ -298,6 +309,7 @@ def _choose_units(
         # -log(u) / w, increasing as u^(1/w) falls; bits of positive floats are ordered as they are
         uniform_BT = ((choice_BT >> _HALF) + 0.5) * 2.0**-32
         order_BT = (-np.log(uniform_BT) / weight_BT).view(np.uint64) & ~_LOW_BITS
+    # all ones sort behind every key, so that what begins no unit is never chosen
     key_BT = np.where(begins_BT, order_BT | positions_T, ~np.uint64(0))
     last_B = np.maximum(wanted_B - 1, 0)[:, None]
     threshold_BT = np.sort(key_BT, axis=1)
@@ -322,6 +334,8 @@ def _spread(
     if spec.mask_stdev > 0.0:
         uniform_N = (choice_BT[rows_N, columns_N] & _LOW_BITS) * 2.0**-32
         lengths_N = np.searchsorted(spec.span_cdf_N, uniform_N, side="right")
+    # spans may overlap: +1 where one begins, -1 behind its end, and inside is where the sum
+    # is positive
     end_N = np.minimum(first_N + lengths_N, begins_BT.shape[1])
     edges = np.zeros((len(begins_BT), begins_BT.shape[1] + 1), dtype=np.int64)  # (B, T + 1)
     np.add.at(edges, (rows_N, first_N), 1)

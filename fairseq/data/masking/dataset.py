@@ -35,7 +35,7 @@ class MaskedLMDataset(OwnSizes, FairseqDataset):
 
     def __init__(
         self,
-        blocks: Any,
+        blocks: FairseqDataset,
         spec: MaskSpec | None,
         *,
         sizes: np.ndarray,

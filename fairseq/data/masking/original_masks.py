@@ -69,7 +69,7 @@ def _word_lengths(tokens_T: np.ndarray, spec: MaskSpec) -> np.ndarray:
     return np.diff(np.flatnonzero(begins_T), append=len(tokens_T))
 
 
-def _replay_choice(rng: Any, units: int, spec: MaskSpec) -> np.ndarray:
+def _replay_choice(rng: np.random.RandomState, units: int, spec: MaskSpec) -> np.ndarray:
     """Draw, in the original's order, the indices of the masked units."""
     expected = spec.mask_prob * units / float(spec.mask_multiple_length)
     wanted = int(expected + rng.random())
@@ -84,7 +84,7 @@ def _replay_choice(rng: Any, units: int, spec: MaskSpec) -> np.ndarray:
 
 
 def _replay_treatment(
-    rng: Any, masked: np.ndarray, spec: MaskSpec
+    rng: np.random.RandomState, masked: np.ndarray, spec: MaskSpec
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw, in the original's order, which masked units are left as they are, which are random."""
     left, drawn = spec.leave_unmasked_prob, spec.random_token_prob

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from fairseq.config.sections import FairseqConfig
 from fairseq.data import collate
+from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.datasets.concat import ConcatDataset
 from fairseq.data.storage import indexed_dataset
 from fairseq.data.storage.dictionary import Dictionary
@@ -61,7 +63,7 @@ def load_lines(
     return lines
 
 
-def _largest_id(lines: Any, folder: str, split: str) -> int:
+def _largest_id(lines: FairseqDataset, folder: str, split: str) -> int:
     """Return the greatest id that the manifest tells; without one, that of a sample."""
     manifest = verify_manifest(folder)
     if manifest is not None and split in manifest.datasets:
@@ -107,7 +109,7 @@ def load_indexed_dataset(
     return datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
 
 
-def raise_if_valid_subsets_unintentionally_ignored(train_cfg: Any) -> None:
+def raise_if_valid_subsets_unintentionally_ignored(train_cfg: FairseqConfig) -> None:
     """Refuse to train while files such as ``valid1.idx`` lie unused beside ``valid.idx``.
 
     Args:
@@ -127,8 +129,8 @@ def raise_if_valid_subsets_unintentionally_ignored(train_cfg: Any) -> None:
         return
     folders = filter(os.path.isdir, data.split(os.pathsep))
     names = {name for folder in folders for name in os.listdir(folder)}
-    found = {os.path.splitext(name)[0] for name in names if re.match(r"valid\d", name)}
-    unused = sorted(found - set(dataset.valid_subset.split(",")))
+    numbered = {os.path.splitext(name)[0] for name in names if re.match(r"valid\d", name)}
+    unused = sorted(numbered - set(dataset.valid_subset.split(",")))
     if unused:
         raise ConfigError(
             f"Valid paths {unused} will be ignored. Set --combine-val to combine them or "

@@ -103,7 +103,9 @@ def dictionary_folder(checkpoint: Path) -> Path:
         return checkpoint.parent
     task = getattr(config_of(upgrade_state(safe_load(checkpoint)), settle=False), "task", None)
     folders = [Path(name) for name in split_paths(getattr(task, "data", None) or "")]
-    return next((found for found in folders if (found / "dict.txt").is_file()), checkpoint.parent)
+    return next(
+        (folder for folder in folders if (folder / "dict.txt").is_file()), checkpoint.parent
+    )
 
 
 @dataclass(frozen=True)
@@ -276,12 +278,12 @@ def _binarize(
     texts: Path, name: str, dictionary: Dictionary, splits: list[str], folder: Path
 ) -> None:
     """Binarize one column of all splits with a given dictionary."""
-    given = texts / f"{name}.dict"
-    dictionary.save(given)
+    dictionary_path = texts / f"{name}.dict"
+    dictionary.save(dictionary_path)
     files = {split: str(texts / f"{split}.{name}") for split in splits}
     config = PreprocessConfig(
         only_source=True,
-        srcdict=str(given),
+        srcdict=str(dictionary_path),
         destdir=str(folder / name),
         trainpref=files["train"],
         validpref=",".join(path for split, path in files.items() if split != "train"),

@@ -21,6 +21,7 @@ from fairseq.evaluation.glue.tasks import GlueTask
 from fairseq.files.safe_load import safe_load
 from fairseq.hub.load import load_model_ensemble_and_task
 from fairseq.models.base import BaseFairseqModel
+from fairseq.protocols import Limits
 from fairseq.tasks.base import FairseqTask
 
 
@@ -94,7 +95,12 @@ def predict(
     return torch.cat(outputs).numpy(), torch.cat(targets).numpy()
 
 
-def batches_of(config: FairseqConfig, task: FairseqTask, split: str, longest: Any) -> Any:
+def batches_of(
+    config: FairseqConfig,
+    task: FairseqTask,
+    split: str,
+    longest: Limits,
+) -> Any:
     """Return an iterator over a split, in batches as in training."""
     return task.get_batch_iterator(
         dataset=task.dataset(split),

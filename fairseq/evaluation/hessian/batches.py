@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fairseq import utils
+from fairseq.config.sections import FairseqConfig
 from fairseq.distributed.device import choose_device
 from fairseq.errors import DataError
 from fairseq.evaluation import load_criterion
@@ -56,7 +57,7 @@ class Batches:
     def __init__(
         self,
         task: FairseqTask,
-        config: Any,
+        config: FairseqConfig,
         model: BaseFairseqModel,
         subset: str,
         seed: int,

@@ -43,9 +43,9 @@ def gradient(
         return [part[None] for part in alone]
     rows = (len(grad_outputs[0]),) if batched and grad_outputs is not None else ()
     kept = [number for number, output in enumerate(outputs) if output.requires_grad]
-    found: Sequence[Tensor | None] = [None] * len(inputs)
+    gradients: Sequence[Tensor | None] = [None] * len(inputs)
     if kept:
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             [outputs[number] for number in kept],
             inputs,
             None if grad_outputs is None else [grad_outputs[number] for number in kept],
@@ -56,7 +56,7 @@ def gradient(
         )
     return [
         part.new_zeros(rows + part.shape) if own is None else own
-        for part, own in zip(inputs, found, strict=True)
+        for part, own in zip(inputs, gradients, strict=True)
     ]
 
 

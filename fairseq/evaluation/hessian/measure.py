@@ -252,9 +252,9 @@ class Measurement:
                     break
         result: Result = {**tally["trace"].report(), "loss": losses.mean, "loss_se": losses.se}
         for name in names[1:]:
-            found = tally[name].report()
-            result |= {name: found["trace"], f"{name}_se": found["se"]}
-            result |= {f"{name}_blocks": found["blocks"]}
+            estimate = tally[name].report()
+            result |= {name: estimate["trace"], f"{name}_se": estimate["se"]}
+            result |= {f"{name}_blocks": estimate["blocks"]}
         return result
 
     def _one(self, number: int) -> tuple[list[Tensor], float]:

@@ -151,8 +151,8 @@ class Objective:
         target = sample["target"].reshape(-1)
         net_input: Any = sample["net_input"]
         if isinstance(head, str):
-            given = {"features_only": True, "classification_head_name": head}
-            return Prediction(target, self.model(**net_input, **given)[0])
+            head_only = {"features_only": True, "classification_head_name": head}
+            return Prediction(target, self.model(**net_input, **head_only)[0])
         positions_N = predicted_positions(sample, self.criterion.padding_idx)
         target_N = target[positions_N]
         if not hasattr(self.model, "projection"):

@@ -93,21 +93,21 @@ class Encoder:
         if kind == "positions" and longest > positions:
             raise ConfigError(f"--max-positions {positions}: a sentence has {longest} tokens")
         order = sorted(range(len(ids)), key=lambda place: -len(ids[place]))
-        found: dict[int, Tensor] = {}
-        while len(found) < len(order):
-            left = order[len(found) :]
+        pooled: dict[int, Tensor] = {}
+        while len(pooled) < len(order):
+            left = order[len(pooled) :]
             some = left[: max(1, TOKENS_AT_ONCE // (len(ids[left[0]]) + 2))]
             rows_SD = self._batch([ids[place] for place in some], kind, positions)
-            found.update(zip(some, rows_SD.cpu(), strict=True))
-        return torch.stack([found[place] for place in range(len(ids))])
+            pooled.update(zip(some, rows_SD.cpu(), strict=True))
+        return torch.stack([pooled[place] for place in range(len(ids))])
 
     def _batch(self, ids: Sequence[Tensor], kind: str, positions: int) -> Tensor:
         dictionary = self.task.source_dictionary
         length_S = torch.tensor([len(row) for row in ids])
         tokens_ST = torch.full((len(ids), int(length_S.max()) + 2), dictionary.pad())
-        for row_T, own in zip(tokens_ST, ids, strict=True):
-            row_T[0], row_T[1 : len(own) + 1] = dictionary.bos(), own
-            row_T[len(own) + 1] = dictionary.eos()
+        for row_T, row_ids in zip(tokens_ST, ids, strict=True):
+            row_T[0], row_T[1 : len(row_ids) + 1] = dictionary.bos(), row_ids
+            row_T[len(row_ids) + 1] = dictionary.eos()
         states_STC, _ = self.model(tokens_ST.to(self.device), features_only=True)
         states_STC = states_STC.float()
         if kind == "first":

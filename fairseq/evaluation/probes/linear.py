@@ -88,10 +88,10 @@ def _logistic(train: Split, valid: Split, classes: int) -> tuple[Classifier, dic
             return loss
 
         optimizer.step(closure)
-        found = _standardised(weight_KD.detach().clone(), bias_K.detach().clone(), mean_D, scale_D)
-        score = accuracy(found, valid)
+        fitted = _standardised(weight_KD.detach().clone(), bias_K.detach().clone(), mean_D, scale_D)
+        score = accuracy(fitted, valid)
         if score > best:
-            best, chosen, classifier = score, l2, found
+            best, chosen, classifier = score, l2, fitted
     return classifier, {"l2": chosen}
 
 

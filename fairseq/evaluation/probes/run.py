@@ -78,20 +78,25 @@ def probe(
     for place, path in enumerate(paths):
         encoder = Encoder(path, dict_dir, device)
         ids = {name: encoder.ids(part.texts) for name, part in data.items()}
-        longest = max(len(own) for part in ids.values() for own in part)
+        longest = max(len(row_ids) for part in ids.values() for row_ids in part)
         wide = max_positions or longest
         if place == 0:
             known_V = torch.cat(ids["train"]).unique()
             rows.append(
-                row("one-hot tokens", {n: one_hot(own, known_V, wide) for n, own in ids.items()})
+                row(
+                    "one-hot tokens",
+                    {n: one_hot(row_ids, known_V, wide) for n, row_ids in ids.items()},
+                )
             )
             if lookup:
                 rows.append(row("true distributions", _lookup(lookup, data, wide)))
-        tables = {name: encoder.features(own, features, wide) for name, own in ids.items()}
+        tables = {name: encoder.features(row_ids, features, wide) for name, row_ids in ids.items()}
         rows.append(row(path, tables))
         if place == 0:
             encoder.forget(seed)
-            tables = {name: encoder.features(own, features, wide) for name, own in ids.items()}
+            tables = {
+                name: encoder.features(row_ids, features, wide) for name, row_ids in ids.items()
+            }
             rows.append(row("random encoder", tables))
     return rows
 

@@ -41,17 +41,18 @@ def read_labelled(path: str, labels: str | None = None) -> Labelled:
         for number, row in enumerate(rows, 2):
             if not row.get("text") or not row.get("label") or None in row:
                 raise DataError(f"{path}, line {number}: expected the columns text and label")
-        found = Labelled([row["text"] for row in rows], [row["label"] for row in rows])
+        labelled = Labelled([row["text"] for row in rows], [row["label"] for row in rows])
     else:
-        found = Labelled(lines, [label.strip() for label in _lines(labels)])
-    if len(found.texts) != len(found.labels):
+        labelled = Labelled(lines, [label.strip() for label in _lines(labels)])
+    if len(labelled.texts) != len(labelled.labels):
         raise DataError(
-            f"{path} has {len(found.texts)} lines, but {labels} has {len(found.labels)} labels"
+            f"{path} has {len(labelled.texts)} lines, but {labels} has "
+            f"{len(labelled.labels)} labels"
         )
-    empty = [number for number, text in enumerate(found.texts, 1) if not text.strip()]
-    if empty or not found.texts:
+    empty = [number for number, text in enumerate(labelled.texts, 1) if not text.strip()]
+    if empty or not labelled.texts:
         raise DataError(f"{path}: " + (f"sentence {empty[0]} is empty" if empty else "it is empty"))
-    return found
+    return labelled
 
 
 def _lines(path: str) -> list[str]:

@@ -15,7 +15,7 @@ from fairseq.data import encoders
 from fairseq.errors import DataError
 from fairseq.files.io import BYTE_ORDER_MARK
 from fairseq.models.base import BaseFairseqModel
-from fairseq.protocols import Task
+from fairseq.protocols import Settings, Task
 from fairseq.utils import model_eval
 
 MASK = "<mask>"
@@ -31,7 +31,7 @@ class RobertaHubInterface(nn.Module):
         model: the model.
     """
 
-    def __init__(self, cfg: Any, task: Task, model: BaseFairseqModel) -> None:
+    def __init__(self, cfg: Settings, task: Task, model: BaseFairseqModel) -> None:
         super().__init__()
         self.cfg, self.task, self.model = cfg, task, model
         self.bpe = encoders.build_bpe(getattr(cfg, "bpe", None))

@@ -79,6 +79,7 @@ class RobertaEncoder(FairseqEncoder):
             args = Namespace(**{**vars(self.config), **vars(args)})
         self.args = args
         dim, act = self.config.encoder_embed_dim, self.config.activation_fn
+        # made here and handed on, because the head may be tied to it
         table: Any = self.build_embedding(len(dictionary), dim, dictionary.pad())
         self.sentence_encoder: Any = self.build_encoder(args, dictionary, table)
         tied = None if self.config.untie_weights_roberta else table.weight
@@ -116,6 +117,7 @@ class RobertaEncoder(FairseqEncoder):
             )
         eps, norm = config.layer_norm_eps, config.layer_norm
         head = RobertaLMHead(embed_dim, output_dim, activation_fn, weight, eps, norm)
+        # the dense layer alone: the output weights are the embeddings, initialised already
         init_bert_params(head.dense)
         return head
 
@@ -161,6 +163,7 @@ class RobertaEncoder(FairseqEncoder):
             out = self.sentence_encoder(  # a plug-in's, which speaks the original's language
                 src_tokens, return_all_hiddens=return_all_hiddens, token_embeddings=token_embeddings
             )
+            # the original's encoders speak (T, B, C)
             x_BTC = out["encoder_out"][0].transpose(0, 1)
             inner_TBC = out["encoder_states"] if return_all_hiddens else None
             return x_BTC, {"inner_states": inner_TBC, "features": x_BTC}
@@ -214,6 +217,7 @@ class RobertaModel(FairseqEncoderModel):
         self.args, self.config = args, RobertaConfig.from_namespace(args)
         self.classification_heads = nn.ModuleDict()
         if self.config.freeze_encoder:
+            # before the optimizer is built, which takes what requires a gradient
             encoder.requires_grad_(False)
 
     @classmethod
@@ -225,6 +229,7 @@ class RobertaModel(FairseqEncoderModel):
         config = RobertaConfig.from_namespace(args)
         if config.max_positions is None:
             limit = getattr(task.cfg, "tokens_per_sample", None) or task.max_positions()
+            # tasks of plug-ins may state a pair of limits, which says nothing about one table
             config.max_positions = limit if isinstance(limit, int) else DEFAULT_MAX_POSITIONS
         return cls(config, cls.encoder_class(config, task.source_dictionary))
 
@@ -265,6 +270,7 @@ class RobertaModel(FairseqEncoderModel):
                 instead of the tokens' rows of the table.
         """
         positions_N = kwargs.pop("predicted_positions", None)
+        # collaters send lengths, but pads are told by their id
         kwargs.pop("src_lengths", None)
         wants_features = classification_head_name is not None or positions_N is not None
         x: Any
@@ -305,8 +311,10 @@ class RobertaModel(FairseqEncoderModel):
         Raises:
             AttributeError: if a plug-in makes the logits in a way of its own.
         """
-        head, own = self.encoder.lm_head, type(self.encoder).output_layer
-        by_plug_in = own is not RobertaEncoder.output_layer or (
+        head, output_layer = self.encoder.lm_head, type(self.encoder).output_layer
+        # a head of another forward, or an output layer of its own, computes logits we cannot know
+        # as one product: hasattr(model, "projection") must then say no
+        by_plug_in = output_layer is not RobertaEncoder.output_layer or (
             head is not None and getattr(type(head), "forward", None) is not VocabularyHead.forward
         )
         if by_plug_in:

@@ -63,6 +63,8 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         self.pad = dictionary.pad()
         self.register_buffer("version", torch.tensor([3.0]))
         self.embed_tokens = embed_tokens
+        # embeddings start with std C^-1/2; times C^1/2 they are as large as the positions they
+        # are added to
         self.embed_scale = 1.0 if config.no_scale_embedding else dim**0.5
         if config.embedding_multiplier is not None:
             self.embed_scale = config.embedding_multiplier
@@ -70,6 +72,7 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         self.embed_positions = self._positions(kind)
         self.layernorm_embedding = self._layer_norm() if config.layernorm_embedding else None
         self.layers = nn.ModuleList(TransformerLayer(self.shape) for _ in range(config.layers()))
+        # post-norm layers end in a norm already; of pre-norm ones the residual sum has none
         final_norm = config.decoder_normalize_before and not config.no_decoder_final_norm
         self.layer_norm = self._layer_norm() if final_norm else None
         self.project_out_dim = _projection(dim, config.decoder_output_dim)
@@ -95,11 +98,13 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         if kind == "learned":
             first = self.pad + 1 if offset is None else offset
             table = LearnedPositionalEmbedding(length + first, dim, self.pad, offset)
+            # as the token embeddings, before their scale
             nn.init.normal_(table.weight, std=dim**-0.5)
             if table.padding_idx is not None:
                 nn.init.zeros_(table.weight[table.padding_idx])
             return table
         if kind == "sinusoidal":
+            # one row more than the longest input: positions begin behind the pad's row
             return SinusoidalPositionalEmbedding(dim, self.pad, length + self.pad + 1, offset)
         return None
 
@@ -135,7 +140,7 @@ class TransformerDecoder(FairseqIncrementalDecoder):
     def forward(
         self,
         prev_output_tokens: Tensor,
-        encoder_out: Any = None,
+        encoder_out: object = None,
         incremental_state: IncrementalState | None = None,
         features_only: bool = False,
         **kwargs: Any,
@@ -153,7 +158,7 @@ class TransformerDecoder(FairseqIncrementalDecoder):
     def extract_features(
         self,
         prev_output_tokens: Tensor,
-        encoder_out: Any = None,
+        encoder_out: object = None,
         incremental_state: IncrementalState | None = None,
         return_all_hiddens: bool = False,
         qkv_layers: Collection[int] = (),
@@ -185,6 +190,7 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         layerdrop = self.config.decoder_layerdrop if self.training else 0.0
         recompute = self.config.checkpoint_activations and self.training
         for number, layer in enumerate(self.layers):
+            # one draw for the whole batch, on the CPU: the device is not asked, so nothing waits
             if layerdrop and torch.rand(()) < layerdrop:
                 continue
             memory = None if incremental_state is None else incremental_state.setdefault(number, {})
@@ -217,6 +223,7 @@ class TransformerDecoder(FairseqIncrementalDecoder):
                 "tokens at once"
             )
         length = tokens_BS.shape[1]
+        # layer 0 stands for all: no layer is dropped outside of training
         first = state[0]["key"].shape[2] if state else 0
         new = slice(first, length)
         if first >= length:
@@ -228,6 +235,7 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         if self.rotary is not None:
             cos_SR, sin_SR = self.rotary(length, tokens_BS.device)
             rotary_TR = cos_SR[new], sin_SR[new]
+        # bool() waits for the device: in training causality hides pads, which stand on the right
         left_padded = not self.training and bool(tokens_BS[:, 0].eq(self.pad).any())
         pad_BS = tokens_BS.eq(self.pad) if left_padded else None
         return AttentionContext(self.alibi, pad_BS, True, documents_BS, rotary_TR), new
@@ -235,6 +243,7 @@ class TransformerDecoder(FairseqIncrementalDecoder):
     def _embed(self, tokens_BS: Tensor, new: slice, documents_BS: Tensor | None = None) -> Tensor:
         """Return the input of the first layer at the new tokens, shape (B, T, C)."""
         x_BTC = self.embed_tokens(tokens_BS[:, new])
+        # the head compares with rows of length one, so the input reads rows of length one, too
         if self.config.head == "clap" and self.config.clap_normalize:
             x_BTC = nn.functional.normalize(x_BTC, dim=-1)
         x_BTC = x_BTC * self.embed_scale
@@ -266,7 +275,7 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         return self.output_projection
 
     def get_normalized_probs(
-        self, net_output: Any, log_probs: bool, sample: Sample | None = None
+        self, net_output: Tensor | tuple[Tensor, Any], log_probs: bool, sample: Sample | None = None
     ) -> Tensor:
         """Return (log-)probabilities in fp32, shape (B, T, V)."""
         if self.adaptive_softmax is None:

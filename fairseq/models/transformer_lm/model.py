@@ -184,14 +184,18 @@ class TransformerLanguageModel(FairseqLanguageModel):
         _rename(state_dict)
         table: Tensor | None = state_dict.get("decoder.embed_tokens.weight")
         output = "decoder.output_projection.weight"
-        own = self.decoder.output_projection
-        if own is None:
+        projection = self.decoder.output_projection
+        if projection is None:
             for key in [key for key in state_dict if key.startswith("decoder.output_projection.")]:
                 del state_dict[key]
-        elif table is not None and output not in state_dict and table.shape == own.weight.shape:
+        elif (
+            table is not None
+            and output not in state_dict
+            and table.shape == projection.weight.shape
+        ):
             logger.warning("the file has no vocabulary head: it begins as its embeddings")
             state_dict[output] = table
-        elif table is not None and own.weight is self.decoder.embed_tokens.weight:
+        elif table is not None and projection.weight is self.decoder.embed_tokens.weight:
             kept = state_dict.setdefault(output, table)
             if kept.shape == table.shape and not torch.equal(kept, table):
                 logger.warning(

@@ -26,6 +26,37 @@ CLASSES_PER_WARP = 256
 
 
 @triton.jit
+def _overwrite_row(
+    logits, scale, bias, loss_grad, lse_grad, total_grad, row, wanted, keep, log_sum, classes, lane,
+    KNOWN_LSE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Put the gradient of one row in the place of its logits; see :func:`row_kernel`."""
+    at_target = tl.where(keep, 1.0, 0.0)
+    if KNOWN_LSE:
+        at_target = 0.0 * at_target
+        if loss_grad is not None:
+            at_target = tl.where(keep, tl.load(loss_grad + row), 0.0)
+    at_all = at_target
+    if lse_grad is not None:
+        at_all += tl.load(lse_grad + row)
+    constant = 0.0
+    if total_grad is not None:
+        constant = tl.load(total_grad + row)
+    for first in range(0, classes, BLOCK):
+        inside = first + lane < classes
+        z = tl.load(logits + first + lane, inside, 0.0).to(tl.float32)
+        factor = 1.0
+        if scale is not None:
+            factor = tl.load(scale + first + lane, inside, 0.0)
+            z *= factor
+        if bias is not None:
+            z += tl.load(bias + first + lane, inside, 0.0)
+        gradient = at_all * tl.exp(z - log_sum) + constant
+        gradient -= tl.where(first + lane == wanted, at_target, 0.0)
+        tl.store(logits + first + lane, gradient * factor, inside)
+
+
+@triton.jit
 def row_kernel(
     logits,
     scale,
@@ -99,29 +130,10 @@ def row_kernel(
         if best is not None:
             tl.store(best + row, place.to(tl.int64))
     if GRADIENT:
-        at_target = tl.where(keep, 1.0, 0.0)
-        if KNOWN_LSE:
-            at_target = 0.0 * at_target
-            if loss_grad is not None:
-                at_target = tl.where(keep, tl.load(loss_grad + row), 0.0)
-        at_all = at_target
-        if lse_grad is not None:
-            at_all += tl.load(lse_grad + row)
-        constant = 0.0
-        if total_grad is not None:
-            constant = tl.load(total_grad + row)
-        for first in range(0, classes, BLOCK):
-            inside = first + lane < classes
-            z = tl.load(logits + first + lane, inside, 0.0).to(tl.float32)
-            factor = 1.0
-            if scale is not None:
-                factor = tl.load(scale + first + lane, inside, 0.0)
-                z *= factor
-            if bias is not None:
-                z += tl.load(bias + first + lane, inside, 0.0)
-            gradient = at_all * tl.exp(z - log_sum) + constant
-            gradient -= tl.where(first + lane == wanted, at_target, 0.0)
-            tl.store(logits + first + lane, gradient * factor, inside)
+        _overwrite_row(
+            logits, scale, bias, loss_grad, lse_grad, total_grad, row, wanted, keep, log_sum,
+            classes, lane, KNOWN_LSE, BLOCK,
+        )  # fmt: skip
 
 
 class Upstream(NamedTuple):

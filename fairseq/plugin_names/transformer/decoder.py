@@ -22,10 +22,6 @@ from fairseq.plugin_names.transformer.layers import (
 from fairseq.plugin_names.transformer.parts import Linear, equip, finish_embedding, stack
 from fairseq.protocols import Sample
 
-if TYPE_CHECKING:
-    from fairseq.data.storage.dictionary import Dictionary
-    from fairseq.protocols import Settings
-
 
 class TransformerDecoderBase(FairseqIncrementalDecoder):
     """Embeddings, a stack of layers and the output layer.

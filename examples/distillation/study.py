@@ -1,0 +1,225 @@
+"""The distillation study: half of a teacher's layers, with and without its advice.
+
+Usage: python examples/distillation/study.py --text FOLDER --out RUNS [--arms "extracted: LM" ...]
+       python examples/distillation/study.py --table
+
+FOLDER holds train.txt, valid.txt and test.txt. Finished runs are kept in RUNS: the same command
+goes on where it was stopped. ``--table`` prints the table of the README from the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import comparison
+import studies
+import verdicts
+
+HERE = Path(__file__).resolve().parent
+RECORD = HERE / "results" / "decoder.json"
+VOCABULARY = 512
+TEACHER_UPDATES, UPDATES = 1000, 200
+TEACHER = "--decoder-layers 4"
+STUDENT = "--decoder-layers 2"
+COMMON = (
+    "--task language_modeling --arch transformer_lm_gpt --decoder-embed-dim 128 "
+    "--decoder-input-dim 128 --decoder-output-dim 128 --decoder-ffn-embed-dim 512 "
+    "--decoder-attention-heads 4 --dropout 0 --attention-dropout 0 --tokens-per-sample 64 "
+    "--sample-break-mode none --batch-size 16 --optimizer adam --adam-betas (0.9,0.98) "
+    "--adam-eps 1e-6 --weight-decay 0.01 --clip-norm 1.0 --lr-scheduler polynomial_decay "
+    "--no-epoch-checkpoints --num-workers 0 --device cpu --max-valid-steps 32 --log-interval 10 "
+    "--log-format none --max-epoch 1"
+)
+GRID = {"--lr": ("0.001", "0.003")}
+# every objective weighs its parts so that likelihood and advice count alike
+LIVE = "--teacher-path TEACHER --alpha-clm 0.5 --distillation-temperature 2"
+STORED = "--teacher-cache CACHE --alpha-clm 0.5 --alpha-ce 0.5 --distillation-temperature 2"
+OBJECTIVES = {
+    "LM": "--criterion cross_entropy",
+    "CE": f"--criterion distillation {LIVE} --alpha-ce 0.5",
+    "CE + cos": f"--criterion distillation {LIVE} --alpha-ce 0.5 --alpha-cos 0.5",
+    "reverse KL": f"--criterion distillation {LIVE} --alpha-ce 0.5 --divergence reverse",
+    "PKD": f"--criterion distillation {LIVE} --alpha-ce 0.5 --pkd-weight 0.5",
+    "MiniLM": f"--criterion distillation {LIVE} --alpha-ce 0 --minilm-attention-weight 0.5 "
+    "--minilm-value-weight 0.5",
+    "cached top-k": f"--criterion distillation {STORED}",
+    "cached sampled": f"--criterion distillation {STORED}",
+}
+STARTS = {
+    "random": "",
+    "extracted": "--grow-from TEACHER --grow-method extract --grow-layers 0,2",
+}
+# "LM, longer" trains on likelihood alone until it has cost what "CE + cos" does
+LONGER = "LM, longer"
+ARMS = {
+    f"{start}: {objective}": (start, objective)
+    for start in STARTS
+    for objective in (*OBJECTIVES, LONGER)
+}
+DEFAULT = [
+    f"{start}: {objective}"
+    for start in STARTS
+    for objective in ("LM", "CE", "CE + cos", "PKD", LONGER)
+]
+
+
+def schedule(flags: Any, updates: int, choice: dict[str, str]) -> tuple[str, ...]:
+    """Return the words of a run of a student."""
+    timing = f"--max-update {updates} --warmup-updates {max(1, updates // 10)}"
+    head = f"{COMMON} {STUDENT} {timing} --lr {choice['--lr']} --validate-interval-updates "
+    return (*f"{head}{max(25, updates // 8)}".split(), *flags)
+
+
+def teacher(updates: int) -> studies.Run:
+    """Return the run of the teacher."""
+    words = (
+        f"{COMMON} {TEACHER} --criterion cross_entropy --max-update {updates} --lr 0.002 "
+        f"--warmup-updates {updates // 10} --validate-interval-updates {updates}"
+    )
+    return studies.Run("teacher", 1, tuple(words.split()))
+
+
+def cache(path: Path, kind: str, data: Path, out: Path) -> Path:
+    """Store what the teacher says of the training and validation text; return the folder."""
+    folder = out / f"cache-{kind}-{path.parent.name}"
+    if not folder.is_dir():
+        words = [data, "--path", path, "--valid-subset", "train,valid", "--write-teacher-cache",
+                 folder, "--cache-method", kind, "--top-k", 16, "--cache-temperatures", 2,
+                 "--max-valid-steps", 1_000_000]  # fmt: skip
+        studies.call(["fairseq-validate", *words], out / "cache.log")
+    return folder
+
+
+def flags_of(arm: str, path: Path, data: Path, out: Path) -> list[str]:
+    """Return what an arm adds to the command."""
+    start, objective = ARMS[arm]
+    flags = f"{STARTS[start]} {OBJECTIVES['LM' if objective == LONGER else objective]}"
+    if "CACHE" in flags:
+        kind = "topk" if objective == "cached top-k" else "sample"
+        flags = flags.replace("CACHE", str(cache(path, kind, data, out)))
+    return flags.replace("TEACHER", str(path)).split()
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Return the operations of a run, and its own likelihoods: ``loss`` is the objective's."""
+    points = studies.curve(folder)
+    kept = [
+        {"update": point["update"], "loss": point.get("nll_loss", point["loss"])}
+        for point in points
+    ]
+    return {"flops": comparison.flops_of(folder), "curve": kept}
+
+
+def all_runs(arms: list[str], data: Path, out: Path, scale: int, seeds: Any) -> dict[str, Any]:
+    """Train the teacher, choose the rate of each arm on a tenth, and train all arms."""
+    first = teacher(TEACHER_UPDATES // scale)
+    done = studies.train(first, data, out, measure)
+    path = first.folder(out) / "checkpoint_last.pt"
+    updates, choices, tried = max(4, UPDATES // scale), dict[str, Any](), dict[str, Any]()
+    for arm in arms:
+        flags = flags_of(arm, path, data, out)
+        choices[arm], tried[arm] = comparison.tuned(
+            arm, flags, max(4, updates // 10), GRID, data, out, schedule, measure
+        )
+    results = []
+    for seed in seeds:
+        costs: dict[str, float] = {}
+        for arm in sorted(arms, key=lambda arm: LONGER in arm):
+            start, objective = ARMS[arm]
+            length = updates
+            if objective == LONGER:
+                length = round(updates * costs[f"{start}: CE + cos"] / costs[f"{start}: LM"])
+            words = schedule(flags_of(arm, path, data, out), length, choices[arm])
+            result = studies.train(studies.Run(arm, seed, words), data, out, measure)
+            costs[arm] = result["flops"]
+            results.append(result)
+            print(f"{arm} seed {seed}: {result['curve'][-1]['loss']:.3f}", file=sys.stderr,
+                  flush=True)  # fmt: skip
+    return {"results": results, "choices": choices, "tried": tried, "teacher": done}
+
+
+# -- what came out ---------------------------------------------------------------------------------
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return final likelihoods, and what every run cost in units of the LM arm of its start."""
+    groups, rows = studies.by_name(found["results"]), []
+    for name, group in groups.items():
+        base = groups[f"{ARMS[name][0]}: LM"]
+        finals = [one["curve"][-1]["loss"] for one in group]
+        cost = group[0]["flops"] / base[0]["flops"]
+        against = "" if group is base else comparison.shown(comparison.paired(group, base), 3)
+        updates = group[0]["curve"][-1]["update"]
+        rate = found["choices"][name]["--lr"]
+        rows.append([name, rate, updates, f"{cost:.2f}", studies.spread(finals, 3), against])
+    rows.append(["the teacher", "0.002", found["teacher"]["curve"][-1]["update"], "",
+                 f"{found['teacher']['curve'][-1]['loss']:.3f}", ""])  # fmt: skip
+    header = ["student", "rate", "updates", "FLOPs, LM = 1", "NLL, bits a token",
+              "change from LM, equal updates"]  # fmt: skip
+    return studies.table(header, rows)
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """Return whether "CE + cos" beats "extract and train on", at equal updates and FLOPs."""
+    groups, lines = studies.by_name(found["results"]), []
+    for start in STARTS:
+        for rival, title in (("LM", "equal updates"), (LONGER, "equal FLOPs")):
+            new, old = groups.get(f"{start}: CE + cos"), groups.get(f"{start}: {rival}")
+            if new is None or old is None:
+                continue
+            differences = comparison.paired(new, old)
+            _, low, high = verdicts.interval(differences)
+            word = "beats" if high < 0 else "loses to" if low > 0 else "is not told from"
+            lines.append(
+                f'- {start} start, {title} (the teacher\'s forward included): "CE + cos" {word} '
+                f"likelihood alone, {comparison.shown(differences, 3)} bits."
+            )
+    return "\n".join(lines) + "\n"
+
+
+def facts(found: dict[str, Any]) -> str:
+    """Return a line on what the runs were and took."""
+    results = found["results"]
+    left = sorted(set(ARMS) - {result["name"] for result in results})
+    return (
+        f"{len(results)} runs of {results[0]['tokens']:,} tokens (LM, longer: more), seeds "
+        f"{', '.join(map(str, studies.SEEDS))}; teacher of "
+        f"{found['teacher']['tokens']:,} tokens; "
+        f"{sum(result['seconds'] for result in results) / 60:.0f} minutes in all, one thread, "
+        f"torch {found['machine']['torch']}, {found['machine']['cpu']}. "
+        f"Not run: {', '.join(left) or 'none'}.\n"
+    )
+
+
+def main() -> None:
+    """Run the study, or print its table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--text", type=Path, help="folder with train.txt, valid.txt, test.txt")
+    parser.add_argument("--out", type=Path, help="folder for the runs")
+    parser.add_argument("--arms", nargs="+", default=DEFAULT, choices=list(ARMS), metavar="ARM",
+                        help="; ".join(ARMS))  # fmt: skip
+    parser.add_argument("--smoke", action="store_true", help="a fiftieth of the updates, two seeds")
+    parser.add_argument("--table", action="store_true", help="print the table and stop")
+    args = parser.parse_args()
+    if not args.table:
+        if args.text is None or args.out is None:
+            parser.error("give --text and --out, or --table")
+        out = args.out.resolve()
+        data = studies.prepare(args.text, out, VOCABULARY)
+        scale, seeds = (50, studies.SEEDS[:2]) if args.smoke else (1, studies.SEEDS)
+        more = all_runs(args.arms, data, out, scale, seeds)
+        record = out / "results" / RECORD.name if args.smoke else RECORD
+        words = " ".join(["python", "examples/distillation/study.py", *sys.argv[1:]])
+        results = more.pop("results")
+        studies.record(results, record, words, out, **more)
+        studies.draw(results, record.with_suffix(".png"), "Distillation: 4 layers to 2", skip=2)
+    found = comparison.read(record if not args.table else RECORD)
+    print(table(found), facts(found), verdict(found), sep="\n", end="", flush=True)
+
+
+if __name__ == "__main__":
+    main()

