@@ -20,7 +20,10 @@ from fairseq.plugin_names.transformer.layers import (
     TransformerDecoderLayerBase,
 )
 from fairseq.plugin_names.transformer.parts import Linear, equip, finish_embedding, stack
-from fairseq.protocols import Sample
+from fairseq.protocols import Sample, Settings
+
+if TYPE_CHECKING:
+    from fairseq.data.storage.dictionary import Dictionary
 
 
 class TransformerDecoderBase(FairseqIncrementalDecoder):
