@@ -15,6 +15,7 @@ ORDER = (
     "masking",
     "preprocess",
     "bpe",
+    "step",
     "training",
     "heads",
     "distillation",
@@ -26,7 +27,7 @@ ORDER = (
 )
 HEAD = """# Benchmarks
 
-`make bench` measures again (all of it takes about ten minutes); `python benchmarks/run.py NAME`
+`make bench` measures again, in about a quarter of an hour; `python benchmarks/run.py NAME`
 measures one; `heads.py`, `minilm.py`, `muon.py` and `pcfg.py` are programs of their own. Each
 record in [results](results) names its command, machine, date and versions. What is compared with
 another program runs in the same process, interleaved. "Times original" is against 1.3 MB/s
@@ -40,6 +41,9 @@ project's plain reference, which builds more than the loss as its paper writes i
 way here, with equal values. `distillation` compares forms of T^2 KL between two
 projections, forward and backward, with equal values. `growth` is a step that learns a growth
 operator beside one that trains the large model itself.
+`step` is `fairseq-train` as a command, one process each taking turns: milliseconds a step (median
+of the rounds), the share of the time that the matrix products of the step alone take, with its
+quartiles, and how many times as long each peer takes, with an interval; `--only` chooses cases.
 In `pcfg`, figures are sentences per second of
 processor time of one core: drawn, drawn and written as text, all conditionals of one hidden word,
 best parses. The machine below was shared while it was measured:
@@ -80,6 +84,26 @@ def grid(name: str, part: dict[str, dict[str, Any]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+def steps(result: dict[str, Any]) -> str:
+    """Return a row for each case of `step.py`; a peer that was not there leaves its cell empty."""
+    peers = list(dict.fromkeys(name for case in result.values() for name in case["beside"]))
+    columns = ["case", "ms", "share of the floor", "rounds", "load", *peers]
+    lines = [columns, ["---"] * len(columns)]
+    for name, case in result.items():
+        low, high = case["quartiles_of_share"]
+        line = [
+            name,
+            case["ms"]["fairseq-train"][1],
+            f"{case['share_of_gemm_floor']} ({low}-{high})",
+        ]
+        line += [case["rounds"], case["load"]]
+        for peer in peers:
+            beside = case["beside"].get(peer)
+            line.append(f"{beside['ratio']} {beside['interval'] or ''}" if beside else "")
+        lines.append([str(cell) for cell in line])
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
 def tables(result: dict[str, Any]) -> str:
     """Return the figures of a record: a grid for each part that is one, a list for the others."""
     grids = {name: part for name, part in result.items() if is_grid(part)}
@@ -101,7 +125,7 @@ def page() -> str:
         parts.append(
             f"## {name}\n\n`{record['command']}`, {machine['cpu']}, {machine['cores']} cores, "
             f"load {machine['load']:.1f}, torch {machine['torch']}, {machine['date']}\n\n"
-            + tables(record["result"])
+            + (steps if name == "step" else tables)(record["result"])
         )
     return "\n".join(parts)
 
