@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.installed-test
 EXCHANGEABLE := $(VENV)/.installed-hf
 
-.PHONY: help setup demo test check faults matrix interpreters bench study-implicit-bias data train clean
+.PHONY: help setup demo test check faults matrix interpreters bench study-corpus study-implicit-bias data train clean
 
 help:
 	@echo "make demo     install, build a corpus, train a small model, fill masks, write a report"
@@ -21,6 +21,7 @@ help:
 	@echo "              the oldest supported torch, and a part of the suite on Python 3.11, 3.12"
 	@echo "              and 3.13 where they are found"
 	@echo "make bench    measure speed; results go to benchmarks/results"
+	@echo "make study-corpus   21 MB of manuals out of Debian packages, to runs/manuals"
 	@echo "make study-implicit-bias   flatness and probes of models of equal loss, half an hour"
 
 $(INSTALLED): pyproject.toml constraints.txt fairseq/version.py
@@ -74,6 +75,9 @@ matrix: $(EXCHANGEABLE) interpreters $(addprefix smoke-,$(INTERPRETERS))
 	$(PIP) install -c constraints.txt -e '.[triton]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "matrix" tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests -k "export or imported"
+
+study-corpus: $(INSTALLED)
+	$(BIN)/python scripts/manuals.py runs/manuals
 
 study-implicit-bias: $(INSTALLED)
 	$(BIN)/python examples/implicit_bias/study.py --out runs/implicit_bias
