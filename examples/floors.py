@@ -123,6 +123,19 @@ def causal_bits(model: KneserNey, tokens_N: np.ndarray) -> dict[str, float]:
     }
 
 
+def text_bits(train: Path, test: Path) -> dict[str, float]:
+    """Return :func:`causal_bits` of a text, counted in another; every end of a line is a word."""
+    ids: dict[str, int] = {}
+
+    def words(path: Path) -> Iterator[int]:
+        for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+            for word in (*line.split(), "\n"):
+                yield ids.setdefault(word, len(ids))
+
+    counted, judged = (np.fromiter(words(path), np.int64) for path in (train, test))
+    return causal_bits(KneserNey(counted, len(ids)), judged)
+
+
 def bidirectional_bits(
     matrix_VV: np.ndarray,
     unigram_V: np.ndarray,
@@ -159,15 +172,7 @@ def main() -> None:
     """Print what counts of the words of one file make of another."""
     if len(sys.argv) != 3:
         raise SystemExit("usage: python examples/floors.py TRAIN TEST")
-    ids: dict[str, int] = {}
-
-    def words(path: str) -> Iterator[int]:
-        for line in Path(path).read_text(encoding="utf-8").split("\n")[:-1]:
-            for word in (*line.split(), "\n"):
-                yield ids.setdefault(word, len(ids))
-
-    train, test = (np.fromiter(words(path), np.int64) for path in sys.argv[1:])
-    bits = causal_bits(KneserNey(train, len(ids)), test)
+    bits = text_bits(Path(sys.argv[1]), Path(sys.argv[2]))
     print(", ".join(f"{name} {2**value:.1f}" for name, value in bits.items()))
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import floors
 import studies
 
 HERE = Path(__file__).resolve().parent
@@ -298,8 +299,8 @@ def decoder_table(found: dict[str, Any]) -> str:
                 studies.spread(perplexities(group, head), 1),
                 studies.spread([one["last_word_accuracy"] for one in scores], 2),
             ])  # fmt: skip
-    frequencies = f"{2 ** found['unigram']:.1f}"
-    rows.append(["word frequencies", "", "", frequencies, ""])
+    for name, bits in {"word frequencies": found["unigram"], **found["floors"]}.items():
+        rows.append([name, "counted", "", f"{2**bits:.1f}", ""])
     header = ["decoder", "head", "tokens", "test perplexity", "last word right, %"]
     return studies.table(header, rows)
 
@@ -470,7 +471,8 @@ def study(args: argparse.Namespace) -> None:
             words = " ".join(["python", "examples/headless/study.py", *sys.argv[1:]])
             bits = studies.unigram_bits(args.out, "test", ends=True)
             path = results / f"{part}.json"
-            studies.record(done, path, words, args.out, unigram=bits, speed=rates)
+            counted = floors.text_bits(args.out / "train.bpe", args.out / "test.bpe")
+            studies.record(done, path, words, args.out, unigram=bits, floors=counted, speed=rates)
             print(TABLES[part](json.loads(path.read_text(encoding="utf-8"))), flush=True)
     draw(results)
 
