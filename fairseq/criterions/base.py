@@ -12,8 +12,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fairseq.config.references import settle_alone
+from fairseq.errors import ConfigError
 from fairseq.logging import metrics
-from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+from fairseq.modules.adaptive_softmax import AdaptiveProjection
+from fairseq.modules.heads import Projection
+from fairseq.modules.predictions import Output, predict
 from fairseq.protocols import LoggingOutput, Model, Sample, Settings, Task
 from fairseq.utils import get_perplexity
 
@@ -165,26 +168,18 @@ def predicted_positions(sample: Sample, padding_idx: int) -> Tensor:
     return sample["target"].reshape(-1).ne(padding_idx).nonzero()[:, 0]
 
 
-def vocabulary_loss(
-    model: Model, sample: Sample, positions_N: Tensor, target_N: Tensor, backend: str
-) -> Tensor:
-    """Return the cross-entropy at the given positions in nats, fp32 of shape (N,).
+def table_predictions(
+    model: Model, sample: Sample, positions_N: Tensor, masked_tokens: bool = False
+) -> Projection | Output:
+    """Return what :func:`fairseq.modules.predictions.predict` does.
 
-    Only these positions are projected on the vocabulary, and their logits are never kept. All
-    parameters are used inside the model's forward pass, as wrappers for several processes want.
-
-    Args:
-        model: a model with a ``projection``, possibly wrapped.
-        sample: the batch.
-        positions_N: flat indices of the predicted positions.
-        target_N: their targets.
-        backend: see :func:`fairseq.ops.linear_cross_entropy.linear_cross_entropy`.
+    Raises:
+        ConfigError: if the model has an adaptive softmax, which has a criterion of its own.
     """
-    operands, _ = model(**sample["net_input"], predicted_positions=positions_N)
-    hidden_NC, weight_VC, bias_V = operands
-    return linear_cross_entropy(
-        hidden_NC, weight_VC, target_N, bias_V=bias_V, backend=backend
-    ).loss_N
+    predictions = predict(model, sample, positions_N, masked_tokens)
+    if isinstance(predictions, AdaptiveProjection):
+        raise ConfigError("a model with adaptive softmax is trained with --criterion adaptive_loss")
+    return predictions
 
 
 def perplexity_of(key: str) -> Callable[[Any], float]:

@@ -20,6 +20,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
 from fairseq.modules.flops import TRAINING
+from fairseq.modules.predictions import from_output
 from fairseq.ops.anisotropy import mean_cosine
 from fairseq.ops.contrastive_weight_tying import contrastive_weight_tying
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
@@ -173,7 +174,7 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
             "negatives": result.negatives * len(positions_N),
         }
         if cfg.vocabulary_weight:
-            whole_N = _head_loss(model, hidden_NC, target_N)
+            whole_N = from_output(model, hidden_NC).losses(target_N)
             loss_N = loss_N + cfg.vocabulary_weight * whole_N
             log["contrastive_loss"] = result.loss_N.detach().sum()
             log["vocabulary_loss"] = whole_N.detach().sum()
@@ -237,12 +238,6 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
     def logging_outputs_can_be_summed() -> bool:
         """Return True: every figure is a sum."""
         return True
-
-
-def _head_loss(model: Model, hidden_NC: Tensor, target_N: Tensor) -> Tensor:
-    """Return the cross-entropy of the model's vocabulary head, in nats, (N,)."""
-    hidden_NC, weight_VC, bias_V = model.projection(hidden_NC)
-    return linear_cross_entropy(hidden_NC, weight_VC, target_N, bias_V=bias_V).loss_N
 
 
 def _anisotropy(states_LTBC: list[Tensor], sample: Sample, pad: int) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from fairseq.criterions.base import (
     LossBackend,
     perplexity_of,
     predicted_positions,
-    vocabulary_loss,
+    table_predictions,
 )
 from fairseq.logging import metrics
+from fairseq.modules.predictions import tells_projection
 from fairseq.protocols import LoggingOutput, Model, Sample, Task
 
 
@@ -62,10 +63,11 @@ class CrossEntropyCriterion(FairseqCriterion):
             sentences if ``sentence_avg`` is set.
         """
         foreign = type(self).compute_loss is not CrossEntropyCriterion.compute_loss
-        if hasattr(model, "projection") and not foreign:
+        if tells_projection(model) and not foreign:
             positions_N = predicted_positions(sample, self.padding_idx)
             target_N = sample["target"].reshape(-1)[positions_N]
-            loss_N = vocabulary_loss(model, sample, positions_N, target_N, self.backend)
+            predictions = table_predictions(model, sample, positions_N)
+            loss_N = predictions.losses(target_N, self.backend)
             loss = loss_N.sum() if reduce else loss_N
         else:
             loss, _ = self.compute_loss(model, model(**sample["net_input"]), sample, reduce)

@@ -17,10 +17,16 @@ from fairseq.config.schema import (
     option,
 )
 from fairseq.criterions import register_criterion
-from fairseq.criterions.base import FairseqCriterion, perplexity_of, predicted_positions
+from fairseq.criterions.base import (
+    FairseqCriterion,
+    perplexity_of,
+    predicted_positions,
+    table_predictions,
+)
 from fairseq.criterions.cross_entropy import CrossEntropyConfig
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
+from fairseq.modules.predictions import Output
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 from fairseq.protocols import LoggingOutput, Model, Sample, Task
 
@@ -127,14 +133,12 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
         self, model: Model, sample: Sample, positions_N: Tensor, target_N: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         """Return ``-log p(target)``, ``sum_v -log p(v)``, the likeliest word (N,) each, and V."""
-        if not hasattr(model, "projection"):
-            net_output = model(**sample["net_input"])
-            log_p_NV = model.get_normalized_probs(net_output, log_probs=True).flatten(0, -2)
-            log_p_NV = log_p_NV[positions_N]
+        predictions = table_predictions(model, sample, positions_N)
+        if isinstance(predictions, Output):
+            log_p_NV = predictions.log_probs()
             nll_N = -log_p_NV.gather(1, target_N[:, None])[:, 0]
             return nll_N, -log_p_NV.sum(-1), log_p_NV.argmax(-1), log_p_NV.shape[-1]
-        operands, _ = model(**sample["net_input"], predicted_positions=positions_N)
-        hidden_NC, weight_VC, bias_V = operands
+        hidden_NC, weight_VC, bias_V = predictions
         result = linear_cross_entropy(
             hidden_NC,
             weight_VC,

@@ -9,8 +9,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq.config.schema import FairseqDataclass, option
@@ -20,7 +18,7 @@ from fairseq.criterions.base import (
     LossBackend,
     perplexity_of,
     predicted_positions,
-    vocabulary_loss,
+    table_predictions,
 )
 from fairseq.logging import metrics
 from fairseq.protocols import LoggingOutput, Model, Sample, Task
@@ -62,15 +60,8 @@ class MaskedLmLoss(FairseqCriterion):
         """
         positions_N = predicted_positions(sample, self.padding_idx)
         target_N = sample["target"].reshape(-1)[positions_N]
-        if hasattr(model, "projection"):
-            loss_N = vocabulary_loss(model, sample, positions_N, target_N, self.backend)
-        else:
-            masked_BT = torch.zeros_like(sample["target"], dtype=torch.bool)
-            masked_BT.view(-1)[positions_N] = True
-            logits_NV = model(**sample["net_input"], masked_tokens=masked_BT)[0]
-            if logits_NV.dim() == 3:  # the model does not know masked_tokens
-                logits_NV = logits_NV.flatten(0, 1)[positions_N]
-            loss_N = F.cross_entropy(logits_NV.float(), target_N, reduction="none")
+        predictions = table_predictions(model, sample, positions_N, masked_tokens=True)
+        loss_N = predictions.losses(target_N, self.backend)
         loss = loss_N.sum()
         logging_output = {
             "loss": loss.detach(),

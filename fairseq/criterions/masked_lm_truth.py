@@ -15,7 +15,12 @@ from torch import Tensor
 
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions import register_criterion
-from fairseq.criterions.base import FairseqCriterion, perplexity_of, predicted_positions
+from fairseq.criterions.base import (
+    FairseqCriterion,
+    perplexity_of,
+    predicted_positions,
+    table_predictions,
+)
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
 from fairseq.pcfg.score import means
@@ -79,9 +84,7 @@ class MaskedLmTruthCriterion(FairseqCriterion):
         """
         positions_N = predicted_positions(sample, self.padding_idx)
         target_N = sample["target"].reshape(-1)[positions_N]
-        logits_NV = _logits(model, sample, positions_N)
-        # a zero mask has no logit; only the table of the dictionary is compared
-        log_p_NV = torch.log_softmax(logits_NV.float(), dim=-1)
+        log_p_NV = table_predictions(model, sample, positions_N, masked_tokens=True).log_probs()
         loss_N = -log_p_NV.gather(1, target_N[:, None])[:, 0]
         logging_output: LoggingOutput = {
             "ntokens": sample["ntokens"],
@@ -159,18 +162,6 @@ class MaskedLmTruthCriterion(FairseqCriterion):
     def logging_outputs_can_be_summed() -> bool:
         """Return True: tables of sentences are joined, the rest is summed."""
         return True
-
-
-def _logits(model: Model, sample: Sample, positions_N: Tensor) -> Tensor:
-    """Return the logits at the masked positions (N, V)."""
-    if hasattr(model, "projection"):
-        operands, _ = model(**sample["net_input"], predicted_positions=positions_N)
-        hidden_NC, weight_VC, bias_V = operands
-        return torch.nn.functional.linear(hidden_NC, weight_VC.to(hidden_NC.dtype), bias_V)
-    masked_BT = torch.zeros_like(sample["target"], dtype=torch.bool)
-    masked_BT.view(-1)[positions_N] = True
-    logits: Tensor = model(**sample["net_input"], masked_tokens=masked_BT)[0]
-    return logits.flatten(0, 1)[positions_N] if logits.dim() == 3 else logits
 
 
 def _by_sentence(figures: np.ndarray, rows_N: np.ndarray) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fairseq.errors import ConfigError
 from fairseq.models.base import FairseqIncrementalDecoder
 from fairseq.models.transformer_lm.decoder import TransformerDecoder
+from fairseq.modules.predictions import asks_hidden, from_output
 
 
 class Reader:
@@ -45,8 +46,7 @@ class Reader:
         length = tokens_RS.shape[1]
         ends = range(length - new + 1, length + 1) if one_by_one else [length]
         kwargs: dict[str, Any] = {} if self.state is None else {"incremental_state": self.state}
-        if hasattr(self.model, "projection"):
-            kwargs["features_only"] = True
+        kwargs |= asks_hidden(self.model)
         parts = []
         for end in ends:
             hidden_RTC, *rest = self.model(tokens_RS[:, :end], **kwargs)
@@ -62,9 +62,8 @@ class Reader:
         """
         assert self.hidden_RTC is not None
         some_RTC = self.hidden_RTC[:, first:last]
-        if hasattr(self.model, "projection"):
-            some_RTC = self.model.output_layer(some_RTC)
-        log_p_RTV = self.model.get_normalized_probs((some_RTC, *self.rest), log_probs=True)
+        log_p_NV = from_output(self.model, some_RTC.flatten(0, 1), self.rest).log_probs()
+        log_p_RTV = log_p_NV.unflatten(0, some_RTC.shape[:2])
         if self.temperature != 1:
             log_p_RTV = (log_p_RTV / self.temperature).log_softmax(-1)
         return log_p_RTV

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from fairseq.errors import ConfigError, UnsupportedError
-from fairseq.modules.heads import Projection
-from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+from fairseq.modules.predictions import Output, predict
+from fairseq.protocols import Sample
 from fairseq.utils import strip_pad
 
 if TYPE_CHECKING:
@@ -112,35 +112,14 @@ class SequenceScorer:
         target_N, places_N = target_BT.flatten(), target_BT.flatten().ne(self.pad).nonzero()[:, 0]
         target_N = target_N[places_N]
         scores_BT = torch.zeros(target_BT.shape, device=target_BT.device)
-        if hasattr(model, "projection"):
-            operands, _ = model(**sample["net_input"], predicted_positions=places_N)
-            scores_BT.view(-1)[places_N] = -projected_losses(operands, target_N)
+        predictions = predict(model, cast(Sample, sample), places_N)
+        if not isinstance(predictions, Output):
+            scores_BT.view(-1)[places_N] = -predictions.losses(target_N)
             return scores_BT, None
-        net_output = model(**sample["net_input"])
-        scores_BT.view(-1)[places_N] = self._from_probabilities(
-            model, net_output, sample, places_N, target_N
-        )
-        return scores_BT, _attention(net_output)
-
-    def _from_probabilities(
-        self,
-        model: Any,
-        net_output: Any,
-        sample: dict[str, Any],
-        places_N: Tensor,
-        target_N: Tensor,
-    ) -> Tensor:
-        """Return the targets' log-probabilities (N,), ``softmax_batch`` rows at a time."""
-        rows_NC = net_output[0].flatten(0, 1)[places_N]
-        parts = [rows_NC.new_zeros(0)]
-        for first in range(0, len(rows_NC), self.softmax_batch):
+        for first in range(0, len(target_N), self.softmax_batch):
             some = slice(first, first + self.softmax_batch)
-            part = dict(sample, target=target_N[None, some])
-            log_p_1RV = model.get_normalized_probs(
-                (rows_NC[None, some], *net_output[1:]), log_probs=True, sample=part
-            )
-            parts.append(log_p_1RV[0].gather(1, target_N[some, None])[:, 0])
-        return torch.cat(parts)
+            scores_BT.view(-1)[places_N[some]] = -predictions.rows(some).losses(target_N[some])
+        return scores_BT, _attention(predictions.rest)
 
 
 def average_log_probs(log_p_M: Sequence[Tensor]) -> Tensor:
@@ -150,17 +129,9 @@ def average_log_probs(log_p_M: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(log_p_M)).logsumexp(0) - math.log(len(log_p_M))
 
 
-def projected_losses(operands: Any, target_N: Tensor) -> Tensor:
-    """Return ``-log p(target)`` (N,) from what ``model.projection`` gave."""
-    if isinstance(operands, Projection):
-        hidden_NC, weight_VC, bias_V = operands
-        return linear_cross_entropy(hidden_NC, weight_VC, target_N, bias_V=bias_V).loss_N
-    return operands.losses(target_N)  # the adaptive softmax knows better
-
-
-def _attention(net_output: Any) -> Tensor | None:
+def _attention(rest: tuple[Any, ...]) -> Tensor | None:
     """Return the attention (B, T, sources) that a model of a plug-in gives, or None."""
-    attention = net_output[1] if len(net_output) > 1 else None
+    attention = rest[0] if rest else None
     if isinstance(attention, dict):
         attention = attention.get("attn")
     if isinstance(attention, list):

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from fairseq import utils
 from fairseq.config.sections import CommonConfig
@@ -29,7 +28,7 @@ from fairseq.files.documents import DocumentOptions, reader_of
 from fairseq.hub.load import from_pretrained
 from fairseq.logging.progress_bar import progress_bar
 from fairseq.models.base import BaseFairseqModel
-from fairseq.modules.heads import Projection
+from fairseq.modules.predictions import asks_hidden, from_output
 from fairseq.tasks.base import FairseqTask
 
 # log-probabilities that are in memory together
@@ -181,12 +180,18 @@ def _score_batch(
     owners = [row.pair for row in batch for _ in row.places]
     target_N = torch.tensor([target for row in batch for target in row.targets], device=device)
     places_N = torch.tensor(flat, device=device)
-    rows_NC = [_hidden(model, tokens_RT.to(device), places_N) for model in models]
+    rows_NC = [
+        model(tokens_RT.to(device), **asks_hidden(model))[0].flatten(0, 1).index_select(0, places_N)
+        for model in models
+    ]
     step = max(1, CHUNK_ELEMENTS // len(task.target_dictionary))
     for first in range(0, len(flat), step):
         part = slice(first, first + step)
         log_p_NV = average_log_probs(
-            [_log_probs(model, x_NC[part]) for model, x_NC in zip(models, rows_NC, strict=True)]
+            [
+                from_output(model, x_NC[part]).log_probs()
+                for model, x_NC in zip(models, rows_NC, strict=True)
+            ]
         )
         right_N = log_p_NV.argmax(1).eq(target_N[part])
         log_p_N = log_p_NV.gather(1, target_N[part, None])[:, 0].double()
@@ -194,22 +199,6 @@ def _score_batch(
         for owner, log_p, right in found:
             scores[owner].log_prob += log_p
             scores[owner].greedy &= right
-
-
-def _hidden(model: BaseFairseqModel, tokens_RT: Tensor, places_N: Tensor) -> Tensor:
-    """Return hidden states (N, C) at flat indices, logits (N, V) of a model that hides its own."""
-    kwargs = {"features_only": True} if hasattr(model, "projection") else {}
-    return model(tokens_RT, **kwargs)[0].flatten(0, 1).index_select(0, places_N)
-
-
-def _log_probs(model: BaseFairseqModel, x_NC: Tensor) -> Tensor:
-    """Return log-probabilities in fp32, (N, V), of what :func:`_hidden` gave."""
-    if not hasattr(model, "projection"):
-        return model.get_normalized_probs((x_NC[None], None), log_probs=True)[0]
-    operands = model.projection(x_NC)
-    if isinstance(operands, Projection):
-        return operands.logits().float().log_softmax(-1)
-    return operands.log_probs()
 
 
 # -- the last word ---------------------------------------------------------------------------------

@@ -18,12 +18,13 @@ from torch import Tensor
 from fairseq import tasks, utils
 from fairseq.config.sections import FairseqConfig
 from fairseq.data.storage.dictionary import Dictionary
-from fairseq.decoding.scorer import average_log_probs, projected_losses
+from fairseq.decoding.scorer import average_log_probs
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError
 from fairseq.hub.load import load_causal_models
 from fairseq.logging.progress_bar import progress_bar
 from fairseq.models.base import BaseFairseqModel
+from fairseq.modules.predictions import predict
 from fairseq.protocols import Sample
 from fairseq.tasks.base import FairseqTask
 
@@ -198,18 +199,9 @@ def target_log_probs(
         positions_N: flat indices of what is scored.
         target_N: its targets.
     """
-    return average_log_probs([_log_probs(model, sample, positions_N, target_N) for model in models])
-
-
-def _log_probs(
-    model: BaseFairseqModel, sample: Sample, positions_N: Tensor, target_N: Tensor
-) -> Tensor:
-    if not hasattr(model, "projection"):
-        net_output = model(**sample["net_input"])
-        log_p_BTV = model.get_normalized_probs(net_output, log_probs=True, sample=sample)
-        return log_p_BTV.flatten(0, -2)[positions_N, target_N]
-    operands, _ = model(**sample["net_input"], predicted_positions=positions_N)
-    return -projected_losses(operands, target_N)
+    return average_log_probs(
+        [-predict(model, sample, positions_N).losses(target_N) for model in models]
+    )
 
 
 @dataclasses.dataclass

@@ -20,7 +20,8 @@ from fairseq.errors import ConfigError, DataError, MissingFileError
 from fairseq.hub.load import load_by_settings
 from fairseq.logging.progress_bar import progress_bar
 from fairseq.models.base import BaseFairseqModel
-from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+from fairseq.modules.predictions import predict
+from fairseq.protocols import Sample
 from fairseq.tasks.base import FairseqTask
 
 logger = logging.getLogger("fairseq.masked_lm_scores")
@@ -123,10 +124,10 @@ def pseudo_log_likelihood(
         rows_M = torch.arange(len(part_M), device=tokens_T.device)
         copies_MT[rows_M, part_M] = task.mask_idx
         places_M = rows_M * len(tokens_T) + part_M
-        known = {} if documents_1T is None else {"documents": documents_1T.expand_as(copies_MT)}
-        operands, _ = model(copies_MT, predicted_positions=places_M, **known)
-        hidden_NC, weight_VC, bias_V = operands
-        loss_N = linear_cross_entropy(hidden_NC, weight_VC, tokens_T[part_M], bias_V=bias_V).loss_N
+        sample: Sample = {"net_input": {"src_tokens": copies_MT}, "target": copies_MT}
+        if documents_1T is not None:
+            sample["net_input"]["documents"] = documents_1T.expand_as(copies_MT)
+        loss_N = predict(model, sample, places_M, masked_tokens=True).losses(tokens_T[part_M])
         total -= float(loss_N.double().sum())
     return total, len(places)
 

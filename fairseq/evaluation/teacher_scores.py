@@ -15,7 +15,6 @@ from fairseq.errors import ConfigError
 from fairseq.files.io import atomic_write
 from fairseq.hub.load import load_by_settings
 from fairseq.models.base import BaseFairseqModel
-from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 from fairseq.ops.linear_distillation import linear_distillation
 from fairseq.protocols import Sample
 from fairseq.tasks import validation
@@ -112,8 +111,7 @@ def _rows(
         student_operands = student(**net_input, predicted_positions=positions_N)[0]
         theirs = teacher.outputs(net_input, positions_N)[0]
         both = linear_distillation(student_operands, theirs, target_N)
-        hidden_NC, weight_VC, bias_V = theirs
-        teacher_N = linear_cross_entropy(hidden_NC, weight_VC, target_N, bias_V=bias_V).loss_N
+        teacher_N = theirs.losses(target_N)
     tokens_BT = net_input["src_tokens"]
     row_N = positions_N // tokens_BT.shape[1]
     values_3N = torch.stack([both.nll_N, teacher_N, both.divergence_N]).double() / math.log(2)

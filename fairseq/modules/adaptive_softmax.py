@@ -9,8 +9,8 @@ one for every other band), K words of a band.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -24,7 +24,7 @@ from fairseq.ops.dropout import dropout as drop
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class AdaptiveProjection:
     """What the adaptive softmax is computed from at N positions.
 
@@ -68,6 +68,14 @@ class AdaptiveProjection:
             loss_N = loss_N.index_add(0, rows, tail)
         return loss_N
 
+    def logits(self) -> Tensor:
+        """Return log-probabilities: there are no logits of all words, and these do as well."""
+        return self.log_probs()
+
+    def rows(self, some: slice) -> AdaptiveProjection:
+        """Return the same for some of the positions."""
+        return dataclasses.replace(self, hidden_NC=self.hidden_NC[some])
+
     def log_probs(self) -> Tensor:
         """Return ``log p`` of every word, fp32 of shape (N, V)."""
         head_NH = F.linear(self.hidden_NC, self.head_HC).float().log_softmax(-1)
@@ -75,8 +83,7 @@ class AdaptiveProjection:
         parts = [head_NH[:, :first]]
         for band, (narrow, out) in enumerate(self.tails):
             logits_NK = F.linear(F.linear(self.hidden_NC, narrow), out)
-            # p(word) = p(band) p(word
-            #  band): the logarithms add up
+            # p(word) = p(band) p(word | band): the logarithms add up
             parts.append(logits_NK.float().log_softmax(-1) + head_NH[:, first + band, None])
         return torch.cat(parts, dim=-1)
 

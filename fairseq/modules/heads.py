@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fairseq.errors import DataError
 from fairseq.modules.flops import matrix_entries
 from fairseq.modules.pointwise import LayerNorm, get_activation_fn
+from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 
 
 class Projection(NamedTuple):
@@ -29,6 +30,21 @@ class Projection(NamedTuple):
     def logits(self) -> Tensor:
         """Return the logits, shape (N, V)."""
         return F.linear(self.hidden_NC, self.weight_VC, self.bias_V)
+
+    def log_probs(self) -> Tensor:
+        """Return ``log p`` of every word in nats, fp32 of shape (N, V)."""
+        return self.logits().float().log_softmax(-1)
+
+    def losses(self, target_N: Tensor, backend: str = "auto") -> Tensor:
+        """Return ``-log p(target)`` in nats, fp32 of shape (N,), without keeping logits."""
+        hidden_NC, weight_VC, bias_V = self
+        return linear_cross_entropy(
+            hidden_NC, weight_VC, target_N, bias_V=bias_V, backend=backend
+        ).loss_N
+
+    def rows(self, some: slice) -> Projection:
+        """Return the operands for some of the positions."""
+        return self._replace(hidden_NC=self.hidden_NC[some])
 
 
 class VocabularyHead(nn.Module):

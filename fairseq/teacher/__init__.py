@@ -29,6 +29,7 @@ from fairseq.errors import CheckpointError, ConfigError, FairseqError, MissingFi
 from fairseq.files.io import sha256_of
 from fairseq.files.safe_load import safe_load
 from fairseq.models.base import BaseFairseqModel
+from fairseq.modules.predictions import tells_projection
 from fairseq.tasks.base import FairseqTask
 from fairseq.utils import split_paths
 
@@ -254,7 +255,7 @@ def _check_fit(
     decoder = getattr(teacher, "decoder", None)
     headless = getattr(getattr(teacher, "config", None), "head", None) == "none"
     headless = headless or getattr(decoder, "adaptive_softmax", None) is not None
-    if at_logits and (headless or not hasattr(teacher, "projection")):
+    if at_logits and (headless or not tells_projection(teacher)):
         raise CheckpointError(
             f"{path} has no table of all logits: it can teach hidden states only (--alpha-ce 0, "
             "--alpha-mse 0)"

@@ -17,6 +17,7 @@ from fairseq.criterions.base import FairseqCriterion, predicted_positions
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.models.base import BaseFairseqModel
 from fairseq.modules.heads import Projection
+from fairseq.modules.predictions import predict
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 from fairseq.protocols import Sample
 
@@ -149,17 +150,13 @@ class Objective:
             )
         head = getattr(self.criterion, "head", None)
         target = sample["target"].reshape(-1)
-        net_input: Any = sample["net_input"]
         if isinstance(head, str):
+            net_input: Any = sample["net_input"]
             head_only = {"features_only": True, "classification_head_name": head}
             return Prediction(target, self.model(**net_input, **head_only)[0])
         positions_N = predicted_positions(sample, self.criterion.padding_idx)
         target_N = target[positions_N]
-        if not hasattr(self.model, "projection"):
-            logits_BTV = self.model(**net_input)[0]
-            return Prediction(target_N, logits_BTV.flatten(0, -2)[positions_N])
-        operands = self.model(**net_input, predicted_positions=positions_N)[0]
-        if isinstance(operands, Projection):
-            return Prediction(target_N, *operands)
-        # The log-probabilities of the adaptive softmax are logits of the same distribution.
-        return Prediction(target_N, operands.log_probs())
+        predictions = predict(self.model, sample, positions_N)
+        if isinstance(predictions, Projection):
+            return Prediction(target_N, *predictions)
+        return Prediction(target_N, predictions.logits())

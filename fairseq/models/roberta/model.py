@@ -313,7 +313,7 @@ class RobertaModel(FairseqEncoderModel):
         """
         head, output_layer = self.encoder.lm_head, type(self.encoder).output_layer
         # a head of another forward, or an output layer of its own, computes logits we cannot know
-        # as one product: hasattr(model, "projection") must then say no
+        # as one product: tells_projection(model) must then say no
         by_plug_in = output_layer is not RobertaEncoder.output_layer or (
             head is not None and getattr(type(head), "forward", None) is not VocabularyHead.forward
         )
