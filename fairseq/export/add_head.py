@@ -34,7 +34,9 @@ from fairseq.files.io import require_file
 from fairseq.files.safe_load import safe_load
 
 if TYPE_CHECKING:
-    from fairseq.protocols import Criterion
+    from fairseq.config.sections import FairseqConfig
+    from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
+    from fairseq.protocols import Settings, StateDict
 
 
 def add_head(
@@ -90,7 +92,7 @@ def add_head(
     else:
         settings = _add_to_encoder(weights, mode, log_unigram_bias)
     if log_unigram_bias:
-        folders = _data_folders(checkpoint, data, config.task)
+        folders = _data_folders(checkpoint, data, str(config.task.data))
         dictionary = Dictionary.load(str(folders[0] / "dict.txt"))
         bias_V = unigram_bias(dictionary, len(weights[TABLE]), lines_of(folders))
         weights[BIAS] = bias_V.to(weights[TABLE].dtype)
@@ -106,7 +108,7 @@ def add_head(
     return {"model": config.model._name, "head": mode, "bias": log_unigram_bias}
 
 
-def _settled(config: Any, settings: dict[str, Any]) -> Any:
+def _settled(config: FairseqConfig, settings: dict[str, Any]) -> FairseqConfig:
     """Return a configuration with other settings; those of a loss that is replaced are gone."""
     sections = {name: values for name, values in plain(config).items() if values is not None}
     if "criterion" in settings:
@@ -114,7 +116,7 @@ def _settled(config: Any, settings: dict[str, Any]) -> Any:
     return options.make_config(settings, sections, strict=False)
 
 
-def _change_of(criterion: Criterion, trained: Any) -> Tensor | None:
+def _change_of(criterion: Settings, trained: StateDict | None) -> Tensor | None:
     """Return what multiplies the embeddings in the scores of the training, (C, C) or a scalar.
 
     Scores are ``(W h) E^T / temperature``, which is ``h (E W / temperature)^T``.
@@ -139,7 +141,10 @@ def _change_of(criterion: Criterion, trained: Any) -> Tensor | None:
 
 
 def _add_to_decoder(
-    config: Any, weights: dict[str, Tensor], mode: str, change: Tensor | None
+    config: TransformerLanguageModelConfig,
+    weights: dict[str, Tensor],
+    mode: str,
+    change: Tensor | None,
 ) -> dict[str, Any]:
     """Add the output layer to the weights of a decoder; return the settings that change."""
     if TABLE not in weights:
@@ -175,13 +180,13 @@ def _add_to_encoder(weights: dict[str, Tensor], mode: str, bias: bool) -> dict[s
     }
 
 
-def _data_folders(checkpoint: Path, data: Path | None, task: Any) -> list[Path]:
+def _data_folders(checkpoint: Path, data: Path | None, recorded: str) -> list[Path]:
     """Return the folders of the training data, of which the first holds the dictionary."""
     if data is not None:
         return [Path(folder) for folder in utils.split_paths(str(data))]
     first = find_data(checkpoint, None)
-    recorded = [Path(folder) for folder in utils.split_paths(str(task.data))]
-    return recorded if first == recorded[0] else [first]
+    shards = [Path(folder) for folder in utils.split_paths(recorded)]
+    return shards if first == shards[0] else [first]
 
 
 def lines_of(folders: Sequence[Path]) -> int:

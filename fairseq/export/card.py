@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fairseq.export.loaded import Loaded
 from fairseq.models.base import FairseqLanguageModel, count_parameters
 
 if TYPE_CHECKING:
     from fairseq.config.sections import FairseqConfig
+    from fairseq.models.roberta.model import RobertaModel
+    from fairseq.models.transformer_lm.model import TransformerLanguageModel
 
 
 # What a card says of training: section of the configuration -> its settings.
@@ -26,7 +29,7 @@ _TRAINING: dict[str, tuple[str, ...]] = {
 }
 
 
-def facts_of(hub: Any) -> dict[str, str]:
+def facts_of(hub: Loaded[RobertaModel] | Loaded[TransformerLanguageModel]) -> dict[str, str]:
     """Return what a model is, name -> value."""
     config, dictionary = hub.model.config, hub.task.source_dictionary
     causal = isinstance(hub.model, FairseqLanguageModel)
@@ -75,7 +78,11 @@ def training_of(cfg: FairseqConfig, checkpoint: Path) -> dict[str, str]:
 
 
 def write_card(
-    folder: Path, hub: Any, checkpoint: Path, result: Mapping[str, object], auto: str
+    folder: Path,
+    hub: Loaded[RobertaModel] | Loaded[TransformerLanguageModel],
+    checkpoint: Path,
+    result: Mapping[str, object],
+    auto: str,
 ) -> None:
     """Write ``README.md``.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -164,7 +164,11 @@ def check_difference(worst: float, greatest: float = 1.0) -> None:
 
 
 def same_tokens(
-    tokenizer: Any, sentences: Sequence[str], tokens: Sequence[Tensor], unknown: int, last: int
+    tokenizer: Callable[[str], Mapping[str, list[int]]],
+    sentences: Sequence[str],
+    tokens: Sequence[Tensor],
+    unknown: int,
+    last: int,
 ) -> list[Tensor]:
     """Return the tokens that a tokenizer of theirs makes of sentences, int64 (T,) each.
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq.errors import CheckpointError, UnsupportedError
 from fairseq.export import decoder_tokenizer, norm_bias, travelling
@@ -48,12 +48,15 @@ from fairseq.export.decoder_names import (
     to_theirs,
 )
 from fairseq.export.encoder_tokenizer import missing_pieces
+from fairseq.export.loaded import Loaded, TheirModel
 from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from fairseq.data.storage.dictionary import Dictionary
+    from fairseq.models.transformer_lm.decoder import TransformerDecoder
+    from fairseq.models.transformer_lm.model import TransformerLanguageModel
 
 
 RANDOM_LENGTHS = (1, 2, 7, 31, 64)
@@ -75,7 +78,7 @@ _ACTS = {
 # -- which family --------------------------------------------------------------------------------
 
 
-def refused(model: Any) -> list[str]:
+def refused(model: TransformerLanguageModel) -> list[str]:
     """Return what of a ``transformer_lm`` no class can compute that an export may use."""
     config: TransformerLanguageModelConfig = model.config
     obstacles = {
@@ -93,7 +96,7 @@ def refused(model: Any) -> list[str]:
     return [name for name, there in obstacles.items() if there]
 
 
-def family_of(model: Any) -> str | None:
+def family_of(model: TransformerLanguageModel) -> str | None:
     """Return the family of Hugging Face that computes the same as a ``transformer_lm``.
 
     None if only the class that travels with the model does.
@@ -112,7 +115,7 @@ def family_of(model: Any) -> str | None:
         or kind == "alibi"
         or (config.head == "clap" and config.clap_normalize_hidden)
         or (config.parallel_residual and kind != "rotary")
-        or not norm_bias.can_carry(decoder.layer_norm.weight)
+        or not norm_bias.can_carry(model.state_dict()[f"{NORM}.weight"])
     ):
         return None
     if kind == "rotary":
@@ -122,7 +125,7 @@ def family_of(model: Any) -> str | None:
     return "opt" if is_opt and decoder.pad == 1 else "gpt2"
 
 
-def _fewer_outputs(model: Any) -> bool:
+def _fewer_outputs(model: TransformerLanguageModel) -> bool:
     decoder = model.decoder
     head = decoder.output_projection
     table = getattr(decoder.embed_tokens, "weight", None)
@@ -132,7 +135,7 @@ def _fewer_outputs(model: Any) -> bool:
 # -- weights -------------------------------------------------------------------------------------
 
 
-def plain_state(model: Any) -> State:
+def plain_state(model: TransformerLanguageModel) -> State:
     """Return the weights of an equal model whose embeddings go in and out as they are."""
     config, decoder = model.config, model.decoder
     state = {key: value.detach().float() for key, value in model.state_dict().items()}
@@ -156,13 +159,13 @@ def _is_tied(config: TransformerLanguageModelConfig) -> bool:
     return tied or config.head == "clap"
 
 
-def _positions(config: TransformerLanguageModelConfig, decoder: Any) -> Tensor:
+def _positions(config: TransformerLanguageModelConfig, decoder: TransformerDecoder) -> Tensor:
     """Return the vectors of the positions from the first one on, (P, C)."""
     length, table = decoder.max_positions(), decoder.embed_positions
     if table is None:
         return torch.zeros(length, config.decoder_embed_dim)
     first = decoder.pad + 1 if config.position_offset is None else config.position_offset
-    rows_PC = table.weight.detach().float() if hasattr(table, "weight") else table.table
+    rows_PC = table.weight.detach().float() if isinstance(table, nn.Embedding) else table.table
     return rows_PC[first : first + length].clone()
 
 
@@ -189,7 +192,12 @@ def _their_rows(state: State, kept: int, extra: int, unknown: int) -> bool:
 
 
 def their_config(
-    transformers: ModuleType, hub: Any, family: str, rows: int, positions: int, tied: bool
+    transformers: ModuleType,
+    hub: Loaded[TransformerLanguageModel],
+    family: str,
+    rows: int,
+    positions: int,
+    tied: bool,
 ) -> Any:
     """Return the settings of their class."""
     model = hub.model
@@ -229,7 +237,9 @@ def their_config(
     return getattr(transformers, CAUSAL[family].config)(**settings, **more, **common)
 
 
-def build_theirs(transformers: ModuleType, hub: Any, extra: int) -> Any:
+def build_theirs(
+    transformers: ModuleType, hub: Loaded[TransformerLanguageModel], extra: int
+) -> Any:
     """Return a model as their class, or as the travelling one.
 
     Args:
@@ -256,7 +266,7 @@ def build_theirs(transformers: ModuleType, hub: Any, extra: int) -> Any:
     tied = _their_rows(state, kept, extra, dictionary.unk())
     positions = len(state[POSITIONS]) if POSITIONS in state else config.max_target_positions
     if family.first_position:  # rows of padding, which nothing reads
-        front_PC = model.decoder.embed_positions.weight[: family.first_position].detach().float()
+        front_PC = model.state_dict()[POSITIONS][: family.first_position].float()
         state[POSITIONS] = torch.cat([front_PC, state[POSITIONS]])
     shape = their_config(transformers, hub, name, kept + extra, positions, tied)
     renamed = to_theirs(state, family, config.layers(), config.decoder_attention_heads)
@@ -275,7 +285,7 @@ def build_theirs(transformers: ModuleType, hub: Any, extra: int) -> Any:
 # -- comparison ----------------------------------------------------------------------------------
 
 
-def first_symbol(hub: Any) -> str | None:
+def first_symbol(hub: Loaded[TransformerLanguageModel]) -> str | None:
     """Return the symbol that texts begin with; None for models that were imported."""
     dictionary = hub.task.source_dictionary
     if not dictionary.nspecial:
@@ -284,7 +294,7 @@ def first_symbol(hub: Any) -> str | None:
     return str(dictionary.bos_word if begins else dictionary.eos_word)
 
 
-def our_tokens(hub: Any, sentences: Sequence[str]) -> list[Tensor]:
+def our_tokens(hub: Loaded[TransformerLanguageModel], sentences: Sequence[str]) -> list[Tensor]:
     """Return the tokens of sentences, int64 (T,) each, cut to what the model takes."""
     dictionary, first = hub.task.source_dictionary, first_symbol(hub)
     limit = min(int(hub.model.max_positions()), 512)
@@ -308,7 +318,12 @@ def random_tokens(dictionary: Dictionary, limit: int) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def compare(hub: Any, theirs: Any, tokens: Sequence[Tensor], mapped: Sequence[Tensor]) -> Agreement:
+def compare(
+    hub: Loaded[TransformerLanguageModel],
+    theirs: TheirModel,
+    tokens: Sequence[Tensor],
+    mapped: Sequence[Tensor],
+) -> Agreement:
     """Return how far two models are apart; perplexities are those of all tokens but the first.
 
     Args:
@@ -354,7 +369,10 @@ def compare(hub: Any, theirs: Any, tokens: Sequence[Tensor], mapped: Sequence[Te
 
 
 def write(
-    transformers: ModuleType, hub: Any, folder: Path, sentences: Sequence[str]
+    transformers: ModuleType,
+    hub: Loaded[TransformerLanguageModel],
+    folder: Path,
+    sentences: Sequence[str],
 ) -> dict[str, Any]:
     """Write a causal language model into a folder and compare what was written.
 

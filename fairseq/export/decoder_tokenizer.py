@@ -11,12 +11,15 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fairseq.data.encoders.byte_level import PLAIN_MODEL, PLAIN_WORDS
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import CheckpointError, FairseqError
 from fairseq.export.encoder_tokenizer import ROLES, plain_content, plain_tokenizer, read_pieces
+
+if TYPE_CHECKING:
+    from fairseq.data.encoders import TextEncoder
 
 # Symbols that an import adds after the vocabulary; an export leaves them out.
 _ADDED = re.compile(r"<fairseq:(?:bos|pad|eos|unk)>")
@@ -188,7 +191,12 @@ def save_encoder(
 
 
 def save_tokenizer(
-    folder: Path, bpe: object, dictionary: Dictionary, first: str | None, longest: int, after: int
+    folder: Path,
+    bpe: TextEncoder | None,
+    dictionary: Dictionary,
+    first: str | None,
+    longest: int,
+    after: int,
 ) -> None:
     """Write the tokenizer of a causal language model into a folder.
 

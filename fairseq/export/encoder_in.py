@@ -22,6 +22,8 @@ from fairseq.files.io import require_file
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from fairseq.export.loaded import TheirTokenizer
+
 
 # Families that are RoBERTa with another tokenizer.
 FAMILY_OF = {"xlm-roberta": "roberta", "camembert": "roberta"}
@@ -138,7 +140,7 @@ def _compare(
     source: Path,
     folder: Path,
     sentences: Sequence[str],
-    tokenizer: object,
+    tokenizer: TheirTokenizer,
     classifies: bool,
 ) -> Agreement:
     """Return how far an encoder is from what was made of it.
@@ -192,7 +194,7 @@ def encoder_settings(described: Mapping[str, Any], kind: str, state: Mapping[str
 
 
 def _import_tokenizer(
-    tokenizer: object, source: Path, folder: Path, out: Path, kind: str
+    tokenizer: TheirTokenizer, source: Path, folder: Path, out: Path, kind: str
 ) -> tuple[Any, dict[str, Any]]:
     """Write the encoder's file; return the dictionary and the encoder's settings, as of ``out``."""
     content = encoder_tokenizers.content_of(tokenizer, source)

@@ -37,6 +37,7 @@ from fairseq.export.compare import (
     same_tokens,
 )
 from fairseq.export.encoder_names import ENCODER, FAMILIES, HEAD, to_theirs
+from fairseq.export.loaded import Loaded, TheirModel
 from fairseq.files.io import require_file
 from fairseq.files.safe_load import safe_load
 from fairseq.models.base import FairseqLanguageModel
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from fairseq.data.storage.dictionary import Dictionary
+    from fairseq.models.roberta.config import RobertaConfig
     from fairseq.protocols import Settings, Task
 
 
@@ -149,14 +151,19 @@ def default_sentences() -> list[str]:
 # -- what a model says of sentences --------------------------------------------------------------
 
 
-def our_tokens(hub: Any, sentences: Sequence[str]) -> list[Tensor]:
+def our_tokens(hub: Loaded[RobertaModel], sentences: Sequence[str]) -> list[Tensor]:
     """Return the tokens of sentences, cut to what the model takes."""
     limit = min(int(hub.model.max_positions()), 512)
     return [hub.encode(sentence)[:limit] for sentence in sentences]
 
 
 @torch.inference_mode()
-def compare(hub: Any, theirs: Any, tokens: Sequence[Tensor], mapped: Sequence[Tensor]) -> Agreement:
+def compare(
+    hub: Loaded[RobertaModel],
+    theirs: TheirModel,
+    tokens: Sequence[Tensor],
+    mapped: Sequence[Tensor],
+) -> Agreement:
     """Return how far two models are apart; perplexities are those of tokens that are masked.
 
     Args:
@@ -194,7 +201,7 @@ def compare(hub: Any, theirs: Any, tokens: Sequence[Tensor], mapped: Sequence[Te
 # -- to Hugging Face -----------------------------------------------------------------------------
 
 
-def native_family(config: Any, headless: bool = False) -> str | None:
+def native_family(config: RobertaConfig, headless: bool = False) -> str | None:
     """Return the native class of Hugging Face that computes the same, None if there is none.
 
     Args:
@@ -270,7 +277,7 @@ def to_huggingface(
 
 def write(
     transformers: ModuleType,
-    hub: Any,
+    hub: Loaded[RobertaModel],
     folder: Path,
     sentences: Sequence[str],
     head: str | None,
@@ -304,7 +311,7 @@ def write(
     else:
         settings = {**travelling.encoder_settings(hub, first_free + extra), **told}
         if head:
-            settings["pooler_size"] = hub.model.classification_head(head).shape[1]
+            settings["pooler_size"] = heads.head_of(hub, head).shape[1]
         model = travelling.build(hub.model.state_dict(), settings, kind or "Model", head)
     model.save_pretrained(str(folder))
     if family is None:
@@ -335,7 +342,7 @@ def write(
 
 def _native(
     transformers: ModuleType,
-    hub: Any,
+    hub: Loaded[RobertaModel],
     name: str,
     extra: int,
     head: str | None = None,
@@ -383,7 +390,9 @@ def _native(
     return model.eval()
 
 
-def _their_config(config: Any, name: str, rows: int, dictionary: Dictionary) -> dict[str, Any]:
+def _their_config(
+    config: RobertaConfig, name: str, rows: int, dictionary: Dictionary
+) -> dict[str, Any]:
     """Return the settings of a native class."""
     ids = {f"{role}_token_id": getattr(dictionary, role)() for role in ("bos", "pad", "eos")}
     if name == "distilbert":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq.data.encoders.byte_level import read_tokenizer
 from fairseq.data.encoders.byte_pair import byte_alphabet
@@ -15,12 +15,15 @@ from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import UnsupportedError
 from fairseq.export import sentencepiece_files
 
+if TYPE_CHECKING:
+    from fairseq.data.encoders import TextEncoder
+
 MASK = "<mask>"
 WORDPIECE_UNKNOWN = "[UNK]"  # what an encoder of word pieces says of a word it cannot split
 ROLES = {"bos": "bos_token", "pad": "pad_token", "eos": "eos_token", "unk": "unk_token"}
 
 
-def _pieces(bpe: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _pieces(bpe: TextEncoder | None) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Return the tokens and merges of a byte-level encoder."""
     from fairseq.data.encoders.byte_level import ByteLevelBPE
     from fairseq.data.encoders.byte_pair import read_json
@@ -38,12 +41,12 @@ def _pieces(bpe: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
     )
 
 
-def is_foreign(bpe: object, dictionary: Dictionary) -> bool:
+def is_foreign(bpe: TextEncoder | None, dictionary: Dictionary) -> bool:
     """Tell a dictionary that is the vocabulary of an imported BERT."""
     return isinstance(bpe, Wordpiece) and not dictionary.nspecial
 
 
-def missing_pieces(bpe: object, dictionary: Dictionary) -> list[str]:
+def missing_pieces(bpe: TextEncoder | None, dictionary: Dictionary) -> list[str]:
     """Return the tokens of an encoder that the dictionary lacks, and the model reads as unknown.
 
     Bytes that no merge uses are not among them: a tokenizer finds by itself that it has none.
@@ -61,7 +64,7 @@ def missing_pieces(bpe: object, dictionary: Dictionary) -> list[str]:
 
 
 def plain_tokenizer(
-    bpe: Any, symbols: Mapping[str, int], dictionary: Dictionary, first_free: int
+    bpe: TextEncoder | None, symbols: Mapping[str, int], dictionary: Dictionary, first_free: int
 ) -> Any:
     """Return a tokenizer of the ``tokenizers`` library that adds no symbols of its own.
 
@@ -80,9 +83,9 @@ def plain_tokenizer(
         return tokenizer
     missing = missing_pieces(bpe, dictionary)
     extra = {token: first_free + place for place, token in enumerate(missing)}
-    if is_foreign(bpe, dictionary):
-        return bpe.engine()
     if isinstance(bpe, Wordpiece):
+        if is_foreign(bpe, dictionary):
+            return bpe.engine()
         whole = {**symbols, **extra}
         unsplit = WORDPIECE_UNKNOWN if WORDPIECE_UNKNOWN in whole else unknown
         tokenizer = Tokenizer(models.WordPiece(whole, unk_token=unsplit))
@@ -95,10 +98,12 @@ def plain_tokenizer(
 
 
 def _byte_level_tokenizer(
-    bpe: Any, symbols: dict[str, int], extra: Mapping[str, int], unknown: str
+    bpe: TextEncoder | None, symbols: dict[str, int], extra: Mapping[str, int], unknown: str
 ) -> Any:
     """Return a byte-level tokenizer; ``extra`` are the ids of pieces that are no symbols."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    from fairseq.data.encoders.byte_level import ByteLevelBPE
 
     ids, merges = _pieces(bpe)
     added = getattr(bpe, "added", {})
@@ -112,13 +117,13 @@ def _byte_level_tokenizer(
     tokenizer.decoder = decoders.ByteLevel()
     if added:
         tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
-    if getattr(bpe, "normalizes", False):
+    if isinstance(bpe, ByteLevelBPE) and bpe.normalizes:
         tokenizer.normalizer = bpe.whole().normalizer
     return tokenizer
 
 
 def build_tokenizer(
-    bpe: object, dictionary: Dictionary, mask: int, first_free: int, pairs: bool = False
+    bpe: TextEncoder | None, dictionary: Dictionary, mask: int, first_free: int, pairs: bool = False
 ) -> Any:
     """Return a tokenizer of the ``tokenizers`` library whose ids are those of the dictionary.
 
@@ -153,7 +158,7 @@ def build_tokenizer(
 
 def save_tokenizer(
     folder: Path,
-    bpe: object,
+    bpe: TextEncoder | None,
     dictionary: Dictionary,
     mask: int,
     first_free: int,

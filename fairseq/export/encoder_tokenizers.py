@@ -14,6 +14,7 @@ from fairseq.data.encoders.byte_level import PLAIN_MODEL, PLAIN_WORDS
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import UnsupportedError
 from fairseq.export.encoder_tokenizer import MASK, plain_content
+from fairseq.export.loaded import TheirTokenizer
 
 Content = Mapping[str, Any]
 WORDPIECE_ROLES = {
@@ -46,7 +47,7 @@ def content_of(tokenizer: object, source: Path) -> dict[str, Any]:
     return content
 
 
-def _ids(tokenizer: Any, source: Path) -> list[str]:
+def _ids(tokenizer: TheirTokenizer, source: Path) -> list[str]:
     """Return the token of each id.
 
     Raises:
@@ -67,7 +68,7 @@ def _ids(tokenizer: Any, source: Path) -> list[str]:
 
 
 def read_byte_level(
-    content: Content, tokenizer: Any, source: Path
+    content: Content, tokenizer: TheirTokenizer, source: Path
 ) -> tuple[Dictionary, dict[str, Any]]:
     """Return the dictionary, and the ``tokenizer.json`` of ``--bpe byte_level``.
 
@@ -98,7 +99,7 @@ def read_byte_level(
 
 
 def read_wordpiece(
-    content: Content, tokenizer: Any, source: Path
+    content: Content, tokenizer: TheirTokenizer, source: Path
 ) -> tuple[Dictionary, dict[str, Any]]:
     """Return the dictionary of a BERT, with its ids, and the settings of ``--bpe wordpiece``.
 
@@ -138,7 +139,7 @@ def read_wordpiece(
     }
 
 
-def read_unigram(content: Content, tokenizer: Any, source: Path) -> Dictionary:
+def read_unigram(content: Content, tokenizer: TheirTokenizer, source: Path) -> Dictionary:
     """Return the dictionary of an encoder with a unigram model of SentencePiece.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,12 @@ from torch import Tensor
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import UnsupportedError
 from fairseq.export.compare import Agreement, batches
+from fairseq.export.loaded import Loaded, TheirModel
+
+if TYPE_CHECKING:
+    from fairseq.models.roberta.model import RobertaModel
+    from fairseq.models.transformer_lm.model import TransformerLanguageModel
+    from fairseq.modules.heads import ClassificationHead
 
 NAME = "sentence_classification_head"
 PREFIX = "classification_heads."
@@ -31,7 +37,9 @@ PARTS = {
 UNUSED = ("pooler.", "cls.seq_relationship.", "position_ids", "embeddings.token_type_ids")
 
 
-def chosen(hub: Any, asked: str | None) -> str | None:
+def chosen(
+    hub: Loaded[RobertaModel] | Loaded[TransformerLanguageModel], asked: str | None
+) -> str | None:
     """Return the name of the classification head that an export takes along.
 
     Args:
@@ -55,15 +63,20 @@ def chosen(hub: Any, asked: str | None) -> str | None:
     return name
 
 
-def fits(hub: Any, head: str, family: str) -> bool:
+def head_of(hub: Loaded[RobertaModel], name: str) -> ClassificationHead:
+    """Return a classification head by its name."""
+    return cast("ClassificationHead", hub.model.classification_head(name))
+
+
+def fits(hub: Loaded[RobertaModel], head: str, family: str) -> bool:
     """Tell whether a family of theirs has a head that computes the same."""
-    config, shape = hub.model.config, hub.model.classification_head(head).shape
+    config, shape = hub.model.config, head_of(hub, head).shape
     act = config.pooler_activation_fn
     width = config.encoder_embed_dim
     return config.pooling == "cls" and shape[1:] == (width, width) and act == PARTS[family][2]
 
 
-def labels_of(hub: Any, head: str, labels: Sequence[str] | None) -> dict[str, Any]:
+def labels_of(hub: Loaded[RobertaModel], head: str, labels: Sequence[str] | None) -> dict[str, Any]:
     """Return what a configuration of theirs says of the labels.
 
     Args:
@@ -71,7 +84,7 @@ def labels_of(hub: Any, head: str, labels: Sequence[str] | None) -> dict[str, An
         head: name of its head.
         labels: their names; by default those of the label dictionary.
     """
-    classes = hub.model.classification_head(head).out_proj.out_features
+    classes = head_of(hub, head).out_proj.out_features
     regression = bool(getattr(hub.task.cfg, "regression_target", False))
     dictionary = getattr(hub.task, "_label_dictionary", None)
     if labels is None and dictionary is not None:
@@ -164,7 +177,11 @@ def write_dictionaries(folder: Path, dictionary: Dictionary, described: Mapping[
 
 @torch.inference_mode()
 def compare(
-    hub: Any, theirs: Any, tokens: Sequence[Tensor], mapped: Sequence[Tensor], head: str
+    hub: Loaded[RobertaModel],
+    theirs: TheirModel,
+    tokens: Sequence[Tensor],
+    mapped: Sequence[Tensor],
+    head: str,
 ) -> Agreement:
     """Return how far two models are apart in what they say of sentences.
 

@@ -12,10 +12,15 @@ from torch import Tensor
 
 from fairseq.errors import CheckpointError
 from fairseq.export.encoder_names import ENCODER, HEAD
+from fairseq.export.loaded import Loaded
 from fairseq.modules.positions import alibi_slopes
 
 if TYPE_CHECKING:
     from fairseq.data.storage.dictionary import Dictionary
+    from fairseq.models.roberta.config import RobertaConfig
+    from fairseq.models.roberta.model import RobertaModel
+    from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
+    from fairseq.models.transformer_lm.model import TransformerLanguageModel
 
 
 FILE = "modeling_fairseq_roberta"
@@ -35,7 +40,7 @@ _SHARED = ("clap_normalize", "clap_normalize_hidden", "layernorm_embedding", "la
            "position_offset", "activation_fn", "dropout", "attention_dropout")  # fmt: skip
 
 
-def encoder_settings(hub: Any, first_new: int) -> dict[str, Any]:
+def encoder_settings(hub: Loaded[RobertaModel], first_new: int) -> dict[str, Any]:
     """Return the settings of the travelling class for an encoder.
 
     Args:
@@ -63,7 +68,9 @@ def encoder_settings(hub: Any, first_new: int) -> dict[str, Any]:
     }
 
 
-def decoder_settings(hub: Any, first_new: int, first: int | None) -> dict[str, Any]:
+def decoder_settings(
+    hub: Loaded[TransformerLanguageModel], first_new: int, first: int | None
+) -> dict[str, Any]:
     """Return the settings of the travelling class for a decoder.
 
     Args:
@@ -91,7 +98,12 @@ def decoder_settings(hub: Any, first_new: int, first: int | None) -> dict[str, A
     return settings if first is None else {**settings, "bos_token_id": first}
 
 
-def _common(config: Any, dictionary: Dictionary, side: str, first_new: int) -> dict[str, Any]:
+def _common(
+    config: RobertaConfig | TransformerLanguageModelConfig,
+    dictionary: Dictionary,
+    side: str,
+    first_new: int,
+) -> dict[str, Any]:
     ids = {f"{role}_token_id": getattr(dictionary, role)() for role in ("bos", "pad", "eos", "unk")}
     heads = getattr(config, f"{side}_attention_heads")
     return {

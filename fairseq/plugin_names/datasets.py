@@ -16,9 +16,10 @@ import torch
 
 from fairseq.data.batches.cut import filter_by_sizes
 from fairseq.data.collate import collate_tokens
-from fairseq.data.datasets.base import FairseqDataset
+from fairseq.data.datasets.base import FairseqDataset, Items
 from fairseq.data.datasets.wrappers import BaseWrapperDataset, PadDataset
 from fairseq.errors import ConfigError, DataError
+from fairseq.protocols import Limits
 from fairseq.rng import philox
 
 logger = logging.getLogger("fairseq.data.data_utils")
@@ -27,7 +28,7 @@ logger = logging.getLogger("fairseq.data.data_utils")
 class OffsetTokensDataset(BaseWrapperDataset):
     """Adds a constant to every token id."""
 
-    def __init__(self, dataset: Any, offset: int) -> None:
+    def __init__(self, dataset: Items, offset: int) -> None:
         super().__init__(dataset)
         self.offset = offset
 
@@ -38,7 +39,7 @@ class OffsetTokensDataset(BaseWrapperDataset):
 class ReplaceDataset(BaseWrapperDataset):
     """Replaces token ids in every item, or in every part of items that are tuples."""
 
-    def __init__(self, dataset: Any, replace_map: Mapping[int, int], offsets: Sequence[int]):
+    def __init__(self, dataset: Items, replace_map: Mapping[int, int], offsets: Sequence[int]):
         """Wrap ``dataset``.
 
         Args:
@@ -76,7 +77,7 @@ class PrependDataset(BaseWrapperDataset):
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: Items,
         prepend_getter: Callable[[Any, int], int],
         ensure_first_token_is: int | None = None,
     ) -> None:
@@ -107,7 +108,9 @@ class PrependDataset(BaseWrapperDataset):
 class LeftPadDataset(BaseWrapperDataset):
     """Collates items into one tensor (B, T), padded at the beginning."""
 
-    def __init__(self, dataset: Any, pad_idx: int, pad_length: int | None = None) -> None:
+    def __init__(
+        self, dataset: FairseqDataset, pad_idx: int, pad_length: int | None = None
+    ) -> None:
         super().__init__(PadDataset(dataset, pad_idx, left_pad=True, pad_length=pad_length))
 
 
@@ -127,7 +130,7 @@ class LRUCacheDataset(BaseWrapperDataset):
 
     CAPACITY = 8
 
-    def __init__(self, dataset: Any, token: object = None) -> None:
+    def __init__(self, dataset: Items, token: object = None) -> None:
         """Wrap ``dataset``; ``token`` is ignored, as in the original."""
         super().__init__(dataset)
         self._cache: OrderedDict[int, Any] = OrderedDict()
@@ -202,7 +205,7 @@ class ResamplingDataset(_Drawn, BaseWrapperDataset):
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: Items,
         weights: Sequence[float] | np.ndarray | None = None,
         replace: bool = True,
         size_ratio: float = 1.0,
@@ -264,7 +267,7 @@ class SubsampleDataset(_Drawn, BaseWrapperDataset):
     """A fixed random part of another dataset."""
 
     def __init__(
-        self, dataset: Any, size_ratio: float, shuffle: bool = False, *, seed: int = 1
+        self, dataset: Items, size_ratio: float, shuffle: bool = False, *, seed: int = 1
     ) -> None:
         """Wrap ``dataset``.
 
@@ -294,7 +297,7 @@ class SubsampleDataset(_Drawn, BaseWrapperDataset):
 class ColorizeDataset(BaseWrapperDataset):
     """Adds a number to every sample of a batch, as ``net_input.colors``."""
 
-    def __init__(self, dataset: Any, color_getter: Callable[[Any, int], int]) -> None:
+    def __init__(self, dataset: Items, color_getter: Callable[[Any, int], int]) -> None:
         """Wrap ``dataset``.
 
         Args:
@@ -321,7 +324,7 @@ class TransformEosDataset(BaseWrapperDataset):
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: Items,
         eos: int,
         append_eos_to_src: bool = False,
         remove_eos_from_src: bool = False,
@@ -381,7 +384,10 @@ class TransformEosDataset(BaseWrapperDataset):
 
 
 def filter_by_size(
-    indices: np.ndarray, dataset: Any, max_positions: Any, raise_exception: bool = False
+    indices: np.ndarray,
+    dataset: FairseqDataset,
+    max_positions: Limits,
+    raise_exception: bool = False,
 ) -> np.ndarray:
     """Return the indices of the items of ``dataset`` that are short enough.
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 IncrementalState = dict[str, dict[str, Tensor | None]]
 
@@ -49,8 +48,11 @@ def with_incremental_state(cls: type) -> type:
     return cls
 
 
-def reorder(module: Any, incremental_state: Any, new_order: Tensor) -> None:
+def reorder(
+    module: nn.Module, incremental_state: IncrementalState | None, new_order: Tensor
+) -> None:
     """Let every part of ``module`` that remembers rows keep those of ``new_order``."""
     for part in module.modules():
-        if part is not module and hasattr(part, "reorder_incremental_state"):
-            part.reorder_incremental_state(incremental_state, new_order)
+        step = getattr(part, "reorder_incremental_state", None)
+        if part is not module and step is not None:
+            step(incremental_state, new_order)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from fairseq.config.sections import DistributedTrainingConfig
 from fairseq.distributed.wrap import wrap_model
 from fairseq.models import base
 from fairseq.models.base import (
@@ -15,14 +17,16 @@ from fairseq.models.base import (
     FairseqEncoder,
     FairseqEncoderDecoderModel,
 )
-from fairseq.plugin_names.incremental_state import reorder, with_incremental_state
+from fairseq.plugin_names.incremental_state import IncrementalState, reorder, with_incremental_state
 
 
 @with_incremental_state
 class FairseqIncrementalDecoder(base.FairseqIncrementalDecoder):
     """Base of decoders that remember something between the steps of decoding."""
 
-    def reorder_incremental_state(self, incremental_state: object, new_order: Tensor) -> None:
+    def reorder_incremental_state(
+        self, incremental_state: IncrementalState | None, new_order: Tensor
+    ) -> None:
         """Let every part that remembers rows keep those that ``new_order`` names."""
         reorder(self, incremental_state, new_order)
 
@@ -103,6 +107,11 @@ class CompositeEncoder(FairseqEncoder):
         return min(encoder.max_positions() for encoder in self.encoders.values())
 
 
-def DistributedFairseqModel(args: Any, model: nn.Module, process_group: object, device: Any) -> Any:
+def DistributedFairseqModel(
+    args: DistributedTrainingConfig,
+    model: nn.Module,
+    process_group: object,
+    device: torch.device,
+) -> nn.Module:
     """Wrap a model for several processes; ``process_group`` is for old callers."""
-    return wrap_model(model, args, device)
+    return wrap_model(args, model, device)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fairseq.errors import UnsupportedError
 from fairseq.ops.dropout import dropout
+from fairseq.protocols import Context
 
 
 def quant_noise(module: nn.Module, p: float, block_size: int) -> nn.Module:
@@ -86,17 +87,23 @@ class LayerDropModuleList(nn.ModuleList):
                 yield layer
 
 
+class _ScaleContext(Context, Protocol):
+    """What the forward pass of :class:`GradMultiply` leaves for the backward pass."""
+
+    scale: float
+
+
 class GradMultiply(torch.autograd.Function):
     """The identity, whose gradient is multiplied by a number: ``GradMultiply.apply(x, 0.1)``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+    def forward(ctx: _ScaleContext, x: Tensor, scale: float) -> Tensor:
         """Return ``x``."""
         ctx.scale = scale
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _ScaleContext, *gradients: Tensor) -> tuple[Tensor, None]:
         """Return the gradient times the number."""
         return gradients[0] * ctx.scale, None
 
@@ -120,9 +127,10 @@ class TransposeLast(nn.Module):
         super().__init__()
         self.deconstruct_idx = deconstruct_idx
 
-    def forward(self, x: Any) -> Tensor:
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """Return the transposed tensor."""
-        chosen: Tensor = x if self.deconstruct_idx is None else x[self.deconstruct_idx]
+        chosen = x if self.deconstruct_idx is None else x[self.deconstruct_idx]
+        assert isinstance(chosen, Tensor), type(chosen)
         return chosen.transpose(-2, -1)
 
 

@@ -6,11 +6,13 @@ There is none here: the original's compare translations.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from fairseq.config.registry import setup_registry
 
 if TYPE_CHECKING:
+    from fairseq.config.schema import FairseqDataclass
     from fairseq.protocols import Settings
 
 
@@ -46,6 +48,6 @@ class BaseScorer(ABC):
 _build, register_scorer, SCORER_REGISTRY, SCORER_DATACLASS_REGISTRY = setup_registry("--scoring")
 
 
-def build_scorer(choice: Any, tgt_dict: object = None) -> Any:
+def build_scorer(choice: str | FairseqDataclass | Namespace, tgt_dict: object = None) -> Any:
     """Build the scorer that ``choice`` names; the dictionary is for old callers."""
     return _build(choice)

@@ -87,7 +87,9 @@ def compute_mask_indices(
     return mask_BT
 
 
-def _lengths(draw: Any, kind: str, mean: int, other: float, count: int) -> np.ndarray:
+def _lengths(
+    draw: np.random.RandomState, kind: str, mean: int, other: float, count: int
+) -> np.ndarray:
     """Draw the lengths of spans, int64 of shape (count,)."""
     if kind == "static":
         return np.full(count, mean)
@@ -100,7 +102,9 @@ def _lengths(draw: Any, kind: str, mean: int, other: float, count: int) -> np.nd
     raise ConfigError(f"unknown mask_type '{kind}': choose static, uniform, normal or poisson")
 
 
-def _apart(draw: Any, size: int, lengths: np.ndarray, space: int) -> tuple[np.ndarray, np.ndarray]:
+def _apart(
+    draw: np.random.RandomState, size: int, lengths: np.ndarray, space: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return starts of spans that keep their distance; those that do not fit are left out."""
     while len(lengths) and lengths.sum() + space * (len(lengths) - 1) > size:
         lengths = lengths[:-1]

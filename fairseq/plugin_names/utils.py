@@ -1,4 +1,4 @@
-"""TODO."""
+"""``fairseq.utils`` as plug-ins import it: what no part of the house needs any more."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fairseq.config.schema import parse_literal
+from fairseq.plugin_names.incremental_state import FairseqIncrementalState, IncrementalState
 from fairseq.utils import apply_to_sample, move_to_device
 
 
-def move_to_cuda(sample: Any, device: Any = None) -> Any:
+def move_to_cuda(sample: Any, device: torch.device | None = None) -> Any:
     """Return the batch on the current (or given) GPU."""
     return move_to_device(sample, device or torch.device("cuda"))
 
@@ -41,7 +42,7 @@ def eval_str_list(text: object, type: Callable[[Any], object] = float) -> list[A
     return [type(x) for x in value] if isinstance(value, (list, tuple)) else [type(value)]
 
 
-def eval_str_dict(text: Any) -> dict[Any, Any] | None:
+def eval_str_dict(text: str | dict[Any, Any]) -> dict[Any, Any] | None:
     """Read a dictionary written as a Python literal; never evaluates code."""
     return parse_literal(text) if isinstance(text, str) else text
 
@@ -103,12 +104,19 @@ def convert_padding_direction(
     return src_tokens.gather(1, order_BT)
 
 
-def get_incremental_state(module: Any, incremental_state: Any, key: str) -> Any:
+def get_incremental_state(
+    module: FairseqIncrementalState, incremental_state: IncrementalState | None, key: str
+) -> dict[str, Tensor | None] | None:
     """Return what ``module`` cached under ``key`` while it extends a sequence."""
     return module.get_incremental_state(incremental_state, key)
 
 
-def set_incremental_state(module: Any, incremental_state: Any, key: str, value: Any) -> Any:
+def set_incremental_state(
+    module: FairseqIncrementalState,
+    incremental_state: IncrementalState | None,
+    key: str,
+    value: dict[str, Tensor | None],
+) -> IncrementalState | None:
     """Cache ``value`` for ``module`` under ``key``; return the incremental state."""
     return module.set_incremental_state(incremental_state, key, value)
 

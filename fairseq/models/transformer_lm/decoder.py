@@ -7,7 +7,7 @@ H heads, D channels of a head, V vocabulary, N predicted positions.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from fairseq.models.transformer_lm.config import (
     cutoffs,
     layer_shape,
 )
+from fairseq.modules.adaptive_input import AdaptiveInput
 from fairseq.modules.adaptive_softmax import AdaptiveSoftmax
 from fairseq.modules.heads import ClapHead, LinearHead, VocabularyHead
 from fairseq.modules.pointwise import LayerNorm
@@ -53,7 +54,10 @@ class TransformerDecoder(FairseqIncrementalDecoder):
     """
 
     def __init__(
-        self, config: TransformerLanguageModelConfig, dictionary: Dictionary, embed_tokens: Any
+        self,
+        config: TransformerLanguageModelConfig,
+        dictionary: Dictionary,
+        embed_tokens: nn.Embedding | AdaptiveInput,
     ) -> None:
         super().__init__(dictionary)
         self.config = config
@@ -92,7 +96,9 @@ class TransformerDecoder(FairseqIncrementalDecoder):
     def _layer_norm(self) -> nn.Module:
         return LayerNorm(self.shape.embed_dim, self.shape.eps, implementation=self.shape.norm)
 
-    def _positions(self, kind: str) -> nn.Module | None:
+    def _positions(
+        self, kind: str
+    ) -> LearnedPositionalEmbedding | SinusoidalPositionalEmbedding | None:
         dim, offset = self.shape.embed_dim, self.config.position_offset
         length = self.config.max_target_positions or DEFAULT_MAX_TARGET_POSITIONS
         if kind == "learned":
@@ -116,9 +122,15 @@ class TransformerDecoder(FairseqIncrementalDecoder):
             cutoffs(str(config.adaptive_softmax_cutoff), "--adaptive-softmax-cutoff"),
             dropout=config.adaptive_softmax_dropout,
             factor=config.adaptive_softmax_factor,
-            adaptive_inputs=self.embed_tokens if config.tie_adaptive_weights else None,
+            adaptive_inputs=cast("AdaptiveInput", self.embed_tokens)
+            if config.tie_adaptive_weights
+            else None,
             tie_proj=config.tie_adaptive_proj,
         )
+
+    def table(self) -> nn.Parameter:
+        """Return the one table of embeddings, which adaptive input does not have."""
+        return cast("nn.Parameter", self.embed_tokens.weight)
 
     def _vocabulary_head(self) -> VocabularyHead | None:
         config = self.config
@@ -126,12 +138,12 @@ class TransformerDecoder(FairseqIncrementalDecoder):
             return None
         if config.head == "clap":
             return ClapHead(
-                self.embed_tokens.weight,
+                self.table(),
                 config.clap_initial_beta,
                 config.clap_normalize,
                 config.clap_normalize_hidden,
             )
-        tied = self.embed_tokens.weight if config.share_decoder_input_output_embed else None
+        tied = self.table() if config.share_decoder_input_output_embed else None
         size = len(self.dictionary)
         return LinearHead(config.decoder_output_dim, size, tied, config.head_bias)
 

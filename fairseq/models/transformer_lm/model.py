@@ -49,7 +49,7 @@ class TransformerLanguageModel(FairseqLanguageModel):
 
     decoder: TransformerDecoder
 
-    def __init__(self, decoder: Any) -> None:
+    def __init__(self, decoder: TransformerDecoder) -> None:
         super().__init__(decoder)
         # the decoder of a plug-in keeps its own settings, or none
         settings = getattr(decoder, "config", None) or getattr(decoder, "args", Namespace())
@@ -167,7 +167,7 @@ class TransformerLanguageModel(FairseqLanguageModel):
                 "this model has no table of embeddings as wide as its hidden states: it needs "
                 "--decoder-input-dim equal to --decoder-output-dim, and no --adaptive-input"
             )
-        weight_VC = self.decoder.embed_tokens.weight
+        weight_VC = self.decoder.table()
         clap = config.head == "clap" and config.clap_normalize
         return nn.functional.normalize(weight_VC, dim=-1) if clap else weight_VC
 

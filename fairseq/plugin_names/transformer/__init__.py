@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from fairseq.models.base import FairseqEncoderDecoderModel
+from fairseq.models.base import FairseqDecoder, FairseqEncoder, FairseqEncoderDecoderModel
 from fairseq.plugin_names.transformer.config import (
     DEFAULT_MAX_SOURCE_POSITIONS,
     DEFAULT_MAX_TARGET_POSITIONS,
@@ -25,7 +25,7 @@ from fairseq.plugin_names.transformer.parts import Embedding, Linear
 if TYPE_CHECKING:
     from fairseq.config.schema import FairseqDataclass
     from fairseq.data.storage.dictionary import Dictionary
-    from fairseq.protocols import Settings
+    from fairseq.protocols import Settings, Task
 
 
 __all__ = [
@@ -48,12 +48,12 @@ __all__ = [
 class TransformerModelBase(FairseqEncoderDecoderModel):
     """An encoder and a decoder."""
 
-    def __init__(self, cfg: Settings, encoder: Any, decoder: Any) -> None:
+    def __init__(self, cfg: Settings, encoder: FairseqEncoder, decoder: FairseqDecoder) -> None:
         super().__init__(encoder, decoder)
         self.cfg, self.supports_align_args = cfg, True
 
     @classmethod
-    def build_model(cls, cfg: FairseqDataclass, task: Any) -> TransformerModelBase:
+    def build_model(cls, cfg: FairseqDataclass, task: Task) -> TransformerModelBase:
         """Build encoder and decoder with the embeddings that the settings ask for."""
         source, target = task.source_dictionary, task.target_dictionary
         settings = TransformerConfig.from_namespace(cfg)
@@ -115,18 +115,18 @@ class TransformerModel(TransformerModelBase):
     """The same, from a flat Namespace."""
 
     @classmethod
-    def build_model(cls, args: Any, task: Any) -> TransformerModelBase:
+    def build_model(cls, args: FairseqDataclass, task: Task) -> TransformerModelBase:
         """Fill in what ``args`` leaves open, and build."""
         base_architecture(args)
         return super().build_model(args, task)
 
     @classmethod
-    def build_encoder(cls, args: Any, src_dict: Any, embed_tokens: nn.Embedding) -> Any:
+    def build_encoder(cls, args: Settings, src_dict: Dictionary, embed_tokens: nn.Embedding) -> Any:
         """Return the encoder."""
         return TransformerEncoder(args, src_dict, embed_tokens)
 
     @classmethod
-    def build_decoder(cls, args: Any, tgt_dict: Any, embed_tokens: nn.Embedding) -> Any:
+    def build_decoder(cls, args: Settings, tgt_dict: Dictionary, embed_tokens: nn.Embedding) -> Any:
         """Return the decoder."""
         skip = getattr(args, "no_cross_attention", False)
         return TransformerDecoder(args, tgt_dict, embed_tokens, no_encoder_attn=skip)

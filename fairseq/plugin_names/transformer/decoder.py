@@ -5,28 +5,28 @@ Shapes: B batch, T time, C channels, V vocabulary.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.models.transformer_lm.config import cutoffs
+from fairseq.modules.adaptive_input import AdaptiveInput
 from fairseq.modules.adaptive_softmax import AdaptiveSoftmax
 from fairseq.modules.pointwise import LayerNorm
+from fairseq.plugin_names.incremental_state import IncrementalState
 from fairseq.plugin_names.models import FairseqIncrementalDecoder
 from fairseq.plugin_names.transformer.config import TransformerConfig
 from fairseq.plugin_names.transformer.layers import (
     TransformerDecoderLayer,
     TransformerDecoderLayerBase,
 )
-from fairseq.plugin_names.transformer.parts import Linear, equip, finish_embedding, stack
+from fairseq.plugin_names.transformer.parts import Linear, Side, equip, finish_embedding, stack
 from fairseq.protocols import Sample, Settings
 
-if TYPE_CHECKING:
-    from fairseq.data.storage.dictionary import Dictionary
 
-
-class TransformerDecoderBase(FairseqIncrementalDecoder):
+class TransformerDecoderBase(Side, FairseqIncrementalDecoder):
     """Embeddings, a stack of layers and the output layer.
 
     Args:
@@ -37,14 +37,11 @@ class TransformerDecoderBase(FairseqIncrementalDecoder):
         output_projection: the output layer; made from the settings if None.
     """
 
-    embed_scale: float
-    embed_positions: Any
-
     def __init__(
         self,
         cfg: TransformerConfig,
         dictionary: Dictionary,
-        embed_tokens: Any,
+        embed_tokens: nn.Embedding | AdaptiveInput,
         no_encoder_attn: bool = False,
         output_projection: nn.Module | None = None,
     ) -> None:
@@ -71,7 +68,12 @@ class TransformerDecoderBase(FairseqIncrementalDecoder):
         if output_projection is None:
             self.build_output_projection(cfg, dictionary, embed_tokens)
 
-    def build_output_projection(self, cfg: Any, dictionary: Any, embed_tokens: Any) -> None:
+    def build_output_projection(
+        self,
+        cfg: TransformerConfig,
+        dictionary: Dictionary,
+        embed_tokens: nn.Embedding | AdaptiveInput,
+    ) -> None:
         """Set the output layer: adaptive, tied to the embeddings, or of its own."""
         if cfg.adaptive_softmax_cutoff is not None:
             self.adaptive_softmax = AdaptiveSoftmax(
@@ -80,7 +82,9 @@ class TransformerDecoderBase(FairseqIncrementalDecoder):
                 cutoffs(str(cfg.adaptive_softmax_cutoff), "--adaptive-softmax-cutoff"),
                 dropout=cfg.adaptive_softmax_dropout,
                 factor=cfg.adaptive_softmax_factor,
-                adaptive_inputs=embed_tokens if cfg.tie_adaptive_weights else None,
+                adaptive_inputs=cast("AdaptiveInput", embed_tokens)
+                if cfg.tie_adaptive_weights
+                else None,
                 tie_proj=cfg.tie_adaptive_proj,
             )
             return
@@ -90,7 +94,9 @@ class TransformerDecoderBase(FairseqIncrementalDecoder):
         else:
             nn.init.normal_(self.output_projection.weight, std=self.output_embed_dim**-0.5)
 
-    def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
+    def build_decoder_layer(
+        self, cfg: TransformerConfig, no_encoder_attn: bool = False
+    ) -> nn.Module:
         """Return one layer; called once for each."""
         return TransformerDecoderLayerBase(cfg, no_encoder_attn)
 
@@ -98,7 +104,7 @@ class TransformerDecoderBase(FairseqIncrementalDecoder):
         self,
         prev_output_tokens: Tensor,
         encoder_out: dict[str, list[Any]] | None = None,
-        incremental_state: object = None,
+        incremental_state: IncrementalState | None = None,
         features_only: bool = False,
         full_context_alignment: bool = False,
         alignment_layer: int | None = None,
@@ -121,7 +127,7 @@ class TransformerDecoderBase(FairseqIncrementalDecoder):
         self,
         prev_output_tokens: Tensor,
         encoder_out: dict[str, list[Any]] | None = None,
-        incremental_state: object = None,
+        incremental_state: IncrementalState | None = None,
         full_context_alignment: bool = False,
         alignment_layer: int | None = None,
         alignment_heads: int | None = None,
@@ -151,7 +157,7 @@ class TransformerDecoderBase(FairseqIncrementalDecoder):
         self,
         prev_output_tokens: Tensor,
         encoder_out: dict[str, list[Any]] | None = None,
-        incremental_state: object = None,
+        incremental_state: IncrementalState | None = None,
         full_context_alignment: bool = False,
         alignment_layer: int | None = None,
         alignment_heads: int | None = None,
@@ -188,7 +194,7 @@ class TransformerDecoderBase(FairseqIncrementalDecoder):
             x_BTC = self.project_out_dim(x_BTC)
         return x_BTC, {"attn": [attention], "inner_states": states}
 
-    def _embed(self, tokens_BT: Tensor, incremental_state: Any) -> Tensor:
+    def _embed(self, tokens_BT: Tensor, incremental_state: IncrementalState | None) -> Tensor:
         """Return the input of the first layer, of the last token if others were run before."""
         places_BTC = None if self.embed_positions is None else self.embed_positions(tokens_BT)
         if incremental_state is not None:
@@ -206,7 +212,7 @@ class TransformerDecoderBase(FairseqIncrementalDecoder):
         return self.output_projection(features)
 
     def get_normalized_probs(
-        self, net_output: Any, log_probs: bool, sample: Sample | None = None
+        self, net_output: Tensor | tuple[Tensor, Any], log_probs: bool, sample: Sample | None = None
     ) -> Tensor:
         """Return (log-)probabilities in fp32, (B, T, V)."""
         if self.adaptive_softmax is None:
@@ -233,7 +239,7 @@ class TransformerDecoder(TransformerDecoderBase):
         self,
         args: Settings,
         dictionary: Dictionary,
-        embed_tokens: object,
+        embed_tokens: nn.Embedding | AdaptiveInput,
         no_encoder_attn: bool = False,
         output_projection: nn.Module | None = None,
     ) -> None:
@@ -242,12 +248,17 @@ class TransformerDecoder(TransformerDecoderBase):
         super().__init__(config, dictionary, embed_tokens, no_encoder_attn, output_projection)
         self.args = args
 
-    def build_output_projection(self, args: Any, dictionary: Any, embed_tokens: Any) -> None:
+    def build_output_projection(
+        self,
+        args: Settings,
+        dictionary: Dictionary,
+        embed_tokens: nn.Embedding | AdaptiveInput,
+    ) -> None:
         """See the base class."""
         super().build_output_projection(
             TransformerConfig.from_namespace(args), dictionary, embed_tokens
         )
 
-    def build_decoder_layer(self, args: Any, no_encoder_attn: bool = False) -> nn.Module:
+    def build_decoder_layer(self, args: Settings, no_encoder_attn: bool = False) -> nn.Module:
         """See the base class."""
         return TransformerDecoderLayer(TransformerConfig.from_namespace(args), no_encoder_attn)

@@ -17,7 +17,7 @@ from fairseq.plugin_names.transformer.layers import (
     TransformerEncoderLayer,
     TransformerEncoderLayerBase,
 )
-from fairseq.plugin_names.transformer.parts import equip, finish_embedding, stack
+from fairseq.plugin_names.transformer.parts import Side, equip, finish_embedding, stack
 
 if TYPE_CHECKING:
     from fairseq.data.storage.dictionary import Dictionary
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EncoderOut = dict[str, list[Any]]
 
 
-class TransformerEncoderBase(FairseqEncoder):
+class TransformerEncoderBase(Side, FairseqEncoder):
     """Embeddings and a stack of layers.
 
     Args:
@@ -36,9 +36,6 @@ class TransformerEncoderBase(FairseqEncoder):
         embed_tokens: the token embeddings.
         return_fc: for old callers.
     """
-
-    embed_scale: float
-    embed_positions: Any
 
     def __init__(
         self,
@@ -60,7 +57,7 @@ class TransformerEncoderBase(FairseqEncoder):
         dim = embed_tokens.embedding_dim
         self.layer_norm = LayerNorm(dim) if cfg.encoder.normalize_before else None
 
-    def build_encoder_layer(self, cfg: Any) -> nn.Module:
+    def build_encoder_layer(self, cfg: TransformerConfig) -> nn.Module:
         """Return one layer; called once for each."""
         return TransformerEncoderLayerBase(cfg)
 
@@ -153,6 +150,6 @@ class TransformerEncoder(TransformerEncoderBase):
         super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
         self.args = args
 
-    def build_encoder_layer(self, args: Any) -> nn.Module:
+    def build_encoder_layer(self, args: Settings) -> nn.Module:
         """See the base class."""
         return TransformerEncoderLayer(TransformerConfig.from_namespace(args))

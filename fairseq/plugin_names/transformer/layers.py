@@ -9,6 +9,7 @@ Shapes: T time of the layer's own tokens, S of the encoder's, B batch, C channel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from fairseq.errors import UnsupportedError
 from fairseq.modules.pointwise import LayerNorm, get_activation_fn
 from fairseq.plugin_names.attention import MultiheadAttention
+from fairseq.plugin_names.incremental_state import IncrementalState
 from fairseq.plugin_names.modules import FairseqDropout, quant_noise
 from fairseq.plugin_names.transformer.config import EncDecBaseConfig, TransformerConfig
 
@@ -65,7 +67,7 @@ class _Layer(nn.Module):
         """Return the sum of what a block gave and what it was given."""
         return residual + x
 
-    def _block(self, norm: nn.Module, x_TBC: Tensor, compute: Any) -> Tensor:
+    def _block(self, norm: nn.Module, x_TBC: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Run a block with its norm before or after it, dropout and the residual."""
         given_TBC = norm(x_TBC) if self.normalize_before else x_TBC
         x_TBC = self.residual_connection(self.dropout_module(compute(given_TBC)), x_TBC)
@@ -89,7 +91,7 @@ class TransformerEncoderLayerBase(_Layer):
         self.self_attn_layer_norm = LayerNorm(self.embed_dim)
         self._build_feed_forward(cfg.encoder)
 
-    def build_self_attention(self, embed_dim: int, cfg: Any) -> nn.Module:
+    def build_self_attention(self, embed_dim: int, cfg: TransformerConfig) -> nn.Module:
         """Return the attention, which is called as :class:`MultiheadAttention` is."""
         return MultiheadAttention(
             embed_dim,
@@ -137,7 +139,7 @@ class TransformerEncoderLayer(TransformerEncoderLayerBase):
         super().__init__(TransformerConfig.from_namespace(args))
         self.args = args
 
-    def build_self_attention(self, embed_dim: int, args: object) -> nn.Module:
+    def build_self_attention(self, embed_dim: int, args: Settings) -> nn.Module:
         """See the base class."""
         return super().build_self_attention(embed_dim, TransformerConfig.from_namespace(args))
 
@@ -171,7 +173,11 @@ class TransformerDecoderLayerBase(_Layer):
         self.need_attn = True
 
     def build_self_attention(
-        self, embed_dim: int, cfg: Any, add_bias_kv: bool = False, add_zero_attn: bool = False
+        self,
+        embed_dim: int,
+        cfg: TransformerConfig,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
     ) -> nn.Module:
         """Return the attention to earlier tokens."""
         return MultiheadAttention(
@@ -185,7 +191,7 @@ class TransformerDecoderLayerBase(_Layer):
             qn_block_size=self.quant_noise_block_size,
         )
 
-    def build_encoder_attention(self, embed_dim: int, cfg: Any) -> nn.Module:
+    def build_encoder_attention(self, embed_dim: int, cfg: TransformerConfig) -> nn.Module:
         """Return the attention to the encoder."""
         return MultiheadAttention(
             embed_dim,
@@ -207,7 +213,7 @@ class TransformerDecoderLayerBase(_Layer):
         x: Tensor,
         encoder_out: Tensor | None = None,
         encoder_padding_mask: Tensor | None = None,
-        incremental_state: object = None,
+        incremental_state: IncrementalState | None = None,
         prev_self_attn_state: object = None,
         prev_attn_state: object = None,
         self_attn_mask: Tensor | None = None,
@@ -283,7 +289,7 @@ class TransformerDecoderLayer(TransformerDecoderLayerBase):
         config = TransformerConfig.from_namespace(args)
         return super().build_self_attention(embed_dim, config, add_bias_kv, add_zero_attn)
 
-    def build_encoder_attention(self, embed_dim: int, args: object) -> nn.Module:
+    def build_encoder_attention(self, embed_dim: int, args: Settings) -> nn.Module:
         """See the base class."""
         return super().build_encoder_attention(embed_dim, TransformerConfig.from_namespace(args))
 

@@ -12,6 +12,17 @@ from fairseq.plugin_names.modules import FairseqDropout, LayerDropModuleList, ch
 from fairseq.plugin_names.transformer.config import EncDecBaseConfig, TransformerConfig
 
 
+class Side(nn.Module):
+    """Mixin of an encoder or a decoder: what :func:`equip` gives it."""
+
+    padding_idx: int
+    dropout_module: FairseqDropout
+    embed_scale: float
+    embed_positions: Any
+    layernorm_embedding: nn.Module | None
+    layerdrop: float
+
+
 def Embedding(num_embeddings: int, embedding_dim: int, padding_idx: int) -> nn.Embedding:
     """Return an embedding table, N(0, C^-0.5), with a zero row for pads."""
     table = nn.Embedding(num_embeddings, embedding_dim, padding_idx=padding_idx)
@@ -29,7 +40,7 @@ def Linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
     return linear
 
 
-def equip(module: Any, cfg: TransformerConfig, side: EncDecBaseConfig, positions: int) -> None:
+def equip(module: Side, cfg: TransformerConfig, side: EncDecBaseConfig, positions: int) -> None:
     """Give an encoder or a decoder what both have: dropout, positions and the first norm.
 
     Args:
@@ -60,7 +71,7 @@ def stack(layers: list[nn.Module], cfg: TransformerConfig, layerdrop: float) -> 
     return LayerDropModuleList(layerdrop, layers) if layerdrop > 0 else nn.ModuleList(layers)
 
 
-def finish_embedding(module: Any, x_BTC: Tensor, positions_BTC: Tensor | None) -> Tensor:
+def finish_embedding(module: Side, x_BTC: Tensor, positions_BTC: Tensor | None) -> Tensor:
     """Return the input of the first layer from scaled embeddings and positions."""
     if positions_BTC is not None:
         x_BTC = x_BTC + positions_BTC
