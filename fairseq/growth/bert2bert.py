@@ -45,15 +45,15 @@ def aki(parts: Parts, pair: Pair, options: Options) -> Parts:
     layers = [
         {
             name: _with_rows_of(upper[name], x, len(small[name]), name, options.norms)
-            for name, x in own.items()
+            for name, x in layer.items()
         }
-        for own, upper, small in zip(wide.layers, above, parts.layers, strict=True)
+        for layer, upper, small in zip(wide.layers, above, parts.layers, strict=True)
     ]
     return take(wide._replace(layers=layers), _layers(pair, options))
 
 
-def _with_rows_of(above: Tensor, own: Tensor, rows: int, name: str, norms: str) -> Tensor:
-    """Return ``own`` with all rows after the first ``rows`` taken from ``above``."""
-    if not str(roles_of(name, own)[0]).startswith("+") or (is_norm(name) and norms == "own"):
-        return own
-    return torch.cat([own[:rows], above[rows:]])
+def _with_rows_of(above: Tensor, layer: Tensor, rows: int, name: str, norms: str) -> Tensor:
+    """Return ``layer`` with all rows after the first ``rows`` taken from ``above``."""
+    if not str(roles_of(name, layer)[0]).startswith("+") or (is_norm(name) and norms == "own"):
+        return layer
+    return torch.cat([layer[:rows], above[rows:]])

@@ -18,6 +18,8 @@ from fairseq.growth.scales import settle_scales
 from fairseq.growth.sizes import Pair
 from fairseq.growth.tensors import AxisMap, Maps, Parts, widen
 
+# RoBERTa's head ("cls") takes the map of the stream: a tied table, whose columns grow with the
+# stream, reads its output.
 MARKS = {"emb": "g_emb", "cls": "g_emb", "ffn": "g_ffn", "heads": "g_head"}
 
 
@@ -52,13 +54,13 @@ def copies(pair: Pair, options: Options, tiled: bool = False) -> Maps:
         "ffn": (small.ffn, large.ffn),
         "heads": (small.heads, large.heads),
     }
-    given = options.maps or {}
+    fixed = options.maps or {}
     made: dict[tuple[str, int | None], AxisMap | None] = {}
 
     def index(axis: str, layer: int | None) -> Tensor:
         mark = MARKS[axis] if layer is None else f"{MARKS[axis]}.{layer}"
-        if mark in given:
-            return given[mark].long()
+        if mark in fixed:
+            return fixed[mark].long()
         low, high = counts[axis]
         if tiled:
             return tiled_map(low, high)
@@ -70,9 +72,11 @@ def copies(pair: Pair, options: Options, tiled: bool = False) -> Maps:
             return None
         if axis in counts:
             chosen = index(axis, layer)
-        elif f"g_qkv.{layer}" in given:
-            chosen = given[f"g_qkv.{layer}"].long()
+        elif f"g_qkv.{layer}" in fixed:
+            chosen = fixed[f"g_qkv.{layer}"].long()
         else:
+            # drawn anew for q, k and v, but from one generator: scores multiply channels of q and
+            # k, so all three must be copied alike
             chosen = per_channel(index("heads", layer), small.head_dim)
         if chosen.shape != (high,) or int(chosen.min()) < 0 or int(chosen.max()) >= low:
             raise ConfigError(f"the map of axis {axis} does not lead from {low} to {high} channels")
@@ -80,6 +84,7 @@ def copies(pair: Pair, options: Options, tiled: bool = False) -> Maps:
         return Select(chosen, low, None, noise, options.generator(f"noise {axis}", layer))
 
     def maps(axis: str, layer: int | None, module: str, reads: bool) -> AxisMap | None:
+        # residual connections add up what all layers write, so the stream has one map for the model
         key = (axis, None if axis in ("emb", "cls") else layer)
         if key not in made:
             made[key] = build(*key)

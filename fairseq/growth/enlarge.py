@@ -20,9 +20,9 @@ from fairseq.modules.positions import alibi_slopes
 
 def slopes_of(config: Config) -> Tensor:
     """Return the slopes of a model with ALiBi, fp32 of shape (H,)."""
-    given = config.get("alibi_slopes")
-    if given is not None:
-        return torch.tensor(list(given), dtype=torch.float32)
+    slopes = config.get("alibi_slopes")
+    if slopes is not None:
+        return torch.tensor(list(slopes), dtype=torch.float32)
     return alibi_slopes(sizes_of(config).heads)
 
 
@@ -31,6 +31,7 @@ def position_reason(pair: Pair) -> str | None:
     if pair.position == "sinusoidal" and pair.small.width != pair.large.width:
         return "the table of sinusoidal positions depends on the width"
     if pair.position.startswith("alibi") and pair.small.heads != pair.large.heads:
+        # repeated heads stand in the order of the old ones: head h is a copy of head h mod H1
         kept, here = slopes_of(pair.source), slopes_of(pair.target)
         if not torch.equal(kept[torch.arange(len(here)) % len(kept)], here):
             return "ALiBi's slopes depend on the number of heads, so old heads get other slopes"
@@ -52,6 +53,7 @@ def tile_reason(pair: Pair, options: Options) -> str | None:
     if (reason := position_reason(pair)) is not None:
         return reason
     k = large.width / small.width
+    # the multiplier is written into a configuration in decimal, hence not to the last bit
     if pair.unit_rows and abs(pair.growth_of_scale - k**0.5) > 1e-6:
         if not pair.source["layernorm_embedding"]:
             return (
@@ -84,5 +86,6 @@ def enlarge(parts: Parts, pair: Pair, options: Options) -> Parts:
 def hyperclone(parts: Parts, pair: Pair, options: Options) -> Parts:
     """HyperCloning: like ``enlarge``, with noise on readers that cancels over the copies."""
     if options.noise is None:
+        # 1 % of a tensor's spread: equal copies get equal gradients and would stay equal for ever
         options = dataclasses.replace(options, noise=0.01)
     return deepen(widen_by_copies(parts, pair, options, tiled=True), pair, options)

@@ -121,6 +121,7 @@ def settle_target(name: str, source: Config, target: Config, stated: Mapping[str
         return
     if position_of(source).startswith("alibi") and small.heads != large.heads:
         target.alibi_slopes = (
+            # rounded up, then cut: the number of heads need not be a multiple
             slopes_of(source).repeat(-(-large.heads // small.heads))[: large.heads].tolist()
         )
     if pair.unit_rows and large.width != small.width and "embedding_multiplier" not in stated:
@@ -142,6 +143,7 @@ def largest_change(opened: Opened, target: Config, state: Mapping[str, Tensor]) 
     None if they cannot be compared: hidden states of another width.
     """
     source, dictionary = opened.source, opened.task.source_dictionary
+    # the same tokens every time, and no special ones: padding would be masked
     drawn = torch.Generator().manual_seed(0)
     first = min(dictionary.nspecial, len(dictionary) - 1)
     tokens_BT = torch.randint(first, len(dictionary), (ROWS, LENGTH), generator=drawn)
@@ -194,6 +196,7 @@ def grow_file(
     reason = chosen.check(source.config, target, options)
     if chosen.needs_fresh:
         torch.manual_seed(options.seed)
+        # model initialisation draws from torch's global generator
         fresh = opened.task.build_model(dataclasses.replace(target)).state_dict()
         options = dataclasses.replace(options, fresh=fresh)
     state = grow_state(source, target, chosen, options)

@@ -55,16 +55,19 @@ def depth_reason(pair: Pair, layers: list[int]) -> str | None:
 
 # -- layers that do nothing ------------------------------------------------------------------------
 
+# attn_ln is NormFormer's norm behind the attention, whose shift would be added even to zeros.
 _OUTPUTS = ("self_attn.out_proj", "fc2", "attn_ln")  # what a block adds to the stream
 
 
 def silenced(layer: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a layer that adds nothing to the residual stream, and can learn to."""
+    # outputs alone are zero: were the inside zero as well, no gradient would ever reach either
     result = {
         name: torch.zeros_like(x) if name.rpartition(".")[0] in _OUTPUTS else x
         for name, x in layer.items()
     }
     if "w_resid" in result:
+        # NormFormer's scale of the residual itself, which has to pass unchanged
         result["w_resid"] = torch.ones_like(result["w_resid"])
     return result
 

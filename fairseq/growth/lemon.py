@@ -39,6 +39,7 @@ def _average_reason(pair: Pair) -> str | None:
     if source.get("head") == "roberta":
         return "the head's own layer norm comes after an activation (hidden states are exact)"
     wanted = float(source["layer_norm_eps"]) * small.width / large.width
+    # whoever types the eps that the message names gives nine digits of it
     if abs(float(pair.target["layer_norm_eps"]) / wanted - 1) > 1e-6:
         return (
             f"variances shrink by {small.width}/{large.width}: give --layer-norm-eps {wanted:.9g}"
@@ -58,16 +59,19 @@ def unequal(pair: Pair, options: Options) -> Maps:
     made: dict[tuple[str, int | None], AxisMap | None] = {}
 
     def build(axis: str, layer: int | None) -> AxisMap | None:
-        plain = base(axis, layer, "", False)
-        if not isinstance(plain, Select):
-            return plain
+        equal = base(axis, layer, "", False)
+        if not isinstance(equal, Select):
+            return equal
         drawn = options.generator(f"share {axis}", layer)
         if averages(pair) and axis == "emb":
             return Average(small, large, drawn)
-        weight = 0.5 + torch.rand(len(plain.index_M), generator=drawn, dtype=torch.float64)
-        sums = torch.zeros(plain.inputs, dtype=torch.float64).index_add_(0, plain.index_M, weight)
+        # between a half and one and a half before they are scaled: no copy is mute, none takes it
+        # all
+        weight = 0.5 + torch.rand(len(equal.index_M), generator=drawn, dtype=torch.float64)
+        sums = torch.zeros(equal.inputs, dtype=torch.float64).index_add_(0, equal.index_M, weight)
+        # the table behind the head holds means in its new columns, which must not count in logits
         kind = FirstCopies if averages(pair) and axis == "cls" else Select
-        return kind(plain.index_M, plain.inputs, weight / sums[plain.index_M])
+        return kind(equal.index_M, equal.inputs, weight / sums[equal.index_M])
 
     def maps(axis: str, layer: int | None, module: str, reads: bool) -> AxisMap | None:
         key = (axis, layer)

@@ -79,6 +79,7 @@ def ligo_maps(
         if small == large:
             return None
         if axis == "heads":
+            # scales of heads (NormFormer) have no matrix in the operator: old ones are repeated
             return Select(tiled_map(small, large), small)
         name = matrix_name(pair, share, axis, layer, module, reads)
         if name not in made:
@@ -89,6 +90,7 @@ def ligo_maps(
                     f"the operator's {name} is {tuple(operator[name].shape)}, this pair needs "
                     f"{(large - small, small)}: it belongs to another pair"
                 )
+            # "orthonormal" turns B, and a turn of channels does not commute with an activation
             linear = in_matrix == "pinv" or axis in LINEAR_AXES
             made[name] = _matrix(operator[name], in_matrix if linear else "same")
         return made[name]
@@ -100,6 +102,7 @@ def _matrix(new: Tensor, in_matrix: str) -> Matrix:
     if in_matrix == "same":
         return Matrix(new)
     whole = torch.cat([torch.eye(new.shape[1], dtype=new.dtype, device=new.device), new])
+    # positive definite whatever is learned, since B begins with the identity
     gram = whole.T @ whole
     if in_matrix == "pinv":
         return Matrix(new, reader=torch.linalg.solve(gram, whole.T).T)

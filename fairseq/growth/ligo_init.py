@@ -87,12 +87,14 @@ def matrices(parts: Parts, pair: Pair, share: str) -> Iterator[tuple[str, int, i
     for name, x, layer in named:
         module, _, kind = role_name(name).rpartition(".")
         for role in roles_of(name, x, pair.small.width != pair.large.width):
+            # heads are repeated, not mixed; see ligo_maps
             if role is None or role == "+heads":
                 continue
             small, large = axis_sizes(pair, role[1:])
             wanted = matrix_name(pair, share, role[1:], layer, module or kind, role[0] == "-")
-            own_width = role == "+emb" and module == "embed_tokens" and x.shape[1] != small
-            if small != large and wanted not in seen and not own_width:
+            # a table narrower than the stream keeps its width: a projection lies between
+            projected = role == "+emb" and module == "embed_tokens" and x.shape[1] != small
+            if small != large and wanted not in seen and not projected:
                 seen.add(wanted)
                 yield wanted, large - small, small
 

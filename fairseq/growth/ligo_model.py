@@ -37,6 +37,7 @@ from fairseq.models.roberta.model import RobertaModel
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
 from fairseq.modules.flops import FlopShape
+from fairseq.protocols import Task
 
 DepthInit = Literal[
     "stack",
@@ -120,7 +121,7 @@ class Tensors(nn.Module):
 class _Caller(nn.Module):
     """Calls any method through ``forward``, the only one that can be called functionally."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: BaseFairseqModel) -> None:
         super().__init__()
         self.model = model
 
@@ -129,7 +130,7 @@ class _Caller(nn.Module):
         return getattr(self.model, method)(*args, **kwargs)
 
 
-def hollow(model: Any) -> Any:
+def hollow(model: BaseFairseqModel) -> BaseFairseqModel:
     """Replace the parameters of a model, in place, by ones without memory; buffers stay."""
     for module in model.modules():
         for name, weight in module._parameters.items():
@@ -149,10 +150,12 @@ class LigoModel(BaseFairseqModel):
         source: the small model's weights.
     """
 
-    target_model: ClassVar[Any]
-    target_config: ClassVar[Any]
+    target_model: ClassVar[type[BaseFairseqModel]]
+    target_config: ClassVar[type[RobertaConfig] | type[TransformerLanguageModelConfig]]
 
-    def __init__(self, config: LigoConfig, pair: Pair, skeleton: Any, source: Parts) -> None:
+    def __init__(
+        self, config: LigoConfig, pair: Pair, skeleton: BaseFairseqModel, source: Parts
+    ) -> None:
         super().__init__()
         self.config = self.args = config
         self.pair = pair
@@ -166,12 +169,14 @@ class LigoModel(BaseFairseqModel):
             _noise(config.ligo_noise),
             config.ligo_share,
         )
+        # shapes are those of the large model, which the operator cannot know from the source
         if "residual" in tuned:
             shapes = {n: x for n, x in skeleton.state_dict().items() if x.is_floating_point()}
             shapes = join(split(shapes, pair.one_table))
             operator |= {
                 f"residual.{name}": torch.empty_like(x, dtype=torch.float32).uniform_(-0.01, 0.01)
                 for name, x in shapes.items()
+                # the number of a layout is no weight
                 if not name.endswith("version")
             }
         self.operator = Tensors(operator, lambda name: name.partition(".")[0] in tuned)
@@ -180,7 +185,7 @@ class LigoModel(BaseFairseqModel):
         self._skeleton = [_Caller(hollow(skeleton))]
 
     @classmethod
-    def build_model(cls, args: Any, task: Any) -> LigoModel:
+    def build_model(cls, args: LigoConfig, task: Task) -> LigoModel:
         """Build the model; the source is read, or, from a checkpoint of ours, only its settings.
 
         What is settled here goes into the configuration that was given, so that checkpoints keep
@@ -191,7 +196,7 @@ class LigoModel(BaseFairseqModel):
             MissingFileError: if it does not exist.
         """
         config = args
-        target = plain_target(config, cls.target_config)
+        target = settings_of_target(config, cls.target_config)
         skeleton = cls.target_model.build_model(target, task)
         for name in ("max_positions", "max_target_positions"):
             if name in config:
@@ -206,6 +211,7 @@ class LigoModel(BaseFairseqModel):
         """Return the weights of the large model, by name, differentiable in the operator."""
         source = split(self.source.by_name())
         device = next(iter(source.shared.values())).device.type
+        # formed in fp32: autocast rounds the finished weights where they are used, once
         with torch.autocast(device, enabled=False):
             parts = apply_operator(
                 source,
@@ -248,7 +254,8 @@ class LigoModel(BaseFairseqModel):
     @property
     def supported_targets(self) -> set[str]:
         """Return what the model predicts."""
-        return self._skeleton[0].model.supported_targets
+        targets: Any = self._skeleton[0].model.supported_targets
+        return targets
 
     def train(self, mode: bool = True) -> LigoModel:
         """Switch dropout on or off, in the skeleton too."""
@@ -256,7 +263,7 @@ class LigoModel(BaseFairseqModel):
         self._skeleton[0].train(mode)
         return self
 
-    def _apply(self, fn: Any, recurse: bool = True) -> LigoModel:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LigoModel:
         """Move to a device; of the skeleton, the tables of positions go along."""
         super()._apply(fn, recurse)
         for module in self._skeleton[0].modules():
@@ -265,9 +272,10 @@ class LigoModel(BaseFairseqModel):
         return self
 
 
-def plain_target(config: FairseqDataclass, kind: Any) -> Any:
+def settings_of_target(config: LigoConfig, kind: type[Config]) -> Config:
     """Return the settings of the large model alone."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(kind)}
+    # the model ligo_roberta makes a roberta
     name = str(config._name or "").removeprefix("ligo_")
     return kind(**{**values, "_name": name or None})
 
@@ -286,7 +294,9 @@ def _noise(values: list[float]) -> tuple[float, float]:
     return values[0], values[-1]
 
 
-def _source(config: Any, task: Any, model: Any, kind: Any) -> tuple[Config, dict[str, Tensor]]:
+def _source(
+    config: LigoConfig, task: Task, model: type[BaseFairseqModel], kind: type[Config]
+) -> tuple[Config, dict[str, Tensor]]:
     """Return the settings and the weights of the small model.
 
     A configuration that knows the settings comes from a checkpoint that holds the weights, too.
@@ -299,20 +309,20 @@ def _source(config: Any, task: Any, model: Any, kind: Any) -> tuple[Config, dict
     if not os.path.isfile(config.ligo_source):
         raise MissingFileError(f"--ligo-source not found: {config.ligo_source}")
     state = upgrade_state(safe_load(config.ligo_source))
-    found = config_of(state).model
-    if not isinstance(found, kind) or isinstance(found, LigoSettings):
-        name = getattr(found, "_name", None)
+    small = config_of(state).model
+    if not isinstance(small, kind) or isinstance(small, LigoSettings):
+        name = getattr(small, "_name", None)
         raise UnsupportedError(
             f"--ligo-source {config.ligo_source} holds the model {name}, which cannot become a "
             f"{model.__name__}"
         )
-    found = dataclasses.replace(found)
-    built = model.build_model(found, task)
+    small = dataclasses.replace(small)
+    built = model.build_model(small, task)
     try:
-        built.load_state_dict(state["model"], model_cfg=found)
+        built.load_state_dict(state["model"], model_cfg=small)
     except (FairseqError, RuntimeError) as error:
         raise explain(error, config.ligo_source) from error
-    return found, built.state_dict()
+    return small, built.state_dict()
 
 
 @register_model("ligo_roberta", dataclass=LigoRobertaConfig)

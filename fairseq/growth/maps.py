@@ -58,9 +58,11 @@ class Select:
         if not self.noise:
             return shared
         drawn = torch.randn(shared.shape, generator=self.generator, dtype=torch.float64)
+        # correction 0, since a tensor of one element has no other deviation
         drawn = drawn * (self.noise * float(x.double().std(correction=0)))
         counts = torch.bincount(self.index_M, minlength=self.inputs).double()
         sums = torch.zeros(x.shape, dtype=torch.float64).index_add_(dim, self.index_M, drawn)
+        # taking the mean over the copies away leaves their sum, and so the function, as it was
         mean = (sums / _along(counts, sums, dim)).index_select(dim, self.index_M)
         return (shared.double() + drawn - mean).to(x.dtype)
 
@@ -146,6 +148,7 @@ class Matrix:
 
     @staticmethod
     def _times(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
+        # tensordot puts the new axis first
         return torch.tensordot(matrix.to(x.dtype), x, dims=([1], [dim])).movedim(0, dim)
 
     def write(self, x: Tensor, dim: int) -> Tensor:
@@ -174,6 +177,7 @@ class Pool:
         """Return the means of the windows."""
         return x.unfold(dim, self.inputs - self.outputs + 1, 1).mean(-1)
 
+    # windows are averaged on both sides, as Hugging Face's script does: the function is not kept
     read = write
 
     def norm(self, x: Tensor, gain: bool) -> Tensor:

@@ -50,8 +50,9 @@ class Options:
     def generator(self, purpose: str, layer: int | None = None) -> torch.Generator:
         """Return a generator of its own for a purpose, and a layer."""
         drawn = torch.Generator()
+        # counters are not negative, and layer 0 draws otherwise than what stands outside the layers
         number = 0 if layer is None else layer + 1
-        drawn.manual_seed(derive_seed(self.seed, f"growth {purpose}", number) % 2**63)
+        drawn.manual_seed(derive_seed(self.seed, f"growth {purpose}", number))
         return drawn
 
 
@@ -120,6 +121,7 @@ class Method:
         pair = Pair(source, target)
         parts = split(prune_state_dict(state, source), pair.one_table)
         grown = self.grow(parts, pair, options)
+        # layers that are copied share their tensors until here; parameters must not share memory
         return {name: x.clone() for name, x in join(grown, pair.one_table).items()}
 
 
@@ -128,6 +130,7 @@ def method(inexact: Reason, **facts: bool) -> Callable[[Grow], Method]:
 
     def decorate(grow: Grow) -> Method:
         made = Method(grow, inexact, **facts)
+        # the class is frozen; the help and the documentation show what the function says
         object.__setattr__(made, "__doc__", grow.__doc__)
         return made
 

@@ -22,5 +22,6 @@ def _reason(pair: Pair, options: Options) -> str | None:
 def net2net(parts: Parts, pair: Pair, options: Options) -> Parts:
     """Copies of drawn channels, with noise that cancels, and layers that do nothing yet."""
     if options.noise is None:
+        # 1 % of a tensor's spread: equal copies get equal gradients and would stay equal for ever
         options = dataclasses.replace(options, noise=0.01)
     return deepen(widen_by_copies(parts, pair, options), pair, options)

@@ -55,6 +55,7 @@ def _shrinking(pair: Pair, k: float, growth: float) -> dict[str, float]:
 def _shrink(shared: dict[str, Tensor], divisors: dict[str, float]) -> None:
     for name in shared:
         divisor = divisors.get(role_name(name), 1.0)
+        # dividing by 1.0000000000000002 would round weights that should stay bit for bit
         if abs(divisor - 1) > 1e-12:
             shared[name] = shared[name] / divisor
 
@@ -70,6 +71,7 @@ def _norm_before_table(
     named = {role_name(name): name for name in shared}
     for part in ("weight", "bias"):
         inside = named.get(f"lm_head.layer_norm.{part}", named.get(f"layer_norm.{part}"))
+        # RoBERTa's head has a norm of its own; pre-norm stacks end in one
         if inside is not None:
             x = small.shared[inside]
             shared[inside] = last.before_tied_head(x, part == "weight") * by

@@ -85,6 +85,7 @@ def resized(config: Config, **sizes: int | None) -> Config:
         "heads": sizes.get("heads") or max(1, width // old.head_dim),
     }
     changes: dict[str, Any] = {FIELDS[name].format(side): wanted[name] for name in wanted}
+    # numbers of the source's layers, which loading has pruned already
     changes[f"{side}_layers_to_keep"] = None
     for name in ("decoder_input_dim", "decoder_output_dim"):
         if name in config and config[name] == old.width:
@@ -174,8 +175,8 @@ class Pair(NamedTuple):
 
 def scale_of(config: Config) -> float:
     """Return what token embeddings are multiplied with: a given number, sqrt(D) or 1."""
-    if (given := config.get("embedding_multiplier")) is not None:
-        return float(given)
+    if (factor := config.get("embedding_multiplier")) is not None:
+        return float(factor)
     on = config.get("scale_embedding", False)
     if side_of(config) == "decoder":
         on = not config["no_scale_embedding"]
@@ -208,6 +209,7 @@ def check_pair(pair: Pair, shrinks: bool = False, any_depth: bool = False) -> No
         raise ConfigError(_unequal("position", position_of(pair.source), position_of(pair.target)))
     for name in COMMON:
         here, there = pair.source.get(name), pair.target.get(name)
+        # a limit that the target leaves open is settled when its model is built
         if name in pair.source and here != there and not (name.startswith("max_") and not there):
             raise ConfigError(_unequal(name, here, there))
     _check_sizes(pair, shrinks, any_depth)
@@ -225,6 +227,7 @@ def _check_sizes(pair: Pair, shrinks: bool, any_depth: bool) -> None:
             raise ConfigError(f"{flag} would {verb} from {old} to {new}; {hint}")
     if large.width % large.heads:
         raise ConfigError(f"width {large.width} is not divisible by {large.heads} heads")
+    # attention divides scores by sqrt(head_dim): wider heads would compute something else
     if not shrinks and small.head_dim != large.head_dim:
         flag = f"--{pair.side}-attention-heads"
         raise ConfigError(

@@ -19,9 +19,12 @@ from fairseq.growth.sizes import Config, sizes_of
 from fairseq.growth.tensors import join, split
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from torch import nn
 
-    from fairseq.config.sections import FairseqConfig
+    from fairseq.config.schema import FairseqDataclass
+    from fairseq.config.sections import CheckpointConfig, FairseqConfig
     from fairseq.protocols import Task
 
 
@@ -60,6 +63,7 @@ def read_source(path: str, content: Mapping[str, Any], task: Task) -> Source:
         CheckpointError: if the file does not fit its own configuration, or the dictionary.
     """
     config = dataclasses.replace(config_of(content).model)
+    # classification heads that fine-tuning added grow along
     built = dataclasses.replace(config, **({HEADS: True} if HEADS in config else {}))
     model = task.build_model(built, from_checkpoint=True)
     try:
@@ -68,6 +72,7 @@ def read_source(path: str, content: Mapping[str, Any], task: Task) -> Source:
         raise explain(error, path) from error
     if not isinstance(model, LigoModel):
         sizes_of(config)  # or say that this kind of model does not grow
+        # in the precision of the file: the model that took the weights over made them fp32
         dtype = dtype_of(content["model"])
         state = {
             name: x if name.endswith("version") else x.to(dtype)
@@ -88,6 +93,7 @@ def read_source(path: str, content: Mapping[str, Any], task: Task) -> Source:
 
 def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
     """Return the type of a model's weights."""
+    # of a matrix: versions and counters are vectors of other types
     return next(x.dtype for name, x in state.items() if x.dim() > 1)
 
 
@@ -130,7 +136,7 @@ def _words(config: Config) -> str:
     return ", ".join(f"{name} {size}" for name, size in sizes_of(config)._asdict().items())
 
 
-def options_of(settings: Any) -> Options:
+def options_of(settings: CheckpointConfig | Namespace) -> Options:
     """Return what the ``--grow-*`` flags say: of a run's checkpoint section, or of fairseq-grow."""
     return Options(
         layers=settings.grow_layers or None,
@@ -187,6 +193,7 @@ def grow_loaded(
     reason = method.check(source.config, cfg.model, options)
     logger.info("grown by %s from %s: %s", name, os.path.basename(path), _verdict(reason))
     state = grow_state(source, cfg.model, method, options)
+    # what the loss has learned (projections, W) fits the source's width alone
     return path, {**content, "model": state, "criterion": None}
 
 
@@ -194,14 +201,16 @@ def _verdict(reason: str | None) -> str:
     return "the same function" if reason is None else f"not exact: {reason}"
 
 
-def recall_source(model: Any, loaded: tuple[str, dict[str, Any]] | None) -> None:
+def recall_source(
+    model: FairseqDataclass | None, loaded: tuple[str, dict[str, Any]] | None
+) -> None:
     """Let an operator that goes on learning do without the file of its source.
 
     Args:
         model: settings of the run's model; those of an operator are completed in place.
         loaded: path and content of the file that the run starts from.
     """
-    if loaded is None or "ligo_source_config" not in (model or {}):
+    if loaded is None or not isinstance(model, LigoSettings):
         return
     saved = (record_of(loaded[1]).get("config") or {}).get("model") or {}
     model.ligo_source_config = saved.get("ligo_source_config")

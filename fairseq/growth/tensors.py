@@ -145,6 +145,7 @@ def roles_of(name: str, x: Tensor, wider: bool = True) -> tuple[Role, ...]:
     """
     full, name = name, role_name(name)
     if re.fullmatch(r"classification_heads\.[^.]+\.dense\.weight", name):
+        # the hidden layer of a classifier keeps its width; only what it reads grows
         return (None, "-emb")
     if name.startswith("classification_heads.") or (name not in ROLES and not wider):
         return (None,) * x.dim()
@@ -166,6 +167,7 @@ def widen(parts: Parts, maps: Maps) -> Parts:
 def widen_tensor(name: str, x: Tensor, maps: Maps, layer: int | None = None) -> Tensor:
     """Return one tensor with its axes grown; the same object if none does."""
     module, _, kind = role_name(name).rpartition(".")
+    # an unknown tensor matters only where the stream gets wider, which only some pairs do
     wider = role_name(name) in ROLES or maps("emb", layer, module or kind, False) is not None
     for dim, role in enumerate(roles_of(name, x, wider)):
         if role is None:
