@@ -26,7 +26,9 @@ MASK = -1
 _BATCH_ELEMENTS = 1 << 18  # numbers of one chart kept at once: it should stay in cache
 _LARGEST_BATCH = 512
 _TINY = 1e-200  # a chart that comes down to this is computed again, rescaled
-_WIDE = 500  # powers of two
+# Below so many powers of two in all nothing leaves the range of float64 (2 ** -1022): a zero then
+# means that there is no parse, not that the sentence is long.
+_WIDE = 500
 _MOST_RESCALINGS = 5
 
 
@@ -89,6 +91,7 @@ class Chart(Planner):
             run: makes the chart (rows, B) from emissions (N, X, B).
         """
         emission_NXB = self._emission[:, words_BN.T].transpose(1, 0, 2)
+        # the likeliest emission of a word near 1: products of N of them then leave the range later
         exponent_NB = np.frexp(emission_NXB.max(axis=1))[1].astype(np.int64)
         for _ in range(_MOST_RESCALINGS):
             chart = run(plan, np.ldexp(emission_NXB, -exponent_NB[:, None]))
@@ -132,10 +135,12 @@ class Chart(Planner):
         plan, chart = inside.plan, inside.chart
         grad = np.zeros_like(chart)
         grad[plan.root_row] = 1.0
+        # cells grow with the width of their span, so this meets parents before children
         for cell in reversed(plan.cells):
             if cell.closes:
                 own_U, closure_UX = self._closing(cell)
                 later_UB = grad[own_U]
+                # the closed values took the place of these, which act through the closure alone
                 grad[own_U] = 0.0
                 grad[cell.all_rows] += closure_UX.T @ later_UB
             for block, splits in cell.steps:
@@ -158,6 +163,7 @@ class Chart(Planner):
     def _log_z(self, inside: Inside) -> np.ndarray:
         z_B = inside.chart[inside.plan.root_row]
         with np.errstate(divide="ignore"):
+            # scaled by powers of two alone, so that taking the scale away costs no digit
             return np.log(z_B) + inside.exponent_B * np.log(2.0)
 
     def conditionals(self, words_BN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -180,6 +186,7 @@ class Chart(Planner):
             cell = plan.at[i, i + 1]
             np.matmul(grad[cell.all_rows].T, self.emission_XT[cell.low : cell.high], out=q_NBT[i])
         with np.errstate(invalid="ignore"):
+            # each entry is P(sentence with that word there): Z and every scale cancel
             q_NBT /= q_NBT.sum(axis=-1, keepdims=True)
         return q_NBT.transpose(1, 0, 2), self._log_z(inside)
 
@@ -191,22 +198,22 @@ class Chart(Planner):
         """
         plan = inside.plan
         grad, z_B = self.outside(inside), inside.chart[plan.root_row]
-        found_XB = np.zeros((len(self.order_X), inside.chart.shape[1]))
+        inside_XB = np.zeros((len(self.order_X), inside.chart.shape[1]))
         if (i, j) in plan.at:
             cell = plan.at[i, j]
-            found_XB[self.order_X[cell.low : cell.high]] = (
+            inside_XB[self.order_X[cell.low : cell.high]] = (
                 grad[cell.all_rows] * inside.chart[cell.all_rows]
             )
         with np.errstate(invalid="ignore"):
-            return (found_XB / z_B).T
+            return (inside_XB / z_B).T
 
     def span_inside(self, words_BN: np.ndarray) -> np.ndarray:
         """Return P(words | symbol), float64 (B, X), for every symbol."""
         inside = self.inside(words_BN, whole=True)
         places, rows_XB = inside.cell(0, words_BN.shape[1])
-        found_XB = np.zeros((len(self.order_X), len(words_BN)))
-        found_XB[self.order_X[places]] = np.ldexp(rows_XB, inside.exponent_B)
-        return found_XB.T
+        inside_XB = np.zeros((len(self.order_X), len(words_BN)))
+        inside_XB[self.order_X[places]] = np.ldexp(rows_XB, inside.exponent_B)
+        return inside_XB.T
 
     def batch_size(self, length: int) -> int:
         """Return how many sentences of a length are parsed together; memory stays bounded."""

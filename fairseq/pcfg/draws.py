@@ -57,6 +57,7 @@ class Choices:
         """Return a choice for each row, counted over all rows (see ``first``), int64 (S,)."""
         point_S = rng.random(len(rows_S)) * self._sizes[rows_S]
         place_S = point_S.astype(np.int64)
+        # the whole part chose a column, the fraction is as good as a second draw
         point_S -= place_S
         place_S += self.first[rows_S]
         return np.where(point_S < self._keep[place_S], place_S, self._alias[place_S])
@@ -90,6 +91,7 @@ class Draws:
         # words get the numbers after those of the symbols
         place_of |= {word: self.count + place for place, word in enumerate(grammar.terminals)}
         rules: list[list[tuple[int, int, float]]] = [[] for _ in grammar.nonterminals]
+        # sorted, so that draws depend on the rules and not on their order in a file
         for parent, right, prob in sorted(grammar.rules()):
             second = place_of[right[1]] if len(right) == 2 else -1
             rules[place_of[parent]].append((place_of[right[0]], second, prob))
@@ -111,6 +113,8 @@ class Draws:
             right_S = self._right_R[rule_S]
             symbol_S[open_S] = self._left_R[rule_S]
             if len(pairs_S := np.flatnonzero(right_S >= 0)):
+                # every pair before makes one place more: the second child of pair k moves on by k +
+                # 1
                 behind_S = open_S[pairs_S] + np.arange(1, len(pairs_S) + 1)
                 repeats_S = np.ones(len(symbol_S), dtype=np.int64)
                 repeats_S[open_S[pairs_S]] = 2

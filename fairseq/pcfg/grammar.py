@@ -128,6 +128,7 @@ class Grammar:
     @property
     def candidates(self) -> np.ndarray:
         """Int64: symbols a span can be labelled with: all but a start that only renames others."""
+        # but for rounding, all its probability goes to rules of one symbol
         renames = self.unary_XX[self.start].sum() > 1 - 1e-12
         return np.delete(np.arange(len(self.nonterminals)), [self.start] if renames else [])
 
@@ -149,6 +150,7 @@ class Grammar:
         law_XW = np.zeros((len(self.nonterminals), longest + 1))
         parent_R, left_R, right_R, prob_R = self.binary
         for width in range(1, longest + 1):
+            # k words to the left, width - k to the right: the second factor runs backwards
             sums_R = np.einsum(
                 "rk,rk->r", law_XW[left_R, 1:width], law_XW[right_R, width - 1 : 0 : -1]
             )
@@ -257,6 +259,7 @@ def _arrays(
     ints_R3 = np.array([rule[:3] for rule in binary], dtype=np.int64).reshape(-1, 3)
     prob_R = np.array([rule[3] for rule in binary], dtype=np.float64)
     rules = BinaryRules(ints_R3[:, 0], ints_R3[:, 1], ints_R3[:, 2], prob_R)
+    # chains of one symbol sum to (I - U)^-1, which exists if U has a spectral radius below 1
     if unary_XX.any() and np.abs(np.linalg.eigvals(unary_XX)).max() > 1 - 1e-9:
         raise DataError(
             f"{where}: rules with a single nonterminal lead in a circle of probability 1"

@@ -53,8 +53,10 @@ def read_masked_samples(
     for row, (ids_L, positions_P, masked_P) in enumerate(
         zip(ids, positions, masked_ids, strict=True)
     ):
+        # position 0 is [CLS], which is never masked
         used = positions_P > 0
         whole_L = ids_L.copy()
+        # back to what the masks replaced
         whole_L[positions_P[used]] = masked_P[used]
         ends = np.flatnonzero(whole_L == frame["[SEP]"])
         if whole_L[0] != frame["[CLS]"] or not len(ends) or (whole_L < 0).any():
@@ -74,6 +76,7 @@ def read_masked_samples(
 
 def _pieces(vocabulary: PathLike) -> list[str]:
     text = require_file(vocabulary, "vocabulary", "It is the vocab.txt of BERT.").read_text("utf-8")
+    # not splitlines, which breaks lines at characters that are pieces themselves
     return text.split("\n")
 
 
@@ -129,6 +132,7 @@ def write_masked_samples(
     """
     h5py = require_library("h5py", "writing HDF5")
     pieces = _pieces(vocabulary)
+    # a file ends in a line break, behind which there is no piece
     if not pieces[-1]:
         pieces = pieces[:-1]
     number = {piece: place for place, piece in enumerate(pieces)}

@@ -139,6 +139,7 @@ class HiddenMarkov:
         log_CB = np.stack([logp_B for *_, logp_B in parts])
         fits = self.shortest <= words_BN.shape[1] <= self.longest
         with np.errstate(invalid="ignore", divide="ignore"):
+            # -inf less -inf has no value: where no component fits, shares are zero instead
             share_CBN = np.exp(log_CBN - log_CBN.max(axis=0).clip(min=-1e300))
             q_BNT = sum(
                 share_BN[:, :, None] * (d_BNK @ c.emission_KT)
@@ -151,6 +152,7 @@ class HiddenMarkov:
     def batch_size(self, length: int) -> int:
         """Return how many sentences of a length are worked on together."""
         states = max(len(c.initial_K) for c in self.components)
+        # messages and answers of a batch take about 16 MiB
         return int(np.clip((1 << 21) // (length * (states + len(self.terminals))), 8, 1024))
 
 
@@ -161,6 +163,7 @@ def _messages(c: Component, words_BN: np.ndarray) -> tuple[np.ndarray, np.ndarra
         ``d_BNK`` and ``log_BN``: d * exp(log) is the derivative of P(words, component) by the
         emission of the state at the position; ``logp_B`` is log P(words, component).
     """
+    # the last column, which MASK = -1 picks, is the emission of a hidden word
     emission = np.concatenate([c.emission_KT, c.emission_KT.sum(1, keepdims=True)], axis=1)
     seen_NBK = emission[:, words_BN.T].transpose(1, 2, 0)
     length, count, states = seen_NBK.shape

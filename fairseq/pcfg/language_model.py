@@ -36,6 +36,7 @@ def restricted(next_words: NextWords, allowed_E: Sequence[int]) -> NextWords:
 
     def ask(words_BN: np.ndarray) -> np.ndarray:
         log_BNE = next_words(chosen_E[:-1][words_BN])[:, :, chosen_E]
+        # the greatest logarithm goes first, so that no exponential overflows
         top_BN1 = log_BNE.max(axis=-1, keepdims=True)
         return log_BNE - top_BN1 - np.log(np.exp(log_BNE - top_BN1).sum(-1, keepdims=True))
 
@@ -63,11 +64,14 @@ class LanguageModelSource:
         for step in range(self.longest):
             p_BE = np.exp(self.next_words(words_BN)[:, -1])
             below_BE = np.cumsum(p_BE, axis=1) / p_BE.sum(axis=1, keepdims=True)
+            # rounding may leave the last sum below a draw close to 1, hence the clip
             next_B = (below_BE <= rng.random(count)[:, None]).sum(axis=1).clip(max=end)
             length_B = np.where((next_B == end) & (length_B > step), step, length_B)
+            # nobody reads what stands behind an end, but the model wants a word there
             words_BN = np.concatenate([words_BN, next_B[:, None].clip(max=end - 1)], axis=1)
             if (length_B <= step).all():
                 break
+        # an empty line would be no sentence to whoever reads the text
         kept_B = (length_B > 0) & (length_B <= longest)
         shown_BN = np.arange(words_BN.shape[1]) < length_B[kept_B, None]
         offset_B1 = np.concatenate([[0], np.cumsum(length_B[kept_B])])
@@ -80,6 +84,7 @@ class LanguageModelSource:
             return np.full(len(words_BN), -np.inf)
         log_BNE = self.next_words(words_BN)
         steps_BN = np.take_along_axis(log_BNE[:, :length], words_BN[:, :, None], axis=2)[:, :, 0]
+        # at the greatest length the end is certain
         ends_B = log_BNE[:, length, -1] if length < self.longest else 0.0
         return steps_BN.sum(axis=1) + ends_B
 
@@ -98,6 +103,7 @@ class LanguageModelSource:
                 "--masks single, or --mask-count 1"
             )
         terminals = len(self.terminals)
+        # any word will do: it is replaced by each in turn below
         whole_BN = np.where(hidden_BN, 0, words_BN)
         logp_B = self.logprob(whole_BN)
         log_BNT = np.full((*words_BN.shape, terminals), np.nan)

@@ -76,6 +76,7 @@ class Block:
             (grad_LB, self.left_Q, right_CB, self.right_Q),
             (grad_CB, self.right_Q, left_LB, self.left_Q),
         ):
+            # sorted by child, so that one reduceat adds up what belongs to each
             order_Q = np.argsort(own_Q, kind="stable")
             places, first = np.unique(own_Q[order_Q], return_index=True)
             product_QB = grad_QB[order_Q]
@@ -190,6 +191,7 @@ class Planner:
         cells = sorted(at.values(), key=lambda cell: (cell.j - cell.i, cell.i))
         rows = 0
         for cell in cells:
+            # may be negative: only low to high are rows of the cell
             cell.base = rows - cell.low
             rows += cell.high - cell.low
         return Plan(length, tuple(cells), at, rows, at[0, length].base + self.root)
@@ -216,6 +218,7 @@ class Planner:
             if not splits:
                 continue
             cell.steps.append((block, splits))
+            # a block computes all its parents at once, wanted or not, and needs rows for them
             _widen(cell, block.parents)
             for k in splits:
                 _widen(_reserve(at, i, k, needed[i, k]), block.left)
@@ -258,6 +261,7 @@ def _components(grammar: Grammar) -> np.ndarray:
 
     def find(node: int) -> int:
         while leader[node] != node:
+            # halving paths keeps the trees flat
             leader[node] = leader[leader[node]]
             node = leader[node]
         return node
@@ -274,6 +278,7 @@ def _order(grammar: Grammar, component_R: np.ndarray) -> np.ndarray:
     roles = np.full((3, len(grammar.nonterminals)), -1)  # component as parent, left, right child
     for row, symbol_R in zip(roles, grammar.binary[:3], strict=True):
         row[symbol_R] = component_R
+    # a symbol has one component in each role, so three keys put all blocks side by side
     return np.lexsort((roles[2], roles[1], roles[0]))
 
 
@@ -293,6 +298,7 @@ def _block(
     weight_PQ = np.zeros((parents.stop - parents.start, len(used_Q)))
     weight_PQ[parent_R - parents.start, place_R] = prob_R
     most = int((weight_PQ > 0).sum(axis=1).max())
+    # stable, so that rules keep their order: of equal parses the first rule listed wins
     pair_PM = np.argsort(weight_PQ <= 0, axis=1, kind="stable")[:, :most]
     prob_PM = np.take_along_axis(weight_PQ, pair_PM, axis=1)
     left_Q, right_Q = np.divmod(used_Q, wide)

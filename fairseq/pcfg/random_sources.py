@@ -70,6 +70,7 @@ def levelled_grammar(
     names = [[f"A{level}_{x}" for x in range(width)] for level in range(1, levels + 1)]
     root_names = [f"S{number:0{len(str(roots))}d}" for number in range(1, roots + 1)]
     rules: Rules = []
+    # the start comes first: the parent of the first rule is the start
     _add(rules, "S", [(name,) for name in root_names], rng.dirichlet(np.full(roots, 3.0)))
     pairs = _covering_pairs(rng, 1, roots, width)[0]
     for name, (left, right) in zip(root_names, pairs, strict=True):
@@ -83,6 +84,7 @@ def levelled_grammar(
             weights = rng.dirichlet(np.ones(len(own))) * (1 - ends)
             rights.append((vocabulary[rng.integers(vocab)],))
             _add(rules, name, rights, np.append(weights, ends))
+    # every word belongs to one last symbol for certain; the rest of its words are drawn
     shares = [order.tolist() for order in np.array_split(rng.permutation(vocab), width)]
     for name, own in zip(names[-1], shares, strict=True):
         others = np.setdiff1d(np.arange(vocab), own)
@@ -190,6 +192,7 @@ def random_hmm(
 
 
 def _rows(rng: np.random.Generator, peak: float, rows: int, columns: int) -> np.ndarray:
+    # with a small parameter a whole row may underflow to 0, which has no sum to divide by
     drawn = rng.standard_gamma(peak, (rows, columns)) + 1e-12
     return drawn / drawn.sum(axis=1, keepdims=True)
 

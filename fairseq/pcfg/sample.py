@@ -38,6 +38,7 @@ def draw_exactly(
     parts: list[Sentences] = []
     kept = drawn = 0
     while kept < count:
+        # a round that kept next to nothing must not ask for millions in the next
         share = max(kept / drawn, 1 / 64) if drawn else 1.0
         size = math.ceil((count - kept) / share)
         parts.append(source.draw(rng, size, longest))
@@ -87,6 +88,7 @@ class BlockWriter:
         table = [f"{word} ".encode() for word in terminals]
         table += [f"{word}{end}".encode() for word in terminals]
         code_N = sentences.words_N.copy()
+        # last words take the second half of the table, where a line ends
         code_N[sentences.offset_B1[1:] - 1] += len(terminals)
         return b"".join(map(table.__getitem__, code_N.tolist()))
 
@@ -136,6 +138,7 @@ def write_samples(
             with atomic_write(Path(folder) / f"{name}.txt") as handle:
                 blocks = map_tasks(writer, _blocks(name, size), workers, "sampling")
                 for number, (text, block_T, used) in enumerate(blocks, 1):
+                    # blocks come back in their order, whatever process made them
                     handle.write(text)
                     words, drawn = words + int(block_T.sum()), drawn + used
                     counts_T += block_T if name.startswith("train") else 0

@@ -49,6 +49,7 @@ class Scores:
         """
         count_S = np.diff(self.offset)
         sums = [
+            # of an empty run reduceat returns a neighbour, but every sentence has a position
             np.add.reduceat(part, self.offset[:-1])
             for part in (self.entropy.astype(np.float64), self.nll)
         ]
@@ -153,12 +154,14 @@ def score(
             shown_BN[place_M, position[row_M]] = MASK
         q_BNT, logp[indices_B] = source.conditionals(shown_BN)
         if chosen is not None:
+            # the conditionals know that of the words shown; the file holds that of the sentence
             logp[indices_B] = source.logprob(words_BN)
         q_MT = q_BNT[place_M, position[row_M]]
         with np.errstate(divide="ignore"):
             log_MT = np.log(q_MT)
         logq[row_M] = log_MT
         nll[row_M] = -log_MT[np.arange(len(row_M)), target[row_M]]
+        # 0 log 0 is 0, and 0 times -inf would not be
         entropy[row_M] = -np.einsum("mt,mt->m", q_MT, np.maximum(log_MT, -1e300))
     small = np.int16 if max(terminals, int(lengths.max())) < 1 << 15 else np.int32
     return Scores(offset, position.astype(small), target.astype(small), logq, entropy, logp, nll)

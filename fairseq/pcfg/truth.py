@@ -12,6 +12,7 @@ from fairseq.errors import DataError
 from fairseq.pcfg.chart import MASK
 from fairseq.pcfg.source import Source, batches
 
+# word numbers begin at 0, and -1 is a hidden word
 _FRAME, _FOREIGN = -2, -3
 
 

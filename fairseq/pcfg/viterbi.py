@@ -53,6 +53,7 @@ class Viterbi:
         def run(plan: Plan, emission_NXB: np.ndarray) -> np.ndarray:
             nonlocal before
             before = np.zeros((plan.rows, len(words_BN)))
+            # without rules of one symbol the two charts are one
             best = np.zeros_like(before) if len(self.chart.unary_places) else before
             for cell in plan.cells:
                 self._fill(plan, cell, emission_NXB, before, best)
@@ -139,6 +140,7 @@ class Viterbi:
         """Note the nodes of a cell with their chains; return the symbols at the ends of these."""
         aim_D = place_D
         if cell.closes:
+            # which end of a chain gave the value is asked again, as for splits
             chains_DX = self.best_XX[place_D, cell.low : cell.high]
             own_DX = before[cell.all_rows][:, sentence_D].T
             aim_D = cell.low + (chains_DX * own_DX).argmax(axis=1)
@@ -167,6 +169,7 @@ class Viterbi:
             )
         ]
         sentence_D, _, start_D, end_D, depth_D = columns
+        # parents before children: the longer span first, then the upper link of a chain
         order = np.lexsort((depth_D, -end_D, start_D, sentence_D))
         sentence_D, symbol_D, start_D, end_D = (column[order] for column in columns[:4])
         return Parses(sentence_D, symbol_D, start_D, end_D, logprob_B)
@@ -197,6 +200,7 @@ def _split(
         ]
     )
     value_DKM = (value_KDM * block.prob_PM[parent_D]).transpose(1, 0, 2)
+    # argmax takes the first of equals: the earliest split, then the first rule
     choice_D = value_DKM.reshape(len(sentence_D), -1).argmax(axis=1)
     split_D, rule_D = np.divmod(choice_D, value_DKM.shape[2])
     node_D = np.arange(len(sentence_D))
@@ -217,6 +221,7 @@ def _best_chains(unary_XX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     count = len(unary_XX)
     best_XX = np.maximum(unary_XX, np.eye(count))
     next_XX = np.broadcast_to(np.arange(count), (count, count)).copy()
+    # only what is both reached and left can lie in the middle of a chain
     for middle in np.flatnonzero((unary_XX > 0).any(axis=0) & (unary_XX > 0).any(axis=1)):
         through_XX = best_XX[:, middle, None] * best_XX[middle]
         better_XX = through_XX > best_XX

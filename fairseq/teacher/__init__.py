@@ -156,6 +156,7 @@ def digest_of(path: Path) -> str:
     total = hashlib.sha256()
     for part in sorted(path.iterdir()):
         if part.name == "config.json" or part.suffix in (".safetensors", ".bin"):
+            # names count: weights in exchanged files are other weights
             total.update(f"{part.name} {sha256_of(part)}\n".encode())
     return total.hexdigest()
 
@@ -212,6 +213,7 @@ def _with_rows_of(source: _Source, ours: Dictionary, path: str) -> dict[str, Ten
         return source.state
     mask = ours.mask_word
     if mask in ours and mask not in theirs and rows != len(theirs):
+        # the last row is the mask, which its task added behind the symbols of the file
         theirs = theirs.resized(rows - 1) or theirs
         theirs.add_symbol(mask)
     elif rows != len(theirs):
@@ -246,6 +248,7 @@ def _check_fit(
     at_logits: float,
 ) -> None:
     """Refuse a teacher of the other kind, with a shorter reach, or without the logits needed."""
+    # positions mean the next token to one kind and a masked one to the other
     kinds = [set(getattr(model, "supported_targets", ())) for model in (teacher, student)]
     if kinds[0] != kinds[1]:
         raise ConfigError(
@@ -262,6 +265,7 @@ def _check_fit(
         )
     limit, wanted = teacher.max_positions(), getattr(task.cfg, "tokens_per_sample", None)
     if isinstance(limit, int) and isinstance(wanted, int):
+        # the sign of the beginning comes on top of the sample's tokens
         wanted += bool(getattr(task.cfg, "add_bos_token", False))
         if wanted > limit:
             raise ConfigError(

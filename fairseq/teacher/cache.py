@@ -56,7 +56,9 @@ def _row_digests(tokens_BT: Tensor, positions_N: Tensor, pad: int) -> tuple[Any,
     rows = zip(tokens, np.split(positions % max(1, length), np.cumsum(counts_B)[:-1]), strict=True)
     digests = [
         hashlib.blake2b(
+            # how much padding a row has depends on the other rows of its batch
             row_T[row_T != pad].astype("<i8").tobytes() + b"|" + places.astype("<i8").tobytes(),
+            # 64 bits: that any two of a hundred million rows meet has a chance of 3 in 10,000
             digest_size=8,
         ).digest()
         for row_T, places in rows
@@ -89,6 +91,7 @@ class CacheWriter(contextlib.ExitStack):
         operands = model(**net_input, predicted_positions=positions_N)[0]
         ends = np.cumsum(counts_B)
         for digest, end, count in zip(digests_B.tolist(), ends, counts_B, strict=True):
+            # a later epoch meets the same rows again
             if digest in self.rows or not count:
                 continue
             self.rows[digest] = (self.entries, int(count))
@@ -96,6 +99,7 @@ class CacheWriter(contextlib.ExitStack):
             hidden_NC = operands.hidden_NC[end - count : end].float()
             bias_V = None if operands.bias_V is None else operands.bias_V.float()
             draw = torch.Generator(hidden_NC.device)
+            # by the row and not by its turn: stored again, in any order, a row is the same
             draw.manual_seed(derive_seed(self.seed, "teacher-cache", digest >> 1))
             for _, logits_RV in logit_chunks(hidden_NC, operands.weight_VC.float(), bias_V):
                 self._write(logits_RV, draw)
@@ -103,6 +107,7 @@ class CacheWriter(contextlib.ExitStack):
     def _write(self, logits_RV: Tensor, draw: torch.Generator) -> None:
         k, temperatures = self.meta["k"], self.meta["temperatures"]
         if self.meta["method"] == "topk":
+            # logits as they are serve every temperature; only the sum of the others depends on it
             values, ids = logits_RV.topk(k)
             rest_RV = logits_RV.scatter(1, ids, -math.inf)
             tails = torch.stack([(rest_RV / t).logsumexp(-1) for t in temperatures], 1)
@@ -122,6 +127,7 @@ class CacheWriter(contextlib.ExitStack):
 
 
 def _id_type(meta: Mapping[str, Any]) -> str:
+    # half the size for vocabularies of GPT-2's kind
     return "<u2" if meta["symbols"] <= 1 << 16 else "<i4"
 
 
@@ -202,6 +208,7 @@ class TeacherCache:
         rows = self.index[places_B]
         if (rows["digest"] != digests_B).any() or (rows["entries"] != counts_B).any():
             return None
+        # counts on from the first entry of each row
         firsts_N = np.repeat(rows["first"] - (np.cumsum(counts_B) - counts_B), counts_B)
         return self._entries(firsts_N + np.arange(counts_B.sum()), known.index(temperature),
                              temperature, tokens_BT.device)  # fmt: skip
@@ -214,6 +221,7 @@ class TeacherCache:
         ids_NK = torch.from_numpy(self.ids[entries_N, kept].astype(np.int64)).to(device)
         values_NK = torch.from_numpy(self.values[entries_N, kept].copy()).to(device)
         if self.tails is None:
+            # every draw stands for 1/K of the probability, whatever its own was
             return SparseTeacher(ids_NK, values_NK, torch.full_like(values_NK, 1 / self.meta["k"]))
         tail_N = torch.from_numpy(self.tails[entries_N, number].copy()).to(device)
         scaled_NK = values_NK / temperature
