@@ -12,6 +12,7 @@ from fairseq.errors import ConfigError
 from fairseq.files.io import require_file
 
 MOST_INCLUDES = 200
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"  # they come with the package
 PACKAGE = re.compile(r"\s*#\s*@package\s+(\S+)")
 
 
@@ -31,9 +32,25 @@ def read_yaml(*paths: str) -> dict[str, Any]:
     """
     result: dict[str, Any] = {}
     for path in paths:
-        file = require_file(path, "configuration file", "Check --config.")
+        file = require_file(_packaged(path), "configuration file", _hint())
         result = stacked(result, _composed(file, (), [])[0])
     return result
+
+
+def _packaged(path: str) -> str:
+    """Return the recipe that comes with the package for ``NAME`` or ``recipes/NAME.yaml``.
+
+    A file of that name goes first.
+    """
+    named = Path(path)
+    is_ours = named.parent in (Path("."), Path("recipes")) and named.suffix in ("", ".yaml")
+    ours = RECIPES / f"{named.stem}.yaml"
+    return str(ours) if is_ours and ours.is_file() and not named.is_file() else path
+
+
+def _hint() -> str:
+    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    return f"Check --config: a YAML file, or one of {names}."
 
 
 def stacked(low: Mapping[str, object], high: Mapping[str, object]) -> dict[str, Any]:
