@@ -19,6 +19,7 @@ USAGE = "fairseq-train DATA --arch NAME --task NAME --optimizer NAME [options]"
 EXAMPLES = """examples:
   fairseq-train data-bin --task masked_lm --criterion masked_lm --arch roberta_tiny \\
       --optimizer adam --lr 0.0005 --batch-size 32 --tokens-per-sample 128 --max-update 1000
+  fairseq-train data-bin --config zero_clap                 a recipe of the package
   fairseq-train data-bin --config recipe.yaml --save-dir runs/second
   fairseq-train --arch roberta --task masked_lm --help      the flags of this model and task
   fairseq-train ... --show-config                           print the settings, do not train
@@ -96,11 +97,16 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and train."""
     from fairseq.config import options
     from fairseq.config.resolve import required_settings
+    from fairseq.config.yaml import recipe_names
 
     parser = options.get_training_parser(argv=argv)
     parser.prog, parser.usage, parser.epilog = "fairseq-train", USAGE, EXAMPLES
     parser.add_argument(
-        "--config", metavar="FILE", help="YAML recipe; later ones win, flags win over all"
+        "--config",
+        metavar="FILE",
+        help="YAML recipe, or one that comes with the package: "
+        + ", ".join(recipe_names())
+        + "; later ones win, flags win over all",
     )
     parser.add_argument("--show-config", action="store_true", help="print the settings and stop")
     config = options.parse_config(parser, argv)

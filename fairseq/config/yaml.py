@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.config.yaml_text import read_yaml_file
-from fairseq.errors import ConfigError
+from fairseq.errors import ConfigError, did_you_mean
 from fairseq.files.io import require_file
 
 MOST_INCLUDES = 200
@@ -18,6 +18,8 @@ PACKAGE = re.compile(r"\s*#\s*@package\s+(\S+)")
 
 def read_yaml(*paths: str) -> dict[str, Any]:
     """Read recipes: mappings of sections (``common``, ``task``, ``model``, ...) to values.
+
+    A recipe is a file, or the name of one that comes with the package.
 
     Of several recipes, later ones win. A recipe may begin with a ``defaults`` list, which means
     what it means to Hydra: ``name`` is a recipe beside it, ``group: name`` one in the folder
@@ -32,25 +34,28 @@ def read_yaml(*paths: str) -> dict[str, Any]:
     """
     result: dict[str, Any] = {}
     for path in paths:
-        file = require_file(_packaged(path), "configuration file", _hint())
+        file = require_file(_packaged(path), "configuration file", _hint(path))
         result = stacked(result, _composed(file, (), [])[0])
     return result
 
 
-def _packaged(path: str) -> str:
-    """Return the recipe that comes with the package for ``NAME`` or ``recipes/NAME.yaml``.
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
-    A file of that name goes first.
-    """
+
+def _packaged(path: str) -> str:
+    """Return the recipe of the package for ``NAME`` or ``recipes/NAME.yaml``; a file goes first."""
     named = Path(path)
     is_ours = named.parent in (Path("."), Path("recipes")) and named.suffix in ("", ".yaml")
     ours = RECIPES / f"{named.stem}.yaml"
     return str(ours) if is_ours and ours.is_file() and not named.is_file() else path
 
 
-def _hint() -> str:
-    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    return f"Check --config: a YAML file, or one of {names}."
+def _hint(path: str) -> str:
+    names = recipe_names()
+    close = did_you_mean(Path(path).stem, names)
+    return f"--config takes a YAML file, or a recipe of the package: {', '.join(names)}{close}"
 
 
 def stacked(low: Mapping[str, object], high: Mapping[str, object]) -> dict[str, Any]:

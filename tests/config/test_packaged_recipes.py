@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+from documents import ROOT
 from tiny_run import make_corpus
 
 from fairseq.config.yaml import RECIPES, read_yaml
@@ -23,20 +27,52 @@ def narrow(side: str) -> list[str]:
     return [word for name, size in sizes for word in (f"--{side}-{name}", str(size))]
 
 
-def test_those_are_all_and_each_fits_ten_lines() -> None:
+def test_those_are_all_short_and_say_what_they_need(capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == NAMES
     for name in NAMES:
-        assert len((RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()) <= 10
+        lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        assert len([line for line in lines if not line.startswith("#")]) <= 10
+        assert "Needs " in lines[0]
+        # the command of the second line parses, and what it says wins over the recipe
+        *_, command = lines[1].partition("fairseq-train ")
+        words = shlex.split(command)
+        assert words[words.index("--config") + 1] == name
+        train.run([*words, "--show-config"])
+        shown = yaml.safe_load(capsys.readouterr().out)
+        settings = {
+            k: v for part in shown.values() if isinstance(part, dict) for k, v in part.items()
+        }
+        assert settings["save_dir"] == "runs/other"
+        for flag, value in zip(words, words[1:], strict=False):
+            if flag.startswith("--") and flag != "--config":
+                said = settings[flag[2:].replace("-", "_")]
+                assert str(said[0] if isinstance(said, list) else said) == value
 
 
-def test_names_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_contain_them() -> None:
+    """What ``[tool.setuptools.package-data]`` names is all that a wheel has besides modules."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["fairseq"]
+    shipped = {path for pattern in patterns for path in (ROOT / "fairseq").glob(pattern)}
+    others = {
+        p for p in (ROOT / "fairseq").rglob("*") if p.is_file() and "__pycache__" not in p.parts
+    }
+    assert shipped == {path for path in others if path.suffix != ".py"}
+
+
+def test_names_and_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     packaged = read_yaml("causal")
     assert read_yaml("recipes/causal.yaml") == read_yaml("causal.yaml") == packaged
     Path("causal.yaml").write_text("common: {seed: 5}\n", encoding="utf-8")
     assert read_yaml("causal.yaml") == {"common": {"seed": 5}}, "a file of one's own goes first"
-    with pytest.raises(MissingFileError, match="or one of causal, distilled, grown"):
+    with pytest.raises(MissingFileError, match="did you mean 'causal'"):
         read_yaml("casual")
+    with pytest.raises(SystemExit):
+        train.run(["data-bin", "--config", "NONSENSE"])
+    assert "or a recipe of the package: causal, distilled, grown" in capsys.readouterr().err
 
 
 def test_each_trains_three_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
