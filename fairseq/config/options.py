@@ -220,7 +220,7 @@ def parse_config(
         recipe = _recipe(parser, argv)
         common, task = recipe.get("common") or {}, recipe.get("task")
         plugins.refuse_named_code(recipe, "--user-dir" in {word.split("=")[0] for word in argv})
-        chosen = complete_parser(parser, argv, _component_names(recipe))
+        chosen = complete_parser(parser, argv, component_names(recipe))
         refuse_words(parser, chosen)
         if isinstance(task, dict) and task.get("data") not in (None, "???"):
             make_data_optional(parser)
@@ -242,7 +242,8 @@ def _recipe(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
     return read_yaml(*paths)
 
 
-def _component_names(recipe: Mapping[str, object]) -> dict[str, str]:
+def component_names(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of the components that a recipe states, by flag."""
     names = {}
     for section, flag in COMPONENTS.items():
         values = recipe.get(section)

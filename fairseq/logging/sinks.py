@@ -70,6 +70,30 @@ def _step_of(stats: Stats, step: int | None) -> int | None:
     return None if updates is None else int(updates)
 
 
+def as_record(
+    stats: Stats, tag: str | None, step: int | None, epoch: int | None
+) -> dict[str, int | float | str | None]:
+    """Return figures as they stand in ``metrics.jsonl``: plain numbers, None if not finite.
+
+    Args:
+        stats: figures by name; what is no number is left out.
+        tag: what was measured.
+        step: updates done so far.
+        epoch: the epoch, from 1.
+    """
+    record: dict[str, int | float | str | None] = {
+        "tag": tag,
+        "epoch": epoch,
+        "update": _step_of(stats, step),
+        "time": round(time.time(), 3),
+    }
+    for key, stat in stats.items():
+        number = to_number(stat)
+        if number is not None:
+            record.setdefault(key, number if math.isfinite(number) else None)
+    return record
+
+
 class LineFile:
     """Appends lines to a text file, each one flushed; the folder is created.
 
@@ -175,17 +199,7 @@ class JsonlSink:
         epoch: int | None = None,
     ) -> None:
         """Append one record; figures that are not numbers are left out."""
-        record: dict[str, Any] = {
-            "tag": tag,
-            "epoch": epoch,
-            "update": _step_of(stats, step),
-            "time": round(time.time(), 3),
-        }
-        for key, stat in stats.items():
-            number = to_number(stat)
-            if number is not None:
-                record.setdefault(key, number if math.isfinite(number) else None)
-        self._lines.write(json.dumps(record))
+        self._lines.write(json.dumps(as_record(stats, tag, step, epoch)))
 
     def update_config(self, config: Mapping[str, object]) -> None:
         """Do nothing: the run folder keeps the settings in a file of their own."""

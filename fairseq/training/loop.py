@@ -39,15 +39,17 @@ from fairseq.training.profiling import UpdateProfiler
 from fairseq.training.restore import read_start, restore
 from fairseq.training.run_folder import RunFolder
 from fairseq.training.trainer import Trainer
+from fairseq.training.watch import Watch
 
 logger = logging.getLogger("fairseq_cli.train")
 
 
-def run_training(cfg: FairseqConfig) -> float | None:
+def run_training(cfg: FairseqConfig, watch: Watch | None = None) -> float | None:
     """Train a model as ``cfg`` says, in this process.
 
     Args:
         cfg: the configuration; it is settled, and frozen once everything is built.
+        watch: is told of every record, and how the run ended.
 
     Returns:
         the best validation metric, None if nothing was validated.
@@ -74,9 +76,10 @@ def run_training(cfg: FairseqConfig) -> float | None:
             StopSignal() as stop,
         ):
             trainer, epoch_itr = _set_up(cfg, folder)
-            loop = TrainLoop(cfg, trainer, epoch_itr, stop, folder)
+            loop = TrainLoop(cfg, trainer, epoch_itr, stop, folder, watch)
             with loop.profiler:
                 loop.run()
+            loop.watch.updates = trainer.get_num_updates()
     finally:
         close_sinks()
     return trainer.best
@@ -135,6 +138,7 @@ class TrainLoop:
         epoch_itr: where the run stands in the data.
         stop: tells whether the process was asked to end.
         folder: keeps what happened.
+        watch: is told of every record, and how the run ended.
     """
 
     def __init__(
@@ -144,9 +148,11 @@ class TrainLoop:
         epoch_itr: Any,
         stop: StopSignal,
         folder: RunFolder,
+        watch: Watch | None = None,
     ) -> None:
         self.cfg, self.trainer, self.task = cfg, trainer, trainer.task
         self.epoch_itr, self.stop, self.folder = epoch_itr, stop, folder
+        self.watch = Watch() if watch is None else watch
         # what validations and checkpoints are about; not epoch_itr if an epoch end is caught up on
         self.position = epoch_itr
         # what was restored lies on the disk already
@@ -164,6 +170,7 @@ class TrainLoop:
         if complete is None and self.epoch_itr.next_epoch_idx > max_epoch:
             complete = f"max_epoch: {max_epoch}"
         if complete is not None:
+            self.watch.reason = complete
             logger.info("nothing to do: the run is complete (%s)", complete)
         if complete is None and self.stop.received():
             logger.warning("stopped by %s before the first update", self.stop.name)
@@ -200,6 +207,7 @@ class TrainLoop:
         return should_stop
 
     def _stop_at_lowest_rate(self) -> None:
+        self.watch.reason = "stop_min_lr"
         logger.info(
             "stopping training because current learning rate (%s) is smaller than or equal to "
             "minimum learning rate (--stop-min-lr=%s)",
@@ -318,8 +326,10 @@ class TrainLoop:
     def _log_inner(self, progress: BaseProgressBar) -> None:
         updates = self.trainer.get_num_updates()
         if updates % self.cfg.common.log_interval == 0:
-            progress.log(self._training_stats("train_inner"), tag="train_inner", step=updates)
+            stats = self._training_stats("train_inner")
+            progress.log(stats, tag="train_inner", step=updates)
             metrics.reset_meters("train_inner")
+            self.watch.trained(stats, updates, self.epoch_itr.epoch)
 
     @staticmethod
     def _training_stats(name: str) -> dict[str, Any]:
@@ -349,7 +359,7 @@ class TrainLoop:
         updates = self.trainer.get_num_updates()
         at_milestone = bool(checkpoint_utils.milestones(self.cfg.checkpoint, self.trainer))
         now = policy.Moment(updates, self.position.epoch, end_of_epoch, updated, at_milestone)
-        reason = self._reached_limit()
+        reason = self._reached_limit() or self.watch.asked_to_stop(self.trainer.device)
         do_save, do_validate = policy.is_time(self.cfg, now, reason is not None)
         is_extra = not policy.due(self.cfg, now)[1]
         valid_losses: list[float | None] = [None]
@@ -363,11 +373,13 @@ class TrainLoop:
                 maximize = self.cfg.checkpoint.maximize_best_checkpoint_metric
                 policy.note_validation(self.trainer.progress, valid_losses[0], maximize)
             reason = reason or self._out_of_patience()
+            reason = reason or self.watch.asked_to_stop(self.trainer.device)
         should_stop = reason is not None or signalled
         saved = None
         if do_save or should_stop:
             saved = self._save(valid_losses[0], always=should_stop)
         if reason is not None:
+            self.watch.reason = reason
             logger.info("Stopping training due to %s", reason)
         if signalled:
             how = checkpoint_utils.how_it_goes_on(self.cfg.checkpoint, updates, saved)
@@ -382,6 +394,7 @@ class TrainLoop:
             self.cfg.checkpoint, self.trainer, self.position, val_loss, always
         )
         self.saved_at = self.trainer.get_num_updates()
+        self.watch.saved = path or self.watch.saved
         return path
 
     def _validate_all(self) -> list[float | None] | None:
@@ -435,4 +448,5 @@ class TrainLoop:
             digits = getattr(aggregated.get(metric), "round", None)
             stats[f"best_{metric}"] = safe_round(best, 3 if digits is None else digits)
             progress.print(stats, tag=subset, step=trainer.get_num_updates())
+        self.watch.validated(stats, subset, trainer.get_num_updates(), epoch)
         return value
