@@ -138,13 +138,14 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text-key",
         metavar="KEY",
-        help="key of a document's text in JSON lines (.jsonl, .jsonl.gz) or a datasets folder; a.b "
-        "is b inside a (text)",
+        help="key of a document's text in JSON lines (.jsonl, .jsonl.gz), or its column in Parquet "
+        "files and datasets folders; a.b is b inside a (text)",
     )
     parser.add_argument(
         "--split",
         metavar="NAME",
-        help="split of a datasets folder, name or name(lo:hi) for a fraction of its rows (train)",
+        help="split of a datasets folder, name or name(lo:hi) for a fraction of its rows (train); "
+        "of a Parquet file (lo:hi)",
     )
     parser.add_argument(
         "--skip-bad-records",
@@ -268,8 +269,8 @@ def _convert(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         f"{summary.written:,} lines, {summary.tokens:,} pieces, {summary.dropped:,} lines dropped, "
         f"{summary.seconds:.1f} s, {rate:.1f} MB/s"
     )
-    if summary.documents:
-        text += f"; {summary.documents:,} documents, {summary.skipped:,} bad records skipped"
+    if summary.records:
+        text += f"; {summary.of_records()}"
     return dataclasses.asdict(summary), text
 
 

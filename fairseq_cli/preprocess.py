@@ -16,6 +16,8 @@ EXAMPLES = """examples:
   fairseq-preprocess --only-source --trainpref train.bpe --validpref valid.bpe --destdir data-bin
   fairseq-preprocess --only-source --trainpref more.bpe --srcdict data-bin/dict.txt \\
       --destdir more-bin
+  fairseq-preprocess --only-source --trainpref train.parquet --validpref valid.jsonl \\
+      --text-key text --byte-level-tokenizer tokenizer.json --destdir data-bin
 """
 
 

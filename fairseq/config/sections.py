@@ -455,7 +455,11 @@ class PreprocessConfig(FairseqDataclass):
     source_lang: str | None = option(None, "source language", argparse_alias="-s")
     target_lang: str | None = option(None, "target language", argparse_alias="-t")
     trainpref: str | None = option(
-        None, "training text (without the language suffix, if any)", path=True
+        None,
+        "training text (without the language suffix, if any): a file of words, or records: JSON "
+        "lines (.jsonl, .jsonl.gz), a Parquet file, a folder of such or a datasets folder, the "
+        "last three also as FOLDER:SPLIT or FOLDER:SPLIT(lo:hi), a fraction of the rows",
+        path=True,
     )
     validpref: str | None = option(None, "validation texts, separated by commas", path=True)
     testpref: str | None = option(None, "test texts, separated by commas", path=True)
@@ -475,10 +479,20 @@ class PreprocessConfig(FairseqDataclass):
     workers: int = option(1, "processes", minimum=1, maximum=MOST_WORKERS)
     byte_level_tokenizer: str | None = option(
         None,
-        "tokenizer.json of fairseq-bpe train that made the texts: the dictionary gets all of its "
-        "pieces, so that no text has an unknown one, and the file is copied to --destdir",
+        "tokenizer.json of fairseq-bpe train that made the texts, and cuts records into pieces "
+        "now: the dictionary gets all of its pieces, so that no text has an unknown one, and the "
+        "file is copied to --destdir",
         new=True,
         path=True,
+    )
+    text_key: str | None = option(
+        None,
+        "key of the text in JSON lines, or its column; a.b is b inside a. If given, a file of any "
+        'name holds JSON lines ["text"]',
+        new=True,
+    )
+    skip_bad_records: bool = option(
+        False, "leave out and count records that are not JSON or have no text", new=True
     )
     dict_only: bool = option(False, "build the dictionary and stop")
 

@@ -1,4 +1,4 @@
-"""Corpora as documents: JSON lines, plain or gzipped, and saved Hugging Face ``datasets`` folders.
+"""Corpora as documents: JSON lines, plain or gzipped, Parquet files, saved ``datasets`` folders.
 
 A record is a document, its text stands under a key. A reader cuts a corpus into blocks, few of
 which are in memory at a time, and turns a block into texts; the second part may happen in another
@@ -8,27 +8,23 @@ process.
 from __future__ import annotations
 
 import dataclasses
-import glob
 import gzip
 import json
-import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from fairseq.errors import ConfigError, DataError, MissingFileError, did_you_mean
-from fairseq.files import line_reader
+from fairseq.errors import ConfigError, DataError
+from fairseq.files import columns, line_reader
 from fairseq.files.io import require_file
 from fairseq.files.line_reader import Block, LineReader
-from fairseq.lazy import require_library
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
-ROWS_AT_ONCE = 64
 SKIP = "leave such records out with --skip-bad-records"
-# files that ``save_to_disk`` leaves in the folder of one dataset, and in that of several splits
-DATASET_MARKS = ("state.json", "dataset_dict.json")
+BLANK, EMPTY = "blank line", "empty text"
 SPLIT = re.compile(r"([^():]*)(?:\(([^():]*):([^():]*)\))?")
 
 
@@ -39,8 +35,8 @@ class DocumentOptions:
     Attributes:
         text_key: the field or column of the text; ``a.b`` is the field b of a.
         skip_bad: leave records without text out instead of raising.
-        split: of a datasets folder, ``name`` or ``name(lo:hi)``; ``train``, or all of a folder
-            without splits, if None.
+        split: of columns, ``name`` or ``name(lo:hi)``; ``train``, or all rows where there are no
+            splits, if None.
         remedy: what a message says is to be done with records without text.
     """
 
@@ -50,13 +46,25 @@ class DocumentOptions:
     remedy: str = SKIP
 
 
+class BadRecord(DataError):
+    """A record without text; ``reason`` says in short why."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """The documents of a block, how many records were skipped, and its size in bytes."""
+    """The documents of a block, its size in bytes, and why how many records hold none.
+
+    ``bad`` counts records that were skipped on request, ``blank`` lines without any record.
+    """
 
     texts: list[str]
-    skipped: int
     size: int
+    bad: Counter[str] = dataclasses.field(default_factory=Counter)
+    blank: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,16 +90,17 @@ def choose_options(
     """Return how inputs are read as documents, None if a ``LineReader`` reads them.
 
     Args:
-        inputs: paths or ``"-"``. Folders and names in ``.jsonl`` or ``.jsonl.gz`` hold documents.
+        inputs: paths or ``"-"``. Folders, Parquet files and names in ``.jsonl`` or ``.jsonl.gz``
+            hold documents.
         text_key: key of the text; if given, all inputs hold documents.
         skip_bad: leave records without text out.
-        split: split of a datasets folder.
+        split: split of a datasets folder, fractions of the rows of a Parquet file.
         jsonl_field: the field of ``--jsonlines``, which makes each record a single line.
 
     Raises:
         ConfigError: if flags and inputs do not fit together.
     """
-    folders = [name for name in inputs if os.path.isdir(name)]
+    folders = [name for name in inputs if columns.holds_columns(name)]
     if jsonl_field is not None:
         if text_key is not None or skip_bad or split is not None or folders:
             raise ConfigError(
@@ -100,7 +109,7 @@ def choose_options(
             )
         return None
     if split is not None and len(folders) < len(inputs):
-        raise ConfigError("--split belongs to folders saved by datasets' save_to_disk")
+        raise ConfigError("--split belongs to datasets folders and Parquet files")
     text = [name for name in inputs if name not in folders and not name.endswith(SUFFIXES)]
     if text_key is None and len(text) == len(inputs):
         if skip_bad:
@@ -138,10 +147,26 @@ def text_of(record: object, key: str, where: str, remedy: str = SKIP) -> str:
             "written there, and packed rows have lost the borders of documents. Encode the column "
             f"of the text instead (fields: {', '.join(fields)}), or the corpus it was made from"
         )
-    raise DataError(
+    raise BadRecord(
         f"{where}: no text under '{key}' (fields: {', '.join(map(str, fields)) or 'none'}). Name "
-        f"the key with --text-key, or {remedy}"
+        f"the key with --text-key, or {remedy}",
+        f"no text under '{key}'",
     )
+
+
+def _readable(
+    records: Iterable[Any], read: Callable[[Any], str], skip_bad: bool
+) -> tuple[list[str], Counter[str]]:
+    """Return the texts of records, and why how many of them have none, if that is allowed."""
+    texts, bad = [], Counter[str]()
+    for record in records:
+        try:
+            texts.append(read(record))
+        except BadRecord as error:
+            if not skip_bad:
+                raise
+            bad[error.reason] += 1
+    return texts, bad
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,25 +213,23 @@ class JsonLines:
             DataError: on a line that is no JSON object with a text, unless such lines are skipped.
             ConfigError: if the key holds token ids.
         """
-        texts, skipped = [], 0
         data = block.columns[0]
-        for number, line in enumerate(data.split(b"\n"), start=block.first_line):
-            if not line.strip():
-                continue
-            try:
-                texts.append(self._text(line, f"{self.name}, line {number}"))
-            except DataError:
-                if not self.options.skip_bad:
-                    raise
-                skipped += 1
-        return Texts(texts, skipped, len(data))
+        lines = data.removesuffix(b"\n").split(b"\n")
+        numbered = [(n, line) for n, line in enumerate(lines, block.first_line) if line.strip()]
+        texts, bad = _readable(
+            numbered,
+            lambda one: self._text(one[1], f"{self.name}, line {one[0]}"),
+            self.options.skip_bad,
+        )
+        return Texts(texts, len(data), bad, len(lines) - len(numbered))
 
     def _text(self, line: bytes, where: str) -> str:
         try:
             record = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{where}: not JSON in UTF-8 ({error}). Mend the line, or {self.options.remedy}"
+            raise BadRecord(
+                f"{where}: not JSON in UTF-8 ({error}). Mend the line, or {self.options.remedy}",
+                "not JSON",
             ) from error
         text = text_of(record, self.options.text_key, where, self.options.remedy)
         if b"\\u" in line:  # an escape may be half a pair, which no file of text can hold
@@ -234,40 +257,39 @@ def parse_split(split: str) -> tuple[str, Fraction, Fraction]:
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetFolder:
-    """A folder that ``save_to_disk`` of the package ``datasets`` wrote."""
+class Table:
+    """A Parquet file, a folder of such, or one that ``save_to_disk`` of ``datasets`` wrote."""
 
     name: str
     options: DocumentOptions
 
     @property
     def names(self) -> list[str]:
-        """Return the folder's name, as a list."""
+        """Return the name, as a list."""
         return [self.name]
 
     def blocks(self) -> Iterator[Rows]:
         """Yield the rows of the split; of n rows those from floor(lo n) to before floor(hi n).
 
         Raises:
-            MissingFileError: if the folder holds no dataset.
+            MissingFileError: if there is no such file, or the folder holds no dataset.
             ConfigError: if the package is missing, or there is no such split.
             DataError: if the files are damaged, or there is no such column.
         """
-        rows = self._rows()
         split, low, high = parse_split(self.options.split or "")
-        first, end = int(low * len(rows)), int(high * len(rows))
-        key = self.options.text_key
-        column = key if key in rows.column_names else key.split(".")[0]
-        if column not in rows.column_names:
+        found = columns.open_columns(self.name, split)
+        key, names = self.options.text_key, found.column_names
+        column = key if key in names else key.split(".")[0]
+        if column not in names:
             raise DataError(
-                f"{self.name}: there is no column '{key}', only {', '.join(rows.column_names)}. "
-                "Name it with --text-key"
+                f"{self.name}: there is no column '{key}', only {', '.join(names)}. Name the one "
+                "of the text with --text-key"
             )
-        rows = rows.select_columns([column]).with_format(None)
+        count = len(found)
+        start = int(low * count)
         records: list[dict[str, Any]] = []
-        size, start = 0, first
-        for place in range(first, end, ROWS_AT_ONCE):
-            values = rows[place : min(place + ROWS_AT_ONCE, end)][column]
+        size = 0
+        for values in found.values(column, start, int(high * count)):
             records += [{column: value} for value in values]
             size += sum(len(value) for value in values if isinstance(value, str))
             if size >= line_reader.BLOCK_BYTES or len(records) >= 1000:
@@ -276,48 +298,17 @@ class DatasetFolder:
         if records:
             yield Rows(records, start)
 
-    def _rows(self) -> Any:
-        """Return the dataset of the split that was asked for."""
-        if not any(os.path.isfile(os.path.join(self.name, mark)) for mark in DATASET_MARKS):
-            if glob.glob(os.path.join(glob.escape(self.name), "*.parquet")):
-                way = line_reader.parquet_way(os.path.join(self.name, "*.parquet"))
-                raise DataError(f"{self.name} holds Parquet files. {way}")
-            raise MissingFileError(
-                f"{self.name} is a folder, but not one that save_to_disk of the package datasets "
-                "wrote. Name files, or the folder of the dataset"
-            )
-        library = require_library("datasets", f"reading the datasets folder {self.name}")
-        try:
-            found = library.load_from_disk(self.name)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self.name}: the dataset cannot be read ({error})") from error
-        wanted = parse_split(self.options.split or "")[0]
-        if not isinstance(found, Mapping):
-            own = str(found.split) if found.split is not None else ""
-            if wanted and own and wanted != own:
-                raise ConfigError(f"{self.name} holds the split '{own}', not '{wanted}'")
-            return found
-        wanted = wanted or "train"
-        if wanted not in found:
-            raise ConfigError(
-                f"{self.name} has no split '{wanted}'{did_you_mean(wanted, found)}, only "
-                f"{', '.join(found)}: choose with --split"
-            )
-        return found[wanted]
-
     def texts(self, block: Rows) -> Texts:
         """Return the texts of a block; errors as in :meth:`JsonLines.texts`."""
-        texts, skipped, key, remedy = [], 0, self.options.text_key, self.options.remedy
-        for number, record in enumerate(block.records, start=block.first):
-            try:
-                texts.append(text_of(record, key, f"{self.name}, row {number}", remedy))
-            except DataError:
-                if not self.options.skip_bad:
-                    raise
-                skipped += 1
-        return Texts(texts, skipped, sum(len(text.encode(errors="replace")) for text in texts))
+        key, remedy = self.options.text_key, self.options.remedy
+        texts, bad = _readable(
+            enumerate(block.records, start=block.first),
+            lambda one: text_of(one[1], key, f"{self.name}, row {one[0]}", remedy),
+            self.options.skip_bad,
+        )
+        return Texts(texts, sum(len(text.encode(errors="replace")) for text in texts), bad)
 
 
-def reader_of(name: str, options: DocumentOptions) -> JsonLines | DatasetFolder:
+def reader_of(name: str, options: DocumentOptions) -> JsonLines | Table:
     """Return the reader of a file, of standard input (``"-"``) or of a datasets folder."""
-    return DatasetFolder(name, options) if os.path.isdir(name) else JsonLines(name, options)
+    return Table(name, options) if columns.holds_columns(name) else JsonLines(name, options)

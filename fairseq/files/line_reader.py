@@ -12,7 +12,6 @@ import dataclasses
 import itertools
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import IO
@@ -115,38 +114,12 @@ class LineReader:
         return text.strip()
 
 
-def refuse_parquet(name: str) -> None:
-    """Raise if the file ``name`` holds columns in Parquet, saying how to read them.
-
-    Raises:
-        DataError: with a command that can be pasted.
-    """
-    if os.path.isfile(name):
-        with open(name, "rb") as handle:
-            if handle.read(4) == b"PAR1":
-                raise DataError(f"{name} is a Parquet file. {parquet_way(name)}")
-
-
-def parquet_way(files: str) -> str:
-    """Return how Parquet files, a name or a pattern, become a folder that is read."""
-    folder = os.path.splitext(files.replace("*", "all"))[0] + ".hf"
-    code = (
-        f"from datasets import load_dataset; load_dataset('parquet', data_files={files!r}, "
-        f"split='train').save_to_disk({folder!r})"
-    )
-    return (
-        f"Make a datasets folder of it (pip install datasets): python -c {shlex.quote(code)}; then "
-        f"fairseq-bpe reads it: --inputs {shlex.quote(folder)} --text-key COLUMN"
-    )
-
-
 def _open_input(name: str, stack: contextlib.ExitStack) -> IO[bytes]:
     if name == STANDARD:
         return sys.stdin.buffer
     if not os.path.exists(name) or os.path.isdir(name):  # a pipe is fine
         raise MissingFileError(f"input not found: {name}. Check --inputs.")
     try:
-        refuse_parquet(name)
         return stack.enter_context(open(name, "rb"))
     except OSError as error:
         raise MissingFileError(f"input cannot be read: {name} ({error.strerror})") from error

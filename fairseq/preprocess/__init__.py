@@ -27,13 +27,14 @@ from fairseq.data.storage.indexed_dataset import (
 from fairseq.data.storage.manifest import MANIFEST_NAME, DatasetEntry, read_manifest, write_manifest
 from fairseq.errors import ConfigError, DataError, FairseqError, UnsupportedError
 from fairseq.files.io import atomic_write, describe_writes, require_file, try_lock
-from fairseq.files.line_reader import refuse_parquet
 from fairseq.preprocess.binarize import (
     FileBinarizer,
     NumberedText,
     VocabularyDatasetBinarizer,
     ids_of,
+    scratch_folder,
 )
+from fairseq.preprocess.records import Records, records_of
 
 if TYPE_CHECKING:
     from fairseq.protocols import Settings
@@ -52,6 +53,8 @@ class Text:
 
     Attributes:
         path: the text.
+        name: what the user calls it.
+        records: how it is read, if it is no file of words.
         lang: its language, None with ``--only-source`` and no ``--source-lang``.
         output: prefix of the dataset inside ``--destdir``.
         dictionary: name of the dictionary file inside ``--destdir``.
@@ -59,6 +62,8 @@ class Text:
     """
 
     path: str
+    name: str
+    records: Records | None
     lang: str | None
     output: str
     dictionary: str
@@ -72,7 +77,8 @@ def preprocess(config: PreprocessConfig) -> None:
         config: has the attributes ``source_lang, target_lang, trainpref, validpref, testpref,
             align_suffix, destdir, thresholdsrc, thresholdtgt, srcdict, tgtdict, nwordssrc,
             nwordstgt, alignfile, dataset_impl, joined_dictionary, only_source, padding_factor,
-            workers, dict_only``, and may have ``byte_level_tokenizer``.
+            workers, dict_only``, and may have ``byte_level_tokenizer, text_key,
+            skip_bad_records``.
 
     Raises:
         ConfigError: if flags are missing, out of range or contradict each other.
@@ -87,7 +93,7 @@ def preprocess(config: PreprocessConfig) -> None:
     _check_destination(config)
     texts = [text for text in _texts(config) if text.is_train or not config.dict_only]
     for text in texts:
-        _require_text(text.path)
+        _require_text(text)
     os.makedirs(config.destdir, exist_ok=True)
     with (
         _log_file(config.destdir),
@@ -96,6 +102,7 @@ def preprocess(config: PreprocessConfig) -> None:
     ):
         _check_destination(config)  # again, now that nobody else can be at work there
         logger.info(given)
+        texts = _records_to_text(config, texts, stack)
         numbered = _read_train_texts(config, texts, stack)
         dictionaries = _dictionaries(config, texts, numbered)
         entries: dict[str, DatasetEntry] = {}
@@ -195,12 +202,29 @@ def _check_destination(config: PreprocessConfig) -> None:
         read_manifest(config.destdir)
 
 
-def _require_text(path: str) -> None:
-    """Raise unless ``path`` is a readable file with something in it."""
-    found = require_file(path, "text file", "The --*pref flags name files without the language.")
+def _require_text(text: Text) -> None:
+    """Raise unless there is something to read; folders are looked into when they are read."""
+    place = text.records.name if text.records else text.path
+    if text.records and os.path.isdir(place):
+        return
+    found = require_file(place, "text file", "The --*pref flags name files without the language.")
     if found.stat().st_size == 0:
-        raise DataError(f"{path} is empty; leave out its flag, or give a text with some lines")
-    refuse_parquet(path)
+        raise DataError(f"{place} is empty; leave out its flag, or give a text with some lines")
+
+
+def _records_to_text(config: Any, texts: list[Text], stack: contextlib.ExitStack) -> list[Text]:
+    """Write the lines of texts that are records into a folder that is removed at the end."""
+    if not any(text.records for text in texts):
+        return texts
+    folder, found = stack.enter_context(scratch_folder(config.destdir)), []
+    for text in texts:
+        if text.records:
+            path = os.path.join(folder, text.output)
+            summary = text.records.write(path, _tokenizer(config), config.workers)
+            logger.info(f"{text.name}: {summary.of_records()}, {summary.written:,} lines")
+            text = replace(text, path=path)
+        found.append(text)
+    return found
 
 
 def _texts(config: PreprocessConfig) -> list[Text]:
@@ -214,7 +238,9 @@ def _texts(config: PreprocessConfig) -> list[Text]:
         for split, prefix in inputs:
             path = f"{prefix}.{lang}" if lang else prefix
             output = split + _output_suffix(config, lang)
-            texts.append(Text(path, lang, output, _dictionary_name(lang), split == "train"))
+            records = records_of(path, config.text_key, config.skip_bad_records)
+            dictionary = _dictionary_name(lang)
+            texts.append(Text(path, path, records, lang, output, dictionary, split == "train"))
     return texts
 
 
@@ -296,7 +322,7 @@ def _make_dataset(
             binarizer = VocabularyDatasetBinarizer(dictionary)
             summary = FileBinarizer.binarize(text.path, binarizer, builder, config.workers)
         builder.finalize(index_file_path(prefix))
-    logger.info(f"{language}{text.path}: {summary} (by {dictionary.unk_word})")
+    logger.info(f"{language}{text.name}: {summary} (by {dictionary.unk_word})")
     return DatasetEntry(
         config.dataset_impl, summary.num_seq, summary.num_tok, builder.max_id, text.dictionary
     )

@@ -239,7 +239,7 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _scratch_folder(folder: PathLike) -> tempfile.TemporaryDirectory[str]:
+def scratch_folder(folder: PathLike) -> tempfile.TemporaryDirectory[str]:
     """Make a folder that is removed at the end, and remove those that killed runs left behind."""
     prefix = f".numbers-{platform.node()}-"
     for name in os.listdir(folder):
@@ -265,7 +265,7 @@ class NumberedText:
     def __init__(self, path: PathLike, folder: PathLike | None, num_workers: int = 1) -> None:
         self._path = path
         self._num_workers = num_workers
-        self._folder = None if folder is None else _scratch_folder(folder)
+        self._folder = None if folder is None else scratch_folder(folder)
         kept = None if self._folder is None else self._folder.name
         try:
             self.words = TextNumbers(path, num_workers=num_workers, folder=kept)

@@ -24,7 +24,15 @@ from typing import IO, Any, ClassVar
 
 from fairseq.data.encoders import TextEncoder
 from fairseq.errors import ConfigError, DataError, FairseqError, MissingFileError
-from fairseq.files.documents import DatasetFolder, DocumentOptions, JsonLines, lines_of, reader_of
+from fairseq.files.documents import (
+    BLANK,
+    EMPTY,
+    DocumentOptions,
+    JsonLines,
+    Table,
+    lines_of,
+    reader_of,
+)
 from fairseq.files.io import PathLike, atomic_write
 from fairseq.files.line_reader import STANDARD, Block, LineReader, open_output
 from fairseq.files.processes import begin_worker, safe_context
@@ -41,23 +49,35 @@ _TOO_LONG = re.compile(rf"(\S{{{LONGEST_WORD}}})(?=\S)")
 class Summary:
     """What a pass over files did; ``bytes_read`` is the size of the inputs, unpacked.
 
-    ``documents`` were written and ``skipped`` records were left out, where records are read.
+    Where records are read, ``records`` lines or rows gave ``documents``; ``left_out`` says why how
+    many of them gave none, and ``skipped`` how many of these were bad.
     """
 
     lines: int = 0
     written: int = 0
     dropped: int = 0
+    records: int = 0
     documents: int = 0
     skipped: int = 0
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
     tokens: int = 0
     bytes_read: int = 0
     seconds: float = 0.0
 
     def add(self, other: Summary) -> None:
         """Add the counts of ``other``."""
+        left_out = collections.Counter(self.left_out) + collections.Counter(other.left_out)
+        self.left_out = dict(sorted(left_out.items()))
         for field in dataclasses.fields(self):
-            total = getattr(self, field.name) + getattr(other, field.name)
-            setattr(self, field.name, total)
+            if field.name != "left_out":
+                total = getattr(self, field.name) + getattr(other, field.name)
+                setattr(self, field.name, total)
+
+    def of_records(self) -> str:
+        """Return how many records were read, and what became of them."""
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
+        left_out = f" (left out: {reasons})" if reasons else ""
+        return f"{self.records:,} records read, {self.documents:,} documents{left_out}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +114,7 @@ class Job:
 class DocumentJob:
     """What is done to every block of documents; an empty line parts two of them."""
 
-    reader: JsonLines | DatasetFolder
+    reader: JsonLines | Table
     bpe: TextEncoder
     separator: ClassVar[bytes] = b"\n"
 
@@ -111,8 +131,14 @@ class DocumentJob:
             lines=lines,
             written=written,
             dropped=lines - written,
+            records=len(found.texts) + found.bad.total() + found.blank,
             documents=len(documents),
-            skipped=found.skipped,
+            skipped=found.bad.total(),
+            left_out={
+                **found.bad,
+                BLANK: found.blank,
+                EMPTY: len(found.texts) - len(documents),
+            },
             tokens=sum(map(_count_pieces, documents)),
             bytes_read=found.size,
         )

@@ -5,11 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-import sys
 import tracemalloc
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,17 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq.errors import ConfigError, DataError, MissingFileError
-from fairseq.files import line_reader
+from fairseq.files import columns, line_reader
 from fairseq.files.documents import (
     DocumentOptions,
     JsonLines,
     choose_options,
-    lines_of,
     parse_split,
-    reader_of,
 )
-from fairseq.preprocess import encode as bpe_module
-from fairseq.preprocess.encode import encode_files, train_byte_level
+from fairseq.files.line_reader import Block
+from fairseq.preprocess.encode import DocumentJob, Summary, encode_files, train_byte_level
 from fairseq_cli.bpe import main
 
 TEXTS = ["One line.\n\n  Two.  \r\nThree.", " \n ", "größer\u2028日本語", "x\n" * 40, "", "end"]
@@ -144,7 +141,10 @@ def test_bad_records_are_named_or_skipped(tmp_path: Path, small_blocks: None, ki
     assert not out.exists()
     options = DocumentOptions(skip_bad=True)
     found = encode_files(Plain(), [str(source)], [str(out)], workers=2, documents=options)
-    assert (found.documents, found.skipped) == (9, 1)
+    assert (found.documents, found.skipped, found.records) == (9, 1, 11)
+    assert found.left_out.pop("blank line") == 1
+    reason = "not JSON" if "JSON" in message else "no text under 'text'"
+    assert {why: count for why, count in found.left_out.items() if count} == {reason: 1}
     assert out.read_text() == expected([f"good {n}" for n in range(9)])
     with pytest.raises(DataError, match="none of its 1 records"):
         source.write_bytes(line)
@@ -197,7 +197,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     capsys.readouterr()
     use = ["--bpe", "byte_level", "--tokenizer-file", model, "--workers", "1"]
     assert main(["encode", *use, *records, "--outputs", out]) == 0
-    assert "; 2 documents, 1 bad records skipped" in capsys.readouterr().err
+    counts = "; 3 records read, 2 documents (left out: 1 no text under 'body')"
+    assert counts in capsys.readouterr().err
     assert main(["encode", *use, *records, "--outputs", out, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["documents"], found["skipped"], found["written"]) == (2, 1, 3)
@@ -221,7 +222,7 @@ def test_training_reads_documents(tmp_path: Path) -> None:
     [
         ({"inputs": ["a.txt", "b.jsonl"]}, "a.txt is read as plain text"),
         ({"inputs": ["a.txt"], "skip_bad": True}, "--skip-bad-records belongs to JSON lines"),
-        ({"inputs": ["a.jsonl"], "split": "train"}, "--split belongs to folders"),
+        ({"inputs": ["a.jsonl"], "split": "train"}, "--split belongs to datasets folders"),
         ({"inputs": ["a.jsonl"], "jsonl_field": "x", "text_key": "y"}, "drop it"),
         ({"inputs": ["."], "jsonl_field": "x"}, "drop it"),
     ],
@@ -272,23 +273,17 @@ def test_two_parts_make_the_whole(rows: int, cut: int) -> None:
 
 
 class FakeRows:
-    """As much of ``datasets.Dataset`` as is used."""
+    """As much of ``fairseq.files.columns.Columns`` as is used."""
 
-    def __init__(self, columns: dict[str, list[Any]], split: str | None = None) -> None:
-        self.columns, self.split = columns, split
-        self.column_names = list(columns)
+    def __init__(self, table: dict[str, list[Any]]) -> None:
+        self.table, self.column_names = table, list(table)
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
+        return len(next(iter(self.table.values())))
 
-    def select_columns(self, names: list[str]) -> FakeRows:
-        return FakeRows({name: self.columns[name] for name in names})
-
-    def with_format(self, kind: None) -> FakeRows:
-        return self
-
-    def __getitem__(self, rows: slice) -> dict[str, list[Any]]:
-        return {name: column[rows] for name, column in self.columns.items()}
+    def values(self, column: str, first: int, end: int) -> Iterator[list[Any]]:
+        for place in range(first, end, 7):
+            yield self.table[column][place : min(place + 7, end)]
 
 
 COLUMNS: dict[str, list[Any]] = {
@@ -298,40 +293,21 @@ COLUMNS: dict[str, list[Any]] = {
 }
 
 
-def fake(monkeypatch: pytest.MonkeyPatch, folder: Path, found: Any) -> str:
-    (folder / "dataset_dict.json").touch()
-    library = SimpleNamespace(load_from_disk=lambda name: found)
-    monkeypatch.setitem(sys.modules, "datasets", library)
-    return str(folder)
-
-
-def real(folder: Path) -> str:
-    """Save a small dataset with the real package."""
-    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
-    rows = datasets.Dataset.from_dict(COLUMNS)
-    name = str(folder / "real")
-    datasets.DatasetDict({"train": rows, "test": rows.select(range(3))}).save_to_disk(name)
-    return name
-
-
-@pytest.mark.parametrize("kind", ["fake", "real"])
-def test_a_split_of_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_blocks: None, kind: str
+def test_parts_of_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_blocks: None
 ) -> None:
-    splits = {"train": FakeRows(COLUMNS), "test": FakeRows({"text": ["only"]})}
-    folder = real(tmp_path) if kind == "real" else fake(monkeypatch, tmp_path, splits)
-    out = tmp_path / "out"
+    monkeypatch.setattr(columns, "open_columns", lambda name, split: FakeRows(COLUMNS))
+    folder, out = str(tmp_path), tmp_path / "out"
     for split, rows in {
         None: slice(None), "train(:0.3)": slice(750), "train(0.999:)": slice(2497, None)
     }.items():  # fmt: skip
         options = DocumentOptions(split=split)
         found = encode_files(Plain(), [folder], [str(out)], workers=2, documents=options)
         assert out.read_text() == expected(COLUMNS["text"][rows])
-        assert found.documents == len(COLUMNS["text"][rows])
+        assert found.documents == found.records == len(COLUMNS["text"][rows])
     encode_files(Plain(), [folder], [str(out)], documents=DocumentOptions("meta.body"))
     assert out.read_text() == expected([row["body"] for row in COLUMNS["meta"]])
     for options, error, message in (
-        (DocumentOptions(split="trian"), ConfigError, r"no split 'trian' \(did you mean 'train'"),
         (DocumentOptions("body"), DataError, "no column 'body', only text, meta, packed"),
         (DocumentOptions("packed", True), ConfigError, "'packed' holds token ids, not text"),
     ):
@@ -339,55 +315,35 @@ def test_a_split_of_a_folder(
             encode_files(Plain(), [folder], [str(out)], documents=options)
 
 
-def test_a_folder_without_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = FakeRows({"text": ["a", None, "c"]}, split="train")
-    folder, out = fake(monkeypatch, tmp_path, rows), str(tmp_path / "out")
-    for split in (None, "train", "(0:1)"):
-        options = DocumentOptions(split=split, skip_bad=True)
-        assert encode_files(Plain(), [folder], [out], documents=options).skipped == 1
-        assert Path(out).read_text() == "a\n\nc\n"
-    with pytest.raises(ConfigError, match="holds the split 'train', not 'test'"):
-        list(reader_of(folder, DocumentOptions(split="test")).blocks())
+def test_rows_without_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = FakeRows({"text": ["a", None, "c", " "]})
+    monkeypatch.setattr(columns, "open_columns", lambda name, split: rows)
+    folder, out = str(tmp_path), str(tmp_path / "out")
+    found = encode_files(Plain(), [folder], [out], documents=DocumentOptions(skip_bad=True))
+    assert Path(out).read_text() == "a\n\nc\n"
+    assert found.of_records() == (
+        "4 records read, 2 documents (left out: 1 empty text, 1 no text under 'text')"
+    )
     with pytest.raises(DataError, match="row 1: no text under 'text'"):
         encode_files(Plain(), [folder], [out], documents=DocumentOptions())
 
 
-def test_folders_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = reader_of(str(tmp_path), DocumentOptions())
-    with pytest.raises(MissingFileError, match="not one that save_to_disk"):
-        list(reader.blocks())
-    (tmp_path / "state.json").touch()
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigError, match="pip install datasets"):
-        list(reader.blocks())
-
-    def refuse(name: str) -> None:
-        raise ValueError("bad arrow")
-
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_from_disk=refuse))
-    with pytest.raises(DataError, match="cannot be read .bad arrow"):
-        list(reader.blocks())
-
-
-def test_reading_a_folder_does_not_import_the_package_for_files(tmp_path: Path) -> None:
-    assert "datasets" not in vars(bpe_module)
-    source = write(tmp_path / "in.jsonl", [{"text": "a"}])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "datasets", None)
-        encode_files(Plain(), [source], [str(tmp_path / "o")], documents=DocumentOptions())
-    assert lines_of((tmp_path / "o").read_text()) == ["a"]
+@given(st.lists(st.sampled_from(["", " ", "{", "3", '{"text": " "}', '{"text": "a"}', "[]"])))
+@settings(deadline=None, max_examples=40)
+def test_counts_add_up(lines: list[str]) -> None:
+    reader = JsonLines("-", DocumentOptions(skip_bad=True))
+    job = DocumentJob(reader, Plain())
+    total = Summary()
+    for at in range(0, len(lines), 3):
+        part = "".join(line + "\n" for line in lines[at : at + 3]).encode()
+        total.add(job(Block([part], [0], at + 1))[1])
+    assert total.records == len(lines) == total.documents + sum(total.left_out.values())
+    assert total.documents == lines.count('{"text": "a"}')
+    assert total.skipped == sum(line in ("{", "3", "[]") for line in lines)
+    assert total.left_out.get("blank line", 0) == sum(not line.strip() for line in lines)
 
 
 # -- docs/corpora.md -------------------------------------------------------------------------------
-
-
-class Datasets:
-    """As much of the package as docs/corpora.md needs: a folder owt2.hf of one split."""
-
-    @staticmethod
-    def load_from_disk(name: str) -> Any:
-        lines = (Path(name) / "dataset_dict.json").read_text(encoding="utf-8").splitlines()
-        return {"train": FakeRows({"text": [json.loads(line)["text"] for line in lines]})}
 
 
 def test_the_commands_of_the_manual_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,9 +357,9 @@ def test_the_commands_of_the_manual_run(tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("train.jsonl.gz", "valid.jsonl"):
         write(tmp_path / name, records)
     (tmp_path / "owt2.hf").mkdir()
-    write(tmp_path / "owt2.hf" / "dataset_dict.json", records * 10)
-    monkeypatch.setitem(sys.modules, "datasets", Datasets)
-    text, lines, wikipedia, folder, training = blocks(ROOT / "docs" / "corpora.md", "bash")
+    rows = FakeRows({"text": [record["text"] for record in records * 10]})
+    monkeypatch.setattr(columns, "open_columns", lambda name, split: rows)
+    text, lines, wikipedia, folder, direct, training = blocks(ROOT / "docs" / "corpora.md", "bash")
     assert "scripts/wikipedia.py" in wikipedia  # needs a dump: tests/scripts/test_wikipedia.py
     outputs = []
     for block in (text, lines, folder):  # three ways to the same folder
@@ -413,6 +369,11 @@ def test_the_commands_of_the_manual_run(tmp_path: Path, monkeypatch: pytest.Monk
         outputs.append(Path("train.bpe").read_text("utf-8"))
         assert Path("data-bin/train.idx").is_file()
     assert [output.count("\n\n") for output in outputs] == [1, 119, 1198]
+    expected = Path("data-bin/train.bin").read_bytes()
+    shutil.rmtree("data-bin")
+    for words in command_lines(direct):
+        run_command(words)
+    assert Path("data-bin/train.bin").read_bytes() == expected
     for words in command_lines(training):
         run_command(words)
     assert Path("runs/documents/checkpoint_last.pt").is_file()

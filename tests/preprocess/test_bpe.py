@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,6 @@ from fairseq.data.encoders.byte_level import ByteLevelBPE, ByteLevelBPEConfig
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
 from fairseq.errors import ConfigError, DataError, FairseqError, MissingFileError
 from fairseq.files import line_reader, processes
-from fairseq.files.documents import choose_options
 from fairseq.preprocess import encode as bpe_module
 from fairseq.preprocess.encode import (
     ProgressLine,
@@ -367,18 +365,3 @@ def test_long_words_are_cut_for_learning(
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         f"{tmp_path / 'text'}, line 1"
     ]
-
-
-def test_parquet_is_recognised(tmp_path: Path, encoder: ByteLevelBPE) -> None:
-    name = str(tmp_path / "a b.parquet")
-    Path(name).write_bytes(b"PAR1\x15")
-    with pytest.raises(DataError, match="is a Parquet file") as caught:
-        train_byte_level([name], 300, tmp_path / "x.json")
-    code = shlex.split(str(caught.value).partition("python -c ")[2])[0].removesuffix(";")
-    assert f"load_dataset('parquet', data_files={name!r}" in code
-    compile(code, "way", "exec")
-    with pytest.raises(DataError, match="is a Parquet file"):
-        encode_files(encoder, [name], [str(tmp_path / "out")])
-    options = choose_options([str(tmp_path)])
-    with pytest.raises(DataError, match="holds Parquet files"):
-        encode_files(encoder, [str(tmp_path)], [str(tmp_path / "out")], documents=options)

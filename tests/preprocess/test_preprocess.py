@@ -436,10 +436,3 @@ def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path
             assert not dead.exists() and living.exists()
             new.write(b"whole")
     assert target.read_bytes() == b"whole" and all(path.exists() for path in others)
-
-
-def test_parquet_is_recognised(tmp_path):
-    (tmp_path / "text.parquet").write_bytes(b"PAR1\x15")
-    with pytest.raises(DataError, match="is a Parquet file"):
-        preprocess(config(tmp_path / "out", trainpref=str(tmp_path / "text.parquet")))
-    assert not (tmp_path / "out").exists()
