@@ -1,4 +1,4 @@
-"""fairseq-generate: continue binarized text."""
+"""fairseq-generate: continue binarized text, or texts of the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-USAGE = "fairseq-generate DATA --path CHECKPOINT [options]"
+USAGE = "fairseq-generate [DATA] --path CHECKPOINT [options]"
+FORMATS = ("text", "fairseq", "json")
 # flag -> setting of a corpus, type, metavar, help
 CORPUS: dict[str, tuple[str, Any, str, str]] = {
     "corpus": ("sentences", int, "N", "draw so many sentences; PATH may be a Hugging Face folder"),
@@ -30,6 +31,9 @@ CORPUS: dict[str, tuple[str, Any, str, str]] = {
     ),
 }  # fmt: skip
 EXAMPLES = """examples:
+  fairseq-generate --path runs/lm/checkpoint_best.pt --text "Once upon a time" --beam 1 \\
+      --sampling --sampling-topp 0.9      continue a text; a masked model fills it:
+  fairseq-generate --path runs/mlm/checkpoint_best.pt --text "The <mask> is a function."
   fairseq-generate data-bin --path runs/lm/checkpoint_best.pt --gen-subset valid \\
       --prefix-size 8      continue the first 8 tokens of every line
   fairseq-generate data-bin --path runs/lm/checkpoint_best.pt --prefix-size 8 \\
@@ -38,9 +42,14 @@ EXAMPLES = """examples:
       a corpus of the model's own, with the probabilities it was drawn with
   fairseq-generate data-bin --path a.pt:b.pt --bpe gpt2 --json        an ensemble, as JSON lines
 
-Lines: S source, T target, H score and pieces, D score and text, P score of every token; scores are
-log-probabilities in bits. Outputs include the prompt, and --max-len-b counts it. Settings that are
-not given are the checkpoint's own, but each line is a prompt unless --sample-break-mode is given.
+DATA may be left out where the model's own lies where it was. With --text the texts alone are
+printed. A masked model fills --nbest times (5), each filling after its probability; several masks
+are filled one by one, the most certain first.
+
+Lines of --format fairseq: S source, T target, H score and pieces, D score and text, P score of
+every token; scores are log-probabilities in bits. Outputs include the prompt, and --max-len-b
+counts it. Settings that are not given are the checkpoint's own, but each line is a prompt unless
+--sample-break-mode is given.
 Files of the text encoder are found beside the dictionary or the checkpoint.
 """
 
@@ -54,11 +63,16 @@ def main(cfg: object) -> Any:
     Returns:
         how much was generated.
     """
-    from fairseq.hub.continue_text import generate, stated
+    from fairseq.hub.continue_text import generate, stated, write_texts
 
     given = stated(cfg)
     corpus = {name: given.pop(name) for name in CORPUS if name in given}
-    return write_corpus(given, corpus) if corpus else show(generate, given)
+    if corpus:
+        return write_corpus(given, corpus)
+    if texts := given.pop("text", None):
+        given = {"format": "text", **given}
+        return show(lambda settings: write_texts(settings, texts), given)
+    return show(generate, given)
 
 
 def write_corpus(given: dict[str, Any], corpus: dict[str, Any]) -> dict[str, Any]:
@@ -86,19 +100,24 @@ def show(command: Any, given: dict[str, Any], with_time: bool = False) -> Any:
 
     Args:
         command: the function.
-        given: flat settings; ``json`` asks for JSON lines.
+        given: flat settings; ``format`` is one of ``FORMATS`` (``fairseq``), ``json`` the last.
         with_time: also print the seconds of each sentence.
     """
     from fairseq.logging.progress_bar import setup_logging
 
     setup_logging(stream="stderr")
-    as_json, quiet = given.pop("json", False), given.get("quiet", False)
+    style, quiet = given.pop("format", "fairseq"), given.get("quiet", False)
+    style = "json" if given.pop("json", False) else style
     continuations, tally = command(given)
     for continuation in continuations:
         if quiet:
             continue
-        lines = map(json.dumps, continuation.records()) if as_json else None
-        for line in lines or continuation.lines(with_time):
+        if style == "json":
+            lines = map(json.dumps, continuation.records())
+        else:
+            text = style == "text"
+            lines = continuation.readable() if text else continuation.lines(with_time)
+        for line in lines:
             print(line)
         sys.stdout.flush()
     logger.info("%s", tally)
@@ -130,8 +149,18 @@ def make_parser(argv: Sequence[str] = (), interactive: bool = False) -> Any:
     from fairseq.config import options
 
     parser = options.get_generation_parser(interactive, "language_modeling", argv=argv)
-    parser.add_argument("--json", action="store_true", help="print one JSON object a hypothesis")
+    parser.data_is_optional = True  # the checkpoint names its own
+    parser.add_argument("--json", action="store_true", help="the same as --format json")
+    parser.add_argument(
+        "--format", choices=FORMATS, default=argparse.SUPPRESS,
+        help="text: what came out; fairseq: lines for programs (see below); json: an object a "
+        f"hypothesis (text {'on a terminal' if interactive else 'with --text'}, else fairseq)",
+    )  # fmt: skip
     if not interactive:
+        parser.add_argument(
+            "--text", action="append", metavar="TEXT", default=argparse.SUPPRESS,
+            help="continue this text, or fill its <mask>s, instead of a subset (several: again)",
+        )  # fmt: skip
         group = parser.add_argument_group("a corpus whose truth is known, instead")
         for name, (_, kind, metavar, text) in CORPUS.items():
             group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)

@@ -1,34 +1,33 @@
-"""fairseq-interactive: continue lines of text as they come."""
+"""fairseq-interactive: continue lines of text, or fill their masks, as they come."""
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fairseq_cli import generate
 from fairseq_cli.entry import run_command
 
-if TYPE_CHECKING:
-    pass
-
-
-USAGE = "fairseq-interactive DATA --path CHECKPOINT [options]"
+USAGE = "fairseq-interactive [DATA] --path CHECKPOINT [options]"
 EXAMPLES = """examples:
   echo "Once upon a time" | fairseq-interactive data-bin --path runs/lm/checkpoint_best.pt \\
       --bpe gpt2 --sampling --sampling-topp 0.9 --beam 1
   fairseq-interactive data-bin --path runs/lm/checkpoint_best.pt --bpe gpt2 --input prompts.txt \\
       --buffer-size 64 --max-len-b 100 --json      many prompts at a time
 
-DATA is the folder of the dictionary. Lines: S source, W seconds, H score and pieces, D score and
-text, P score of every token; scores are log-probabilities in bits. Outputs include the prompt, and
---max-len-b counts it. Settings that are not given are the checkpoint's own.
+DATA is the folder of the dictionary; the model's own if left out. A causal model continues a line,
+a masked one fills its <mask>s. On a terminal the texts alone are printed; programs get lines
+(--format fairseq): S source, W seconds, H score and pieces, D score and text, P score of every
+token; scores are log-probabilities in bits. Outputs include the prompt, and --max-len-b counts it.
+Settings that are not given are the checkpoint's own.
 Files of the text encoder are found beside the dictionary or the checkpoint.
 """
 
 
-def main(cfg: object) -> Any:
-    """Continue lines of text, and print what comes out.
+def main(cfg: Any) -> Any:
+    """Continue lines of text, or fill their masks, and print what comes out.
 
     Args:
         cfg: see :func:`fairseq.hub.continue_text.stated`.
@@ -38,7 +37,8 @@ def main(cfg: object) -> Any:
     """
     from fairseq.hub.continue_text import interact, stated
 
-    return generate.show(interact, stated(cfg), with_time=True)
+    style = "text" if sys.stdout.isatty() else "fairseq"
+    return generate.show(interact, {"format": style, **stated(cfg)}, with_time=True)
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -40,9 +40,11 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
         components: its flags that name components, without dashes.
+        data_is_optional: whether the folder of data may be left out.
     """
 
     components: tuple[str, ...] = ()
+    data_is_optional = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)

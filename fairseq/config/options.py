@@ -192,6 +192,7 @@ def complete_parser(
     has_task = chosen.get("task") in known_names("task")
     if "task" in parser.components and not has_task:  # tasks define it otherwise
         parser.add_argument("data", help="folder with the binarized data")
+    if parser.data_is_optional or not has_task:
         make_data_optional(parser)
     add_refused_flags(parser)
     if "-h" not in parser._option_string_actions:

@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from torch import Tensor
 
 from fairseq import utils
+from fairseq.checkpoint.layout import config_of, upgrade_state
 from fairseq.config.build import plain
 from fairseq.config.components import class_of
 from fairseq.config.registry import config_class
@@ -27,99 +28,26 @@ from fairseq.data import encoders
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import BYTE_ORDER_MARK, require_file
-from fairseq.hub.load import companions, load_causal_models, stated_settings
+from fairseq.files.safe_load import safe_load
+from fairseq.hub.load import (
+    companions,
+    encoder_name,
+    load_by_settings,
+    load_causal_models,
+    stated_settings,
+)
+from fairseq.hub.outputs import Continuation, Hypothesis, Tally
 from fairseq.logging.progress_bar import progress_bar
 
 if TYPE_CHECKING:
-    from fairseq.protocols import Sample
-
+    from fairseq.hub.fill_text import MaskFiller
 
 logger = logging.getLogger("fairseq.generation")
 
 DEFAULT_MAX_TOKENS = 12000
 
 
-@dataclass(frozen=True)
-class Hypothesis:
-    """One output.
-
-    Attributes:
-        pieces: symbols of the dictionary, joined by spaces.
-        text: the same as text.
-        score: mean log-probability of the tokens (see the length penalty), in bits.
-        positional_scores: log-probability of every token, in bits.
-    """
-
-    pieces: str
-    text: str
-    score: float
-    positional_scores: list[float]
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """What became of one sentence.
-
-    Attributes:
-        number: its number.
-        source: pieces of the source.
-        target: pieces of the target, None if there is none.
-        hypotheses: best first.
-        seconds: how long its batch took.
-    """
-
-    number: int
-    source: str
-    target: str | None
-    hypotheses: Sequence[Hypothesis]
-    seconds: float
-
-    def lines(self, with_time: bool = False) -> Iterator[str]:
-        """Yield the lines of the original: S source, W seconds, T target, H, D and P."""
-        yield f"S-{self.number}\t{self.source}"
-        if with_time:
-            yield f"W-{self.number}\t{self.seconds:.3f}\tseconds"
-        if self.target is not None:
-            yield f"T-{self.number}\t{self.target}"
-        for hypothesis in self.hypotheses:
-            yield f"H-{self.number}\t{hypothesis.score}\t{hypothesis.pieces}"
-            yield f"D-{self.number}\t{hypothesis.score}\t{hypothesis.text}"
-            scores = " ".join(f"{x:.4f}" for x in hypothesis.positional_scores)
-            yield f"P-{self.number}\t{scores}"
-
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Yield one plain dict for each hypothesis."""
-        for rank, hypothesis in enumerate(self.hypotheses):
-            yield {
-                "id": self.number,
-                "rank": rank,
-                "source": self.source,
-                "target": self.target,
-                "hypothesis": hypothesis.pieces,
-                "text": hypothesis.text,
-                "score": hypothesis.score,
-                "positional_scores": hypothesis.positional_scores,
-            }
-
-
-@dataclass
-class Tally:
-    """How much was generated."""
-
-    sentences: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
-
-    def __str__(self) -> str:
-        speed = self.tokens / max(self.seconds, 1e-9)
-        return (
-            f"generated {self.sentences:,} sentences ({self.tokens:,} tokens, prompts included) in "
-            f"{self.seconds:.1f}s ({speed:,.1f} tokens/s)"
-        )
-
-
-def stated(cfg: object) -> dict[str, Any]:
+def stated(cfg: Any) -> dict[str, Any]:
     """Return the settings that a configuration states, those of its text encoders included.
 
     Args:
@@ -146,13 +74,16 @@ class TextGenerator:
     Args:
         given: flat settings: ``path``, ``data``, and whatever else should differ from the
             checkpoint, such as ``beam``.
+        loaded: models, configuration and task, if they are loaded already.
 
     Raises:
         ConfigError: if no path is given, or the model is no causal LM.
     """
 
-    def __init__(self, given: Mapping[str, object]) -> None:
-        models, self.config, self.task = load_causal_models({**_beside(given), **given})
+    def __init__(
+        self, given: Mapping[str, Any], loaded: tuple[list[Any], Any, Any] | None = None
+    ) -> None:
+        models, self.config, self.task = loaded or load_causal_models({**_beside(given), **given})
         self.given = given
         self.device = choose_device(self.config)
         self.models = [self._ready(model) for model in models]
@@ -289,6 +220,34 @@ class TextGenerator:
         return pieces
 
 
+def text_writer(given: Mapping[str, Any], guess: bool = False) -> TextGenerator | MaskFiller:
+    """Return what continues text, or fills masks, as the checkpoint does.
+
+    Args:
+        given: see :class:`TextGenerator`.
+        guess: where neither ``given`` nor the checkpoint names a text encoder, take the one that
+            the dictionary was made with, and the checkpoint's own folder of data.
+
+    Raises:
+        ConfigError: if no path is given, or the model does neither.
+    """
+    from fairseq.hub.fill_text import MaskFiller
+
+    state = None
+    if guess and given.get("path"):
+        first = utils.split_paths(given["path"])[0]
+        state = upgrade_state(safe_load(first))
+        task = config_of(state, settle=False).task
+        given = {"data": getattr(task, "data", None) or os.path.dirname(first), **given}
+        encoder = encoder_name(given.get("bpe"), state, Path(utils.split_paths(given["data"])[0]))
+        given = {**given, "bpe": encoder}
+    given = {**_beside(given), **given}
+    loaded = load_by_settings(given, ensemble=True, state=state)
+    if hasattr(loaded[2], "eval_lm_dataloader"):
+        return TextGenerator(given, loaded)
+    return MaskFiller(given, loaded)
+
+
 def _beside(given: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings of encoders whose files lie beside the dictionary or the checkpoint."""
     paths = [path for name in ("data", "path") if (path := given.get(name))]
@@ -309,16 +268,29 @@ def generate(given: Mapping[str, object]) -> tuple[Iterator[Continuation], Tally
     return writer.continue_subset(), writer.tally
 
 
+def write_texts(
+    given: Mapping[str, Any], texts: Sequence[str]
+) -> tuple[Iterator[Continuation], Tally]:
+    """Continue texts, or fill their masks; see :func:`generate`.
+
+    Args:
+        given: see :class:`TextGenerator`; ``data`` may be left out.
+        texts: prompts, or texts with ``<mask>``.
+    """
+    writer = text_writer(given, guess=True)
+    return writer.continue_lines(texts), writer.tally
+
+
 def interact(
     given: Mapping[str, object], stream: TextIO | None = None
 ) -> tuple[Iterator[Continuation], Tally]:
-    """Continue the lines of a stream; see :func:`generate`.
+    """Continue the lines of a stream, or fill their masks; see :func:`generate`.
 
     Args:
         given: see :class:`TextGenerator`; ``input`` names a file, ``-`` the standard input.
         stream: text to read instead.
     """
-    writer = TextGenerator(given)
+    writer = text_writer(given)
     name = writer.config.interactive.input
 
     def continuations() -> Iterator[Continuation]:

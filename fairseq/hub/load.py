@@ -111,7 +111,7 @@ def from_pretrained(
     paths = [str(folder / name) for name in checkpoint_file.split(os.pathsep)]
     state = upgrade_state(safe_load(paths[0]))
     without = kwargs.get("bpe") == "none"
-    kwargs["bpe"] = _encoder_name(kwargs.get("bpe"), state, data)
+    kwargs["bpe"] = encoder_name(kwargs.get("bpe"), state, data)
     overrides = {key: value for key, value in kwargs.items() if value is not None}
     models, config, task = load_model_ensemble_and_task(
         paths, overrides, state=state if len(paths) == 1 else None
@@ -146,7 +146,7 @@ def load_archive_file(archive_file: str) -> str:
     return str(locate(archive_file, archive_file))
 
 
-def _encoder_name(asked: str | None, state: Mapping[str, Any], data: Path) -> str | None:
+def encoder_name(asked: str | None, state: Mapping[str, Any], data: Path) -> str | None:
     """Return the text encoder: asked for, the checkpoint's, or what the dictionary looks like.
 
     An import records if there is none. Otherwise a dictionary of decimal numbers holds byte-level
@@ -335,13 +335,14 @@ def stated_settings(cfg: Settings, task: str | None = None) -> dict[str, Any]:
 
 
 def load_by_settings(
-    given: Mapping[str, Any], ensemble: bool = False
+    given: Mapping[str, Any], ensemble: bool = False, state: dict[str, Any] | None = None
 ) -> tuple[list[Any], Any, Any]:
     """Load ``(models, configuration, task)`` of the checkpoint ``given["path"]``.
 
     Args:
         given: flat settings, see :func:`fairseq.evaluation.validate`.
         ensemble: load every checkpoint that is named, not only the first.
+        state: the content of the first file, if it was read already.
 
     Raises:
         ConfigError: if no path is given.
@@ -356,8 +357,9 @@ def load_by_settings(
         if name in overrides:
             overrides.setdefault(f"{name}_valid", overrides[name])
     overrides.setdefault("distributed_world_size", 1)
-    paths = utils.split_paths(path)
-    return load_model_ensemble_and_task(paths if ensemble else paths[:1], overrides)
+    paths = utils.split_paths(path) if ensemble else utils.split_paths(path)[:1]
+    state = state if len(paths) == 1 else None
+    return load_model_ensemble_and_task(paths, overrides, state=state)
 
 
 def load_causal_models(given: Mapping[str, object]) -> tuple[list[Any], Any, Any]:

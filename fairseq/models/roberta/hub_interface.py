@@ -177,23 +177,28 @@ class RobertaHubInterface(nn.Module):
         assert masked_input.count(MASK) == 1, (
             f"Please add one {MASK} token for the input, eg: 'He is a {MASK} guy'"
         )
-        spans = [self._split(span.rstrip()) for span in masked_input.split(MASK)]
-        tokens_T = self._ids("<s> " + f" {MASK} ".join(spans) + " </s>")
+        tokens_T = self.encode_masked(masked_input)
         position = int((tokens_T == self._mask()).nonzero()[0])
         with torch.no_grad(), model_eval(self.model):
             hidden_BTC, _ = self.model(tokens_T[None].to(self.device), features_only=True)
             logits_V = self.model.projection(hidden_BTC[:, position]).logits()[0]
         probability_V = logits_V.float().softmax(-1)
-        allowed_V = self._fillable().to(probability_V.device)
+        allowed_V = self.fillable().to(probability_V.device)
         values, indices = probability_V.masked_fill(~allowed_V, -1).topk(
             min(topk, int(allowed_V.sum()))
         )
-        return [
-            self._filled(masked_input, index, value)
-            for value, index in zip(values.tolist(), indices.tolist(), strict=True)
-        ]
+        found = []
+        for value, index in zip(values.tolist(), indices.tolist(), strict=True):
+            text, token = self.fill_first(masked_input, index)
+            found.append((text, value, token))
+        return found
 
-    def _fillable(self) -> Tensor:
+    def encode_masked(self, masked_input: str) -> Tensor:
+        """Return the ids of a text with masks, int64 (T,)."""
+        spans = [self._split(span.rstrip()) for span in masked_input.split(MASK)]
+        return self._ids("<s> " + f" {MASK} ".join(spans) + " </s>")
+
+    def fillable(self) -> Tensor:
         """Return which ids may fill a mask, bool of shape (V,)."""
         dictionary = self.task.source_dictionary
         specials = {dictionary.bos(), dictionary.pad(), dictionary.eos(), self._mask()}
@@ -201,13 +206,13 @@ class RobertaHubInterface(nn.Module):
             [i not in specials and not dictionary.is_filler(i) for i in range(len(dictionary))]
         )
 
-    def _filled(self, masked_input: str, index: int, value: float) -> tuple[str, float, str]:
+    def fill_first(self, masked_input: str, index: int) -> tuple[str, str]:
+        """Return a text with the token ``index`` in place of its first mask, and that token."""
         piece = self.task.source_dictionary[index]
         if self.bpe is None:
-            return masked_input.replace(MASK, piece), value, piece
+            return masked_input.replace(MASK, piece, 1), piece
         token = self.bpe.decode(piece).replace(SENTENCEPIECE_SPACE, " ")
         if piece.startswith(SENTENCEPIECE_SPACE) and not token.startswith(" "):
             token = " " + token
-        spaced = f" {MASK}"
-        place = spaced if spaced in masked_input else MASK
-        return masked_input.replace(place, token), value, token
+        before, _, after = masked_input.partition(MASK)
+        return before.removesuffix(" ") + token + after, token
