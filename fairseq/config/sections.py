@@ -184,6 +184,13 @@ class DatasetConfig(FairseqDataclass):
     max_valid_steps: int | None = option(
         None, "validate on so many batches only", argparse_alias="--nval", minimum=1
     )
+    sample_prompts: str | None = option(
+        None,
+        "text file: at every validation of fairseq-train, fill the <mask> of each line (masked "
+        "models) or continue it (causal ones), in the log and in samples.jsonl",
+        new=True,
+        path=True,
+    )
     curriculum: int = option(0, "do not shuffle batches in the first so many epochs", minimum=0)
     gen_subset: str = option("test", "split that is evaluated or generated from")
     num_shards: int = option(1, "shards for generation and evaluation", minimum=1)

@@ -44,6 +44,11 @@ class ConsoleHandler(logging.Handler):
             self.handleError(record)
 
 
+def printable(text: str) -> str:
+    """Return a text in one line, in which control characters stand as escapes such as ``\\n``."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def _send_to_nowhere(stream: TextIO) -> None:
     """Point the file behind ``stream`` at the null device, so that flushing at exit works too."""
     with contextlib.suppress(OSError, ValueError):

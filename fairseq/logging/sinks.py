@@ -174,6 +174,14 @@ def _replace(path: str | os.PathLike[str], content: bytes) -> None:
     os.replace(new, path)
 
 
+def _continued(path: str | os.PathLike[str], done: int | None) -> LineFile:
+    """Open a file of records where ``done`` updates left it."""
+    _remove_torn_record(path)
+    if done is not None:
+        _set_aside(path, done)
+    return LineFile(path)
+
+
 class JsonlSink:
     """One JSON object a line: ``tag``, ``epoch``, ``update``, ``time`` (Unix) and the figures.
 
@@ -186,10 +194,7 @@ class JsonlSink:
     """
 
     def __init__(self, path: str | os.PathLike[str], done: int | None = None) -> None:
-        _remove_torn_record(path)
-        if done is not None:
-            _set_aside(path, done)
-        self._lines = LineFile(path)
+        self._lines = _continued(path, done)
 
     def log(
         self,
@@ -403,6 +408,16 @@ def _opened(kind: str, where: str, open_sink: Callable[[], object]) -> GuardedSi
 def open_text_log(path: str | os.PathLike[str]) -> GuardedSink:
     """Return the process's guarded :class:`LineFile` for ``path``."""
     return _opened("log file", os.fspath(path), lambda: LineFile(path))
+
+
+def open_records(path: str | os.PathLike[str], done: int | None = None) -> GuardedSink:
+    """Return the process's guarded :class:`LineFile` of JSON objects, whose ``update`` counts.
+
+    Args:
+        path: the file; it is continued as :class:`JsonlSink` continues its own.
+        done: see there.
+    """
+    return _opened("JSON lines", os.fspath(path), lambda: _continued(path, done))
 
 
 def open_sinks(

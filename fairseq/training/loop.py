@@ -38,6 +38,7 @@ from fairseq.training.freeze import freeze_parts
 from fairseq.training.profiling import UpdateProfiler
 from fairseq.training.restore import read_start, restore
 from fairseq.training.run_folder import RunFolder
+from fairseq.training.samples import Sampler
 from fairseq.training.trainer import Trainer
 from fairseq.training.watch import Watch
 
@@ -75,8 +76,8 @@ def run_training(cfg: FairseqConfig, watch: Watch | None = None) -> float | None
             workers_ended(),
             StopSignal() as stop,
         ):
-            trainer, epoch_itr = _set_up(cfg, folder)
-            loop = TrainLoop(cfg, trainer, epoch_itr, stop, folder, watch)
+            trainer, epoch_itr, sampler = _set_up(cfg, folder)
+            loop = TrainLoop(cfg, trainer, epoch_itr, stop, folder, sampler)
             with loop.profiler:
                 loop.run()
             loop.watch.updates = trainer.get_num_updates()
@@ -85,8 +86,12 @@ def run_training(cfg: FairseqConfig, watch: Watch | None = None) -> float | None
     return trainer.best
 
 
-def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any]:
-    """Build everything, restore what there is to restore; return trainer and data iterator."""
+def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any, Sampler | None]:
+    """Build everything, restore what there is to restore.
+
+    Returns:
+        trainer, data iterator, and what samples at validations, if this process is to.
+    """
     utils.set_torch_seed(cfg.common.seed)
     # read before anything is built: the checkpoint may say what kind of model grows
     start = read_start(cfg)
@@ -100,6 +105,8 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any]:
     freeze_parts(model, cfg.optimization)
     criterion = task.build_criterion(cfg.criterion)
     attach_teacher(cfg, task, model, criterion)
+    samples = cfg.dataset.sample_prompts is not None and distributed_utils.is_master()
+    sampler = Sampler(cfg, task, model) if samples else None
     # tasks and models settle what was left open; from here on checkpoints and run folder state
     # what is really trained
     cfg.freeze()
@@ -118,7 +125,7 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any]:
     more = {"lineage": trainer.lineage} if trainer.lineage else {}
     update = trainer.get_num_updates()
     folder.note("start", update=update, epoch=epoch_itr.epoch, checkpoint=path, **more)
-    return trainer, epoch_itr
+    return trainer, epoch_itr, sampler
 
 
 def _writes(cfg: FairseqConfig) -> bool:
@@ -138,7 +145,7 @@ class TrainLoop:
         epoch_itr: where the run stands in the data.
         stop: tells whether the process was asked to end.
         folder: keeps what happened.
-        watch: is told of every record, and how the run ended.
+        sampler: what samples after each validation.
     """
 
     def __init__(
@@ -148,7 +155,7 @@ class TrainLoop:
         epoch_itr: Any,
         stop: StopSignal,
         folder: RunFolder,
-        watch: Watch | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         self.cfg, self.trainer, self.task = cfg, trainer, trainer.task
         self.epoch_itr, self.stop, self.folder = epoch_itr, stop, folder
@@ -156,7 +163,8 @@ class TrainLoop:
         # what validations and checkpoints are about; not epoch_itr if an epoch end is caught up on
         self.position = epoch_itr
         # what was restored lies on the disk already
-        self.saved_at = trainer.get_num_updates()
+        self.saved_at = self.began_at = trainer.get_num_updates()
+        self.sampler = sampler
         profiled = cfg.common.profile and _writes(cfg)
         self.profiler = UpdateProfiler(cfg.checkpoint.save_dir, profiled)
         self._told_settings = False
@@ -175,6 +183,7 @@ class TrainLoop:
         if complete is None and self.stop.received():
             logger.warning("stopped by %s before the first update", self.stop.name)
         if complete is not None or self.stop.received():
+            self._note_stop(complete or self.stop.name)
             return
         while self.epoch_itr.next_epoch_idx <= max_epoch:
             warmed_up = self.trainer.get_num_updates() > 0  # before, the rate may be 0
@@ -191,6 +200,10 @@ class TrainLoop:
                 load_dataset=sharded,
                 disable_iterator_cache=sharded,
             )
+        self._note_stop(f"max_epoch: {max_epoch}")
+
+    def _note_stop(self, reason: str | None) -> None:
+        self.folder.note("stop", update=self.trainer.get_num_updates(), reason=reason)
 
     def _catch_up(self) -> bool:
         """Do the validation that a signal prevented before the restart; tell if the run ends."""
@@ -216,6 +229,7 @@ class TrainLoop:
         )
         if self.saved_at != self.trainer.get_num_updates():
             self._save(None, always=True)
+        self._note_stop("the learning rate is at --stop-min-lr")
 
     def _reached_limit(self) -> str | None:
         """Return why training must end now, None if it need not."""
@@ -373,7 +387,7 @@ class TrainLoop:
                 maximize = self.cfg.checkpoint.maximize_best_checkpoint_metric
                 policy.note_validation(self.trainer.progress, valid_losses[0], maximize)
             reason = reason or self._out_of_patience()
-            reason = reason or self.watch.asked_to_stop(self.trainer.device)
+            self._sample(updates)
         should_stop = reason is not None or signalled
         saved = None
         if do_save or should_stop:
@@ -385,9 +399,15 @@ class TrainLoop:
             how = checkpoint_utils.how_it_goes_on(self.cfg.checkpoint, updates, saved)
             logger.warning("stopped by %s: %s", self.stop.name, how)
         if should_stop:
-            self.folder.note("stop", update=updates, reason=reason or self.stop.name)
+            self._note_stop(reason or self.stop.name)
             distributed_utils.barrier()  # whoever ends first would take the one that writes along
         return valid_losses, should_stop
+
+    def _sample(self, update: int) -> None:
+        if self.sampler is not None:
+            position = {"update": update, "epoch": self.position.epoch, "done": self.began_at}
+            folder = self.folder.path if self.folder.enabled else None
+            self.sampler.report(self.trainer.device, folder, position)
 
     def _save(self, val_loss: float | None, always: bool) -> str | None:
         path = checkpoint_utils.save_checkpoint(

@@ -47,7 +47,9 @@ class RunFolder:
             self._lock = self._acquire()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is not None and not issubclass(kind, SystemExit):  # signals have noted themselves
+            self.note("stop", reason=f"error: {kind.__name__}: {str(error)[:500]}")
         if self._lock is not None:
             self._lock.close()
 

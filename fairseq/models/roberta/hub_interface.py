@@ -161,6 +161,11 @@ class RobertaHubInterface(nn.Module):
 
     # -- masks -----------------------------------------------------------------------------------
 
+    def encode_masked(self, masked_input: str) -> Tensor:
+        """Return the token ids of a text with ``<mask>``, with both ends, int64 of shape (T,)."""
+        spans = [self._split(span.rstrip()) for span in masked_input.split(MASK)]
+        return self._ids("<s> " + f" {MASK} ".join(spans) + " </s>")
+
     def fill_mask(self, masked_input: str, topk: int = 5) -> list[tuple[str, float, str]]:
         """Return the ``topk`` best fillings of the one ``<mask>`` in a text.
 
