@@ -41,6 +41,7 @@ from fairseq.logging.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from fairseq.hub.fill_text import MaskFiller
+    from fairseq.protocols import Sample
 
 logger = logging.getLogger("fairseq.generation")
 

@@ -212,7 +212,9 @@ def _require_text(text: Text) -> None:
         raise DataError(f"{place} is empty; leave out its flag, or give a text with some lines")
 
 
-def _records_to_text(config: Any, texts: list[Text], stack: contextlib.ExitStack) -> list[Text]:
+def _records_to_text(
+    config: PreprocessConfig, texts: list[Text], stack: contextlib.ExitStack
+) -> list[Text]:
     """Write the lines of texts that are records into a folder that is removed at the end."""
     if not any(text.records for text in texts):
         return texts

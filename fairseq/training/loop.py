@@ -77,7 +77,7 @@ def run_training(cfg: FairseqConfig, watch: Watch | None = None) -> float | None
             StopSignal() as stop,
         ):
             trainer, epoch_itr, sampler = _set_up(cfg, folder)
-            loop = TrainLoop(cfg, trainer, epoch_itr, stop, folder, sampler)
+            loop = TrainLoop(cfg, trainer, epoch_itr, stop, folder, sampler, watch)
             with loop.profiler:
                 loop.run()
             loop.watch.updates = trainer.get_num_updates()
@@ -146,6 +146,7 @@ class TrainLoop:
         stop: tells whether the process was asked to end.
         folder: keeps what happened.
         sampler: what samples after each validation.
+        watch: is told of every record, and how the run ended.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class TrainLoop:
         stop: StopSignal,
         folder: RunFolder,
         sampler: Sampler | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.cfg, self.trainer, self.task = cfg, trainer, trainer.task
         self.epoch_itr, self.stop, self.folder = epoch_itr, stop, folder
@@ -178,7 +180,6 @@ class TrainLoop:
         if complete is None and self.epoch_itr.next_epoch_idx > max_epoch:
             complete = f"max_epoch: {max_epoch}"
         if complete is not None:
-            self.watch.reason = complete
             logger.info("nothing to do: the run is complete (%s)", complete)
         if complete is None and self.stop.received():
             logger.warning("stopped by %s before the first update", self.stop.name)
@@ -203,6 +204,7 @@ class TrainLoop:
         self._note_stop(f"max_epoch: {max_epoch}")
 
     def _note_stop(self, reason: str | None) -> None:
+        self.watch.reason = reason
         self.folder.note("stop", update=self.trainer.get_num_updates(), reason=reason)
 
     def _catch_up(self) -> bool:
@@ -220,7 +222,6 @@ class TrainLoop:
         return should_stop
 
     def _stop_at_lowest_rate(self) -> None:
-        self.watch.reason = "stop_min_lr"
         logger.info(
             "stopping training because current learning rate (%s) is smaller than or equal to "
             "minimum learning rate (--stop-min-lr=%s)",
@@ -387,13 +388,13 @@ class TrainLoop:
                 maximize = self.cfg.checkpoint.maximize_best_checkpoint_metric
                 policy.note_validation(self.trainer.progress, valid_losses[0], maximize)
             reason = reason or self._out_of_patience()
+            reason = reason or self.watch.asked_to_stop(self.trainer.device)
             self._sample(updates)
         should_stop = reason is not None or signalled
         saved = None
         if do_save or should_stop:
             saved = self._save(valid_losses[0], always=should_stop)
         if reason is not None:
-            self.watch.reason = reason
             logger.info("Stopping training due to %s", reason)
         if signalled:
             how = checkpoint_utils.how_it_goes_on(self.cfg.checkpoint, updates, saved)

@@ -27,6 +27,7 @@ from fairseq.files.line_reader import LineReader
 from fairseq.logging.console import printable
 from fairseq.logging.sinks import open_records
 from fairseq.models.base import BaseFairseqModel, FairseqLanguageModel
+from fairseq.modules.predictions import tells_projection
 from fairseq.tasks.base import FairseqTask
 from fairseq.tasks.precision import autocast
 
@@ -167,7 +168,7 @@ def _fills(
     """Return a function that fills the mask of each line."""
     interface = type(model).hub_interface(cfg, task, [model])
     try:
-        fills = hasattr(interface, "fill_mask") and hasattr(model, "projection")
+        fills = hasattr(interface, "fill_mask") and tells_projection(model)
     except FairseqError as error:  # it has no head
         raise ConfigError(f"--sample-prompts: masks cannot be filled: {error}") from error
     if not fills:

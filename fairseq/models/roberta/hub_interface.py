@@ -198,11 +198,6 @@ class RobertaHubInterface(nn.Module):
             found.append((text, value, token))
         return found
 
-    def encode_masked(self, masked_input: str) -> Tensor:
-        """Return the ids of a text with masks, int64 (T,)."""
-        spans = [self._split(span.rstrip()) for span in masked_input.split(MASK)]
-        return self._ids("<s> " + f" {MASK} ".join(spans) + " </s>")
-
     def fillable(self) -> Tensor:
         """Return which ids may fill a mask, bool of shape (V,)."""
         dictionary = self.task.source_dictionary
