@@ -16,7 +16,7 @@ from fairseq.errors import ConfigError
 from fairseq.logging import metrics
 from fairseq.modules.adaptive_softmax import AdaptiveProjection
 from fairseq.modules.heads import Projection
-from fairseq.modules.predictions import Output, predict
+from fairseq.modules.predictions import Output, Predictions, predict
 from fairseq.protocols import LoggingOutput, Model, Sample, Settings, Task
 from fairseq.utils import get_perplexity
 
@@ -176,7 +176,15 @@ def table_predictions(
     Raises:
         ConfigError: if the model has an adaptive softmax, which has a criterion of its own.
     """
-    predictions = predict(model, sample, positions_N, masked_tokens)
+    return refuse_adaptive(predict(model, sample, positions_N, masked_tokens))
+
+
+def refuse_adaptive(predictions: Predictions) -> Projection | Output:
+    """Return the predictions, unless they are those of an adaptive softmax.
+
+    Raises:
+        ConfigError: if they are.
+    """
     if isinstance(predictions, AdaptiveProjection):
         raise ConfigError("a model with adaptive softmax is trained with --criterion adaptive_loss")
     return predictions

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions import register_criterion
-from fairseq.criterions.base import FairseqCriterion, perplexity_of, predicted_positions
+from fairseq.criterions.base import (
+    FairseqCriterion,
+    perplexity_of,
+    predicted_positions,
+    refuse_adaptive,
+)
 from fairseq.distributed import utils as distributed_utils
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
@@ -174,7 +179,7 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
             "negatives": result.negatives * len(positions_N),
         }
         if cfg.vocabulary_weight:
-            whole_N = from_output(model, hidden_NC).losses(target_N)
+            whole_N = refuse_adaptive(from_output(model, hidden_NC)).losses(target_N)
             loss_N = loss_N + cfg.vocabulary_weight * whole_N
             log["contrastive_loss"] = result.loss_N.detach().sum()
             log["vocabulary_loss"] = whole_N.detach().sum()

@@ -41,6 +41,7 @@ class RunFolder:
     def __init__(self, path: str, enabled: bool = True) -> None:
         self.path, self.enabled = Path(path), enabled
         self._lock: IO[str] | None = None
+        self._begun = False
 
     def __enter__(self) -> RunFolder:
         if self.enabled:
@@ -48,7 +49,8 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if kind is not None and not issubclass(kind, SystemExit):  # signals have noted themselves
+        # signals have noted themselves; what fails before a run has begun leaves nothing behind
+        if self._begun and kind is not None and not issubclass(kind, SystemExit):
             self.note("stop", reason=f"error: {kind.__name__}: {str(error)[:500]}")
         if self._lock is not None:
             self._lock.close()
@@ -103,6 +105,7 @@ class RunFolder:
         """
         if not self.enabled:
             return
+        self._begun = True
         files = {
             "config.yaml": config_as_yaml(config, as_recipe=True),
             "command.txt": shlex.join(sys.argv) + "\n",
