@@ -47,6 +47,8 @@ class AdaptiveInput(nn.Module):
             table = nn.Embedding(end - start, dim, padding_idx if band == 0 else None)
             projection = nn.Linear(dim, output_dim, bias=False)
             nn.init.normal_(table.weight, std=dim**-0.5)
+            # in every band, as in the original: behind the first it is an ordinary word that starts
+            # at zero
             nn.init.zeros_(table.weight[padding_idx : padding_idx + 1])
             nn.init.xavier_uniform_(projection.weight)
             self.embeddings.append(nn.Sequential(table, projection))
@@ -73,6 +75,7 @@ class AdaptiveInput(nn.Module):
             embedded = embed(tokens_N[rows] - start)
             if out_NC is None:
                 out_NC = embedded.new_zeros(len(tokens_N), self.embedding_dim)
+            # not in place: each band leaves a gradient of its own
             out_NC = out_NC.index_copy(0, rows, embedded)
         assert out_NC is not None
         return out_NC.view(*tokens_BT.shape, -1)

@@ -66,7 +66,9 @@ class FlopShape:
         attention = 8 * c * c + 4 * c * length + 4 * c  # projections, both products, biases
         attention += (SOFTMAX + DROPOUT + 1) * length * self.layer.heads + (DROPOUT + 1) * c + NORM
         feed_forward = 4 * c * f + (ACTIVATION + 1) * f + (DROPOUT + 2 + NORM) * c
+        # one-hot products with V words, T positions and 2 segments, then two sums of the three
         tables = 2 * e * v + 2 * e * (length + 2) + (2 + NORM + DROPOUT) * e
+        # embeddings of another width are projected
         if e != c:
             tables += 2 * c * e + c
         output = 0
@@ -101,6 +103,7 @@ def band_entries(
         first: bands before it have none.
     """
     total = sum(counts)
+    # a dictionary that nobody counted would divide by zero
     counts = counts if total else [1] * len(counts)
     edges = [0, *cutoff]
     shares = [sum(counts[a:b]) / sum(counts) for a, b in zip(edges[:-1], edges[1:], strict=True)]

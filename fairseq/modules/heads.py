@@ -104,6 +104,7 @@ class RobertaLMHead(VocabularyHead):
         self.activation_fn = get_activation_fn(activation_fn)
         self.layer_norm = LayerNorm(embed_dim, eps, implementation=norm)
         self.weight = (
+            # torch's own initialisation of a linear map; tied, the embeddings keep theirs
             nn.Linear(embed_dim, output_dim, bias=False).weight if weight is None else weight
         )
         self.bias = nn.Parameter(torch.zeros(output_dim))
@@ -143,6 +144,7 @@ class ClapHead(VocabularyHead):
         if self.normalize_hidden:
             hidden_NC = F.normalize(hidden_NC, dim=-1)
         weight_VC = F.normalize(self.weight, dim=-1) if self.normalize else self.weight
+        # beta goes to the hidden states: logits are linear in both, and the table is the larger one
         return Projection(hidden_NC * self.beta, weight_VC, None)
 
 
@@ -187,6 +189,7 @@ def _side_by_side(features_BTC: Tensor, padding_BT: Tensor | None, longest: int)
             f"a sentence of {features_BTC.shape[1]} tokens is longer than the {longest} that "
             "--pooling positions looks at; raise --max-positions, or --shorten-method truncate"
         )
+    # a negative number cuts off, which only padding reaches here
     return F.pad(features_BTC, (0, 0, 0, missing)).flatten(1)
 
 

@@ -57,6 +57,7 @@ def choose_layers(
             raise ConfigError(
                 f"the choice 'auto' needs the influence of each of the {layers} layers"
             )
+        # of equal influence the lower layer stays
         strongest = sorted(range(layers), key=lambda layer: (-influence[layer], layer))
         return sorted(strongest[:kept])
     if strategy == "3l" and kept != 3:
@@ -69,6 +70,7 @@ def choose_layers(
         return [number * layers // kept for number in range(kept)]
     if strategy == "3l":
         return [0, layers // 2, layers - 1] if layers > 3 else list(range(3))
+    # n (L - 1) / (K - 1) rounded half up, in whole numbers: round() takes halves to even ones
     return [(2 * n * (layers - 1) + kept - 1) // max(1, 2 * (kept - 1)) for n in range(kept)]
 
 

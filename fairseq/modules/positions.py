@@ -47,6 +47,7 @@ class LearnedPositionalEmbedding(nn.Embedding):
             tokens_BT, self.pad, offset=self.offset, documents=documents_BT
         )
         if self.offset is not None:
+            # nobody reads what pads get; 0 is a row that every table has
             positions_BT = positions_BT.where(tokens_BT.ne(self.pad), 0)
         # pads need no position: only where they alone make a row too long is there doubt
         if tokens_BT.shape[1] > self.max_positions:
@@ -211,6 +212,7 @@ def rotate(x_BHTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     """Return ``x`` with its first R channels turned, in the type of ``x``."""
     turned_BHTR, rest = x_BHTD.split([cos_TR.shape[1], x_BHTD.shape[-1] - cos_TR.shape[1]], dim=-1)
     first, second = turned_BHTR.chunk(2, dim=-1)
+    # a turn by an angle: (x, y) to (x cos - y sin, y cos + x sin)
     crossed_BHTR = torch.cat([-second, first], dim=-1)
     turned_BHTR = (turned_BHTR * cos_TR + crossed_BHTR * sin_TR).to(x_BHTD.dtype)
     return torch.cat([turned_BHTR, rest], dim=-1)

@@ -219,6 +219,7 @@ class TransformerEncoder(nn.Module):
         context = AttentionContext(self.alibi, pad_BT, documents_BS=documents_BT)
         hiddens = [x_BTC] if return_all_hiddens else []
         for number, layer in enumerate(self.layers):
+            # drawn on the CPU: a draw on a GPU would have to be waited for
             if self.training and self.shape.layerdrop and torch.rand(()) < self.shape.layerdrop:
                 continue
             record: list[QueryKeyValue] | None = [] if number in qkv_layers else None

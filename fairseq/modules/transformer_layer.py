@@ -187,8 +187,8 @@ class TransformerLayer(nn.Module):
         def norm(channels: int, wanted: bool = True) -> nn.Module | None:
             return LayerNorm(channels, shape.eps, implementation=shape.norm) if wanted else None
 
-        # (optimizers number parameters in this order, and files keep the numbers)
-        # names and order are those of the original's checkpoints
+        # names and order are those of the original's checkpoints: optimizers number parameters in
+        # this order, and files keep the numbers
         self.self_attn = MultiheadAttention(
             dim, shape.heads, shape.attention_dropout, shape.backend, shape.xavier_attention
         )
@@ -197,6 +197,7 @@ class TransformerLayer(nn.Module):
         self.activation_fn = get_activation_fn(shape.activation)
         self.self_attn_layer_norm = LayerNorm(dim, shape.eps, implementation=shape.norm)
         self.ffn_layernorm = norm(shape.ffn_dim, shape.scale_fc)
+        # factors of one, so that a new layer computes what it would without them
         self.w_resid = nn.Parameter(torch.ones(dim)) if shape.scale_resids else None
         self.fc1 = nn.Linear(dim, shape.ffn_dim)
         self.fc2 = nn.Linear(shape.ffn_dim, dim)

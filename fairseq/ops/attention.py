@@ -110,6 +110,7 @@ def _sdpa(
                 query_BHTD, key_BHSD, value_BHSD, hidden_BS
             )
         if others_B1TS is not None:
+            # -inf is safe here: a token is always of its own document
             mask = mask.masked_fill(others_B1TS, -math.inf)
     else:
         # the kernels' own causality starts counting at the first query, not at the last key
@@ -119,6 +120,7 @@ def _sdpa(
         masks += [_future(query_BHTD, key_BHSD)] if causal and not kernel_is_causal else []
         mask = ~functools.reduce(torch.logical_or, masks) if masks else None
         causal = kernel_is_causal
+    # the scale of the channels as they came: of those with some more it would be another
     attended_BHTD = F.scaled_dot_product_attention(
         query_BHTD, key_BHSD, value_BHSD, mask, dropout, is_causal=causal, scale=channels**-0.5
     )

@@ -82,6 +82,7 @@ class AttentionContext:
     causal: bool = False
     documents_BS: Tensor | None = None
     rotary_TR: tuple[Tensor, Tensor] | None = None
+    # frozen as it is for its layers, it gathers what the first of them computes
     _kept: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def bias(self, queries: int, keys: int, device: torch.device | str) -> Tensor | None:

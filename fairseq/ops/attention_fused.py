@@ -54,6 +54,7 @@ def best_on_gpu(query_BHTD: Tensor, context: AttentionContext, dropout: float) -
         return "sdpa"
     channels = query_BHTD.shape[-1]
     sided = context.alibi is not None and context.alibi.asymmetric and not context.causal
+    # what the kernels of FlashAttention 2 take
     fits = channels % 8 == 0 and channels <= 256
     can = {
         "flash": not sided and fits and _importable("flash_attn"),
@@ -113,6 +114,7 @@ def _flex_function(compiled: bool) -> Callable[..., Any]:
     return torch.compile(function) if compiled else function
 
 
+# another function, though equal, would be compiled anew
 @functools.lru_cache(maxsize=16)
 def _slopes(alibi: Alibi, device: torch.device) -> Callable[..., Tensor]:
     """Return the bias of ALiBi as FlexAttention wants it; the same function for all layers."""
@@ -136,9 +138,11 @@ def _block_mask(query_BHTD: Tensor, context: AttentionContext) -> BlockMask | No
     if hidden_BT is None and documents_BT is None and not causal:
         return None
     batch, _, length, _ = query_BHTD.shape
+    # causality is the same in all rows, so one mask serves them
     batch = 1 if hidden_BT is None and documents_BT is None else batch
 
     def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        # true, in the shape that FlexAttention maps over
         seen = i >= 0
         if causal:
             seen = seen & (j <= i)
@@ -189,6 +193,7 @@ def sequences(context: AttentionContext) -> Sequences | None:
         new_N = row_N.diff() != 0
         if documents_BT is not None:
             new_N = new_N | (documents_BT.flatten()[places_N].diff() != 0)
+        # a difference belongs to the later one of two neighbours
         inner = new_N.nonzero()[:, 0] + 1
         ends = places_N.new_tensor([0, len(places_N)])
         return Sequences(places_N, torch.cat([ends[:1], inner, ends[1:]]).int())

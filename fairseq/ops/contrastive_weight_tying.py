@@ -96,18 +96,22 @@ def _distinct(
     symmetric: bool,
 ) -> Contrastive:
     distinct_U, count_U = ids_M.unique(return_counts=True)
+    # unique sorts, so places can be searched
     place_N = torch.searchsorted(distinct_U, target_N)
     weight_UC = _rows(table_VC, distinct_U, normalize, hidden_NC)
     bias_U = count_U.to(hidden_NC.dtype).log() if duplicates == "count" else None
     result = linear_cross_entropy(hidden_NC, weight_UC, place_N, bias_V=bias_U, want_argmax=True)
     assert result.argmax_N is not None
     right_N = result.argmax_N == place_N
+    # counts belong into the sum, but not into the score of the right token
     loss_N = result.loss_N if bias_U is None else result.loss_N + bias_U[place_N]
     if symmetric:
         score_N = (hidden_NC * weight_UC[place_N]).sum(-1)
-        own_U, inverse_N = target_N.unique(return_inverse=True)
-        keys_UC = _rows(table_VC, own_U, normalize, hidden_NC)
-        none_U = torch.zeros_like(own_U)
+        # a token that occurs twice is looked for once: its column is the same
+        wanted_U, inverse_N = target_N.unique(return_inverse=True)
+        keys_UC = _rows(table_VC, wanted_U, normalize, hidden_NC)
+        # the log-sum-exp alone is wanted, whatever the class
+        none_U = torch.zeros_like(wanted_U)
         lse_U = linear_cross_entropy(keys_UC, hidden_NC, none_U).lse_N
         loss_N = (loss_N + lse_U[inverse_N] - score_N) / 2
     return Contrastive(loss_N, right_N, len(distinct_U))
@@ -126,6 +130,7 @@ def _reference(
     score_N = (hidden_NC * _rows(table_VC, target_N, normalize, hidden_NC)).sum(-1)
     same_MM = ids_M[:, None] == ids_M[None, :]
     if duplicates == "once":
+        # all but the first occurrence of a token
         repeated_M = same_MM.tril(-1).any(1)
         scores_NM = scores_NM.masked_fill(repeated_M, float("-inf"))
         weighted_NM = scores_NM

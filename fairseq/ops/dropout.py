@@ -56,6 +56,7 @@ class _Packed(torch.autograd.Function):
         """Apply a fresh mask."""
         n = x.numel()
         words = torch.empty((n + 3) // 4, dtype=torch.int64, device=x.device)
+        # None stands for the end of the range: 2**63 itself is no int64
         bits = words.random_(-(2**63), None).view(torch.int16)[:n].view(x.shape)
         ctx.save_for_backward(bits)
         ctx.dropped = dropped
@@ -71,5 +72,6 @@ class _Packed(torch.autograd.Function):
 def _kept(x: Tensor, bits: Tensor, dropped: int) -> Tensor:
     """Return ``x``, scaled, where the bits (int16, uniform) are not among the lowest levels."""
     keep = torch.empty_like(x, requires_grad=False)
+    # int16 counts from -2**15, so its lowest levels are the most negative
     torch.ge(bits, dropped - LEVELS // 2, out=keep)
     return keep.mul_(x).mul_(LEVELS / (LEVELS - dropped))

@@ -44,6 +44,7 @@ class Relation(NamedTuple):
         """Return ``log softmax(left right^T / sqrt(D))``, (B, R, T, T)."""
         left, right = (_wide(x) if not heads else _regroup(_wide(x), heads) for x in self)
         scores_BRTT = left @ right.transpose(-1, -2) * left.shape[-1] ** -0.5
+        # finite: two logarithms of -inf at a hidden key have no difference
         lowest = torch.finfo(scores_BRTT.dtype).min / 2
         return scores_BRTT.masked_fill(hidden_B1TT, lowest).log_softmax(-1)
 

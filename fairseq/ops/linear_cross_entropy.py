@@ -109,6 +109,7 @@ def _choice(hidden_NC: Tensor, weight_VC: Tensor) -> str:
 def chunk_rows(device: torch.device, classes: int) -> int:
     """Return how many rows of logits a chunk has."""
     if device.type == "cpu":
+        # some rows at least, whatever the vocabulary: every chunk reads the whole weight
         return max(16, CHUNK_ELEMENTS // max(1, classes))
     fewest, most = GPU_CHUNK_ROWS
     return min(most, max(fewest, GPU_CHUNK_ELEMENTS // max(1, classes)))
@@ -278,6 +279,7 @@ class ProjectionGradients:
         if self.hidden_NC is not None:
             self.hidden_NC[rows] = _product(dlogits_RV, weight_VC)
         if self.weight_VC is not None:
+            # addmm_ sums in place, but cannot multiply bf16 factors into an fp32 sum
             if self.weight_VC.dtype == weight_VC.dtype:
                 self.weight_VC.addmm_(dlogits_RV.t(), hidden_NC[rows])
             else:

@@ -20,7 +20,7 @@ vocabulary, R positions of one chunk, K stored entries of a position.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -151,7 +151,7 @@ def linear_distillation(
         )
 
 
-def _cast(operands: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+def _cast(operands: Projection, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return hidden, weight and bias as the products want them."""
     hidden_NC, weight_VC, bias_V = operands
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -176,6 +176,7 @@ def _dense(log_q_RV: Tensor, log_p_RV: Tensor, terms: _Terms) -> tuple[Tensor, T
         value_R = q_RV.mul(log_q_RV.sub_(log_p_RV)).sum(-1)
         return value_R, log_q_RV.sub_(value_R[:, None]).mul_(q_RV)
     beta = terms.beta
+    # as logarithms, since p and q both underflow where neither model expects a word
     log_m_RV = torch.logaddexp(log_p_RV + _log(beta), log_q_RV + _log(1 - beta))
     q_RV = log_q_RV.exp()
     teachers_R = log_p_RV.exp().mul_(log_p_RV.sub_(log_m_RV)).sum(-1)
@@ -270,6 +271,7 @@ def _chunk(
     if alpha_mse:
         assert isinstance(teacher, Tensor)
         gap_RV = s_RV - teacher
+        # squares and sums in one pass, without another tensor of this size
         mse_R = torch.linalg.vecdot(gap_RV, gap_RV)
         dlogits_RV = gap_RV.mul_(2 * alpha_mse)
         del gap_RV
@@ -292,7 +294,9 @@ def _chunk(
     return (temperature**2 * value_R, nll_R, mse_R), dlogits_RV
 
 
-def _reference(student: object, teacher: Any, target_N: Tensor, terms: _Terms) -> Distillation:
+def _reference(
+    student: Projection, teacher: Projection | SparseTeacher, target_N: Tensor, terms: _Terms
+) -> Distillation:
     """Return the same from whole logits in fp64, differentiated by autograd."""
     s_NV = F.linear(*_cast(student, torch.float64))
     temperature, beta = terms.temperature, terms.beta

@@ -92,6 +92,7 @@ def _derived(
     raw_N = losses(hidden_NC, weight_VC, bias_V, some_N)
     wide = raw_N.dtype if raw_N.dtype == torch.float64 else torch.float32
     raw_N = raw_N.to(wide)
+    # loss plus the logit of the target is the log-sum-exp, which others do not return
     picked_N = torch.linalg.vecdot(hidden_NC.to(wide), F.embedding(some_N, weight_VC).to(wide))
     sum_N = hidden_NC.to(wide) @ weight_VC.sum(0, dtype=wide) if want_sum else None
     if bias_V is not None:

@@ -53,6 +53,7 @@ class Operands(NamedTuple):
         for start in range(0, n, self.block_rows):
             part = slice(start, min(n, start + self.block_rows))
             logits_RV = buffer[: part.stop - start, :classes]
+            # into a view: rows lie apart where V is no multiple of 64
             torch.mm(self.hidden_NC[part], self.weight_VC.t(), out=logits_RV)
             yield part, logits_RV
 

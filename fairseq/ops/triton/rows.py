@@ -83,6 +83,7 @@ def row_kernel(
     upstream gradients that is the gradient of the loss alone.
     ``KNOWN_LSE`` reads the log-sum-exp instead of computing it.
     """
+    # row times stride passes 2**31 for a batch of some thousand rows
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     wanted = tl.load(target + row)
@@ -115,6 +116,7 @@ def row_kernel(
             block_top = tl.max(z, 0)
             if best is not None:
                 block_place = first + tl.argmax(z, 0)
+                # greater, not equal: of equal logits the first wins, as for torch.argmax
                 place = tl.where((block_top > top) | (first == 0), block_place, place)
             new_top = tl.maximum(top, block_top)
             # -inf minus -inf is not a number: nothing has been seen that counts
@@ -187,6 +189,7 @@ def rows(
     vectors: list[Any] = [scale_V, bias_V, target_R, lse_R, loss_R, total_R, best_R]
     vectors += [t if t is None else t.contiguous() for t in upstream or Upstream()]
     assert all(t is None or t.is_contiguous() for t in vectors)
+    # -1 changes no device: on a CPU the kernel is interpreted
     with torch.cuda.device(logits_RV.device.index if logits_RV.is_cuda else -1):
         row_kernel[(count,)](
             logits_RV,
