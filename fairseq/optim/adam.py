@@ -207,6 +207,7 @@ def apex_kernel() -> Callable[..., None]:
         multi_tensor_applier(
             amp_C.multi_tensor_adam,
             torch.zeros(1, dtype=torch.int, device=params[0].device),
+            # in the order that the kernel of apex expects
             [grads, params, means, squares],
             group["lr"],
             *group["betas"],

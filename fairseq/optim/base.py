@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +15,6 @@ from torch import Tensor
 from fairseq.errors import CheckpointError, ConfigError, did_you_mean
 from fairseq.protocols import Settings, StateDict
 from fairseq.utils import clip_grad_norm_
-
-if TYPE_CHECKING:
-    pass
-
 
 # torch's own type of a parameter group: "params" and its hyperparameters, by name.
 Group = dict[str, Any]

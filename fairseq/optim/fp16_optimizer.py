@@ -136,6 +136,7 @@ class HalfPrecisionOptimizer(FairseqOptimizer):
         if self.scaler is not None:
             self.scaler.check_overflow(norm)
         if max_norm > 0:
+            # 1e-6 as in torch's own clipping, so that fp16 and fp32 runs clip alike
             self._factor = self._factor * (max_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
 
@@ -192,7 +193,7 @@ class MemoryEfficientFP16Optimizer(HalfPrecisionOptimizer):
 
     @classmethod
     def build_optimizer(
-        cls, cfg: Any, params: Params, **kwargs: Any
+        cls, cfg: FairseqConfig, params: Params, **kwargs: Any
     ) -> MemoryEfficientFP16Optimizer:
         """Build the optimizer of ``cfg.optimizer`` over ``params`` and wrap it."""
         rules = setting(cfg, "optimization.param_groups", "")
@@ -328,11 +329,12 @@ class FP16Optimizer(HalfPrecisionOptimizer):
             return
         self._stale = False
         pairs = list(zip(self._grads, self.fp16_params, strict=True))
-        given = [(ours, p.grad) for ours, p in pairs if p.grad is not None]
-        if given:
-            torch._foreach_copy_([ours for ours, _ in given], [grad for _, grad in given])
+        present = [(ours, p.grad) for ours, p in pairs if p.grad is not None]
+        if present:
+            torch._foreach_copy_([ours for ours, _ in present], [grad for _, grad in present])
         for ours, param in pairs:
             if param.grad is None:
+                # or the step would use what the update before left there
                 ours.zero_()
 
     def clip_grad_norm(

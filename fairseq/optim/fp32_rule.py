@@ -60,6 +60,7 @@ class PerTensorOptimizer(torch.optim.Optimizer):
                 if param.grad is None:
                     continue
                 narrow = param.dtype not in (torch.float32, torch.float64)
+                # state starts from the wide tensor, and so is fp32 whatever the weights are
                 wide = param.float() if narrow else param
                 state = self.state[param]
                 if not state:

@@ -40,6 +40,7 @@ class DynamicLossScaler:
         self.threshold = threshold
         self.min_loss_scale = min_loss_scale
         self.iter = 0
+        # updates count from 0: with -1 the first window is as long as all others
         self.last_overflow_iter = -1
         self.last_rescale_iter = -1
         self.overflows_since_rescale = 0

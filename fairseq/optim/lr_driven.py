@@ -111,6 +111,7 @@ def _rate_table(text: str, flag: str) -> list[tuple[int, int, float]]:
 
 def _latest(rows: list[tuple[int, int, float]], n: int, default: float) -> float:
     """Return the rate of the greatest number up to ``n`` that ``rows`` name."""
+    # where two rows name the same number, the one written later wins
     named = [(min(n, last), order) for order, (first, last, _) in enumerate(rows) if first <= n]
     return rows[max(named)[1]][2] if named else default
 

@@ -16,6 +16,7 @@ def linear_warmup(n: int, warmup: int, start: float, peak: float) -> float:
 
 def fixed(n: int, warmup: int, lr: float) -> float:
     """Return ``lr``, after a warm-up whose first update already has the rate ``lr / warmup``."""
+    # n + 1: the original's fixed schedule starts at lr / warmup, its others at 0
     return lr * (n + 1) / warmup if n < warmup else lr
 
 
@@ -70,6 +71,7 @@ def cosine(
         index = math.floor(t / period)
         length, done = period, t - period * index
     else:
+        # lengths grow geometrically: how many whole periods the sum of the series fits into t
         index = math.floor(math.log(1 - t / period * (1 - t_mult), t_mult))
         length = period * t_mult**index
         done = t - period * (1 - t_mult**index) / (1 - t_mult)
@@ -146,6 +148,7 @@ def triangular(
     max_lr *= shrink**cycle
     if shrink_min:
         min_lr *= shrink**cycle
+    # from the peak in the middle of the cycle, in halves of it
     distance = abs(n / half - 2 * (cycle + 1) + 1)
     return min_lr + (max_lr - min_lr) * max(0.0, 1 - distance)
 

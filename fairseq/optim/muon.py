@@ -161,6 +161,8 @@ class Muon(Adam):
                 has_complex=False,
             )
             return
+        # a mean, not a sum of gradients: the orthogonal matrix is the same, and eps keeps its
+        # meaning
         buffer.lerp_(grad, 1 - momentum)
         direction = orthogonalized(grad.lerp(buffer, momentum), group["ns_steps"], self.dtype)
         param.mul_(1 - lr * group["weight_decay"])

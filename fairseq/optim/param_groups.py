@@ -86,6 +86,7 @@ def arrange(
         settings = dict(own.get(name, {}))
         if ruled[name]:
             settings |= {**ruled[name], "by_rule": sorted(ruled[name])}
+        # settings are plain values: equal text means equal settings
         group = groups.setdefault(repr(sorted(settings.items())), {"params": [], **settings})
         group["params"].append(tensor)
     return list(groups.values())

@@ -37,6 +37,7 @@ def numbers(value: object, flag: str) -> list[float]:
     value = require_value(value, flag)
     if isinstance(value, str):
         value = parse_literal(value)
+    # a configuration of OmegaConf brings lists of its own kind: any iterable of numbers will do
     items: Any = [value] if isinstance(value, (int, float)) else value
     try:
         return [float(item) for item in items]

@@ -11,7 +11,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 from fairseq.errors import ConfigError
 
@@ -19,10 +19,20 @@ MAX_BUFFER = 20
 """Elements that the training loop reads ahead at most: more cost memory and gain nothing."""
 
 
+class Counted(Protocol):
+    """What can be counted: a sequence, a loader, or another of these iterators."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def __len__(self) -> int: ...
+
+
 class CountingIterator:
     """Counts the elements it hands out, and stops after a known number of them."""
 
-    def __init__(self, iterable: Any, start: int | None = None, total: int | None = None) -> None:
+    def __init__(
+        self, iterable: Iterable[Any], start: int | None = None, total: int | None = None
+    ) -> None:
         """Wrap ``iterable``.
 
         Args:
@@ -33,7 +43,7 @@ class CountingIterator:
         self.iterable = iterable
         self.n = getattr(iterable, "n", 0) if start is None else start
         if total is None:
-            total = self.n + len(iterable) - getattr(iterable, "n", 0)
+            total = self.n + len(cast("Counted", iterable)) - getattr(iterable, "n", 0)
         self.total = total
         self._itr: Iterator[Any] | None = None
 
@@ -80,7 +90,9 @@ class CountingIterator:
 class GroupedIterator(CountingIterator):
     """Hands out lists of ``chunk_size`` consecutive elements; the last may be shorter."""
 
-    def __init__(self, iterable: Any, chunk_size: int, skip_remainder_batch: bool = False) -> None:
+    def __init__(
+        self, iterable: Counted, chunk_size: int, skip_remainder_batch: bool = False
+    ) -> None:
         """Wrap ``iterable``.
 
         Args:
@@ -110,7 +122,7 @@ class ShardedIterator(CountingIterator):
     """Hands out every ``num_shards``-th element, as many as any other shard does."""
 
     def __init__(
-        self, iterable: Any, num_shards: int, shard_id: int, fill_value: object = None
+        self, iterable: Counted, num_shards: int, shard_id: int, fill_value: object = None
     ) -> None:
         """Wrap ``iterable``.
 
@@ -125,6 +137,7 @@ class ShardedIterator(CountingIterator):
         """
         check_shard(num_shards, shard_id)
         done = getattr(iterable, "n", 0)
+        # rounded up: every shard must take the same number of steps
         n_rounds = -(-(len(iterable) - done) // num_shards)
         mine = itertools.islice(iterable, shard_id, len(iterable) - done, num_shards)
         padded = itertools.islice(itertools.chain(mine, itertools.repeat(fill_value)), n_rounds)
@@ -145,7 +158,7 @@ def check_shard(num_shards: int, shard_id: int) -> None:
 class BufferedIterator:
     """Reads elements ahead in a thread of its own."""
 
-    def __init__(self, size: int, iterable: Any) -> None:
+    def __init__(self, size: int, iterable: Counted) -> None:
         """Wrap ``iterable``.
 
         Args:
@@ -199,7 +212,9 @@ class BufferedIterator:
 
 def _end(thread: threading.Thread, stop: threading.Event) -> None:
     stop.set()
+    # the collector may drop the iterator from inside that very thread
     if thread is not threading.current_thread():
+        # not for ever: it may be stuck in a disk that does not answer
         thread.join(timeout=5)
 
 
@@ -212,6 +227,7 @@ def _read_ahead(source: Iterator[Any], ready: queue.Queue[Any], stop: threading.
             message = (None, error)
         while not stop.is_set():
             try:
+                # waking up now and then, or a thread whose reader has gone would wait for ever
                 ready.put(message, timeout=0.1)
                 break
             except queue.Full:

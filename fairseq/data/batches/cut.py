@@ -57,6 +57,7 @@ def batch_by_size_vec(
             first = int(lengths_N[begin])
             count = min(count, tokens // first) if first > 0 else count
             longest = np.maximum.accumulate(lengths_N[begin : begin + count])
+            # cost of the first k samples; it only grows with k, so it can be searched
             count = int(np.searchsorted(longest * np.arange(1, count + 1), tokens, side="right"))
         if count > bsz_mult:
             count -= count % bsz_mult

@@ -104,7 +104,7 @@ class EpochBatchIterator(EpochBatchIterating):
         self,
         dataset: FairseqDataset,
         collate_fn: Callable[[list[Any]], Any],
-        batch_sampler: Any,
+        batch_sampler: Batches | Callable[[FairseqDataset, int], Batches],
         seed: int = 1,
         num_shards: int = 1,
         shard_id: int = 0,
@@ -184,6 +184,7 @@ class EpochBatchIterator(EpochBatchIterating):
     def frozen_batches(self) -> Batches:
         """All batches of this epoch, as they were cut."""
         if self._frozen_batches is None:
+            assert callable(self.batch_sampler)
             self._frozen_batches = list(self.batch_sampler(self.dataset, self.epoch))
         return self._frozen_batches
 
@@ -199,6 +200,8 @@ class EpochBatchIterator(EpochBatchIterating):
                 "The dataset is empty: every sample was too long, or there were none. "
                 "Raise --max-tokens or --max-positions, or check the data"
             )
+        # old datasets may not be read in this process: the trainer takes the word for an empty
+        # batch
         if not getattr(self.dataset, "supports_fetch_outside_dataloader", True):
             return "DUMMY"
         return self.collate_fn([self.dataset[int(i)] for i in self.frozen_batches[0]])
@@ -335,6 +338,8 @@ class EpochBatchIterator(EpochBatchIterating):
         plan = self._resume(segments)
         if plan.consumed < len(plan.sequence):
             self._plan = plan
+        # nothing is left: so it is where other batches held more, and in files of the original,
+        # which write the epoch that ended
         elif plan.earlier or state_dict.get("version", 1) == 1:
             self.epoch += 1
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,7 +113,7 @@ def _flatten(value: object, name: str) -> list[tuple[str, Any]]:
     return [leaf for key, child in children for leaf in _flatten(child, prefix + key)]
 
 
-def _unflatten(leaves: Any) -> dict[str, Any]:
+def _unflatten(leaves: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Undo :func:`_flatten`."""
     root: dict[str, Any] = {}
     for name, leaf in leaves:

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq.errors import DataError
 from fairseq.files.io import PathLike
 from fairseq.lazy import require_library
+
+if TYPE_CHECKING:
+    pass
+
 
 # GPT-2's cut into words. Contractions, then runs of letters, digits or other signs with at most one
 # space before them; the last space of a run of white space belongs to the word that follows.
@@ -83,7 +87,11 @@ class BytePairEncoder:
     """
 
     def __init__(
-        self, config: Any, ids: Mapping[str, int], merges: Sequence[tuple[str, str]], where: str
+        self,
+        config: Any,
+        ids: Mapping[str, int],
+        merges: Sequence[tuple[str, str]],
+        where: str,
     ) -> None:
         self.config = config
         alphabet = byte_alphabet()

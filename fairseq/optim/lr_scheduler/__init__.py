@@ -1,4 +1,4 @@
-"""Learning-rate schedulers: base class and registry (the rows: ``lr_schedules``, ``lr_external``).
+"""Learning-rate schedulers: base class and registry (the rows: ``lr_schedules``, ``lr_driven``).
 
 The trainer calls ``step_update(n)`` once at the start (n = 0) and after every update,
 ``step_begin_epoch(e)`` before and ``step(e, val_loss)`` after epoch e = 1, 2, ...
