@@ -73,7 +73,12 @@ def _suffix(cfg: Settings) -> str:
 
 
 def _names(
-    cfg: Any, epoch: int, updates: int, end_of_epoch: bool, val_loss: float | None, best: bool
+    cfg: CheckpointConfig,
+    epoch: int,
+    updates: int,
+    end_of_epoch: bool,
+    val_loss: float | None,
+    best: bool,
 ) -> list[str]:
     """Return the names this moment's checkpoint gets, the one to be written first."""
     suffix = _suffix(cfg)
@@ -87,6 +92,8 @@ def _names(
         names.append(f"checkpoint_best{suffix}.pt")
     kept = cfg.keep_best_checkpoints
     if val_loss is not None and kept > 0 and _among_best(cfg, val_loss):
+        # two of equal rounded value need two names; derived, so that a repeated run names them
+        # alike
         digit = derive_seed(0, "best-checkpoint", epoch, updates) % kept
         metric = cfg.best_checkpoint_metric
         names.append(f"checkpoint.best_{metric}_{val_loss:.3f}{digit}{suffix}.pt")
@@ -112,15 +119,17 @@ def milestones(cfg: CheckpointConfig, trainer: Trainer) -> list[str]:
     ]
 
 
-def _best_paths(cfg: Any) -> list[str]:
+def _best_paths(cfg: CheckpointConfig) -> list[str]:
     """Return the kept best checkpoints, best first."""
     metric = re.escape(cfg.best_checkpoint_metric)
+    # the digit behind the value counts as a further decimal: it decides between equals
     pattern = rf"checkpoint\.best_{metric}_(-?\d+\.?\d*){re.escape(_suffix(cfg))}\.pt"
+    # the largest comes first
     paths = checkpoint_paths(cfg.save_dir, pattern)
     return paths if cfg.maximize_best_checkpoint_metric else paths[::-1]
 
 
-def _among_best(cfg: Any, val_loss: float) -> bool:
+def _among_best(cfg: CheckpointConfig, val_loss: float) -> bool:
     """Tell whether a checkpoint of this value belongs to the best ones that are kept."""
     kept = _best_paths(cfg)
     if not math.isfinite(val_loss) or len(kept) < cfg.keep_best_checkpoints:

@@ -56,6 +56,7 @@ def average_checkpoints(inputs: Sequence[str]) -> dict[str, Any]:
     assert result is not None
     for name, total in totals.items():
         exact = total.is_floating_point()
+        # counters and versions are whole numbers in all of them
         mean = total / len(inputs) if exact else total // len(inputs)
         result["model"][name] = mean.to(types[name])
     return result

@@ -119,6 +119,7 @@ def link_checkpoint(source: str, target: str) -> None:
         _link(source + ".json", target + ".json")
     except OSError as error:
         logger.warning("could not write %s.json: %s", target, error)
+        # no side file rather than one that describes the file before
         _remove(target + ".json")
     _sync_folder(target)
 

@@ -70,6 +70,7 @@ def original_cfg(config: FairseqConfig) -> dict[str, Any]:
             cfg[section].setdefault(key, plain(getattr(getattr(config, source), value)))
     for section in _TPU_SECTIONS:
         if cfg.get(section) is not None:
+            # the original reads the key without a default
             cfg[section]["tpu"] = False
     if cfg.get("criterion") is not None and cfg["criterion"].get("_name") == "masked_lm":
         cfg["criterion"]["tpu"] = False
@@ -314,6 +315,7 @@ def upgrade_state(state: StateDict) -> dict[str, Any]:
     for entry in state["optimizer_history"]:
         entry.pop("optimizer", None)
     best = history.pop("best_loss", state.pop("best_loss", None))
+    # files that name no optimizer are older than the others
     history.setdefault("optimizer_name", "FairseqNAG")
     history.setdefault("lr_scheduler_state", {"best": best})
     history.setdefault("num_updates", 0)

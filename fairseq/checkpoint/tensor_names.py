@@ -1,4 +1,4 @@
-"""TODO."""
+"""Tensors of RoBERTa as older files call them, and what they are called today."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 # Names of tensors: (pattern, replacement), applied in this order to the keys of a state dict.
 ROBERTA_KEYS: tuple[tuple[str, str], ...] = (
+    # the encoder of the first releases was called so
     (r"^decoder\.", "encoder."),
     (r"\.emb_layer_norm\.", ".layernorm_embedding."),
     (r"\.layer_norms\.0\.", ".self_attn_layer_norm."),

@@ -34,7 +34,9 @@ def choose_device(cfg: FairseqConfig) -> torch.device:
         if not torch.cuda.is_available():
             raise ConfigError("--device cuda: no GPU is usable here; use --device cpu")
         device = torch.device(
-            "cuda", cfg.distributed_training.device_id % torch.cuda.device_count()
+            # more processes than GPUs share them in turn
+            "cuda",
+            cfg.distributed_training.device_id % torch.cuda.device_count(),
         )
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = common.allow_tf32
@@ -46,6 +48,7 @@ def choose_device(cfg: FairseqConfig) -> torch.device:
     if common.deterministic:
         # read by cuBLAS when it is first used
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # a few kernels have no deterministic counterpart: torch names them, and the run goes on
         torch.use_deterministic_algorithms(True, warn_only=True)
     return device
 

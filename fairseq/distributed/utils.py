@@ -9,7 +9,6 @@ import contextlib
 import datetime
 import logging
 import os
-import random
 import signal
 import socket
 import threading
@@ -25,7 +24,7 @@ from fairseq.errors import ConfigError, FairseqError
 from fairseq.logging.console import setup_logging
 
 if TYPE_CHECKING:
-    from fairseq.config.sections import FairseqConfig
+    from fairseq.config.sections import DistributedTrainingConfig, FairseqConfig
     from fairseq.protocols import Settings
 
 
@@ -53,7 +52,7 @@ get_global_rank, get_global_world_size = get_rank, get_world_size
 get_data_parallel_rank, get_data_parallel_world_size = get_rank, get_world_size
 
 
-def is_master(cfg: Settings = None) -> bool:
+def is_master(cfg: Settings | None = None) -> bool:
     """Tell whether this process writes logs and checkpoints."""
     return get_rank() == 0
 
@@ -66,7 +65,7 @@ def get_global_group() -> Any:
 get_data_parallel_group = get_global_group
 
 
-def barrier(group: Any = None) -> None:
+def barrier(group: dist.ProcessGroup | None = None) -> None:
     """Wait for all processes."""
     if is_initialized():
         dist.barrier(group)
@@ -128,6 +127,7 @@ def _widest_names(names: list[str], device: torch.device) -> list[str]:
     padded = torch.zeros(longest, dtype=torch.int64, device=device)
     if len(encoded) == longest:
         padded[:] = torch.tensor(list(encoded), dtype=torch.int64)
+    # only those with the longest list wrote theirs, and the others zeros
     text = bytes(all_reduce(padded, op="max").tolist()).decode()
     return text.split("\0")
 
@@ -152,6 +152,7 @@ def concat_over_processes(rows_NK: Tensor | None, device: torch.device) -> Tenso
     first = int(counts[: get_rank()].sum())
     if len(rows_NK):
         joined[first : first + len(rows_NK)] = rows_NK
+    # every process filled its own rows, so that the sum is all of them side by side
     return all_reduce(joined)
 
 
@@ -169,7 +170,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def infer_world(cfg: Any) -> int:
+def infer_world(cfg: DistributedTrainingConfig) -> int:
     """Return the number of processes a run should have, and note how they meet.
 
     Under ``torchrun`` the environment decides; otherwise ``--distributed-world-size``, whose
@@ -190,7 +191,7 @@ def infer_world(cfg: Any) -> int:
     return int(cfg.distributed_world_size)
 
 
-def init_process_group(cfg: Any, device: torch.device) -> int:
+def init_process_group(cfg: DistributedTrainingConfig, device: torch.device) -> int:
     """Join the other processes.
 
     Args:
@@ -211,7 +212,7 @@ def init_process_group(cfg: Any, device: torch.device) -> int:
             backend,
             init_method=cfg.distributed_init_method,
             world_size=cfg.distributed_world_size,
-            rank=cfg.distributed_rank,
+            rank=-1 if cfg.distributed_rank is None else cfg.distributed_rank,
             timeout=datetime.timedelta(minutes=_timeout_minutes(cfg)),
         )
     except (RuntimeError, ValueError) as error:
@@ -251,10 +252,10 @@ def call_main(cfg: FairseqConfig, main: Callable[..., object]) -> Any:
     if world == 1 or distributed.distributed_no_spawn:
         return main(cfg)
     if distributed.distributed_init_method is None:
-        random.seed(os.getpid())
         distributed.distributed_init_method = f"tcp://127.0.0.1:{free_port()}"
     local = distributed.distributed_num_procs
     if local is None or local < 1:
+        # one process a GPU of this machine; without GPUs all are here
         local = torch.cuda.device_count() or world
     start_rank = distributed.distributed_rank or 0
     try:
@@ -293,7 +294,7 @@ def left_to_children() -> Iterator[None]:
         raise SystemExit(128 + signal.SIGINT)
 
 
-def _how_it_ended(error: Any) -> str:
+def _how_it_ended(error: torch.multiprocessing.ProcessExitedException) -> str:
     """Say which process ended how; a stop signal of ours is passed on as exit status."""
     # SIGINT, SIGUSR1, SIGTERM: the process saved and stopped as it was asked to
     if error.signal_name is None and error.exit_code in (128 + 2, 128 + 10, 128 + 15):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,6 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fairseq.distributed import utils
 from fairseq.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from fairseq.config.sections import DistributedTrainingConfig
 
 # newer versions of torch call the flag otherwise
 _BUFFER_FLAG = (
@@ -53,7 +56,7 @@ class ModuleProxyWrapper(nn.Module):
         return self.module.module.load_state_dict(*args, **kwargs)  # type: ignore[union-attr]
 
 
-def wrap_model(cfg: Any, model: nn.Module, device: torch.device) -> nn.Module:
+def wrap_model(cfg: DistributedTrainingConfig, model: nn.Module, device: torch.device) -> nn.Module:
     """Return the model, wrapped if there is more than one process.
 
     Args:
@@ -68,12 +71,13 @@ def wrap_model(cfg: Any, model: nn.Module, device: torch.device) -> nn.Module:
         return model
     if cfg.ddp_backend == "fully_sharded":
         raise UnsupportedError("--ddp-backend fully_sharded is not available yet; use pytorch_ddp")
+    buffers: dict[str, Any] = {_BUFFER_FLAG: cfg.broadcast_buffers}
     wrapped = DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
         bucket_cap_mb=cfg.bucket_cap_mb,
         find_unused_parameters=cfg.find_unused_parameters,
         gradient_as_bucket_view=cfg.gradient_as_bucket_view,
-        **{_BUFFER_FLAG: cfg.broadcast_buffers},
+        **buffers,
     )
     return ModuleProxyWrapper(wrapped)

@@ -10,7 +10,6 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from fairseq.data.datasets.base import FairseqDataset
 from fairseq.utils import apply_to_sample
 
 logger = logging.getLogger("fairseq.nan_detector")
@@ -67,10 +66,15 @@ class NanDetector:
         direction: str,
         name: str,
         module: nn.Module,
-        first: FairseqDataset,
-        second: FairseqDataset,
+        first: object,
+        second: object,
     ) -> None:
-        """Report the first result that is not finite; a hook, forward or backward."""
+        """Report the first result that is not finite; a hook, forward or backward.
+
+        ``first`` and ``second`` are what torch hands to hooks: tensors in containers, of a forward
+        pass inputs and outputs, of a backward pass gradients of inputs and of outputs.
+        """
+        # a backward hook gets what comes out first, the gradient of the inputs
         origin, result = (first, second) if direction == "forward" else (second, first)
         masks = direction == "forward"
         if direction in self.found or _is_finite(result, masks):
@@ -92,6 +96,7 @@ def _is_finite(values: object, masks: bool = False) -> bool:
     def look(tensor: Tensor) -> Tensor:
         nonlocal finite
         if tensor.is_floating_point():
+            # NaN fails this comparison, too
             good = tensor < torch.inf if masks else tensor.isfinite()
             finite = finite and bool(good.all())
         return tensor

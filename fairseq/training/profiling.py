@@ -37,7 +37,12 @@ class UpdateProfiler:
             self._profiler = torch.profiler.profile(
                 activities=activities + [torch.profiler.ProfilerActivity.CUDA] * on_gpu,
                 schedule=torch.profiler.schedule(
-                    skip_first=FIRST - 2, wait=0, warmup=1, active=LAST - FIRST + 1, repeat=1
+                    # torch counts from 0, and the step before the first warms the profiler up
+                    skip_first=FIRST - 2,
+                    wait=0,
+                    warmup=1,
+                    active=LAST - FIRST + 1,
+                    repeat=1,
                 ),
                 on_trace_ready=self._write,
             )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fairseq.checkpoint import checkpoint_paths, checkpoint_to_start_from, load_newest
 from fairseq.checkpoint.layout import data_rng_of, settle_data_rng
 from fairseq.config.schema import parse_literal
-from fairseq.config.sections import FairseqConfig
+from fairseq.config.sections import CheckpointConfig, FairseqConfig
 from fairseq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ def _name_others(path: str, save_dir: str) -> None:
         )
 
 
-def restore(cfg: Any, trainer: Trainer, start: Start, **passthrough_args: Any) -> tuple[Any, Any]:
+def restore(
+    cfg: CheckpointConfig, trainer: Trainer, start: Start, **passthrough_args: Any
+) -> tuple[Any, Any]:
     """Restore a run, or begin one.
 
     Args:
@@ -115,7 +117,9 @@ def restore(cfg: Any, trainer: Trainer, start: Start, **passthrough_args: Any) -
     return extra_state, epoch_itr
 
 
-def load_checkpoint(cfg: Any, trainer: Trainer, **passthrough_args: Any) -> tuple[Any, Any]:
+def load_checkpoint(
+    cfg: CheckpointConfig, trainer: Trainer, **passthrough_args: Any
+) -> tuple[Any, Any]:
     """Choose, read and restore at once, for programs with a loop of their own; see :func:`restore`.
 
     Raises:

@@ -61,8 +61,10 @@ class RunFolder:
             import fcntl
         except ImportError:  # Windows
             return None
+        # "a+" leaves the name of the owner alone until the lock is ours
         handle = open(self.path / ".lock", "a+", encoding="utf-8")
         try:
+            # a lock of POSIX: children do not inherit it, so a worker that lives on holds nothing
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):

@@ -50,6 +50,7 @@ def halves(sample: Sample, dataset: FairseqDataset, epoch: int) -> list[Any] | N
     parts = [dataset.collater([dataset[row] for row in part]) for part in rows]
     if not all(isinstance(part, dict) and part.get("id") is not None for part in parts):
         return None
+    # a dataset whose items changed meanwhile would make another update of it
     same = sum(part.get("ntokens", 0) for part in parts) == sample.get("ntokens", 0)
     return (
         parts

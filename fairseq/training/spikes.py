@@ -22,6 +22,7 @@ from fairseq.errors import CheckpointError, ConfigError, FairseqError
 from fairseq.files.safe_load import safe_load
 
 if TYPE_CHECKING:
+    from fairseq.config.sections import OptimizationConfig
     from fairseq.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class SpikePolicy:
         ConfigError: for a factor or a window that finds nothing.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: OptimizationConfig) -> None:
         self.kind, self.reseeds = config.spike_policy, config.spike_reseed
         self.factor, self.window = config.spike_factor, config.spike_window
         self.back = config.spike_back
@@ -79,6 +80,7 @@ class SpikePolicy:
         del kept[: -self.window]
         if len(window) < FEWEST:
             return None
+        # median and MAD, since spikes that lie in the window would widen a mean and a deviation
         middle = statistics.median(window)
         deviation = statistics.median(abs(value - middle) for value in window)
         sigma = max(MAD_TO_SIGMA * deviation, LEAST_SIGMA * abs(middle))
@@ -166,6 +168,7 @@ def _newest_before(
         except CheckpointError as error:
             logger.warning("skipped a damaged checkpoint: %s", error)
             continue
+        # weights alone cannot go on as if nothing had been
         if state.get("last_optimizer_state") is not None:
             return path, step, state
     return None

@@ -176,6 +176,7 @@ class TrainingState:
             rules = cfg.optimization.param_groups
             self._optimizer = build_optimizer(cfg.optimizer, params, param_groups=rules)
         self._lr_scheduler = build_lr_scheduler(cfg.lr_scheduler, self._optimizer)
+        # or the first update would have the rate that the optimizer was built with
         self._lr_scheduler.step_update(0)
 
     # -- counters and learning rate --------------------------------------------------------------
@@ -212,6 +213,7 @@ class TrainingState:
         hours = self.cumulative_training_time() / 3600
         if self.world == 1:
             return hours
+        # the longest: clocks differ, and one process alone must not see the limit
         total = torch.tensor(hours, dtype=torch.float64, device=self.device)
         return float(distributed_utils.all_reduce(total, op="max"))
 
@@ -430,10 +432,13 @@ class TrainingState:
         self._started = time.time()
         if "metrics" not in extra_state:
             return
+        # the clock that comes along is that of a process which has ended: it starts anew below
         metrics.load_state_dict(extra_state["metrics"])
         self._start_wall_clock()
         if begins_epoch:
+            # written at the end of an epoch, whose figures have been printed
             metrics.reset_meters("train")
         for meter in (metrics.get_meters("default") or {}).values():
             if isinstance(meter, meters.TimeMeter):
+                # speeds are those of this process
                 meter.reset()

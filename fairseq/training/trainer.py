@@ -237,7 +237,7 @@ class Trainer:
             value = derive_seed(seed, purpose, self.get_num_updates(), self.rank, micro)
             torch.manual_seed(value)
             random.seed(value)
-            np.random.seed(value % 2**32)
+            np.random.seed(value % 2**32)  # numpy takes no more bits
         elif micro == 0:
             torch.manual_seed(seed + self.get_num_updates())
 
