@@ -68,6 +68,7 @@ class Batches:
         longest = utils.resolve_max_positions(task.max_positions(), model.max_positions())
         skip = config.dataset.skip_invalid_size_inputs_valid_test
         everything = self.dataset.ordered_indices()
+        # sorted: a dataset may order its samples by length or by chance, and draws go by place
         self.indices = np.sort(task.filter_indices_by_size(everything, self.dataset, longest, skip))
         if not len(self.indices):
             raise DataError(f"there is no sample in '{subset}'")
@@ -75,6 +76,7 @@ class Batches:
     def draw(self, number: int, size: int) -> Sample:
         """Return a batch of independent draws, with replacement; its masks are its own, too."""
         places = philox(self.seed, "hessian batch", number).integers(len(self.indices), size=size)
+        # masks depend on the epoch, and epochs count from 1: every draw is masked in its own way
         return self._batch(self.indices[places], number + 1)
 
     def fixed(self, sentences: int, size: int) -> list[Sample]:

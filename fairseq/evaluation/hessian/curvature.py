@@ -184,6 +184,7 @@ class Curvature:
         step = max(1, min(64, GRADIENT_ELEMENTS // self.parameters.size))
         total_P = tensors[0].new_zeros(self.parameters.size)
         for rows in torch.arange(len(losses_N), device=losses_N.device).split(step):
+            # one row of weights for each target: its gradient apart from those of the others
             units_RN = F.one_hot(rows, len(losses_N)).to(losses_N.dtype)
             parts = gradient([losses_N], tensors, [units_RN], batched=True)
             total_P += self.parameters.flatten_rows(parts).square().sum(0)

@@ -91,6 +91,7 @@ def hutch_plus_plus(products: Products, draw: Draw, budget: int) -> tuple[Tensor
 
     Source: Meyer, Musco, Musco and Woodruff 2021, algorithm 1.
     """
+    # a third each for the sketch, its image and the rest, which also gets what does not divide
     third = budget // 3
     sketch_KP = products(torch.stack([draw(number) for number in range(third)]))
     basis_PK = _orthonormal(sketch_KP.t())
@@ -148,6 +149,7 @@ def lanczos(products: Products, start_P: Tensor, steps: int) -> Ritz:
         norm = float(image_P.norm())
         beside.append(norm)
         scale = max(map(abs, diagonal + beside))
+        # what is left is rounding: the vectors so far span all that the matrix can reach
         if norm <= scale * torch.finfo(start_P.dtype).eps * 10:
             break
         basis.append(image_P / norm)
@@ -155,6 +157,7 @@ def lanczos(products: Products, start_P: Tensor, steps: int) -> Ritz:
     off_S = torch.tensor(beside[:-1], dtype=torch.float64)
     matrix_SS += torch.diag(off_S, 1) + torch.diag(off_S, -1)
     values_S, vectors_SS = torch.linalg.eigh(matrix_SS)
+    # first components are shares of the starting vector, last ones say what lies outside
     return Ritz(values_S, vectors_SS[0].square(), beside[-1] * vectors_SS[-1].abs())
 
 

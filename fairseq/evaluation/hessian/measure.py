@@ -32,6 +32,7 @@ from fairseq.rng import derive_seed
 
 # method -> probes (of lanczos: starting vectors; of hutch++: products) if none are asked for
 METHODS = {"hutchinson": 100, "hutch++": 99, "fisher": 100, "ggn": 100, "exact": 0, "lanczos": 4}
+# A matrix of 200 MB in fp64.
 EXACT_LIMIT = 5000
 # A standard error of fewer values is too rough to stop on.
 FEWEST = 10
@@ -103,6 +104,7 @@ class Settings:
         for name, least in (("probes", 0), ("batch_size", 1), ("sentences", 1), ("steps", 1)):
             if values[name] is not None and values[name] < least:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}")
+        # each third of hutch++ needs two products, as a standard error needs two values
         least = {"exact": 0, "hutch++": 6}.get(self.method, 2)
         if values["probes"] < least:
             raise ConfigError(f"--method {self.method} needs --probes of at least {least}")
@@ -320,6 +322,8 @@ class Measurement:
             start_P = self.draw(number)
             runs.append(lanczos(products, start_P, settings.steps))
             mean = float(runs[-1].weights_S @ runs[-1].values_S)
+            # of a unit vector it is a mean eigenvalue: times the squared length, an estimate of the
+            # trace
             total.values.append(mean * float(start_P @ start_P))
         best = max(runs, key=lambda run: float(run.values_S[-1]))
         return {
