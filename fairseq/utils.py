@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,7 +55,7 @@ def apply_to_sample(function: Callable[[Tensor], Tensor], sample: object) -> Any
     return sample
 
 
-def move_to_device(sample: Any, device: torch.device | str) -> Any:
+def move_to_device(sample: object, device: torch.device | str) -> Any:
     """Return the batch on ``device``; copies from pinned memory do not block."""
     return apply_to_sample(lambda tensor: tensor.to(device, non_blocking=True), sample)
 
@@ -167,7 +167,9 @@ class set_torch_seed:
 
 @torch.no_grad()
 def clip_grad_norm_(
-    params: Any, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None
+    params: Tensor | Iterable[Tensor],
+    max_norm: float,
+    aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Scale gradients in place so that their joint L2 norm is at most ``max_norm``.
 

@@ -6,12 +6,14 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fairseq_cli.entry import run_command
 
 if TYPE_CHECKING:
+    from fairseq.hub.continue_text import Continuation, Tally
+
     pass
 
 
@@ -95,7 +97,11 @@ def write_corpus(given: dict[str, Any], corpus: dict[str, Any]) -> dict[str, Any
     return record
 
 
-def show(command: Any, given: dict[str, Any], with_time: bool = False) -> Any:
+def show(
+    command: Callable[[dict[str, Any]], tuple[Iterator[Continuation], Tally]],
+    given: dict[str, Any],
+    with_time: bool = False,
+) -> Any:
     """Run a command of :mod:`fairseq.hub.continue_text` and print its results; return the tally.
 
     Args:

@@ -7,9 +7,13 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq_cli.entry import run_command
+
+if TYPE_CHECKING:
+    from fairseq.pcfg.source import Source
+
 
 EXAMPLES = """\
 examples:
@@ -216,7 +220,7 @@ def _grammar(args: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def _sample(args: argparse.Namespace, source: Any) -> dict[str, Any]:
+def _sample(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     from fairseq.pcfg.sample import write_samples
 
     train = [f"train{k}" for k in range(args.shards)] if args.shards > 1 else ["train"]
@@ -241,7 +245,7 @@ def _sample(args: argparse.Namespace, source: Any) -> dict[str, Any]:
     return dataclasses.asdict(done)
 
 
-def _mask(args: argparse.Namespace, source: Any) -> dict[str, Any]:
+def _mask(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     from fairseq.pcfg.hdf5 import Masking, write_masked_samples
     from fairseq.pcfg.source import read_sentences
 
@@ -259,7 +263,7 @@ def _mask(args: argparse.Namespace, source: Any) -> dict[str, Any]:
     return {"out": args.out, "files": files, "samples": len(sentences)}
 
 
-def _downstream(args: argparse.Namespace, source: Any) -> dict[str, Any]:
+def _downstream(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     from fairseq.errors import ConfigError
     from fairseq.pcfg.downstream import Labeller, write_downstream
     from fairseq.pcfg.source import GrammarSource
@@ -277,7 +281,7 @@ def _downstream(args: argparse.Namespace, source: Any) -> dict[str, Any]:
     return {"task": args.task, "label": args.label, **dataclasses.asdict(done)}
 
 
-def _score(args: argparse.Namespace, source: Any) -> dict[str, Any]:
+def _score(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     from fairseq.files.io import sha256_of
     from fairseq.pcfg.hdf5 import read_masked_samples
     from fairseq.pcfg.score import write_scores

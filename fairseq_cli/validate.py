@@ -135,7 +135,7 @@ def _add_teacher_flags(parser: ArgumentParser) -> None:
     add("--plot", metavar="FILE", help="draw the samples of --per-sample, student against teacher")
 
 
-def _about_teachers(given: Any, flags: dict[str, Any], as_json: bool) -> int:
+def _about_teachers(given: dict[str, Any], flags: dict[str, Any], as_json: bool) -> int:
     """Write a teacher's cache, or the scores of samples beside it."""
     from pathlib import Path
 
@@ -173,7 +173,7 @@ def _numbers(results: object) -> Any:
     return results if isinstance(results, str) else float(exact(results))
 
 
-def _folder(given: Any, as_json: bool) -> int:
+def _folder(given: dict[str, Any], as_json: bool) -> int:
     """Print what every checkpoint below a folder is worth; 1 if one could not be evaluated."""
     from fairseq.evaluation.folder import table, validate_folder
 
@@ -182,7 +182,9 @@ def _folder(given: Any, as_json: bool) -> int:
     return int(any("refused" in found for found in results.values()))
 
 
-def _scores(given: Any, lengths: Sequence[int] | None, most: int | None, as_json: bool) -> int:
+def _scores(
+    given: dict[str, Any], lengths: Sequence[int] | None, most: int | None, as_json: bool
+) -> int:
     """Print pseudo-perplexities, or the loss at several lengths."""
     from fairseq.evaluation import pseudo_perplexity
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fairseq.config import plugins
 from fairseq.config.build import Component, build_config, plain
-from fairseq.config.flags import gen_parser_from_dataclass
+from fairseq.config.flags import Flags, gen_parser_from_dataclass
 from fairseq.config.registries import ARCH_CONFIG_REGISTRY, CHOICES, model_class
 from fairseq.config.registry import config_class
 from fairseq.config.resolve import resolve
@@ -46,11 +46,11 @@ def describe_component(section: str, name: str) -> Component:
     return Component(dataclass, legacy, preset)
 
 
-def add_legacy_flags(parser: object, cls: Any, is_model: bool) -> None:
+def add_legacy_flags(parser: Flags, cls: type, is_model: bool) -> None:
     """Add the flags of a plug-in without dataclass: its own, then those of what it extends.
 
     Args:
-        parser: an argparse parser or argument group.
+        parser: what they are added to.
         cls: the class of the component.
         is_model: flags that are not given leave the choice to the preset.
     """

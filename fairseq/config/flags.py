@@ -75,6 +75,10 @@ def describe_choice(word: str, accepted: Collection[str]) -> str:
     return f"invalid choice: {word!r}{did_you_mean(word, accepted)}; choose from {listed}"
 
 
+# an argparse parser or a group of its arguments
+Flags = argparse._ActionsContainer
+
+
 class HelpFormatter(argparse.HelpFormatter):
     """Help with defaults, in a fixed width so that it reads the same everywhere."""
 
@@ -105,7 +109,7 @@ class _SetBool(argparse.Action):
         self,
         parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,
-        values: Any,
+        values: object,
         option_string: str | None = None,
     ) -> None:
         if self.backward:
@@ -126,7 +130,7 @@ class _RefusedFlag(argparse.Action):
         self,
         parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,
-        values: Any,
+        values: object,
         option_string: str | None = None,
     ) -> None:
         try:
@@ -135,7 +139,7 @@ class _RefusedFlag(argparse.Action):
             parser.error(str(error))
 
 
-def _typed(kind: Any, flag: str) -> Callable[[str], Any]:
+def _typed(kind: object, flag: str) -> Callable[[str], Any]:
     """Return an argparse ``type`` that keeps the message of our own errors."""
 
     def read(text: str) -> Any:
@@ -148,7 +152,7 @@ def _typed(kind: Any, flag: str) -> Callable[[str], Any]:
     return read
 
 
-def _try_add(parser: Any, *names: str, **kwargs: Any) -> None:
+def _try_add(parser: Flags, *names: str, **kwargs: Any) -> None:
     """Add an argument; when two components share a flag the first definition wins."""
     shown = kwargs.pop("shown_default", None)
     if isinstance(kwargs.get("help"), str) and kwargs["help"] != argparse.SUPPRESS:
@@ -157,7 +161,7 @@ def _try_add(parser: Any, *names: str, **kwargs: Any) -> None:
         action = parser.add_argument(*names, **kwargs)
     except argparse.ArgumentError:
         return
-    action.shown_default = shown
+    action.shown_default = shown  # type: ignore[attr-defined]
 
 
 def _flag_names(name: str, prefix: str | None, aliases: str | Sequence[str] | None) -> list[str]:
@@ -167,7 +171,7 @@ def _flag_names(name: str, prefix: str | None, aliases: str | Sequence[str] | No
 
 
 def _add_bool(
-    parser: object, names: list[str], on: bool, positive: bool, stored: Any, text: str | None
+    parser: Flags, names: list[str], on: bool, positive: bool, stored: object, text: str | None
 ) -> None:
     """Add the pair of flags of one boolean field.
 
@@ -179,11 +183,11 @@ def _add_bool(
         stored: what the parser stores when no flag is given.
         text: the help.
     """
-    plain = names[0][2:]
-    opposite = plain[3:] if plain.startswith("no-") else f"no-{plain}"
+    stem = names[0][2:]
+    opposite = stem[3:] if stem.startswith("no-") else f"no-{stem}"
     backward = on and not positive
-    common = {"action": _SetBool, "dest": plain.replace("-", "_"), "default": stored}
-    off_text = f"switch it off: {text}" if backward and text else f"switch off --{plain}"
+    common = {"action": _SetBool, "dest": stem.replace("-", "_"), "default": stored}
+    off_text = f"switch it off: {text}" if backward and text else f"switch off --{stem}"
     _try_add(
         parser,
         *names,
@@ -198,7 +202,12 @@ def _add_bool(
 
 
 def add_field(
-    parser: Any, config: FairseqDataclass, field: Any, kind: Any, prefix: str | None, suppress: bool
+    parser: Flags,
+    config: FairseqDataclass,
+    field: dataclasses.Field[Any],
+    kind: object,
+    prefix: str | None,
+    suppress: bool,
 ) -> None:
     """Add the flag of one dataclass field.
 
@@ -260,7 +269,7 @@ def _shown(default: object) -> Any:
 
 
 def gen_parser_from_dataclass(
-    parser: Any,
+    parser: Flags,
     dataclass_instance: FairseqDataclass,
     delete_default: bool = False,
     with_prefix: str | None = None,

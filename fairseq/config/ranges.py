@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from fairseq.config.schema import (
@@ -82,7 +82,7 @@ def expand_home(paths: str) -> str:
     return os.pathsep.join(os.path.expanduser(path) for path in paths.split(os.pathsep))
 
 
-def _problem(value: object, default: object, bounds: Any) -> str | None:
+def _problem(value: object, default: object, bounds: Mapping[str, Any]) -> str | None:
     """Return what is wrong with a value, None if nothing is."""
     if value is None or value == default or isinstance(value, bool):
         return None

@@ -222,7 +222,7 @@ def setup_registry(
     return build_x, register_x, registry, view
 
 
-def _choose(cfg: Any, key: str, registry: Registry) -> tuple[str | None, Any]:
+def _choose(cfg: object, key: str, registry: Registry) -> tuple[str | None, Any]:
     """Return the component's name and configuration from a config, a name or a Namespace.
 
     A flat Namespace holds the settings of all components: its ``_name`` may be another's.
@@ -238,7 +238,7 @@ def _choose(cfg: Any, key: str, registry: Registry) -> tuple[str | None, Any]:
     return name, cfg if name is None else typed_config(registry[name], cfg)
 
 
-def typed_config(component: type, cfg: Any) -> Any:
+def typed_config(component: type, cfg: object) -> Any:
     """Return ``cfg`` as the configuration class of ``component``.
 
     Args:

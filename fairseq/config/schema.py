@@ -316,7 +316,7 @@ def parser_of(kind: object) -> Callable[[Any], Any]:
     return _READERS.get(kind, lambda value: value)
 
 
-def coerce(value: Any, kind: object, where: str) -> Any:
+def coerce(value: object, kind: object, where: str) -> Any:
     """Return ``value`` as the type ``kind``; None and unresolved references pass.
 
     Args:

@@ -7,9 +7,13 @@ reads YAML (recipes, Hydra, reports) reads it here first; what an alias stands f
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq.errors import ConfigError
+
+if TYPE_CHECKING:
+    import yaml
+
 
 MOST_BYTES = 10_000_000
 MOST_NODES = 100_000
@@ -58,7 +62,7 @@ def read_yaml_file(path: Path) -> tuple[Any, str]:
     return load_yaml(text, path), text
 
 
-def _check(root: Any, name: str | Path) -> None:
+def _check(root: yaml.Node, name: str | Path) -> None:
     """Count the nodes of a document, aliases written out, and look for keys stated twice."""
     import yaml
 
@@ -81,7 +85,7 @@ def _check(root: Any, name: str | Path) -> None:
                 _check_keys(node, name)
 
 
-def _check_keys(node: Any, name: str | Path) -> None:
+def _check_keys(node: yaml.MappingNode, name: str | Path) -> None:
     seen: dict[str, int] = {}
     for key, _ in node.value:
         if isinstance(key.value, str) and key.value != "<<":

@@ -7,7 +7,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
@@ -19,6 +19,10 @@ from fairseq.modules.heads import Projection
 from fairseq.modules.predictions import Output, Predictions, predict
 from fairseq.protocols import LoggingOutput, Model, Sample, Settings, Task
 from fairseq.utils import get_perplexity
+
+if TYPE_CHECKING:
+    from fairseq.criterions.distillation import CacheLike, TeacherLike
+
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +105,7 @@ class FairseqCriterion(nn.Module):
         """Return what it needs besides the model: ``teacher``, ``cache``, both or nothing."""
         return set()
 
-    def attach(self, model: Model, teacher: Any, cache: Any) -> None:
+    def attach(self, model: Model, teacher: TeacherLike | None, cache: CacheLike | None) -> None:
         """Take over what :meth:`wanted` named; see :mod:`fairseq.teacher`."""
 
     def prepare_update(self, samples: list[Sample]) -> None:

@@ -6,8 +6,9 @@ Shapes: B batch, T time, N predicted positions, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ from fairseq.logging import metrics
 from fairseq.modules.predictions import Output
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 from fairseq.protocols import LoggingOutput, Model, Sample, Task
+
+if TYPE_CHECKING:
+    pass
 
 
 def label_smoothed_nll_loss(
@@ -181,6 +185,6 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
         return True
 
 
-def _accuracy(meters: Any) -> float:
+def _accuracy(meters: Mapping[str, Any]) -> float:
     """Return the share of right targets in percent."""
     return round(meters["n_correct"].sum * 100.0 / meters["total"].sum, 3)

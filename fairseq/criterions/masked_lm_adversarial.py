@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,10 @@ from fairseq.files.io import require_file
 from fairseq.logging import metrics
 from fairseq.modules.heads import pool
 from fairseq.protocols import Sample
+
+if TYPE_CHECKING:
+    from fairseq.data.storage.dictionary import Dictionary
+    from fairseq.protocols import Model, Task
 
 
 @dataclass
@@ -64,7 +68,7 @@ class MaskedLmAdversarial(MaskedLmLoss):
 
     sums_over_rows = False
 
-    def __init__(self, cfg: MaskedLmAdversarialConfig, task: Any) -> None:
+    def __init__(self, cfg: MaskedLmAdversarialConfig, task: Task) -> None:
         super().__init__(cfg, task)
         if not cfg.adv_task_data:
             raise ConfigError("--criterion masked_lm_adversarial needs --adv-task-data, a folder")
@@ -74,7 +78,7 @@ class MaskedLmAdversarial(MaskedLmLoss):
         self.target_SK = one_hot_SK - 1 / one_hot_SK.shape[1]
 
     def forward(
-        self, model: Any, sample: Sample, reduce: bool = True
+        self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Compute the loss of a batch; see :class:`~fairseq.criterions.masked_lm.MaskedLmLoss`."""
         loss, size, log = super().forward(model, sample, reduce)
@@ -85,7 +89,7 @@ class MaskedLmAdversarial(MaskedLmLoss):
             log["adversarial_size"] = size
         return loss, size, log
 
-    def _error(self, model: Any, device: torch.device) -> Tensor:
+    def _error(self, model: Model, device: torch.device) -> Tensor:
         """Return the error of the head on a random batch, which torch's generator draws."""
         chosen_B = torch.randperm(len(self.rows))[: self.size]
         rows = [self.rows[place] for place in chosen_B.tolist()]
@@ -115,7 +119,7 @@ class MaskedLmAdversarial(MaskedLmLoss):
             metrics.log_scalar("adversarial", error, size, round=4)
 
 
-def _read(folder: Path, dictionary: Any) -> tuple[list[Tensor], list[int]]:
+def _read(folder: Path, dictionary: Dictionary) -> tuple[list[Tensor], list[int]]:
     """Return the ids of every sentence, framed by ``<s>`` and ``</s>``, and its class.
 
     Raises:

@@ -6,8 +6,9 @@ Shapes: B rows, T time, N masked positions, W words of the source, V dictionary,
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +28,10 @@ from fairseq.pcfg.score import means
 from fairseq.pcfg.source import load_source
 from fairseq.pcfg.truth import Truth, entropies
 from fairseq.protocols import LoggingOutput, Model, Sample, Task
+
+if TYPE_CHECKING:
+    pass
+
 
 LOWEST = -80.0
 """Log probabilities of possible words below this count as this; ``clamped`` says how many did."""
@@ -173,7 +178,7 @@ def _by_sentence(figures: np.ndarray, rows_N: np.ndarray) -> Tensor:
 
 
 def _mean_of(column: int, place: int) -> Any:
-    def compute(meters: Any) -> float:
+    def compute(meters: Mapping[str, Any]) -> float:
         table = meters["_truth"].tensor.double().numpy()
         return means(table[:, 0] * table[:, column], table[:, 0])[place]
 

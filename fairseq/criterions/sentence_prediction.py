@@ -9,8 +9,9 @@ Shapes: B sentences, K classes or numbers.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from fairseq.errors import ConfigError
 from fairseq.logging import metrics
 from fairseq.modules.flops import TRAINING, matrix_entries
 from fairseq.protocols import LoggingOutput, Model, Sample, Task
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass
@@ -177,7 +181,7 @@ def _log_counts(total: dict[str, Any]) -> None:
         )
 
 
-def _matrix(meters: Any) -> np.ndarray:
+def _matrix(meters: Mapping[str, Any]) -> np.ndarray:
     """Return the confusion matrix (K, K), rows are targets."""
     count = sum(key.startswith("_confusion_") for key in meters)
     cells = [float(meters[f"_confusion_{i}"].sum) for i in range(count)]
@@ -228,7 +232,7 @@ def spearman(x_N: np.ndarray, y_N: np.ndarray) -> float:
 
 
 def _correlation(name: str) -> Any:
-    def compute(meters: Any) -> float:
+    def compute(meters: Mapping[str, Any]) -> float:
         predicted_N, targets_N = meters["_pairs"].tensor.cpu().double().numpy().T
         both = {"pearson": pearson, "spearman": spearman}
         wanted = [both[name]] if name in both else list(both.values())

@@ -26,7 +26,8 @@ from fairseq.decoding.search import BeamSearch, Sampling, Search
 from fairseq.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 
 if TYPE_CHECKING:
-    from fairseq.protocols import Sample
+    from fairseq.data.storage.dictionary import Dictionary
+    from fairseq.protocols import Sample, Settings
 
 
 logger = logging.getLogger("fairseq.sequence_generator")
@@ -120,7 +121,7 @@ class SequenceGenerator:
     def __init__(
         self,
         models: Sequence[Any],
-        tgt_dict: Any,
+        tgt_dict: Dictionary,
         beam_size: int = 1,
         max_len_a: float = 0,
         max_len_b: int = 200,
@@ -163,7 +164,7 @@ class SequenceGenerator:
     @torch.no_grad()
     def generate(
         self,
-        models: Any,
+        models: object,
         sample: Sample,
         prefix_tokens: Tensor | None = None,
         constraints: object = None,
@@ -425,10 +426,10 @@ def _repeating(tokens: list[int], size: int) -> set[int]:
 
 
 def build_generator(
-    tgt_dict: Any,
+    tgt_dict: Dictionary,
     models: Sequence[Any],
-    args: Any,
-    seq_gen_cls: Any = None,
+    args: Settings,
+    seq_gen_cls: Callable[..., Any] | None = None,
     extra_gen_cls_kwargs: dict[str, Any] | None = None,
     prefix_allowed_tokens_fn: AllowedTokens | None = None,
 ) -> Any:

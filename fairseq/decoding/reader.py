@@ -27,14 +27,15 @@ class Reader:
         ConfigError: if the model is none.
     """
 
-    def __init__(self, model: Any, temperature: float = 1.0) -> None:
+    def __init__(self, model: Model, temperature: float = 1.0) -> None:
         self.decoder: Any = getattr(model, "decoder", None)
         if self.decoder is None or hasattr(model, "encoder"):
             raise ConfigError(
                 f"{type(model).__name__} cannot generate: only causal language models, which are "
                 "a decoder without an encoder, can"
             )
-        self.model, self.temperature = model, temperature
+        self.model: Any = model
+        self.temperature = temperature
         self.state: Any = {} if isinstance(self.decoder, FairseqIncrementalDecoder) else None
         self.hidden_RTC: Tensor | None = None
         self.rest: tuple[Any, ...] = ()

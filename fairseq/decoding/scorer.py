@@ -19,7 +19,8 @@ from fairseq.utils import strip_pad
 
 if TYPE_CHECKING:
     from fairseq.data.storage.dictionary import Dictionary
-    from fairseq.protocols import Model
+    from fairseq.modules.adaptive_softmax import AdaptiveProjection
+    from fairseq.protocols import Model, Sample
 
 
 NEVER_SPLIT = 2**63 - 1
@@ -62,7 +63,7 @@ class SequenceScorer:
 
     @torch.no_grad()
     def generate(
-        self, models: Sequence[Any], sample: dict[str, Any], **kwargs: Any
+        self, models: Sequence[Any], sample: Sample, **kwargs: Any
     ) -> list[list[dict[str, Any]]]:
         """Score the targets of a batch.
 
@@ -106,7 +107,7 @@ class SequenceScorer:
             )
         return hypotheses
 
-    def _score(self, model: Model, sample: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    def _score(self, model: Model, sample: Sample) -> tuple[Tensor, Tensor | None]:
         """Return log-probabilities of the targets, fp32 (B, T), 0 at pads, and the attention."""
         target_BT = sample["target"]
         target_N, places_N = target_BT.flatten(), target_BT.flatten().ne(self.pad).nonzero()[:, 0]

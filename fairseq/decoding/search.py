@@ -6,7 +6,7 @@ Shapes: B sentences, K hypotheses of each (the beam), V vocabulary, C candidates
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -149,7 +149,7 @@ class Sampling(Search):
         place_BK1 = torch.searchsorted(mass_BKV, aim_BK1, right=True)
         return order_BKV.gather(2, place_BK1.clamp(max=p_BKV.shape[-1] - 1))[:, :, 0]
 
-    def _draws(self, ids: Any, step: int, batch: int, beam: int) -> Tensor:
+    def _draws(self, ids: Sequence[int] | Tensor, step: int, batch: int, beam: int) -> Tensor:
         """Return uniform numbers in [0, 1), fp64 (B, K)."""
         if self.seed is None:
             return torch.rand(batch, beam, dtype=torch.float64)

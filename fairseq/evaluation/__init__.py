@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq import checkpoint, utils
 from fairseq.checkpoint.layout import explain
@@ -22,6 +22,10 @@ from fairseq.tasks import validation
 from fairseq.tasks.base import FairseqTask
 from fairseq.tasks.precision import to_device, weights_dtype
 from fairseq.teacher import attach_teacher
+
+if TYPE_CHECKING:
+    from fairseq.config.sections import DatasetConfig
+
 
 logger = logging.getLogger("fairseq.evaluation")
 
@@ -132,7 +136,7 @@ def _validate_subset(
     return figures[0]
 
 
-def _say_other_mode(subset: str, batches: Sequence[Sequence[int]], data: Any) -> None:
+def _say_other_mode(subset: str, batches: Sequence[Sequence[int]], data: DatasetConfig) -> None:
     """Say whose masks are drawn, and what of the data the original would leave out."""
     rest = len(batches[-1]) % data.required_batch_size_multiple if batches else 0
     dropped = len(batches[-1]) if rest and data.data_rng == "fairseq-main" else 0

@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 from multiprocessing.context import BaseContext
-from typing import Any
 
 FORKS_WARN = sys.version_info >= (3, 12)
 
@@ -57,7 +56,7 @@ def can_be_sent(value: object) -> bool:
 class _Nowhere:
     """A file that keeps nothing."""
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes) -> int:
         return len(data)
 
 

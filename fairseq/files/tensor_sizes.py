@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from fairseq.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from fairseq.config.sections import FairseqConfig
+    from fairseq.protocols import Settings
 
 
 MOST_UNCHECKED = 1 << 20  # of what no tensor tells, such as positions that are not learned
@@ -32,7 +33,7 @@ _COUNTS = (
 )  # fmt: skip
 
 
-def check_sizes(config: Any, tensors: Mapping[str, object]) -> None:
+def check_sizes(config: FairseqConfig, tensors: Mapping[str, object]) -> None:
     """Compare layers, widths and counts of the settings with the tensors of the same file.
 
     Args:
@@ -68,7 +69,7 @@ def check_sizes(config: Any, tensors: Mapping[str, object]) -> None:
                 _refuse(setting, claimed, f"no tensor is larger than {largest} in any dimension")
 
 
-def _check_operator(model: nn.Module, largest: int) -> None:
+def _check_operator(model: Settings, largest: int) -> None:
     for side in ("encoder", "decoder"):
         for name in ("layers", "embed_dim", "ffn_embed_dim"):
             claimed = getattr(model, f"{side}_{name}", None)
@@ -77,7 +78,7 @@ def _check_operator(model: nn.Module, largest: int) -> None:
                 _refuse(f"{side}_{name}", claimed, fact)
 
 
-def _check_layers(model: nn.Module, side: str, names: list[str]) -> None:
+def _check_layers(model: Settings, side: str, names: list[str]) -> None:
     claimed = getattr(model, f"{side}_layers", None)
     if not isinstance(claimed, int) or getattr(model, f"{side}_layers_to_keep", None):
         return

@@ -94,7 +94,7 @@ class TextGenerator:
         self.bpe = encoders.build_bpe(self.config.bpe)
         self.tally = Tally()
 
-    def _ready(self, model: Any) -> Any:
+    def _ready(self, model: BaseFairseqModel) -> BaseFairseqModel:
         model.prepare_for_inference_(self.config)
         if self.given.get("fp16") and self.device.type != "cpu":
             model = model.half()
@@ -150,7 +150,7 @@ class TextGenerator:
             found += self._continue(sample, None, targets=False)
         return sorted(found, key=lambda one: one.number)
 
-    def _batches(self, dataset: object, limited: bool = True) -> Any:
+    def _batches(self, dataset: FairseqDataset, limited: bool = True) -> Any:
         data, given = self.config.dataset, self.given
         max_tokens, batch_size = given.get("max_tokens"), given.get("batch_size")
         limits = [model.max_positions() for model in self.models] if limited else []
@@ -204,7 +204,7 @@ class TextGenerator:
         bits = (found["positional_scores"].double() / math.log(2)).tolist()
         return Hypothesis(pieces, self._decode(pieces), float(found["score"]) / math.log(2), bits)
 
-    def _pieces(self, dictionary: Any, tokens_T: Tensor) -> str:
+    def _pieces(self, dictionary: Dictionary, tokens_T: Tensor) -> str:
         ignored = {dictionary.pad(), *self.generator.symbols_to_strip_from_output}
         return dictionary.string(
             tokens_T, self.config.common_eval.post_process, extra_symbols_to_ignore=ignored

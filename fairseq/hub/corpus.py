@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,10 @@ from fairseq.pcfg.sample import dictionary_of, draw_exactly
 from fairseq.pcfg.score import add_arrays, write_scores
 from fairseq.pcfg.source import batches
 from fairseq.rng import philox
+
+if TYPE_CHECKING:
+    from fairseq.models.base import BaseFairseqModel
+
 
 BLOCK = 256
 """Sentences drawn together; part of what a seed means."""
@@ -61,7 +65,7 @@ class CorpusSettings:
             raise ConfigError("--corpus-words must be at least 1")
 
 
-def next_words(model: Any, begin: int, device: torch.device) -> NextWords:
+def next_words(model: BaseFairseqModel, begin: int, device: torch.device) -> NextWords:
     """Return the model as a function of ids (B, N): log-probabilities (B, N + 1, V), float64."""
 
     @torch.inference_mode()

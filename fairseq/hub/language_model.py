@@ -22,6 +22,7 @@ from fairseq.errors import ConfigError, DataError, did_you_mean
 from fairseq.files.io import BYTE_ORDER_MARK
 
 if TYPE_CHECKING:
+    from fairseq.decoding.beams import AllowedTokens
     from fairseq.protocols import Settings
 
 
@@ -150,7 +151,7 @@ class GeneratorHubInterface(nn.Module):
         verbose: bool = False,
         skip_invalid_size_inputs: bool = False,
         inference_step_args: Mapping[str, Any] | None = None,
-        prefix_allowed_tokens_fn: Any = None,
+        prefix_allowed_tokens_fn: AllowedTokens | None = None,
         **kwargs: Any,
     ) -> Any:
         """Continue tokenized prompts.

@@ -11,9 +11,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq.errors import FairseqError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 # After this many unread values a meter reads them, which bounds what it keeps alive on the device.
 _MAX_WAITING = 512
@@ -34,7 +38,7 @@ def to_python(value: Any) -> Any:
     return value.item() if math.prod(getattr(value, "shape", ())) == 1 else value.tolist()
 
 
-def _is_on_host(tensor: Any) -> bool:
+def _is_on_host(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 

@@ -11,10 +11,14 @@ import bisect
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fairseq.errors import CheckpointError
 from fairseq.logging.deferred import WeightedSum, to_python
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 MeterState = dict[str, Any]
 
@@ -316,7 +320,7 @@ class ConcatTensorMeter(Meter):
         """Forget everything seen so far."""
         self._parts: list[Any] = []
 
-    def update(self, val: Any) -> None:
+    def update(self, val: Tensor | None) -> None:
         """Append the tensor ``val``, detached from its graph; None is ignored."""
         if val is not None:
             self._parts.append(val.detach())

@@ -89,7 +89,7 @@ class BaseFairseqModel(nn.Module):
         state_dict: StateDict,
         strict: bool = True,
         model_cfg: Settings | None = None,
-        args: Settings = None,
+        args: Settings | None = None,
     ) -> Any:
         """Load a state dict of any supported age.
 

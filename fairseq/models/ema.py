@@ -9,12 +9,15 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fairseq.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from fairseq.config.sections import EMAConfig
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ class EMA:
     def __init__(
         self,
         model: nn.Module,
-        config: Any,
+        config: EMAConfig,
         device: torch.device | str | None = None,
         skip_keys: Collection[str] | None = None,
     ) -> None:

@@ -8,10 +8,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq.errors import FairseqError, install_hint
 from fairseq.report.runs import Run, Series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 # A training curve of more points is shown as the means of this many equal spans.
 MAX_POINTS = 300
@@ -173,7 +177,7 @@ def canvas(theme: Theme, size: tuple[float, float]) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _finish_axes(axes: Any, panel: Panel, theme: Theme, axis: str) -> None:
+def _finish_axes(axes: Axes, panel: Panel, theme: Theme, axis: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     for side in ("top", "right", "left"):

@@ -28,6 +28,11 @@ from fairseq.protocols import Criterion, Limits, LoggingOutput, Model, Sample, S
 from fairseq.tasks.stateful import StatefulContainer
 from fairseq.utils import split_paths
 
+if TYPE_CHECKING:
+    from fairseq.decoding.beams import SequenceGenerator
+    from fairseq.decoding.scorer import SequenceScorer
+
+
 logger = logging.getLogger(__name__)
 
 
@@ -369,7 +374,7 @@ class FairseqTask:
 
     def inference_step(
         self,
-        generator: Any,
+        generator: SequenceGenerator | SequenceScorer,
         models: Sequence[BaseFairseqModel],
         sample: Sample,
         prefix_tokens: Tensor | None = None,

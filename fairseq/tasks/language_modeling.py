@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -40,6 +40,11 @@ from fairseq.models.base import BaseFairseqModel
 from fairseq.protocols import Limits, Sample, Settings
 from fairseq.tasks import register_task
 from fairseq.tasks.base import FairseqTask
+
+if TYPE_CHECKING:
+    from fairseq.decoding.beams import SequenceGenerator
+    from fairseq.decoding.scorer import SequenceScorer
+
 
 logger = logging.getLogger(__name__)
 
@@ -257,7 +262,7 @@ class LanguageModelingTask(FairseqTask):
 
     def inference_step(
         self,
-        generator: Any,
+        generator: SequenceGenerator | SequenceScorer,
         models: Sequence[BaseFairseqModel],
         sample: Sample,
         prefix_tokens: Tensor | None = None,
