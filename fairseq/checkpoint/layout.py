@@ -23,6 +23,7 @@ from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
 from fairseq.config.upgrade import FORK_ONLY, LATER, downgrade
 from fairseq.errors import CheckpointError
 from fairseq.files.io import sha256_of
+from fairseq.files.safe_load import safe_load
 from fairseq.files.tensor_sizes import check_sizes
 from fairseq.version import __version__
 
@@ -321,6 +322,15 @@ def upgrade_state(state: StateDict) -> dict[str, Any]:
     history.setdefault("num_updates", 0)
     state["task_state"] = state.get("task_state") or {}
     return state
+
+
+def read_state(path: str | os.PathLike[str]) -> StateDict:
+    """Read a checkpoint of any age and return it in today's layout (top level only).
+
+    Raises:
+        CheckpointError: if it is damaged, or no checkpoint of a model.
+    """
+    return upgrade_state(safe_load(path))
 
 
 def vocabulary_of(state: StateDict) -> int | None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fairseq import utils
-from fairseq.checkpoint.layout import config_of, record_of, upgrade_state
+from fairseq.checkpoint.layout import config_of, read_state, record_of
 from fairseq.config import options
 from fairseq.config.build import plain
 from fairseq.data.storage.dictionary import Dictionary
@@ -31,7 +31,6 @@ from fairseq.export.encoder_names import ENCODER, HEAD
 from fairseq.export.encoder_out import find_data
 from fairseq.export.model_files import write_model
 from fairseq.files.io import require_file
-from fairseq.files.safe_load import safe_load
 
 if TYPE_CHECKING:
     from fairseq.config.sections import FairseqConfig
@@ -72,7 +71,7 @@ def add_head(
     require_file(checkpoint, "checkpoint", "Give the .pt file.")
     if out.exists() and not force:
         raise DataError(f"{out} exists; choose another --out, or give --force to replace it")
-    state = upgrade_state(safe_load(checkpoint))
+    state = read_state(checkpoint)
     config = config_of(state)
     if getattr(config.model, "head", None) != "none":
         raise UnsupportedError(f"{checkpoint}: only models with --head none can be given a head")

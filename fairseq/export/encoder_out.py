@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fairseq.checkpoint.layout import config_of, upgrade_state
+from fairseq.checkpoint.layout import config_of, read_state
 from fairseq.errors import (
     CheckpointError,
     DataError,
@@ -39,7 +39,6 @@ from fairseq.export.compare import (
 from fairseq.export.encoder_names import ENCODER, FAMILIES, HEAD, to_theirs
 from fairseq.export.loaded import Loaded, TheirModel
 from fairseq.files.io import require_file
-from fairseq.files.safe_load import safe_load
 from fairseq.models.base import FairseqLanguageModel
 from fairseq.models.roberta import RobertaModel
 from fairseq.models.roberta.hub_interface import RobertaHubInterface
@@ -99,7 +98,7 @@ def find_data(checkpoint: Path, data: Path | None) -> Path:
     """
     if data is not None:
         return data
-    recorded = getattr(config_of(upgrade_state(safe_load(checkpoint))).task, "data", None)
+    recorded = getattr(config_of(read_state(checkpoint)).task, "data", None)
     for folder in (checkpoint.parent, Path(str(recorded).split(":")[0])):
         if any((folder / name).is_file() for name in ("input0/dict.txt", "dict.txt")):
             return folder

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.checkpoint.files import write_checkpoint
-from fairseq.checkpoint.layout import config_of, original_cfg, upgrade_state
+from fairseq.checkpoint.layout import config_of, original_cfg, read_state
 from fairseq.errors import DataError, UnsupportedError
 from fairseq.files.io import atomic_write, require_file
-from fairseq.files.safe_load import safe_load
 
 # Knobs without which the original computes something else: name -> the only value it knows.
 ORIGINAL = {
@@ -37,7 +36,7 @@ def _load(source: Path, out: Path, force: bool) -> dict[str, Any]:
     require_file(source, "checkpoint", "Give the .pt file.")
     if out.exists() and not force:
         raise DataError(f"{out} exists; choose another --out, or give --force to replace it")
-    return upgrade_state(safe_load(source))
+    return read_state(source)
 
 
 def to_safetensors(source: Path, out: Path, force: bool = False) -> dict[str, Any]:

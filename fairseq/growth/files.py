@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fairseq import tasks
-from fairseq.checkpoint.layout import config_of, record_of, upgrade_state, vocabulary_of
+from fairseq.checkpoint.layout import config_of, read_state, record_of
 from fairseq.config.registries import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY
 from fairseq.config.schema import assign
 from fairseq.errors import CheckpointError, ConfigError, DataError
 from fairseq.export.encoder_out import find_data
 from fairseq.export.model_files import write_model
 from fairseq.files.io import require_file, sha256_of
-from fairseq.files.safe_load import safe_load
 from fairseq.growth.enlarge import slopes_of
 from fairseq.growth.methods import Options
 from fairseq.growth.sizes import (
@@ -40,7 +38,7 @@ from fairseq.growth.start import (
     grow_state,
     read_source,
 )
-from fairseq.tasks.dictionaries import fit_dictionary
+from fairseq.tasks.loading import task_of
 
 if TYPE_CHECKING:
     from fairseq.protocols import Task
@@ -64,10 +62,9 @@ class Opened:
         if not (folder / "input0" / "dict.txt").is_file():  # where sentence tasks have it
             require_file(folder / "dict.txt", "dictionary", "Name its folder with --data.")
         self.path = path
-        self.content = upgrade_state(safe_load(path))
+        self.content = read_state(path)
         self.config = config_of(self.content, {"data": str(folder)})
-        self.task = tasks.setup_task(self.config.task)
-        fit_dictionary(self.task, vocabulary_of(self.content))
+        self.task = task_of(self.content, self.config)
         self.source: Source = read_source(str(path), self.content, self.task)
 
 

@@ -21,11 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fairseq.checkpoint.layout import config_of, explain, upgrade_state
+from fairseq.checkpoint.layout import config_of, read_state
 from fairseq.config.build import plain
 from fairseq.config.schema import FairseqDataclass, option
-from fairseq.errors import ConfigError, FairseqError, MissingFileError, UnsupportedError
-from fairseq.files.safe_load import safe_load
+from fairseq.errors import ConfigError, MissingFileError, UnsupportedError
 from fairseq.growth.ligo import apply_operator
 from fairseq.growth.ligo_init import new_operator
 from fairseq.growth.sizes import Config, Pair, check_pair
@@ -38,6 +37,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
 from fairseq.modules.flops import FlopShape
 from fairseq.protocols import Task
+from fairseq.tasks.loading import model_of
 
 DepthInit = Literal[
     "stack",
@@ -308,7 +308,7 @@ def _source(
         raise ConfigError("--ligo-source must name the checkpoint of the small model")
     if not os.path.isfile(config.ligo_source):
         raise MissingFileError(f"--ligo-source not found: {config.ligo_source}")
-    state = upgrade_state(safe_load(config.ligo_source))
+    state = read_state(config.ligo_source)
     small = config_of(state).model
     if not isinstance(small, kind) or isinstance(small, LigoSettings):
         name = getattr(small, "_name", None)
@@ -317,12 +317,7 @@ def _source(
             f"{model.__name__}"
         )
     small = dataclasses.replace(small)
-    built = model.build_model(small, task)
-    try:
-        built.load_state_dict(state["model"], model_cfg=small)
-    except (FairseqError, RuntimeError) as error:
-        raise explain(error, config.ligo_source) from error
-    return small, built.state_dict()
+    return small, model_of(state["model"], small, task, config.ligo_source).state_dict()
 
 
 @register_model("ligo_roberta", dataclass=LigoRobertaConfig)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fairseq.checkpoint.layout import config_of, explain, record_of
-from fairseq.errors import ConfigError, FairseqError
+from fairseq.checkpoint.layout import config_of, record_of
+from fairseq.errors import ConfigError
 from fairseq.growth.ligo_model import LigoModel, LigoSettings
 from fairseq.growth.methods import GROWTH, Method, Options
 from fairseq.growth.sizes import Config, sizes_of
 from fairseq.growth.tensors import join, split
+from fairseq.tasks.loading import model_of
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -65,11 +66,7 @@ def read_source(path: str, content: Mapping[str, Any], task: Task) -> Source:
     config = dataclasses.replace(config_of(content).model)
     # classification heads that fine-tuning added grow along
     built = dataclasses.replace(config, **({HEADS: True} if HEADS in config else {}))
-    model = task.build_model(built, from_checkpoint=True)
-    try:
-        model.load_state_dict(content["model"], model_cfg=config)
-    except (FairseqError, RuntimeError) as error:
-        raise explain(error, path) from error
+    model = model_of(content["model"], built, task, path)
     if not isinstance(model, LigoModel):
         sizes_of(config)  # or say that this kind of model does not grow
         # in the precision of the file: the model that took the weights over made them fp32

@@ -12,20 +12,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fairseq import tasks, utils
+from fairseq import utils
 from fairseq.checkpoint import with_suffix
-from fairseq.checkpoint.layout import config_of, explain, record_of, upgrade_state, vocabulary_of
+from fairseq.checkpoint.layout import config_of, read_state, record_of, upgrade_state
 from fairseq.config.build import flatten, plain
 from fairseq.config.components import class_of
 from fairseq.config.registry import config_class
 from fairseq.config.schema import default_of, is_reference, parse_literal, public_fields
 from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
-from fairseq.errors import CheckpointError, ConfigError, FairseqError, MissingFileError
+from fairseq.errors import CheckpointError, ConfigError, MissingFileError
 from fairseq.files import archives
 from fairseq.files.archives import cached_name as url_to_filename  # noqa: F401 - for plug-ins
-from fairseq.files.safe_load import safe_load
 from fairseq.lazy import lazy_names
-from fairseq.tasks.dictionaries import check_dictionaries, fit_dictionary
+from fairseq.tasks.dictionaries import check_dictionaries
+from fairseq.tasks.loading import model_of, task_of
 
 if TYPE_CHECKING:
     from fairseq.protocols import Settings
@@ -109,7 +109,7 @@ def from_pretrained(
 
         import_user_module(SimpleNamespace(user_dir=kwargs.pop("user_dir")))
     paths = [str(folder / name) for name in checkpoint_file.split(os.pathsep)]
-    state = upgrade_state(safe_load(paths[0]))
+    state = read_state(paths[0])
     without = kwargs.get("bpe") == "none"
     kwargs["bpe"] = encoder_name(kwargs.get("bpe"), state, data)
     overrides = {key: value for key, value in kwargs.items() if value is not None}
@@ -285,20 +285,12 @@ def load_model_ensemble_and_task(
     loaded, config = [], None
     for filename in filenames:
         name = with_suffix(filename, suffix)
-        content = upgrade_state(state if state is not None else safe_load(name))
+        content = read_state(name) if state is None else upgrade_state(state)
         config = config_of(content, arg_overrides)
         if task is None:
-            task = tasks.setup_task(config.task)
-            fit_dictionary(task, vocabulary_of(content))
-            task.load_state_dict(content["task_state"] or {})
-            task.only_evaluates = True
+            task = task_of(content, config)
         check_dictionaries(name, content, task)
-        model = task.build_model(config.model, from_checkpoint=True)
-        try:
-            model.load_state_dict(content["model"], strict=strict, model_cfg=config.model)
-        except FairseqError as error:
-            raise explain(error, name) from error
-        loaded.append(model)
+        loaded.append(model_of(content["model"], config.model, task, name, strict))
     return loaded, config, task
 
 

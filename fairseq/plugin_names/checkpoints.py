@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from fairseq.checkpoint.files import write_checkpoint
-from fairseq.checkpoint.layout import explain, upgrade_state
+from fairseq.checkpoint.layout import explain, read_state
 from fairseq.checkpoint.tensor_names import upgrade_roberta_state
 from fairseq.errors import CheckpointError, ConfigError, FairseqError
 from fairseq.files.io import PathManager, atomic_write
-from fairseq.files.safe_load import safe_load, storable
+from fairseq.files.safe_load import storable
 from fairseq.models.base import FairseqDecoder, FairseqEncoder
 
 Component = TypeVar("Component", bound=nn.Module)
@@ -85,7 +85,7 @@ def load_pretrained_component_from_model(
             f"{type(component).__name__}"
         )
     side = "encoder." if isinstance(component, FairseqEncoder) else "decoder."
-    tensors = dict(upgrade_state(safe_load(checkpoint))["model"])
+    tensors = dict(read_state(checkpoint)["model"])
     if any(name.partition(".")[2].startswith("sentence_encoder.") for name in tensors):
         upgrade_roberta_state(tensors)
     own = {
@@ -121,7 +121,7 @@ def load_ema_from_checkpoint(path: str) -> dict[str, Any]:
     Raises:
         CheckpointError: if it holds no average.
     """
-    state = upgrade_state(safe_load(path))
+    state = read_state(path)
     extra_state = state["extra_state"]
     average = extra_state.get("ema_fp32_params") or extra_state.get("ema")
     if not average:

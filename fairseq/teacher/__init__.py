@@ -18,19 +18,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fairseq.checkpoint.layout import config_of, explain, upgrade_state
+from fairseq.checkpoint.layout import config_of, read_state
 from fairseq.config import options
 from fairseq.config.schema import parse_literal
 from fairseq.config.sections import FairseqConfig
 from fairseq.criterions.base import FairseqCriterion
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.distributed.device import choose_device
-from fairseq.errors import CheckpointError, ConfigError, FairseqError, MissingFileError
+from fairseq.errors import CheckpointError, ConfigError, MissingFileError
 from fairseq.files.io import sha256_of
-from fairseq.files.safe_load import safe_load
 from fairseq.models.base import BaseFairseqModel
 from fairseq.modules.predictions import tells_projection
 from fairseq.tasks.base import FairseqTask
+from fairseq.tasks.loading import model_of
 from fairseq.utils import split_paths
 
 logger = logging.getLogger(__name__)
@@ -138,13 +138,9 @@ def load_teacher(config: FairseqConfig, task: FairseqTask, student: BaseFairseqM
     if not isinstance(overrides, dict):
         raise ConfigError(f"--teacher-overrides must be a dict, not {overrides!r}")
     source = _from_folder(path, overrides) if path.is_dir() else _from_file(path, overrides)
-    model = task.build_model(source.model, from_checkpoint=True)
-    _check_fit(model, student, task, str(path), settings.alpha_ce or settings.alpha_mse)
     state = _with_rows_of(source, task.source_dictionary, str(path))
-    try:
-        model.load_state_dict(state, model_cfg=source.model)
-    except (FairseqError, RuntimeError) as error:
-        raise explain(error, str(path)) from error
+    model = model_of(state, source.model, task, str(path))
+    _check_fit(model, student, task, str(path), settings.alpha_ce or settings.alpha_mse)
     dtype = getattr(torch, settings.teacher_dtype)
     return Teacher(model, str(path), digest_of(path), choose_device(config), dtype)
 
@@ -170,7 +166,7 @@ def _from_folder(path: Path, overrides: dict[str, Any]) -> _Source:
 
 
 def _from_file(path: Path, overrides: dict[str, Any]) -> _Source:
-    state = upgrade_state(safe_load(path))
+    state = read_state(path)
     config = config_of(state, overrides)
     recorded = split_paths(getattr(config.task, "data", None) or "")
     for folder in (*([Path(overrides["data"])] if "data" in overrides else ()), path.parent,

@@ -24,6 +24,7 @@ from fairseq.checkpoint.layout import (
     explain,
     original_cfg,
     our_record,
+    read_state,
     record_of,
     upgrade_state,
 )
@@ -34,7 +35,6 @@ from fairseq.distributed.device import choose_device
 from fairseq.distributed.wrap import wrap_model
 from fairseq.errors import CheckpointError, FairseqError
 from fairseq.files.io import PathManager, sha256_of
-from fairseq.files.safe_load import safe_load
 from fairseq.logging import meters, metrics
 from fairseq.models.base import BaseFairseqModel, count_parameters
 from fairseq.models.ema import EMA
@@ -154,7 +154,7 @@ class TrainingState:
             return None
         ema = EMA(self._model, config)
         if config.ema_seed_model is not None:
-            seed = upgrade_state(safe_load(config.ema_seed_model))
+            seed = read_state(config.ema_seed_model)
             check_dictionaries(config.ema_seed_model, seed, self.task, (LABELS,))
             ema.restore(seed["model"], build_fp32_params=config.ema_fp32)
         return ema

@@ -95,13 +95,12 @@ def open_pretrained(path: str, dict_dir: str | None = None, **settings: Any) -> 
 
 def dictionary_folder(checkpoint: Path) -> Path:
     """Return the folder beside the checkpoint's dictionary, if it can be found."""
-    from fairseq.checkpoint import config_of, upgrade_state
-    from fairseq.files.safe_load import safe_load
+    from fairseq.checkpoint.layout import config_of, read_state
     from fairseq.utils import split_paths
 
     if (checkpoint.parent / "dict.txt").is_file():
         return checkpoint.parent
-    task = getattr(config_of(upgrade_state(safe_load(checkpoint)), settle=False), "task", None)
+    task = getattr(config_of(read_state(checkpoint), settle=False), "task", None)
     folders = [Path(name) for name in split_paths(getattr(task, "data", None) or "")]
     return next(
         (folder for folder in folders if (folder / "dict.txt").is_file()), checkpoint.parent

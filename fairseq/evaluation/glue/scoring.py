@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairseq import checkpoint, utils
+from fairseq import utils
+from fairseq.checkpoint.layout import read_state
 from fairseq.config.sections import FairseqConfig
 from fairseq.criterions.sentence_prediction import pearson, spearman
 from fairseq.distributed.device import choose_device
 from fairseq.evaluation.glue.prepare import Prepared
 from fairseq.evaluation.glue.tasks import GlueTask
-from fairseq.files.safe_load import safe_load
 from fairseq.hub.load import load_model_ensemble_and_task
 from fairseq.models.base import BaseFairseqModel
 from fairseq.protocols import Limits
@@ -70,7 +70,7 @@ def score_checkpoint(
 
 def effort(path: Path) -> tuple[float, int]:
     """Return the seconds, over all restarts, and the updates behind a checkpoint."""
-    state = checkpoint.upgrade_state(safe_load(path))
+    state = read_state(path)
     seconds = float(state["extra_state"]["previous_training_time"])
     return seconds, int(state["optimizer_history"][-1]["num_updates"])
 

@@ -1,0 +1,58 @@
+"""Models and tasks from checkpoints: the one way that leads from a file to what computes.
+
+:func:`fairseq.checkpoint.layout.read_state` reads the file, ``config_of`` its settings; these
+build what the settings say. Everything that uses a model that exists goes this way; a run that
+goes on also restores its training, see :mod:`fairseq.training.restore`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fairseq import tasks
+from fairseq.checkpoint.layout import explain, vocabulary_of
+from fairseq.config.sections import FairseqConfig
+from fairseq.errors import FairseqError
+from fairseq.protocols import Settings, Task
+from fairseq.tasks.base import FairseqTask
+from fairseq.tasks.dictionaries import fit_dictionary
+
+
+def task_of(content: Mapping[str, Any], config: FairseqConfig) -> FairseqTask:
+    """Return the task of a checkpoint, for evaluation alone.
+
+    Args:
+        content: of the file, in today's layout.
+        config: its settings.
+    """
+    task: FairseqTask = tasks.setup_task(config.task)
+    fit_dictionary(task, vocabulary_of(content))
+    task.load_state_dict(content["task_state"] or {})
+    task.only_evaluates = True
+    return task
+
+
+def model_of(
+    state: Mapping[str, Tensor], settings: Settings, task: Task, path: str, strict: bool = True
+) -> Any:
+    """Return a model with its weights.
+
+    Args:
+        state: the weights, by name.
+        settings: of the model.
+        task: builds it; its dictionary must be the model's.
+        path: of the file, for messages.
+        strict: whether missing or surplus tensors are errors.
+
+    Raises:
+        CheckpointError: if the weights do not fit the settings, or the dictionary.
+    """
+    model = task.build_model(settings, from_checkpoint=True)
+    try:
+        model.load_state_dict(state, strict=strict, model_cfg=settings)
+    except (FairseqError, RuntimeError) as error:
+        raise explain(error, path) from error
+    return model
