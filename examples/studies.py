@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairseq.files.io import sha256_of
 from fairseq.report.runs import load_runs, summarize, trained_seconds, trained_tokens
 
 BIN = Path(sys.executable).parent
@@ -38,15 +39,31 @@ class Run:
         name: the variant.
         seed: of the run.
         words: what follows ``fairseq-train``, without seed and folders.
+        files: flags among the words whose files count by what they hold, wherever they lie.
     """
 
     name: str
     seed: int
     words: tuple[str, ...]
+    files: tuple[str, ...] = ()
 
     def folder(self, out: Path) -> Path:
-        """Return its folder: the name, and the digest of everything that matters."""
-        digest = hashlib.sha256(json.dumps([self.words, self.seed]).encode()).hexdigest()[:12]
+        """Return its folder: the name, and the digest of everything that matters.
+
+        A folder that is named after the paths of ``files``, as all were once, is that run, too:
+        neither the path nor the file in it has changed since it was made.
+        """
+        older = self._named(out, self.words)
+        if not self.files or older.is_dir():
+            return older
+        words = [
+            sha256_of(word) if flag in self.files else word
+            for flag, word in zip(("", *self.words), self.words, strict=False)
+        ]
+        return self._named(out, words)
+
+    def _named(self, out: Path, words: Sequence[str]) -> Path:
+        digest = hashlib.sha256(json.dumps([words, self.seed]).encode()).hexdigest()[:12]
         name = re.sub(r"[^\w.-]+", "-", self.name)
         return out / f"{name}-{self.seed}-{digest}"
 

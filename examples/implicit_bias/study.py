@@ -23,6 +23,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import studies
 
+from fairseq.files.io import sha256_of
+
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 GRAMMAR = "--seed 1 --levels 2 --width 3 --roots 3 --binary 4 --vocab 9 --emit 6"
@@ -93,7 +95,8 @@ def runs(data: Path) -> list[studies.Run]:
                 f"--max-update {stages[-1]} --validate-interval-updates {STAGES[0]} "
                 f"--save-at-updates {','.join(map(str, stages))} {flags}"
             ).split()
-            found.append(studies.Run(arm, seed, ("--grammar", str(data / "g.rules"), *words)))
+            words = ["--grammar", str(data / "g.rules"), *words]
+            found.append(studies.Run(arm, seed, (*words,), files=("--grammar",)))
     return sorted(found, key=lambda run: run.seed)
 
 
@@ -314,7 +317,10 @@ def main() -> None:
             some, None, args.out, functools.partial(measure, data), args.jobs
         )
         command = "python examples/implicit_bias/study.py --out RUNS"
-        studies.record(results, kept, command, args.out.resolve(), grammar=GRAMMAR)
+        digest = sha256_of(data / "g.rules")
+        studies.record(
+            results, kept, command, args.out.resolve(), grammar=GRAMMAR, grammar_sha256=digest
+        )
         draw(results, RESULTS / "implicit_bias.png")
 
 

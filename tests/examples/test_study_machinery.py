@@ -119,3 +119,23 @@ def test_a_rate_at_the_edge_is_followed_further() -> None:
     # 0.008 diverged (not a number): 0.004 stays the best, now between two others.
     assert tried == [0.001, 0.002, 0.004, 0.008]
     assert rate == 0.004 and losses[0.008] == math.inf
+
+
+def test_a_run_is_known_by_what_its_files_hold(tmp_path: Path) -> None:
+    places = [tmp_path / "here" / "g.rules", tmp_path / "there" / "g.rules"]
+    for place in places:
+        place.parent.mkdir()
+        place.write_text("S a 1\n")
+    words = [("--lr", "1", "--grammar", str(place), "--x") for place in places]
+    runs = [studies.Run("a b", 3, own, files=("--grammar",)) for own in words]
+    first, second = [run.folder(tmp_path) for run in runs]
+    assert first == second and first.name.startswith("a-b-3-")
+    places[1].write_text("S b 1\n")
+    assert runs[1].folder(tmp_path) != first
+    other = studies.Run("a b", 3, ("--lr", "2", *words[0][2:]), files=("--grammar",))
+    assert other.folder(tmp_path) != first
+    # made when the path itself was in the digest
+    older = studies.Run("a b", 3, words[0]).folder(tmp_path)
+    assert older != first
+    older.mkdir()
+    assert runs[0].folder(tmp_path) == older
