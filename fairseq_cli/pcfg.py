@@ -96,8 +96,8 @@ def get_parser() -> argparse.ArgumentParser:
         help="A: the whole sentence; B, C: its first 4, 2 words; span:i:j (B)",
     )  # fmt: skip
     labels.add_argument(
-        "--label", default="likelihood", choices=["likelihood", "viterbi", "map"],
-        help="how the symbol is chosen (likelihood)",
+        "--label", default="likelihood", choices=["likelihood", "viterbi", "map", "gold"],
+        help="how the symbol is chosen; gold: the one it was drawn from (likelihood)",
     )  # fmt: skip
     labels.add_argument("--num", type=int, default=10_000, metavar="N", help="of train (10000)")
     labels.add_argument("--valid", type=int, default=1_000, metavar="N", help="of valid (1000)")

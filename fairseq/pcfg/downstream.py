@@ -8,6 +8,9 @@ symbol X with the largest
 - ``viterbi``: probability of the best derivation of the span from X;
 - ``map``: posterior probability that X spans these words of the whole sentence.
 
+``gold`` is no guess: the symbol that the span came from when the sentence was drawn, the highest
+but the start where several did; a span that no symbol made has none.
+
 Ties go to the first symbol in sorted order.
 
 Shape suffixes: B sentences, N words, X symbols, K labels.
@@ -25,13 +28,13 @@ import numpy as np
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import PathLike, atomic_write
-from fairseq.pcfg.draws import Sentences
+from fairseq.pcfg.draws import Sentences, Span
 from fairseq.pcfg.sample import BLOCK, dictionary_of, draw_exactly
 from fairseq.pcfg.source import GrammarSource, batches
 from fairseq.pcfg.viterbi import Viterbi
 from fairseq.rng import philox
 
-HOW = ("likelihood", "viterbi", "map")
+HOW = ("likelihood", "viterbi", "map", "gold")
 
 
 class Labeller:
@@ -89,12 +92,31 @@ class Labeller:
         return found_BX[:, self.symbols]
 
     def labels(self, sentences: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the place of each sentence's label in ``names``, int64; -1 where none fits."""
+        """Return the place of each sentence's label in ``names``, int64; -1 where none fits.
+
+        Not for ``gold``, which a text does not tell: see :meth:`draw`.
+        """
         found = np.full(len(sentences), -1, dtype=np.int64)
         for indices_B, words_BN in batches(self.source, sentences):
             score_BK = self.scores(words_BN)
             found[indices_B] = np.where(score_BK.max(axis=1) > 0, score_BK.argmax(axis=1), -1)
         return found
+
+    def draw(
+        self, rng: np.random.Generator, count: int, longest: int
+    ) -> tuple[Sentences, np.ndarray]:
+        """Draw exactly ``count`` sentences, the same for all ways to label them.
+
+        Returns:
+            the sentences, and the places of their gold labels, zeros for the other ways.
+        """
+        if self.how != "gold":
+            return draw_exactly(self.source, rng, count, longest)[0], np.zeros(count, np.int64)
+        draws = self.source.symbols_of_spans(Span(self.first, self.last, self.symbols))
+        sentences, _ = draw_exactly(draws, rng, count, longest)
+        place_X = np.full(len(self.source.grammar.nonterminals) + 1, -1)  # the last: no symbol
+        place_X[self.symbols] = np.arange(len(self.symbols))
+        return sentences, place_X[draws.symbol_B[:count]]
 
 
 @dataclass(frozen=True)
@@ -137,8 +159,7 @@ def write_downstream(
     counts_K = np.zeros(len(labeller.names), dtype=np.int64)
     dropped = 0
     for split, size in sizes.items():
-        sentences = _sentences(labeller.source, seed, split, size, lengths)
-        label_S = labeller.labels(sentences)
+        sentences, label_S = _sentences(labeller, seed, split, size, lengths)
         if (label_S < 0).any() and not drop_unparsable:
             raise DataError(
                 f"{split}: {int((label_S < 0).sum())} of {size} sentences have a span that no "
@@ -159,19 +180,24 @@ def write_downstream(
 
 
 def _sentences(
-    source: GrammarSource, seed: int, split: str, size: int, lengths: tuple[int, int]
-) -> list[np.ndarray]:
-    """Return sentences within the lengths, by blocks as in ``sample``."""
+    labeller: Labeller, seed: int, split: str, size: int, lengths: tuple[int, int]
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return sentences within the lengths, by blocks as in ``sample``, and their labels."""
     found: list[np.ndarray] = []
+    gold: list[int] = []
     block = drawn = 0
     while len(found) < size:
         rng = philox(seed, f"pcfg/downstream/{split}", block)
-        sentences: Sentences = draw_exactly(source, rng, BLOCK, lengths[1])[0]
-        found += [words for words in sentences.split() if len(words) >= lengths[0]]
+        sentences, label_B = labeller.draw(rng, BLOCK, lengths[1])
+        whole = sentences.split()
+        fits = [place for place, words in enumerate(whole) if len(words) >= lengths[0]]
+        found += [whole[place] for place in fits]
+        gold += label_B[fits].tolist()
         block, drawn = block + 1, drawn + BLOCK
         if drawn > 1000 * (size + len(found)):
             raise DataError(f"hardly any sentence has {lengths[0]} to {lengths[1]} words")
-    return found[:size]
+    found = found[:size]
+    return found, np.array(gold[:size]) if labeller.how == "gold" else labeller.labels(found)
 
 
 def _write(

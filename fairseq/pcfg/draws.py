@@ -1,10 +1,12 @@
 """Sentences of a grammar, many at a time: all open symbols of all sentences are expanded at once.
 
-Shape suffixes: X symbols, R rules, S symbols of all sentences, N words, B sentences.
+Shape suffixes: X symbols, R rules, S symbols of all sentences, P those that have children, N words,
+B sentences.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +35,17 @@ class Sentences(NamedTuple):
         lengths = [np.diff(part.offset_B1) for part in parts]
         offset_B1 = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
         return cls(np.concatenate([part.words_N for part in parts]), offset_B1)
+
+
+class Step(NamedTuple):
+    """One expansion of all open symbols.
+
+    ``symbol_S`` are those before it, words included; ``parent_S`` says for each symbol after it
+    which of these it came from.
+    """
+
+    symbol_S: np.ndarray
+    parent_S: np.ndarray
 
 
 class Choices:
@@ -106,11 +119,27 @@ class Draws:
         Leaving out the long ones changes no conditional: it divides the probability of all
         sentences of a length by the same number.
         """
+        return self.derive(rng, count, longest)[0]
+
+    def derive(
+        self, rng: np.random.Generator, count: int, longest: int, keep_steps: bool = False
+    ) -> tuple[Sentences, list[Step]]:
+        """Draw the sentences of :meth:`draw`; return the steps of their derivations, too.
+
+        Args:
+            rng: of all choices.
+            count: sentences to draw.
+            longest: most words of those that are returned.
+            keep_steps: whether the steps are wanted.
+        """
+        steps: list[Step] = []
         symbol_S = np.full(count, self.start, dtype=np.int32)
         sentence_S = np.arange(count, dtype=np.int32)
         while len(open_S := np.flatnonzero(symbol_S < self.count)):
+            before, parent_S = symbol_S, np.arange(len(symbol_S))
             rule_S = self._choices.draw(symbol_S[open_S], rng)
             right_S = self._right_R[rule_S]
+            symbol_S = before.copy() if keep_steps else symbol_S
             symbol_S[open_S] = self._left_R[rule_S]
             if len(pairs_S := np.flatnonzero(right_S >= 0)):
                 # every pair before makes one place more: the second child of pair k moves on by k +
@@ -121,11 +150,84 @@ class Draws:
                 symbol_S = np.repeat(symbol_S, repeats_S)
                 symbol_S[behind_S] = right_S[pairs_S]
                 sentence_S = np.repeat(sentence_S, repeats_S)
+                parent_S = np.repeat(parent_S, repeats_S)
             # a symbol is at least one word, so what is too long now stays so
             fits_B = np.bincount(sentence_S, minlength=count) <= longest
             if not fits_B.all():
                 kept_S = fits_B[sentence_S]
                 symbol_S, sentence_S = symbol_S[kept_S], sentence_S[kept_S]
+                parent_S = parent_S[kept_S]
+            if keep_steps:
+                steps.append(Step(before, parent_S))
         lengths_B = np.bincount(sentence_S, minlength=count)
         offset_B1 = np.concatenate([[0], np.cumsum(lengths_B[lengths_B > 0])])
-        return Sentences(symbol_S.astype(np.int64) - self.count, offset_B1)
+        return Sentences(symbol_S.astype(np.int64) - self.count, offset_B1), steps
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of every sentence.
+
+    Attributes:
+        first: its first word.
+        last: the word behind it, None for the end of the sentence.
+        symbols: the symbols that are asked for.
+    """
+
+    first: int
+    last: int | None
+    symbols: np.ndarray
+
+
+class SpanDraws:
+    """Draws the sentences of :class:`Draws`, and keeps which symbol a span of each came from.
+
+    Attributes:
+        symbol_B: of all sentences so far the highest symbol of those asked for whose words are
+            just those of the span; -1 where none is.
+    """
+
+    def __init__(self, draws: Draws, span: Span) -> None:
+        self._draws, self._span = draws, span
+        self._wanted_X = np.zeros(draws.count, dtype=bool)
+        self._wanted_X[span.symbols] = True
+        self.symbol_B = np.zeros(0, dtype=np.int64)
+
+    def draw(self, rng: np.random.Generator, count: int, longest: int) -> Sentences:
+        """Draw sentences; see :meth:`Draws.draw`."""
+        sentences, steps = self._draws.derive(rng, count, longest, keep_steps=True)
+        self.symbol_B = np.concatenate([self.symbol_B, self._symbols(sentences, steps)])
+        return sentences
+
+    def _symbols(self, sentences: Sentences, steps: list[Step]) -> np.ndarray:
+        lengths_B = np.diff(sentences.offset_B1)
+        last_B = lengths_B if self._span.last is None else np.full_like(lengths_B, self._span.last)
+        sentence_S = np.repeat(np.arange(len(lengths_B)), lengths_B)
+        start_S = np.arange(len(sentence_S)) - sentences.offset_B1[sentence_S]
+        end_S = start_S + 1
+        found_B = np.full(len(lengths_B), -1, dtype=np.int64)
+        for step in reversed(
+            steps if len(lengths_B) else []
+        ):  # from the words up: higher symbols come later, and stay
+            # children stand side by side, so the first and the last one bound their parent; what
+            # was left out as too long has none
+            parent_P, first_P = np.unique(step.parent_S, return_index=True)
+            end_P = end_S[np.append(first_P[1:], len(step.parent_S)) - 1]
+            sentence_P, start_P = sentence_S[first_P], start_S[first_P]
+            symbol_P = step.symbol_S[parent_P]
+            is_open_P = symbol_P < self._draws.count
+            fits_P = is_open_P & self._wanted_X[np.where(is_open_P, symbol_P, 0)]
+            fits_P &= (start_P == self._span.first) & (end_P == last_B[sentence_P])
+            found_B[sentence_P[fits_P]] = symbol_P[fits_P]
+            size = len(step.symbol_S)
+            sentence_S, start_S, end_S = (
+                _spread(values, parent_P, size) for values in (sentence_P, start_P, end_P)
+            )
+        return found_B
+
+
+def _spread(values_P: np.ndarray, place_P: np.ndarray, size: int) -> np.ndarray:
+    """Return an array of ``size`` with values at their places, -1 elsewhere."""
+    spread_S = np.full(size, -1, dtype=np.int64)
+    spread_S[place_P] = values_P
+    return spread_S

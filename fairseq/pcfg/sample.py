@@ -18,7 +18,7 @@ from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import PathLike, atomic_write
 from fairseq.files.text_blocks import map_tasks, progress
 from fairseq.pcfg.draws import Sentences
-from fairseq.pcfg.source import Source
+from fairseq.pcfg.source import Drawing, Source
 from fairseq.rng import philox
 
 BLOCK = 1 << 14
@@ -28,7 +28,7 @@ _MOST_DRAWS = 1000  # per sentence kept
 
 
 def draw_exactly(
-    source: Source, rng: np.random.Generator, count: int, longest: int
+    source: Drawing, rng: np.random.Generator, count: int, longest: int
 ) -> tuple[Sentences, int]:
     """Return ``count`` sentences of at most ``longest`` words, and how many were drawn for them.
 

@@ -10,20 +10,24 @@ import numpy as np
 from fairseq.errors import DataError
 from fairseq.files.io import PathLike, require_file
 from fairseq.pcfg.chart import Chart
-from fairseq.pcfg.draws import Draws, Sentences
+from fairseq.pcfg.draws import Draws, Sentences, Span, SpanDraws
 from fairseq.pcfg.grammar import Grammar, read_grammar, words_of
 from fairseq.pcfg.hmm import HiddenMarkov
 
 
-class Source(Protocol):
+class Drawing(Protocol):
+    """What draws sentences."""
+
+    def draw(self, rng: np.random.Generator, count: int, longest: int) -> Sentences:
+        """Draw ``count`` sentences; return those of at most ``longest`` words."""
+
+
+class Source(Drawing, Protocol):
     """A distribution of sentences."""
 
     @property
     def terminals(self) -> tuple[str, ...]:
         """Return the words; their places are the word numbers."""
-
-    def draw(self, rng: np.random.Generator, count: int, longest: int) -> Sentences:
-        """Draw ``count`` sentences; return those of at most ``longest`` words."""
 
     def logprob(self, words_BN: np.ndarray) -> np.ndarray:
         """Return log P(words), natural, float64 (B,)."""
@@ -50,6 +54,10 @@ class GrammarSource(Chart):
     def draw(self, rng: np.random.Generator, count: int, longest: int) -> Sentences:
         """Draw sentences; see :meth:`fairseq.pcfg.draws.Draws.draw`."""
         return self._draws.draw(rng, count, longest)
+
+    def symbols_of_spans(self, span: Span) -> SpanDraws:
+        """Return what draws the same sentences, and keeps the symbols that a span came from."""
+        return SpanDraws(self._draws, span)
 
 
 def load_source(path: PathLike, normalize: bool = False) -> Source:
