@@ -10,7 +10,7 @@ import torch.utils.data
 
 from fairseq.data.batches.counting import MAX_BUFFER, BufferedIterator, CountingIterator
 from fairseq.data.batches.protocol import EpochBatchIterating
-from fairseq.data.batches.read import set_epoch, watched
+from fairseq.data.batches.read import WatchedBatches, set_epoch
 from fairseq.distributed.signals import outlive_stop_signals
 from fairseq.errors import DataError
 
@@ -83,8 +83,9 @@ class StreamingEpochBatchIterator(EpochBatchIterating):
         if set_dataset_epoch:
             set_epoch(self.dataset, self.epoch)
         batches: Any = _Stream(self._loader)
-        if self.buffer_size > 0:
-            batches = BufferedIterator(min(self.buffer_size, MAX_BUFFER), batches)
+        ahead = max(self.buffer_size, min(self._loader.num_workers, 1))
+        if ahead > 0:
+            batches = BufferedIterator(min(ahead, MAX_BUFFER), batches)
         self._current = CountingIterator(batches, start=0)
         return self._current
 
@@ -117,4 +118,4 @@ class _Stream:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        return watched(iter(self.loader))
+        return WatchedBatches(self.loader)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import Recorder, config, content, faults, make_corpus, run, train
+from tiny_run import Recorder, config, content, faults, fork, make_corpus, run, train, wait
 
 from fairseq.errors import FairseqError
 from fairseq.training.trainer import Trainer
@@ -23,34 +22,40 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("corpus") / "data", 2000)
 
 
-@pytest.mark.faults  # among other tests a worker killed in the wrong moment once held the run
-@pytest.mark.parametrize("times", [20])
-def test_a_dead_data_worker_is_a_clear_error(
+def data_workers(trainer: int) -> list[int]:
+    """Return the processes that a process has started."""
+    return [int(n) for n in Path(f"/proc/{trainer}/task/{trainer}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc")
+@pytest.mark.parametrize("times", faults(1, 20))
+def test_a_data_worker_killed_at_any_moment_ends_the_run_with_a_clear_error(
     times: int, data: Path, tmp_path: Path, figure: Callable[[str, Any], None]
 ) -> None:
     rng, seconds = random.Random(2), []
 
-    def killed(folder: Path, at: int) -> None:
-        when: list[float] = []
-
-        def kill(trainer: Trainer, calls: int) -> None:
-            if calls == at:
-                when.append(time.monotonic())
-                os.kill(multiprocessing.active_children()[calls % 2].pid or 0, signal.SIGKILL)
-
-        with pytest.MonkeyPatch.context() as patch:
-            Recorder(patch, kill)
-            flags = {"max_update": 100_000, "total_num_update": 100_000, "num_workers": 2}
-            with pytest.raises(FairseqError, match="--num-workers"):
-                train(config(data, folder, **flags, disable_validation=True))
-        (folder / "seconds").write_text(str(time.monotonic() - when[0]))
+    def work(folder: Path) -> None:
+        flags = {"max_update": 100_000, "total_num_update": 100_000, "num_workers": 2}
+        with pytest.raises(FairseqError, match="data died.*--num-workers"):
+            train(config(data, folder, **flags, disable_validation=True))
 
     for number in range(times):
-        folder, at = tmp_path / str(number), rng.randrange(1, 25)
-        assert run(lambda folder=folder, at=at: killed(folder, at), 60) == 0  # type: ignore[misc]
-        seconds.append(float((folder / "seconds").read_text()))
+        folder = tmp_path / str(number)
+        trainer = fork(lambda folder=folder: work(folder))  # type: ignore[misc]
+        deadline = time.monotonic() + 60
+        while not (folder / "metrics.jsonl").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        while not (workers := data_workers(trainer)):  # between two epochs
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        began = time.monotonic()
+        os.kill(rng.choice(workers), signal.SIGKILL)
+        assert wait(trainer, 60) == 0
+        seconds.append(time.monotonic() - began)
     figure("data workers killed, all a clear error", times)
-    figure("data workers: longest until the error, s", round(max(seconds), 1))
+    figure("data workers: longest until the end, s", round(max(seconds), 1))
     assert max(seconds) < 10
 
 

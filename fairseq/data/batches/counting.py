@@ -17,6 +17,7 @@ from fairseq.errors import ConfigError
 
 MAX_BUFFER = 20
 """Elements that the training loop reads ahead at most: more cost memory and gain nothing."""
+CHECK_SECONDS = 1.0
 
 
 class Counted(Protocol):
@@ -163,7 +164,8 @@ class BufferedIterator:
 
         Args:
             size: elements to keep ready.
-            iterable: what to read; needs a length.
+            iterable: what to read; needs a length. If its iterator has a method ``check``, that
+                is called while an element is long in coming; it raises if none will come.
         """
         self.iterable = iterable
         self.total = len(iterable)
@@ -172,6 +174,7 @@ class BufferedIterator:
         self._thread: threading.Thread | None = None
         self._left = self.total
         self._close: Callable[[], object] = self._stop.set
+        self._check: Callable[[], Any] = lambda: None
 
     def __len__(self) -> int:
         return self.total
@@ -191,13 +194,16 @@ class BufferedIterator:
             raise StopIteration
         if self._thread is None:
             # The thread must not hold on to self, or nobody could ever drop it.
-            source = itertools.islice(self.iterable, self._left)
-            work = (source, self._queue, self._stop)
+            elements = iter(self.iterable)
+            if hasattr(elements, "check"):  # weak: what is read to its end is dropped by the thread
+                self._check = weakref.WeakMethod(elements.check)
+            work = (itertools.islice(elements, self._left), self._queue, self._stop)
+            del elements
             self._thread = threading.Thread(target=_read_ahead, args=work, daemon=True)
             self._thread.start()
             # joined, also at exit: a thread that is cut off inside a worker's queue aborts Python
             self._close = weakref.finalize(self, _end, self._thread, self._stop)
-        element, error = self._queue.get()
+        element, error = self._wait()
         if error is not None:
             self._left = 0
             if isinstance(error, StopIteration):
@@ -205,6 +211,15 @@ class BufferedIterator:
             raise error
         self._left -= 1
         return element
+
+    def _wait(self) -> tuple[Any, BaseException | None]:
+        while True:
+            try:
+                return self._queue.get(timeout=CHECK_SECONDS)
+            except queue.Empty:
+                check = self._check()
+                if check is not None:
+                    check()
 
     def __del__(self) -> None:
         self._close()

@@ -288,8 +288,10 @@ class EpochBatchIterator(EpochBatchIterating):
         if getattr(self.dataset, "supports_prefetch", False):
             self.dataset.prefetch(sample_ids(mine).tolist())
         batches: Any = _Loaded(self._loader, [(epoch, batch) for batch in mine])
-        if self.buffer_size > 0:
-            batches = BufferedIterator(min(self.buffer_size, MAX_BUFFER), batches)
+        # with workers always: a thread that waits for a dead one must not be the run's own
+        ahead = max(self.buffer_size, min(self._loader.num_workers, 1))
+        if ahead > 0:
+            batches = BufferedIterator(min(ahead, MAX_BUFFER), batches)
         itr = CountingIterator(batches, start=plan.start)
         if self.skip_remainder_batch:
             itr.take(len(itr) - 1)

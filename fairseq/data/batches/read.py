@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -55,6 +58,7 @@ class BatchLoader:
             timeout: seconds after which a worker counts as stuck; 0 for never.
             persistent_workers: keep workers from one call of :meth:`read` to the next.
         """
+        self.num_workers = num_workers
         self._requests = _Requests()
         self._loader = torch.utils.data.DataLoader(
             _BatchReader(dataset, collate_fn),
@@ -82,10 +86,7 @@ class BatchLoader:
         if self._loader.num_workers > 0:
             # at every start: the dataset may have become one that cannot be pickled
             self._loader.multiprocessing_context = data_context(self._loader.dataset)
-        batches = iter(self._loader)
-        # so that an error in the main thread can end the workers, see workers_ended
-        _open.add(batches)
-        return watched(batches)
+        return WatchedBatches(self._loader)
 
 
 def begin_data_worker(worker: int) -> None:
@@ -113,60 +114,108 @@ def data_context(dataset: torch.utils.data.Dataset[Any]) -> BaseContext:
     return torch.multiprocessing.get_context("fork")
 
 
-def watched(batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield from the iterator of a torch loader; explain the death or silence of a worker.
+FEWER = (
+    "It may have been killed for want of memory; use fewer --num-workers, or --num-workers 0 to "
+    "see its error"
+)
 
-    Raises:
-        FairseqError: if a worker dies or is stuck, or met one.
+
+class WatchedBatches:
+    """The batches of a torch loader, from its workers; a worker that dies or is stuck is explained.
+
+    Torch's own watch raises in the main thread, wherever that stands: within a save, or where the
+    error is swallowed. Here the one who waits for a batch finds out.
     """
-    try:
-        for batch in batches:
-            if isinstance(batch, FairseqError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        explained = _explained(error)
-        if explained is error:
+
+    def __init__(self, loader: torch.utils.data.DataLoader[Any]) -> None:
+        """Start the workers of ``loader``, or wake them.
+
+        Raises:
+            FairseqError: if one that was kept from an earlier epoch is dead.
+        """
+        self._workers: Sequence[BaseProcess] = ()
+        here = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
+        before = signal.getsignal(signal.SIGCHLD) if here else None
+        try:
+            with self._explained():
+                self._batches = iter(loader)
+        finally:
+            if here:  # torch's handler is what raises
+                signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        self._workers = getattr(self._batches, "_workers", ())
+        # so that an error in the main thread can end the workers, see workers_ended
+        _open.add(self._batches)
+
+    def __iter__(self) -> WatchedBatches:
+        return self
+
+    def __next__(self) -> Any:
+        with self._explained():
+            batch = next(self._batches)
+        if isinstance(batch, FairseqError):  # what a worker met
+            raise batch
+        return batch
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, OSError, EOFError) as error:
+            # a process that ends closes its connections a moment before it is known to be dead
+            worker = "DataLoader worker (pid" in str(error)
+            broken = worker or (self._workers and not isinstance(error, RuntimeError))
+            if broken and (death := _death(self._workers, 2)) is not None:
+                raise death from error
+            if worker:
+                raise FairseqError(f"a process that reads data died: {error}. {FEWER}") from error
+            if "DataLoader timed out" in str(error):
+                raise FairseqError(
+                    f"the processes that read data are stuck or too slow: {error}. Check the "
+                    "disk, or use --num-workers 0"
+                ) from error
             raise
-        raise explained from error
+
+    def check(self) -> None:
+        """Raise if a worker is dead: the thread that reads may wait for it for ever.
+
+        Raises:
+            FairseqError: if so.
+        """
+        if (error := _death(self._workers)) is not None:
+            raise error
 
 
-def _explained(error: RuntimeError) -> Exception:
-    """Return an error that says what happened to a worker; any other one as it is."""
-    if "DataLoader worker (pid" in str(error):
-        return FairseqError(
-            f"a process that reads data died: {error}. It may have been killed for want of "
-            "memory; use fewer --num-workers, or --num-workers 0 to see its error"
-        )
-    if "DataLoader timed out" in str(error):
-        return FairseqError(
-            f"the processes that read data are stuck or too slow: {error}. Check the disk, or "
-            "use --num-workers 0"
-        )
-    return error
+def _death(workers: Sequence[BaseProcess], seconds: float = 0) -> FairseqError | None:
+    """Return an error that names a worker which died, within so many seconds; None without one."""
+    deadline = time.monotonic() + seconds
+    while True:
+        for worker in workers:
+            if code := worker.exitcode:  # 0 is the end of an epoch
+                how = f" ({signal.strsignal(-code)})" if code < 0 else ""
+                told = f"a process that reads data died{how}: pid {worker.pid}"
+                return FairseqError(f"{told}. {FEWER}")
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.01)
 
 
 # Iterators of torch loaders that are still needed.
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_open.clear)  # a parent's workers are not the child's
 
 
 @contextlib.contextmanager
 def workers_ended() -> Iterator[None]:
-    """End data workers with the block if an error ends it, and explain the death of one.
+    """End data workers with the block if an error ends it.
 
-    Torch tells of a death by raising in the main thread, wherever that is; batches are read in
-    another. Workers that are left would not heed the SIGTERM that Python's exit sends them, since
-    they outlive a scheduler's, and keep this process waiting.
-
-    Raises:
-        FairseqError: if a worker died or was stuck.
+    They would not heed the SIGTERM that Python's exit sends them, since they outlive a
+    scheduler's, and keep this process waiting.
     """
     try:
         yield
-    except BaseException as error:
+    except BaseException:
         _kill_workers()
-        if isinstance(error, RuntimeError) and (explained := _explained(error)) is not error:
-            raise explained from error
         raise
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import signal
+import threading
 import time
 
 import pytest
 import torch
 from numbered_epochs import Numbers, epochs, ids
 
+from fairseq.data.batches.read import WatchedBatches
 from fairseq.errors import FairseqError
 
 
@@ -78,11 +81,61 @@ class Sleeping(Numbers):
         time.sleep(2)
 
 
+DIED = r"process that reads data died \(Killed\): pid \d+.*--num-workers 0"
+
+
+def kill_workers():
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
 def test_dead_workers_are_explained():
-    with pytest.raises(FairseqError, match=r"process that reads data died.*--num-workers 0"):
+    with pytest.raises(FairseqError, match=DIED):
         list(epochs(Killing(), num_workers=1).next_epoch_itr(shuffle=False))
     with pytest.raises(FairseqError, match="stuck or too slow"):
         list(epochs(Sleeping(1), num_workers=1, timeout=1).next_epoch_itr())
+
+
+def test_who_waits_for_a_batch_of_a_dead_worker_is_told(monkeypatch):
+    """Torch waits without end for the rest of a message that nobody will finish."""
+    monkeypatch.setattr(WatchedBatches, "__next__", lambda self: threading.Event().wait(5))
+    batches = epochs(num_workers=1, buffer_size=0).next_epoch_itr()
+    threading.Timer(0.5, kill_workers).start()
+    began = time.monotonic()
+    with pytest.raises(FairseqError, match=DIED):
+        next(batches)
+    assert time.monotonic() - began < 10
+
+
+def test_a_broken_connection_to_a_dead_worker_is_its_death(monkeypatch):
+    watched = epochs(num_workers=1)._loader.read([(1, [0])])
+    assert next(watched)["ids"]
+
+    def broken(batches):
+        kill_workers()
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(type(watched._batches), "__next__", broken)
+    with pytest.raises(FairseqError, match=DIED):
+        next(watched)
+
+
+def test_a_worker_that_dies_between_epochs_is_explained():
+    itr = epochs(num_workers=1, persistent_workers=True)
+    list(itr.next_epoch_itr())
+    kill_workers()
+    with pytest.raises(FairseqError, match="process that reads data died.*--num-workers 0"):
+        list(itr.next_epoch_itr())
+
+
+def test_nothing_is_raised_where_no_batch_is_waited_for():
+    """Torch's handler of SIGCHLD would, in a save as well as in a log."""
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = epochs(num_workers=1).next_epoch_itr()
+    next(batches)
+    assert signal.getsignal(signal.SIGCHLD) == before
+    kill_workers()
+    time.sleep(0.2)  # the signal is handled here, if anywhere
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
