@@ -14,8 +14,6 @@ from fairseq_cli.entry import run_command
 if TYPE_CHECKING:
     from fairseq.hub.continue_text import Continuation, Tally
 
-    pass
-
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +117,7 @@ def show(
         if quiet:
             continue
         if style == "json":
-            lines = map(json.dumps, continuation.records())
+            lines = iter([json.dumps(record) for record in continuation.records()])
         else:
             text = style == "text"
             lines = continuation.readable() if text else continuation.lines(with_time)

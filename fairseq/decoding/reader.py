@@ -14,6 +14,7 @@ from fairseq.errors import ConfigError
 from fairseq.models.base import FairseqIncrementalDecoder
 from fairseq.models.transformer_lm.decoder import TransformerDecoder
 from fairseq.modules.predictions import asks_hidden, from_output
+from fairseq.protocols import Model
 
 
 class Reader:

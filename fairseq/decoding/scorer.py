@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from fairseq.utils import strip_pad
 
 if TYPE_CHECKING:
     from fairseq.data.storage.dictionary import Dictionary
-    from fairseq.modules.adaptive_softmax import AdaptiveProjection
     from fairseq.protocols import Model, Sample
 
 
@@ -113,7 +112,7 @@ class SequenceScorer:
         target_N, places_N = target_BT.flatten(), target_BT.flatten().ne(self.pad).nonzero()[:, 0]
         target_N = target_N[places_N]
         scores_BT = torch.zeros(target_BT.shape, device=target_BT.device)
-        predictions = predict(model, cast(Sample, sample), places_N)
+        predictions = predict(model, sample, places_N)
         if not isinstance(predictions, Output):
             scores_BT.view(-1)[places_N] = -predictions.losses(target_N)
             return scores_BT, None

@@ -40,7 +40,10 @@ from fairseq.hub.outputs import Continuation, Hypothesis, Tally
 from fairseq.logging.progress_bar import progress_bar
 
 if TYPE_CHECKING:
+    from fairseq.data.datasets.base import FairseqDataset
+    from fairseq.data.storage.dictionary import Dictionary
     from fairseq.hub.fill_text import MaskFiller
+    from fairseq.models.base import BaseFairseqModel
     from fairseq.protocols import Sample
 
 logger = logging.getLogger("fairseq.generation")

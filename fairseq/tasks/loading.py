@@ -16,12 +16,12 @@ from fairseq import tasks
 from fairseq.checkpoint.layout import explain, vocabulary_of
 from fairseq.config.sections import FairseqConfig
 from fairseq.errors import FairseqError
-from fairseq.protocols import Settings, Task
+from fairseq.protocols import Settings, StateDict, Task
 from fairseq.tasks.base import FairseqTask
 from fairseq.tasks.dictionaries import fit_dictionary
 
 
-def task_of(content: Mapping[str, Any], config: FairseqConfig) -> FairseqTask:
+def task_of(content: StateDict, config: FairseqConfig) -> FairseqTask:
     """Return the task of a checkpoint, for evaluation alone.
 
     Args:
