@@ -13,6 +13,19 @@ import pytest
 from documents import README, ROOT, command_lines, own_text, run_command, section, small_text
 
 
+def test_the_five_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small_text(tmp_path, "train.txt", "valid.txt", lines=120)
+    _, commands = re.findall(r"```bash\n(.*?)```", section(README, "Five commands"), re.S)
+    typed = command_lines(commands)
+    assert len(typed) == 5
+    for words in typed:
+        run_command(words)
+    assert capsys.readouterr().out.count(" input.") > 4  # the sentence with each of the best words
+
+
 def test_the_readme_from_text_to_filled_masks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
