@@ -22,6 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import studies
+import verdicts
 
 from fairseq.files.io import sha256_of
 
@@ -250,10 +251,49 @@ def print_correlations(found: Any) -> str:
     return studies.table(["task", "arms", "against", "points", "Spearman"], rows)
 
 
+def by_seed(found: Any, arm: str, updates: int, key: str) -> dict[int, float]:
+    """Return a figure of every seed of an arm."""
+    return {
+        result["seed"]: point[key]
+        for result in found["results"]
+        for point in result["points"]
+        if (result["name"], point["updates"]) == (arm, updates)
+    }
+
+
+def print_claims(found: Any) -> str:
+    """Return what the intervals say of each claim: differences are paired by seed."""
+    steps, soft, large = ("base", 7000), ("soft targets", 3000), ("large", 3000)
+    begun, small = ("base", 3000), ("small", 5000)
+    comparisons = [
+        *((f"probe {task} is better after {what}", worse, better, f"accuracy_{task}")
+          for task in TASKS
+          for what, worse, better in (
+              ("7,000 updates than after 3,000", begun, steps),
+              ("3,000 updates at width 48 than at 32", begun, large),
+              ("5,000 updates at width 32 than at 16", small, ("base", 5000)),
+              ("true distributions as labels than after words", begun, soft))),
+        *((f"{name} is lower after 7,000 updates than after 3,000", steps, begun, key)
+          for name, key in (("Tr H", "trace"), ("KL", "kl_macro"))),
+        ("Tr H is lower after true distributions as labels than after words", soft, begun, "trace"),
+    ]  # fmt: skip
+    rows = []
+    for claim, lower, higher, key in comparisons:
+        first, second = by_seed(found, *lower, key), by_seed(found, *higher, key)
+        seeds = sorted(set(first) & set(second))
+        said = verdicts.paired([first[seed] for seed in seeds], [second[seed] for seed in seeds])
+        rows.append([claim, len(seeds), said, verdicts.verdict(said)])
+    for task in TASKS:
+        whole = verdicts.Interval(*interval(found["results"], "trace", f"accuracy_{task}"))
+        claim = f"at equal KL, the lower Tr H the better probe {task} (Spearman below 0)"
+        rows.append([claim, "", whole, verdicts.verdict(whole)])
+    return studies.table(["claim", "seeds", "difference, or correlation", "verdict"], rows)
+
+
 def print_all(found: Any) -> str:
     """Return all tables."""
     conventions = {p["convention"] for result in found["results"] for p in result["points"]}
-    parts = [print_points, print_blocks, print_baselines, print_correlations]
+    parts = [print_points, print_blocks, print_baselines, print_correlations, print_claims]
     tables = "\n".join(make(found) for make in parts)
     seconds = [result["seconds"] for result in found["results"]]
     facts = f"{len(seconds)} runs, {min(seconds):.0f} to {max(seconds):.0f} s a run (median "
