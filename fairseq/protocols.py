@@ -41,6 +41,7 @@ class Sample(TypedDict, total=False):
     net_input: NetInput
     target: Tensor  # int64 (B, T) of language models, (B,) of classes, float of regressions
     predicted_positions: Tensor  # int64 (N,): ascending indices into the flattened (B, T)
+    distinct_targets: tuple[Tensor, Tensor, Tensor]  # see fairseq.ops.contrastive_weight_tying
     nsentences: int
     ntokens: int  # padding does not count
     start_indices: list[int]  # B: where the scored tokens begin, after their context

@@ -108,6 +108,10 @@ class FairseqCriterion(nn.Module):
     def attach(self, model: Model, teacher: TeacherLike | None, cache: CacheLike | None) -> None:
         """Take over what :meth:`wanted` named; see :mod:`fairseq.teacher`."""
 
+    def prepare_sample(self, sample: Sample) -> Sample:
+        """See a batch while it is on the host, and return it, perhaps with more in it."""
+        return sample
+
     def prepare_update(self, samples: list[Sample]) -> None:
         """See all micro-batches of this process before the first one of an update runs."""
 

@@ -27,7 +27,11 @@ from fairseq.logging import metrics
 from fairseq.modules.flops import TRAINING
 from fairseq.modules.predictions import from_output
 from fairseq.ops.anisotropy import mean_cosine
-from fairseq.ops.contrastive_weight_tying import contrastive_weight_tying
+from fairseq.ops.contrastive_weight_tying import (
+    Distinct,
+    contrastive_weight_tying,
+    distinct_ids,
+)
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 from fairseq.protocols import LoggingOutput, Model, Sample, Task
 
@@ -118,6 +122,14 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
         self._ids_M: Tensor | None = None
         self._extra_flops = 0
 
+    def prepare_sample(self, sample: Sample) -> Sample:
+        """Look for the distinct targets on the host: a GPU would have to be waited for."""
+        others = self.cfg.negatives == "global" or self.cfg.extra_negatives
+        if others or "predicted_positions" not in sample:
+            return sample
+        target_N = sample["target"].reshape(-1)[sample["predicted_positions"]]
+        return {**sample, "distinct_targets": distinct_ids(target_N)}
+
     def prepare_update(self, samples: list[Sample]) -> None:
         """Gather the ids that all micro-batches of all processes predict; never embeddings."""
         self._ids_M = None
@@ -157,11 +169,14 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
         hidden_NC = features_BTC.flatten(0, 1).index_select(0, positions_N)
         mapped_NC = hidden_NC if self.projection is None else self.projection(hidden_NC)
         table_VC = model.embedding_table()
+        negatives_M = self._negatives(target_N, len(table_VC), model.training)
+        told = sample.get("distinct_targets")
         result = contrastive_weight_tying(
             mapped_NC,
             table_VC,
             target_N,
-            negatives_M=self._negatives(target_N, len(table_VC), model.training),
+            negatives_M=negatives_M,
+            distinct=Distinct(*told) if told and negatives_M is None else None,
             temperature=cfg.contrastive_temperature,
             normalize=cfg.contrastive_normalize,
             duplicates=cfg.duplicates,

@@ -38,12 +38,33 @@ class Contrastive(NamedTuple):
     negatives: int
 
 
+class Distinct(NamedTuple):
+    """The distinct ones among some ids.
+
+    Attributes:
+        ids_U: the ids in order, int64.
+        count_U: how often each occurs, int64.
+        place_N: where each target is among them, int64.
+    """
+
+    ids_U: Tensor
+    count_U: Tensor
+    place_N: Tensor
+
+
+def distinct_ids(target_N: Tensor, ids_M: Tensor | None = None) -> Distinct:
+    """Return the distinct ids among M, the targets if None; their number has to be waited for."""
+    ids_U, count_U = (target_N if ids_M is None else ids_M).unique(return_counts=True)
+    return Distinct(ids_U, count_U, torch.searchsorted(ids_U, target_N))
+
+
 def contrastive_weight_tying(
     hidden_NC: Tensor,
     table_VC: Tensor,
     target_N: Tensor,
     *,
     negatives_M: Tensor | None = None,
+    distinct: Distinct | None = None,
     temperature: float = 1.0,
     normalize: bool = False,
     duplicates: str = "count",
@@ -57,6 +78,7 @@ def contrastive_weight_tying(
         table_VC: the input embeddings.
         target_N: id of the right token, int64.
         negatives_M: ids to tell it from, the targets themselves among them; the targets if None.
+        distinct: what :func:`distinct_ids` says of them, if that is known.
         temperature: T.
         normalize: compare directions (cosines) instead of dot products.
         duplicates: ``count`` a token as often as it occurs, or ``once``.
@@ -70,15 +92,18 @@ def contrastive_weight_tying(
         if value not in known:
             raise ConfigError(f"'{value}'{did_you_mean(value, known)}: choose {' or '.join(known)}")
     ids_M = target_N if negatives_M is None else negatives_M
-    compute = _distinct if backend == "distinct" else _reference
     wide = torch.float64 if hidden_NC.dtype == torch.float64 else torch.float32
     with torch.autocast(hidden_NC.device.type, enabled=False):
         hidden_NC = hidden_NC.to(wide)
         if normalize:
             hidden_NC = F.normalize(hidden_NC, dim=-1)
-        return compute(
-            hidden_NC / temperature, table_VC, target_N, ids_M, normalize, duplicates, symmetric
-        )
+        hidden_NC = hidden_NC / temperature
+        how = (normalize, duplicates, symmetric)
+        if backend == "reference":
+            return _reference(hidden_NC, table_VC, target_N, ids_M, *how)
+        told = distinct or distinct_ids(target_N, negatives_M)
+        own = told if negatives_M is None or not symmetric else distinct_ids(target_N)
+        return _distinct(hidden_NC, table_VC, told, own, *how)
 
 
 def _rows(table_VC: Tensor, ids: Tensor, normalize: bool, like: Tensor) -> Tensor:
@@ -89,17 +114,15 @@ def _rows(table_VC: Tensor, ids: Tensor, normalize: bool, like: Tensor) -> Tenso
 def _distinct(
     hidden_NC: Tensor,
     table_VC: Tensor,
-    target_N: Tensor,
-    ids_M: Tensor,
+    told: Distinct,
+    own: Distinct,
     normalize: bool,
     duplicates: str,
     symmetric: bool,
 ) -> Contrastive:
-    distinct_U, count_U = ids_M.unique(return_counts=True)
-    # unique sorts, so places can be searched
-    place_N = torch.searchsorted(distinct_U, target_N)
-    weight_UC = _rows(table_VC, distinct_U, normalize, hidden_NC)
-    bias_U = count_U.to(hidden_NC.dtype).log() if duplicates == "count" else None
+    place_N = told.place_N
+    weight_UC = _rows(table_VC, told.ids_U, normalize, hidden_NC)
+    bias_U = told.count_U.to(hidden_NC.dtype).log() if duplicates == "count" else None
     result = linear_cross_entropy(hidden_NC, weight_UC, place_N, bias_V=bias_U, want_argmax=True)
     assert result.argmax_N is not None
     right_N = result.argmax_N == place_N
@@ -107,14 +130,11 @@ def _distinct(
     loss_N = result.loss_N if bias_U is None else result.loss_N + bias_U[place_N]
     if symmetric:
         score_N = (hidden_NC * weight_UC[place_N]).sum(-1)
-        # a token that occurs twice is looked for once: its column is the same
-        wanted_U, inverse_N = target_N.unique(return_inverse=True)
-        keys_UC = _rows(table_VC, wanted_U, normalize, hidden_NC)
-        # the log-sum-exp alone is wanted, whatever the class
-        none_U = torch.zeros_like(wanted_U)
+        keys_UC = _rows(table_VC, own.ids_U, normalize, hidden_NC)
+        none_U = torch.zeros_like(own.ids_U)
         lse_U = linear_cross_entropy(keys_UC, hidden_NC, none_U).lse_N
-        loss_N = (loss_N + lse_U[inverse_N] - score_N) / 2
-    return Contrastive(loss_N, right_N, len(distinct_U))
+        loss_N = (loss_N + lse_U[own.place_N] - score_N) / 2
+    return Contrastive(loss_N, right_N, len(told.ids_U))
 
 
 def _reference(

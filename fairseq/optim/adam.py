@@ -93,6 +93,8 @@ class Adam(PerTensorOptimizer):
         self.kernel: Callable[..., None] | None = None
         if impl != "reference":
             self.kernel = apex_kernel() if impl == "apex" else fused_kernel
+        self.skips_on_device = impl == "fused"
+        self.found_inf: Tensor | None = None  # torch's name for what makes the kernel do nothing
 
     def init_state(self, param: Tensor, group: Group) -> dict[str, Any]:
         """Return zero running means, laid out in memory like ``param``."""
@@ -115,6 +117,13 @@ class Adam(PerTensorOptimizer):
         param.add_(param, alpha=-group["lr"] * group["weight_decay"])
         param.addcdiv_(mean, root, value=-group["lr"] * correction)
 
+    def step(self, closure: Callable[[], Any] | None = None, scale: float | Tensor = 1.0) -> Any:
+        """Update every parameter that has a gradient; what would skip it holds for this once."""
+        try:
+            return super().step(closure, scale)
+        finally:
+            self.found_inf = None
+
     def update(self, items: list[Item], group: Group, scale: float | Tensor) -> None:
         """Hand ``items`` to the kernel, together where they share device and step."""
         if self.kernel is None:
@@ -127,8 +136,9 @@ class Adam(PerTensorOptimizer):
             # fused kernels walk the memory, not the indices
             item = (param, _laid_out_like(param, grad), state)
             buckets.setdefault((param.device, state["step"]), []).append(item)
+        more = {} if self.found_inf is None else {"found_inf": self.found_inf}
         for (_, step), bucket in buckets.items():
-            self.kernel(bucket, step, group, scale)
+            self.kernel(bucket, step, group, scale, **more)
 
 
 def _laid_out_like(param: Tensor, other: Tensor) -> Tensor:
@@ -150,7 +160,13 @@ def _corrected_eps(group: Group, step: int) -> float:
     return group["eps"] / math.sqrt(1 - group["betas"][1] ** step)
 
 
-def fused_kernel(items: list[Item], step: int, group: Group, scale: float | Tensor) -> None:
+def fused_kernel(
+    items: list[Item],
+    step: int,
+    group: Group,
+    scale: float | Tensor,
+    found_inf: Tensor | None = None,
+) -> None:
     """Apply update ``step`` to ``items`` by torch's fused AdamW.
 
     Args:
@@ -158,6 +174,7 @@ def fused_kernel(items: list[Item], step: int, group: Group, scale: float | Tens
         step: 1 for the first update.
         group: the hyperparameters.
         scale: the gradients are divided by it (in place) on the way.
+        found_inf: 0-dim, fp32; nothing changes (but gradients, if there is a scale) where it is 1.
     """
     params, grads, means, squares = _columns(items)
     device = params[0].device
@@ -174,6 +191,7 @@ def fused_kernel(items: list[Item], step: int, group: Group, scale: float | Tens
         counters,
         fused=True,
         grad_scale=scale if isinstance(scale, Tensor) else None,
+        found_inf=found_inf,
         amsgrad=False,
         beta1=group["betas"][0],
         beta2=group["betas"][1],

@@ -142,6 +142,11 @@ class AMPOptimizer(FairseqOptimizer):
         self.scaler.update()
 
     @property
+    def skips_on_device(self) -> bool:
+        """Whether a step can be left out on the device: not where the scale depends on it."""
+        return not self.scaler.is_enabled() and super().skips_on_device
+
+    @property
     def supports_flat_params(self) -> bool:
         """Whether the wrapped optimizer takes one vector for all parameters."""
         return self.fp32_optimizer.supports_flat_params

@@ -191,6 +191,18 @@ class FairseqOptimizer:
         """Whether all parameters may be handed over as one vector (not if shapes matter)."""
         return getattr(self.optimizer, "supports_flat_params", False)
 
+    @property
+    def skips_on_device(self) -> bool:
+        """Whether :meth:`skip_unless` is there."""
+        return getattr(self.optimizer, "skips_on_device", False)
+
+    def skip_unless(self, finite: Tensor) -> None:
+        """Let the next step change nothing if ``finite`` (0-dim, bool) is False; nobody reads it.
+
+        The step counts all the same.
+        """
+        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+
     def average_params(self) -> None:
         """Replace the parameters by an average, for optimizers that keep one."""
 

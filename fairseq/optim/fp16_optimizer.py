@@ -159,6 +159,11 @@ class HalfPrecisionOptimizer(FairseqOptimizer):
         self._reset_factor()
 
     @property
+    def skips_on_device(self) -> bool:
+        """Whether a step can be left out on the device: not where the scale depends on it."""
+        return self.scaler is None and super().skips_on_device
+
+    @property
     def supports_flat_params(self) -> bool:
         """Whether the wrapped optimizer takes one vector for all parameters."""
         return self.wrapped_optimizer.supports_flat_params

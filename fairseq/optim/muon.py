@@ -126,6 +126,7 @@ class Muon(Adam):
         own = {"muon": False, "momentum": momentum, "ns_steps": ns_steps, "adjust_lr": adjust_lr}
         super().__init__(params, **adam, more=own)
         self.muon_kernel, self.dtype = kernel, dtype
+        self.skips_on_device = False  # matrices have another rule
 
     def init_state(self, param: Tensor, group: Group) -> dict[str, Any]:
         """Return a zero buffer, or Adam's state."""

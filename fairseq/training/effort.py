@@ -71,22 +71,31 @@ class Effort:
                 self.latest[name] = int(sum(amounts))
                 progress[name] = progress.get(name, 0) + self.latest[name]
 
-    def report(self, progress: Mapping[str, Any], lineage: Sequence[Mapping[str, Any]]) -> None:
+    def count(self, progress: Mapping[str, Any]) -> None:
+        """Take note that an update has changed the model; ``progress`` has the totals."""
+        if self.window is not None:
+            self.window = self.window[1], progress.get("tokens", 0)
+
+    def report(
+        self,
+        progress: Mapping[str, Any],
+        lineage: Sequence[Mapping[str, Any]],
+        cost: Mapping[str, int],
+    ) -> None:
         """Log the totals after an update, and the share of the peak made use of, in per cent.
 
         Args:
             progress: the totals of this run.
             lineage: the runs that its weights come from; their operations are added.
+            cost: of this update, what :attr:`latest` was.
         """
-        if self.window is not None:
-            self.window = self.window[1], progress.get("tokens", 0)
         for priority, name in enumerate(TOTALS, 191):
             if name in progress:
                 earlier = sum(step.get(name, 0) for step in lineage) if name == "flops" else 0
                 total = float(progress[name] + earlier)
                 metrics.log_scalar(name, total, weight=0, priority=priority)
-        if "flops" in self.latest:
-            used = 100.0 * self.latest["flops"] / self.peak
+        if "flops" in cost:
+            used = 100.0 * cost["flops"] / self.peak
             metrics.log_speed("mfu", used, priority=95, round=2)
 
 

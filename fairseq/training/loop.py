@@ -261,6 +261,7 @@ class TrainLoop:
                 with metrics.aggregate("train_inner"):
                     updated = trainer.train_step(samples) is not None
                 self.profiler.step()
+                self._note_found()
                 if updated:
                     self._log_inner(progress)
                 else:
@@ -271,6 +272,7 @@ class TrainLoop:
                     valid_losses, should_stop = self.validate_and_save(end_of_epoch, updated)
                 if should_stop:
                     break
+            self._read_figures()
             stats = self._training_stats("train")
             progress.print(stats, tag="train", step=trainer.get_num_updates())
         metrics.reset_meters("train")
@@ -286,6 +288,20 @@ class TrainLoop:
         if returned is not None:
             self.folder.note("rollback", update=returned[1], checkpoint=returned[0])
             self._save(None, always=True)  # not those from the way to the spike
+
+    def _read_figures(self) -> None:
+        """Log the updates that nobody has looked at yet, before figures are printed or saved."""
+        if not self.trainer.update_log.unread:
+            return
+        with metrics.aggregate("train_inner"):
+            self.trainer.update_log.read()
+        self._note_found()
+
+    def _note_found(self) -> None:
+        """Keep which updates were found to have changed nothing."""
+        found, self.trainer.update_log.skipped = self.trainer.update_log.skipped, []
+        for update, reason in found:
+            self.folder.note("skipped", update=update, reason=reason)
 
     def _update_groups(self) -> epochs.GroupedIterator:
         """Return the rest of the epoch, in lists of the batches of one update each.
@@ -411,6 +427,7 @@ class TrainLoop:
             self.sampler.report(self.trainer.device, folder, position)
 
     def _save(self, val_loss: float | None, always: bool) -> str | None:
+        self._read_figures()
         path = checkpoint_utils.save_checkpoint(
             self.cfg.checkpoint, self.trainer, self.position, val_loss, always
         )

@@ -35,6 +35,7 @@ from fairseq.training.nan_detector import NanDetector
 from fairseq.training.smaller_batches import cells_of, halves, is_out_of_memory
 from fairseq.training.spikes import SpikePolicy
 from fairseq.training.state import TrainingState
+from fairseq.training.update_log import Report, UpdateLog
 
 logger = logging.getLogger("fairseq.trainer")
 
@@ -67,7 +68,9 @@ class Trainer:
 
     Attributes:
         state: what is saved and restored.
-        skipped: why the latest update changed nothing, None if it did.
+        skipped: why the latest update changed nothing, None if it did, or nobody knows yet.
+        bad_updates: how many updates in a row had a gradient that is not finite.
+        update_log: what updates report; those that a device judged are in it later.
         spiked: whether that is because its loss jumped.
     """
 
@@ -111,7 +114,8 @@ class Trainer:
         self.state = TrainingState(cfg, task, model, criterion)
         self.skipped: str | None = None
         self._grad_norm: Tensor = torch.tensor(0.0)
-        self._bad_updates = 0
+        self.bad_updates, self._judged_late = 0, False
+        self.update_log = UpdateLog(self)
         self.spikes, self.spiked = SpikePolicy(cfg.optimization), False
         self._epoch = 1
         self._cells = 0  # of the micro-batch at work
@@ -206,7 +210,9 @@ class Trainer:
         validation.begin_validation(self.cfg, self.task, self.get_model(), epoch)
 
     def _prepare_sample(self, sample: Sample) -> tuple[Any, bool]:
-        """Move a batch to the device; an empty one is replaced by the first batch of the run.
+        """Move a batch to the device, after the criterion has seen it.
+
+        An empty one is replaced by the first batch of the run.
 
         Returns:
             ``(batch, whether it is such a filler)``.
@@ -215,6 +221,7 @@ class Trainer:
         if is_filler:
             assert self._dummy_batch not in (None, "DUMMY"), "no batch was seen yet"
             sample = self._dummy_batch
+        sample = self.criterion.prepare_sample(sample)
         return to_device(sample, self.device, self.weights_dtype), is_filler
 
     # -- one update ------------------------------------------------------------------------------
@@ -250,8 +257,8 @@ class Trainer:
             raise_oom: unused; memory that does not suffice for a single row always raises.
 
         Returns:
-            the logging output, or None if nothing was changed (overflow, gradient not finite); see
-            :attr:`skipped`.
+            the logging output, empty if nobody has looked at it yet; None if nothing was changed
+            (overflow, gradient not finite), see :attr:`skipped`.
 
         Raises:
             NotFiniteError: if that happens again and again.
@@ -264,14 +271,14 @@ class Trainer:
         self.criterion.prepare_update([sample for sample, filler in prepared if not filler])
         logs, sample_size = self._share(*self._accumulate(self._small_enough(prepared)))
         self.effort.add(logs, self.progress)
-        bad_before = self._bad_updates
+        bad_before = self.bad_updates
         # a spike is judged before the step, since a step cannot be taken back
         self.skipped = self._spike(logs, sample_size) or self._step(sample_size)
         if self.skipped is not None:
             logger.warning(self.skipped)
-            if self._bad_updates > bad_before == 1:  # one may be a freak; two are worth a look
+            if self.bad_updates > bad_before == 1:  # one may be a freak; two are worth a look
                 self._look_for_cause(prepared)
-        output = self._log_update(logs) if self.skipped is None else None
+        output = self._report(logs) if self.skipped is None else None
         metrics.log_stop_time("train_wall")
         return output
 
@@ -431,8 +438,13 @@ class Trainer:
             # gradients are averages over processes of sums over samples, and the denominator counts
             # the samples of all: times world makes it the mean over all of them
             optimizer.multiply_grads(self.world / denominator)
-            self._grad_norm = optimizer.clip_grad_norm(self.cfg.optimization.clip_norm)
-            if not bool(torch.isfinite(torch.as_tensor(self._grad_norm))):
+            norm = optimizer.clip_grad_norm(self.cfg.optimization.clip_norm)
+            self._grad_norm = torch.as_tensor(norm)
+            finite = torch.isfinite(self._grad_norm)
+            self._judged_late = self.update_log.can_wait()
+            if self._judged_late:
+                optimizer.skip_unless(finite)
+            elif not bool(finite):
                 return self._skip_bad_update()
             self.task.optimizer_step(optimizer, self.get_model(), self.get_num_updates())
         except OverflowError as overflow:
@@ -440,7 +452,8 @@ class Trainer:
             return f"NOTE: gradient overflow detected, ignoring gradient, {overflow}"
         except FloatingPointError as error:
             raise NotFiniteError(str(error)) from error
-        self._bad_updates = 0
+        self.bad_updates = 0
+        self.effort.count(self.progress)
         self.set_num_updates(self.get_num_updates() + 1)
         if self.ema is not None:
             self.ema.step(self.get_model(), self.get_num_updates())
@@ -456,14 +469,22 @@ class Trainer:
         if self.cfg.common.amp and self.optimizer.scaler.is_enabled():
             self.optimizer.step()  # lowers the loss scale, which ends the run when it gets too low
         else:
-            self._bad_updates += 1
-        if self._bad_updates >= MAX_BAD_UPDATES:
+            self.bad_updates += 1
+        if self.bad_updates >= MAX_BAD_UPDATES:
             raise FloatingPointError(
                 f"the gradient was not finite in {MAX_BAD_UPDATES} updates in a row (update "
                 f"{self.get_num_updates()}); lower --lr, set --clip-norm, or use --bf16, not --fp16"
             )
         update = self.get_num_updates()
         return f"update {update}: the gradient norm is {norm}; the weights stay as they are"
+
+    def _report(self, logs: list[Any]) -> dict[str, Any]:
+        """Log the update that was just taken, now or later; return what was logged."""
+        report = Report(self.get_num_updates(), self._grad_norm, logs, self.effort.latest)
+        if not self._judged_late:
+            return self.update_log.write(report)
+        self.update_log.keep(report)
+        return {}
 
     def valid_step(self, sample: Sample, raise_oom: bool = False) -> dict[str, Any] | None:
         """Evaluate one batch and log its figures; return them."""
@@ -473,27 +494,3 @@ class Trainer:
         )
         logs, _ = self._share([] if is_filler else [log], 0 if is_filler else size)
         return validation.log_figures(self.task, self.criterion, logs)
-
-    # -- statistics ------------------------------------------------------------------------------
-
-    def _log_update(self, logs: list[Any]) -> dict[str, Any]:
-        metrics.log_speed("ups", 1.0, priority=100, round=2)
-        metrics.log_scalar("gnorm", self._grad_norm, priority=400, round=3)
-        clip = self.cfg.optimization.clip_norm
-        if clip > 0:
-            clipped = (torch.as_tensor(self._grad_norm) > clip) * 100.0
-            metrics.log_scalar("clip", clipped, priority=500, round=1)
-        with metrics.aggregate() as aggregated:
-            if logs:
-                self.task.reduce_metrics(logs, self.criterion)
-        self.effort.report(self.progress, self.lineage)
-        scaler = getattr(self.optimizer, "scaler", None)
-        if scaler is not None:
-            scale = scaler.loss_scale if hasattr(scaler, "loss_scale") else scaler.get_scale()
-            metrics.log_scalar("loss_scale", scale, priority=700, round=4, weight=0)
-        if self.ema is not None:
-            metrics.log_scalar("ema_decay", self.ema.get_decay(), priority=10000, weight=0)
-        if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0] / 1024**3
-            metrics.log_scalar("gb_free", free, priority=1500, round=1, weight=0)
-        return dict(aggregated)
