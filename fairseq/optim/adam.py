@@ -117,7 +117,7 @@ class Adam(PerTensorOptimizer):
         param.add_(param, alpha=-group["lr"] * group["weight_decay"])
         param.addcdiv_(mean, root, value=-group["lr"] * correction)
 
-    def step(self, closure: Callable[[], Any] | None = None, scale: float | Tensor = 1.0) -> Any:
+    def step(self, closure: Callable[[], float] | None = None, scale: float | Tensor = 1.0) -> Any:
         """Update every parameter that has a gradient; what would skip it holds for this once."""
         try:
             return super().step(closure, scale)
