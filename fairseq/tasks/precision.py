@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,12 +17,57 @@ from fairseq.optim.amp_optimizer import amp_dtype
 
 logger = logging.getLogger("fairseq.trainer_state")
 
+PRODUCT = 256  # rows and columns of the matrices that types are compared with
+SOME_TIME = 0.05  # seconds that a type is given
+SLOWER = 1.2  # times; less is noise
+
 
 def weights_dtype(common: CommonConfig, device: torch.device) -> torch.dtype | None:
     """Return the type of a run's weights, None for what its model is built with."""
     if common.fp16 and device.type == "cpu":
         logger.warning("half precision is slow on a CPU; bf16 (--bf16) or fp32 is faster")
     return torch.float16 if common.fp16 else torch.bfloat16 if common.bf16 else None
+
+
+def product_seconds(dtype: torch.dtype) -> float:
+    """Return how long a product of two small matrices takes on the CPU, the best of some."""
+    a = torch.ones(PRODUCT, PRODUCT, dtype=dtype)  # draws no random number
+    a @ a  # the first one prepares what the others use
+    best, began = float("inf"), time.perf_counter()
+    while (started := time.perf_counter()) < began + SOME_TIME or best == float("inf"):
+        a @ a
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def warn_if_slow(
+    cfg: FairseqConfig,
+    device: torch.device,
+    seconds: Callable[[torch.dtype], float] = product_seconds,
+) -> None:
+    """Warn if bf16 is asked for on a CPU that is faster without it, which only a try can tell.
+
+    Args:
+        cfg: the whole configuration.
+        device: where the run computes.
+        seconds: how long a product takes in a type.
+    """
+    common = cfg.common
+    half = common.bf16 or (common.amp and amp_dtype(cfg, device) == torch.bfloat16)
+    if device.type != "cpu" or not half:
+        return
+    narrow, wide = seconds(torch.bfloat16), seconds(torch.float32)
+    if narrow > SLOWER * wide:
+        logger.warning(
+            "%s slows this processor down: a product of two %d x %d matrices takes %.1f times as "
+            "long in bf16 as in fp32 (%.2f against %.2f ms); leave it out to train faster",
+            "--bf16" if common.bf16 else "--amp",
+            PRODUCT,
+            PRODUCT,
+            narrow / wide,
+            1000 * narrow,
+            1000 * wide,
+        )
 
 
 def autocast(cfg: FairseqConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -43,7 +43,7 @@ from fairseq.optim.lr_scheduler import build_lr_scheduler
 from fairseq.protocols import StateDict
 from fairseq.tasks.base import FairseqTask
 from fairseq.tasks.dictionaries import LABELS, check_dictionaries, dictionary_record
-from fairseq.tasks.precision import weights_dtype
+from fairseq.tasks.precision import warn_if_slow, weights_dtype
 
 logger = logging.getLogger("fairseq.trainer_state")
 
@@ -76,6 +76,7 @@ class TrainingState:
         self.world = distributed_utils.get_world_size()
         self.rank = distributed_utils.get_rank()
         self.weights_dtype = weights_dtype(cfg.common, self.device)
+        warn_if_slow(cfg, self.device)
         self._model = model.to(device=self.device, dtype=self.weights_dtype)
         self._criterion = criterion.to(device=self.device, dtype=self.weights_dtype)
         self._wrapped: Any = None
