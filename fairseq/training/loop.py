@@ -34,6 +34,7 @@ from fairseq.tasks.validation import figures_of
 from fairseq.teacher import attach_teacher
 from fairseq.training import policy, spikes
 from fairseq.training.allocator import keep_freed_memory
+from fairseq.training.compiled import compile_parts
 from fairseq.training.freeze import freeze_parts
 from fairseq.training.profiling import UpdateProfiler
 from fairseq.training.restore import read_start, restore
@@ -117,6 +118,7 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any, Sample
             task.load_dataset(subset, combine=bool(cfg.dataset.combine_valid_subsets), epoch=1)
     if cfg.checkpoint.write_checkpoints_asynchronously:
         logger.warning("--save-async: checkpoints are written in the foreground all the same")
+    compile_parts(model, cfg.common.compile, choose_device(cfg))
     trainer = Trainer(cfg, task, model, criterion)
     _, epoch_itr = restore(
         cfg.checkpoint, trainer, start, disable_iterator_cache=task.has_sharded_data("train")

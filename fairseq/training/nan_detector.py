@@ -37,7 +37,8 @@ class NanDetector:
         self._hooks = contextlib.ExitStack()
 
     def __enter__(self) -> NanDetector:
-        """Begin to watch."""
+        """Begin to watch; nothing is compiled meanwhile, since compiled calls know no new hook."""
+        self._hooks.enter_context(torch.compiler.set_stance("force_eager"))
         self._hooks.enter_context(warnings.catch_warnings())
         # torch tells of every module that looks up embeddings: there is nothing below it
         warnings.filterwarnings("ignore", message="Full backward hook is firing")

@@ -1,0 +1,74 @@
+"""--compile changes who computes a step, not what comes out, nor the names in files.
+
+The compiler's second half is left out: graphs are traced as ever, and run as they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import Recorder, config, content, make_corpus, train
+from torch import nn
+
+from fairseq.errors import ConfigError
+from fairseq.training import compiled
+
+DECODER = {
+    "task": "language_modeling",
+    "criterion": "cross_entropy",
+    "arch": "transformer_lm",
+    "decoder_layers": 2,
+    "decoder_embed_dim": 32,
+    "decoder_ffn_embed_dim": 64,
+    "decoder_attention_heads": 2,
+}
+CLAP = {"head": "clap", "position": "alibi", "mask_embedding": "zero"}
+QUIET = {"dropout": 0.0, "attention_dropout": 0.0, "disable_validation": True, "max_update": 3}
+CASES = [("layer", CLAP), ("layer", DECODER)]
+LONG = [pytest.param("full", flags, marks=pytest.mark.matrix) for flags in (CLAP, DECODER)]
+
+
+@pytest.mark.parametrize(("kind", "flags"), [*CASES, *LONG], ids=str)
+def test_compiled_steps_are_the_same_steps(
+    kind: str, flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_corpus(tmp_path / "data")
+    products: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        products.append(sum("linear" in str(node.target) for node in graph.graph.nodes))
+        return graph.forward
+
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    losses, names = {}, {}
+    for way in ("off", kind):
+        with monkeypatch.context() as patch:
+            recorder = Recorder(patch)
+            train(config(data, tmp_path / way, compile=way, **flags, **QUIET))
+        assert bool(products) == (way != "off")
+        losses[way] = [float.fromhex(loss) for loss in recorder.losses.values()]
+        names[way] = list(content(tmp_path / way / "checkpoint_last.pt")["model"])
+    torch._dynamo.reset()
+    assert max(products) >= 6  # projections and feed-forward network of a layer in one graph
+    assert losses["off"] == pytest.approx(losses[kind], rel=1e-5) and len(losses["off"]) == 3
+    assert names["off"] == names[kind]
+
+
+def test_a_machine_without_a_compiler_says_so_before_it_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no compiler found")
+
+    monkeypatch.setattr(compiled, "BACKEND", missing)
+    with pytest.raises(ConfigError, match="--compile full.*no compiler found.*--compile off"):
+        compiled.compile_parts(nn.Linear(2, 2), "full", torch.device("cpu"))
+    torch._dynamo.reset()
+
+
+def test_a_model_without_our_layers_cannot_be_compiled_by_layer() -> None:
+    with pytest.raises(ConfigError, match="Linear has no layers.*use full"):
+        compiled.compile_parts(nn.Linear(2, 2), "layer", torch.device("cpu"))
