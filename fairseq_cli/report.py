@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from fairseq_cli.entry import run_command
 
@@ -20,11 +21,19 @@ examples:
   fairseq-report runs/small runs/large --x flops
       draws curves against floating-point operations instead of updates
 
+  fairseq-report runs/mine --watch
+      writes the page anew while the run is alive; open it, it follows
+
+  fairseq-report runs/* --list
+      prints a table: updates, tokens, time over all restarts, best loss in bits, state
+
   fairseq-report runs/* --json | jq '.runs[] | [.name, .best_valid_loss]'
       prints the final figures as JSON
 
-A run folder is the --save-dir of a training: metrics.jsonl and, if there, config.yaml,
-command.txt and versions.json. Exit status: 0 done, 1 a run cannot be read, 2 wrong usage.
+The page is one file that can be mailed: it fetches nothing. PNG files need matplotlib.
+A run folder is the --save-dir of a training: metrics.jsonl and, if there, config.yaml, command.txt,
+versions.json, events.jsonl and samples.jsonl.
+Exit status: 0 done, 1 a run cannot be read, 2 wrong usage.
 """
 
 
@@ -47,13 +56,29 @@ def make_parser() -> argparse.ArgumentParser:
         help="what curves are drawn against (default: updates)",
     )  # fmt: skip
     parser.add_argument(
+        "--watch", metavar="SECONDS", nargs="?", type=_interval, const=15,
+        help="write the page anew whenever a run has written something, until none is alive "
+        "(looks every 15 seconds if not told)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--list", action="store_true", help="print a table of the runs; write no page"
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print the final figures of the runs as JSON"
     )
     return parser
 
 
+def _interval(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 86400:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no whole number of seconds from 1 to 86400; runs go before --watch"
+        )
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report and print its path, or with ``--json`` the figures in it.
+    """Write the report and print its path, with ``--json`` the figures in it; or list runs.
 
     Args:
         argv: arguments without the program name; None takes those of the process.
@@ -61,17 +86,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         FairseqError: if a run cannot be read, or matplotlib is missing.
     """
-    args = make_parser().parse_args(argv)
-    from fairseq.report import load_runs, summarize, write_report
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.list and args.watch:
+        parser.error("--list prints a table and --watch writes a page: take one of them")
+    from fairseq.report import listing, load_runs, summarize, watch, write_report
 
-    path = write_report(args.runs, args.output, title=args.title, axis=args.x)
-    if args.json:
-        runs = [summarize(run) for run in load_runs(args.runs)]
-        json.dump({"report": str(path), "runs": runs}, sys.stdout, indent=2)
-        print()
+    if args.list:
+        runs, others = listing.load_listed(args.runs)
+        if args.json:
+            _print_json({"runs": [summarize(run) for run in runs]})
+        else:
+            print(listing.table(runs))
+        if others:
+            print(f"no runs: {', '.join(others)}", file=sys.stderr)
+        return 0
+    settings = {"title": args.title, "axis": args.x}
+    if args.watch:
+        path = watch.watch(args.runs, args.output, args.watch, _tell, **settings)
     else:
+        path = write_report(args.runs, args.output, **settings)
+    if args.json:
+        _print_json({"report": str(path), "runs": [summarize(run) for run in load_runs(args.runs)]})
+    elif path is not None:
         print(path)
     return 0
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    json.dump(content, sys.stdout, indent=2)
+    print()
 
 
 def cli_main() -> None:

@@ -76,9 +76,9 @@ def write_sample_scores(given: Mapping[str, Any], path: Path, plot: Path | None 
 
 def _drawing(path: Path) -> Callable[[list[tuple[float, float]]], None]:
     """Return a function that draws points (teacher, student); fail now if nothing can be drawn."""
-    from fairseq.report.charts import THEMES, canvas
+    from fairseq.report.charts import canvas
 
-    figure, axes = canvas(THEMES["light"], (5.1, 4.6))
+    figure, axes = canvas((5.1, 4.6))
 
     def draw(points: list[tuple[float, float]]) -> None:
         axes.scatter(*zip(*points, strict=True), s=8, alpha=0.5)

@@ -28,6 +28,9 @@ except ImportError:  # Windows has no such locks
 
 PathLike = str | os.PathLike[str]
 
+OWN_LOCKS: set[str] = set()
+"""Real paths of files that this process locked; to open one again and close it would unlock it."""
+
 BYTE_ORDER_MARK = "\ufeff"
 """What some editors put at the head of UTF-8 text; every reader of text drops it there."""
 

@@ -1,6 +1,6 @@
-"""Curves of runs against updates, tokens, time or operations, drawn with matplotlib.
+"""Curves of runs against updates, tokens, time or operations: which there are, and PNGs of them.
 
-Each chart is drawn twice, for light and for dark pages.
+PNGs are drawn with matplotlib; what the page shows is drawn by its own script.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from fairseq.errors import FairseqError, install_hint
+from fairseq.files.io import atomic_write
 from fairseq.report.runs import Run, Series
 
 if TYPE_CHECKING:
@@ -18,27 +20,15 @@ if TYPE_CHECKING:
 
 
 # A training curve of more points is shown as the means of this many equal spans.
-MAX_POINTS = 300
+MAX_POINTS = 600
 
 # Distinct on white and on near-black, and for the common kinds of colour blindness.
 COLOURS = ("#2f7ed8", "#e8743b", "#1fa187", "#b665c9", "#c9a227", "#6b8299")
 LINE_STYLES = ("-", "--", ":", "-.")
+DASHES = ("none", "7 4", "2 3", "8 3 2 3")  # the same in SVG
 
 
-@dataclass(frozen=True)
-class Theme:
-    """Colours of a page."""
-
-    background: str
-    ink: str
-    muted: str
-    grid: str
-
-
-THEMES = {
-    "light": Theme(background="#ffffff", ink="#1d2330", muted="#667085", grid="#e9ecf1"),
-    "dark": Theme(background="#161b24", ink="#e8ecf3", muted="#93a0b4", grid="#262d3a"),
-}
+BACKGROUND, INK, MUTED, GRID = "#ffffff", "#1d2330", "#667085", "#e9ecf1"
 
 
 @dataclass(frozen=True)
@@ -86,15 +76,27 @@ def colour_of(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
+def write_pictures(runs: Sequence[Run], folder: Path, axis: str = "updates") -> None:
+    """Write the charts as PNG files, those that a run has figures for.
+
+    Raises:
+        FairseqError: if matplotlib is not installed.
+    """
+    for index, panel in enumerate(PANELS):
+        image = draw(panel, runs, index == 0, axis)
+        if image is not None:
+            with atomic_write(folder / f"{panel.name}.png") as handle:
+                handle.write(image)
+
+
 def draw(
-    panel: Panel, runs: Sequence[Run], theme: Theme, wide: bool = False, axis: str = "updates"
+    panel: Panel, runs: Sequence[Run], wide: bool = False, axis: str = "updates"
 ) -> bytes | None:
     """Return the chart as a PNG file, None if no run has the figure.
 
     Args:
         panel: what to draw.
         runs: the runs, one colour each.
-        theme: colours of the page around it.
         wide: for the whole width of the page instead of half of it.
         axis: what curves are drawn against, a key of ``AXIS_LABELS``.
 
@@ -104,13 +106,13 @@ def draw(
     curves = [_curves(panel, run, axis) for run in runs]
     if not any(curves):
         return None
-    figure, axes = canvas(theme, (10.4, 4.6) if wide else (5.1, 3.5))
-    figure.suptitle(panel.title, x=0.012, ha="left", color=theme.ink, fontsize=11, weight="bold")
+    figure, axes = canvas((10.4, 4.6) if wide else (5.1, 3.5))
+    figure.suptitle(panel.title, x=0.012, ha="left", color=INK, fontsize=11, weight="bold")
     for index, run_curves in enumerate(curves):
         style = LINE_STYLES[index // len(COLOURS) % len(LINE_STYLES)]
         for is_valid, (updates, values) in run_curves:
             broader = min(len(runs) - 1 - index, 3) * 1.8 if panel.coincide else 0.0
-            look = _valid_look(len(updates), theme) if is_valid else {"linewidth": 1.4 + broader}
+            look = _valid_look(len(updates)) if is_valid else {"linewidth": 1.4 + broader}
             faint = panel.with_valid and not is_valid and any(valid for valid, _ in run_curves)
             axes.plot(
                 updates,
@@ -121,26 +123,38 @@ def draw(
                 solid_capstyle="round",
                 **look,
             )
-    _finish_axes(axes, panel, theme, axis)
-    _add_legend(axes, [run.name for run in runs], curves, theme)
+    _finish_axes(axes, panel, axis)
+    _add_legend(axes, [run.name for run in runs], curves)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160, facecolor=theme.background)
+    figure.savefig(buffer, format="png", dpi=160, facecolor=BACKGROUND)
     return buffer.getvalue()
 
 
 def _curves(panel: Panel, run: Run, axis: str) -> list[tuple[bool, Series]]:
     """Return the curves of one run as ``(is a validation, series)``, empty ones left out."""
-    updates, values = run.series(run.train_tag, panel.key)
-    if panel.key == "wps" and values and values[0] == 0:  # the clock had only just started
-        updates, values = updates[1:], values[1:]
-    curves = [(False, _thinned(updates, values))]
+    curves = [(False, curve_of(run, run.train_tag, panel.key))]
     if panel.with_valid:
-        curves += [(True, run.series(tag, panel.key)) for tag in run.valid_tags]
+        curves += [(True, curve_of(run, tag, panel.key)) for tag in run.valid_tags]
     placed = [(is_valid, (run.along(axis, x), y)) for is_valid, (x, y) in curves]
     return [(is_valid, series) for is_valid, series in placed if series[0]]
 
 
-def _thinned(updates: list[float], values: list[float]) -> Series:
+def curve_of(run: Run, tag: str, key: str) -> Series:
+    """Return the updates and values of one curve, few enough to be drawn."""
+    updates, values = run.series(tag, key)
+    if tag in run.valid_tags:
+        return updates, values
+    if key == "wps" and values and values[0] == 0:  # the clock had only just started
+        updates, values = updates[1:], values[1:]
+    return thinned(updates, values)
+
+
+def dashes_of(index: int) -> str:
+    """Return the dashes of that run's curves, as SVG writes them: those of one colour differ."""
+    return DASHES[index // len(COLOURS) % len(DASHES)]
+
+
+def thinned(updates: list[float], values: list[float]) -> Series:
     """Return the means of equal spans if there are more than ``MAX_POINTS`` points."""
     if len(values) <= MAX_POINTS:
         return updates, values
@@ -152,14 +166,14 @@ def _thinned(updates: list[float], values: list[float]) -> Series:
     )
 
 
-def _valid_look(points: int, theme: Theme) -> dict[str, Any]:
+def _valid_look(points: int) -> dict[str, Any]:
     look: dict[str, Any] = {"linewidth": 2.0, "zorder": 3}
     if points <= 40:
-        look.update(marker="o", markersize=5, markeredgecolor=theme.background, markeredgewidth=1.2)
+        look.update(marker="o", markersize=5, markeredgecolor=BACKGROUND, markeredgewidth=1.2)
     return look
 
 
-def canvas(theme: Theme, size: tuple[float, float]) -> tuple[Any, Any]:
+def canvas(size: tuple[float, float]) -> tuple[Any, Any]:
     """Return an empty figure, in inches, and its axes.
 
     Raises:
@@ -173,22 +187,22 @@ def canvas(theme: Theme, size: tuple[float, float]) -> tuple[Any, Any]:
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_facecolor(theme.background)
+    axes.set_facecolor(BACKGROUND)
     return figure, axes
 
 
-def _finish_axes(axes: Axes, panel: Panel, theme: Theme, axis: str) -> None:
+def _finish_axes(axes: Any, panel: Panel, axis: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(theme.grid)
-    axes.grid(axis="y", color=theme.grid, linewidth=1)
+    axes.spines["bottom"].set_color(GRID)
+    axes.grid(axis="y", color=GRID, linewidth=1)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0, pad=6, labelsize=9, labelcolor=theme.muted)
+    axes.tick_params(length=0, pad=6, labelsize=9, labelcolor=MUTED)
     axes.margins(x=0.01, y=0.08)
     axes.set_xlim(left=0)
-    axes.set_xlabel(AXIS_LABELS[axis], color=theme.muted, fontsize=9)
+    axes.set_xlabel(AXIS_LABELS[axis], color=MUTED, fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=axis != "time"))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
     if panel.log:
@@ -214,7 +228,7 @@ def _tick(value: float, _: int = 0) -> str:
 
 
 def _add_legend(
-    axes: Any, names: Sequence[str], curves: Sequence[list[tuple[bool, Series]]], theme: Theme
+    axes: Any, names: Sequence[str], curves: Sequence[list[tuple[bool, Series]]]
 ) -> None:
     """Name the runs by colour, and training and validation by strength, where there is a choice."""
     from matplotlib.lines import Line2D
@@ -228,8 +242,8 @@ def _add_legend(
             label = _label(names[index])
             handles.append(Line2D([], [], color=colour_of(index), ls=style, lw=2.4, label=label))
     if len(kinds) > 1:
-        neutral = theme.muted if len(drawn) > 1 else colour_of(drawn[0])
-        valid = _valid_look(1, theme)
+        neutral = MUTED if len(drawn) > 1 else colour_of(drawn[0])
+        valid = _valid_look(1)
         handles.append(Line2D([], [], color=neutral, lw=1.4, alpha=0.55, label="training"))
         handles.append(Line2D([], [], color=neutral, label="validation", **valid))
     if handles:
@@ -239,7 +253,7 @@ def _add_legend(
             handles=handles,
             frameon=False,
             fontsize=9,
-            labelcolor=theme.ink,
+            labelcolor=INK,
             loc="lower left",
             bbox_to_anchor=(-0.01, 1.0),
             ncols=max(1, min(len(handles), budget // (longest + 6))),

@@ -1,35 +1,33 @@
-"""The page: one HTML file that needs nothing else, and the charts as PNG files beside it."""
+"""The page: one HTML file that needs nothing else, and the charts as PNG files beside it.
+
+Its curves are drawn by ``plot.js``, which stands in the page as the data do. The page's policy lets
+this one script run and nothing be fetched, whatever the names and texts of the runs say.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from fairseq.errors import FairseqError
 from fairseq.files.io import atomic_write
-from fairseq.report.charts import AXIS_LABELS, MAX_POINTS, PANELS, THEMES, Panel, colour_of, draw
+from fairseq.report.charts import MAX_POINTS, write_pictures
+from fairseq.report.curves import as_script, page_data
+from fairseq.report.listing import duration
 from fairseq.report.runs import Run, config_differences, load_runs, number_or_none, summarize
+from fairseq.report.samples import FillMaskExample, guesses, run_name, sample_tables
+from fairseq.report.state import ALIVE
 from fairseq.report.style import STYLE
 
-
-@dataclass(frozen=True)
-class FillMaskExample:
-    """A sentence with a gap and what the model put there.
-
-    Attributes:
-        text: the sentence, with ``<mask>``.
-        guesses: ``(filled sentence, probability, token)``, as ``fill_mask`` returns them.
-        accepted: words that count as right; empty if nobody said.
-    """
-
-    text: str
-    guesses: Sequence[tuple[str, float, str]]
-    accepted: Sequence[str] = ()
+logger = logging.getLogger(__name__)
+SCRIPT = Path(__file__).with_name("plot.js").read_text(encoding="utf-8")
 
 
 def write_report(
@@ -38,6 +36,8 @@ def write_report(
     title: str | None = None,
     examples: Sequence[FillMaskExample] | None = None,
     axis: str = "updates",
+    refresh: int | None = None,
+    pictures: bool | None = None,
 ) -> Path:
     """Write ``report.html`` about runs, and its charts as PNG files.
 
@@ -48,6 +48,8 @@ def write_report(
         title: heading; the names of the runs by default.
         examples: sentences with a gap to show with the model's guesses.
         axis: what curves are drawn against: updates, tokens, time or flops.
+        refresh: seconds after which the page reads itself anew, if a run is alive.
+        pictures: whether PNG files are written; None: if matplotlib is installed.
 
     Returns:
         The path of the page.
@@ -55,9 +57,11 @@ def write_report(
     Raises:
         MissingFileError: if a run folder or its ``metrics.jsonl`` is missing.
         DataError: if there is no record in any of them.
-        FairseqError: if matplotlib is not installed.
+        FairseqError: if pictures are asked for and matplotlib is not installed.
     """
     runs = load_runs(run_folders)
+    if not any(run.state.kind == ALIVE for run in runs):
+        refresh = None
     output = Path(output_folder)
     output.mkdir(parents=True, exist_ok=True)
     title = title or ", ".join(run.name for run in runs)
@@ -65,26 +69,44 @@ def write_report(
         f"<header><h1>{escape(title)}</h1><div class=muted>{_subtitle(runs)}</div></header>",
         *_notes(runs),
         _section("Results", _card(_results(runs))),
-        _section("Curves", _charts(runs, output, axis)),
+        _section("Curves", _curves(runs)),
     ]
+    if tables := sample_tables(runs):
+        body.append(_section("Samples", f"<div class=samples>{tables}</div>"))
     if examples:
-        body.append(_section("Filling the gap", _guesses(examples)))
+        body.append(_section("Filling the gap", guesses(examples)))
     if len(runs) > 1:
         body.append(_section("Settings that differ", _card(_differences(runs))))
     body.append(_section("How it was made", _card("".join(map(_origin, runs)))))
     path = output / "report.html"
     with atomic_write(path, "w") as handle:
-        page = _document(title, "\n".join(body))
+        page = _document(title, "\n".join(body), page_data(runs, axis, refresh))
         handle.write(page.encode("utf-8", "replace").decode())  # half a surrogate pair in a name
+    if pictures is not False:
+        _write_pictures(runs, output, axis, required=pictures is True)
     return path
 
 
-def _document(title: str, body: str) -> str:
+def _write_pictures(runs: Sequence[Run], folder: Path, axis: str, required: bool) -> None:
+    try:
+        write_pictures(runs, folder, axis)
+    except FairseqError as error:
+        if required:
+            raise
+        logger.warning("no PNG files were written: %s", error)
+
+
+def _document(title: str, body: str, data: dict[str, Any]) -> str:
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<body>\n<main>\n{body}\n</main>\n"
+        f'<script type="application/json" id="data">{as_script(data)}</script>\n'
+        f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
@@ -112,15 +134,24 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     return [f"<p class=note>{escape(note)}</p>" for note in notes]
 
 
-def _name(runs: Sequence[Run], index: int) -> str:
-    swatch = f'<span class=swatch style="background:{colour_of(index)}"></span>'
-    return (swatch if len(runs) > 1 else "") + escape(runs[index].name)
+def _state(run: Run) -> str:
+    """Return how a run stands, and how far it is if it goes on."""
+    kind, reason = run.state
+    if kind == ALIVE:
+        reason = _progress(run)
+    return f'<span class="state {kind}" title="{escape(reason)}">{kind or "&ndash;"}</span>' + (
+        f"<div class=muted>{escape(reason)}</div>" if kind == ALIVE and reason else ""
+    )
 
 
-def _duration(seconds: float) -> str:
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}"
+def _progress(run: Run) -> str:
+    """Return how many of the updates are done and how long the others take, if both are known."""
+    most, found = number_or_none(run.config.get("optimization.max_update")), summarize(run)
+    done, seconds = found["updates"], found["wall_seconds"]
+    if not most or not done or done > most:
+        return ""
+    left = f", about {duration(seconds / done * (most - done))} left" if seconds else ""
+    return f"{done:,.0f} of {most:,.0f} updates{left}"
 
 
 def _count(number: float) -> str:
@@ -135,7 +166,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], str], Callable[..., Any] | None]
     ("At update", "best_at_update", "{:,.0f}".format, None),
     ("Train loss", "last_train_loss", "{:.3f}".format, None),
     ("Updates", "updates", "{:,.0f}".format, None),
-    ("Time", "wall_seconds", _duration, None),
+    ("Time", "wall_seconds", duration, None),
     ("Tokens/s", "tokens_per_second", "{:,.0f}".format, None),
     ("Parameters", "parameters", _count, None),
     ("Tokens", "tokens", _count, None),
@@ -149,9 +180,12 @@ def _results(runs: Sequence[Run]) -> str:
     rows = [summarize(run) for run in runs]
     columns = [column for column in _COLUMNS if any(row[column[1]] is not None for row in rows)]
     head = "".join(f"<th>{heading}</th>" for heading, *_ in columns)
+    told = any(run.state.kind for run in runs)
+    head = ("<th>State</th>" if told else "") + head
     lines = []
     for index, row in enumerate(rows):
-        cells = [f"<td>{_name(runs, index)}</td>"]
+        cells = [f"<td>{run_name(runs, index)}</td>"]
+        cells += [f"<td>{_state(runs[index])}</td>"] if told else []
         for _, key, write, best in columns:
             known = [other[key] for other in rows if other[key] is not None]
             is_best = best is not None and len(known) > 1 and row[key] == best(known)
@@ -161,53 +195,16 @@ def _results(runs: Sequence[Run]) -> str:
     return f"<table><tr><th>Run</th>{head}</tr>{''.join(lines)}</table>"
 
 
-def _charts(runs: Sequence[Run], output: Path, axis: str) -> str:
-    """Draw the charts, save the light ones as files, and return all of them as HTML."""
-    figures = [_chart(panel, runs, output, index == 0, axis) for index, panel in enumerate(PANELS)]
-    is_thinned = any(len(run.records.get(run.train_tag, ())) > MAX_POINTS for run in runs)
-    remark = f"Long training curves are drawn as the means of {MAX_POINTS} equal spans."
-    return f"<div class=charts>{''.join(figures)}</div>" + (
-        f"<p class=muted>{remark}</p>" if is_thinned else ""
-    )
-
-
-def _chart(panel: Panel, runs: Sequence[Run], output: Path, wide: bool, axis: str) -> str:
-    images = {name: draw(panel, runs, theme, wide, axis) for name, theme in THEMES.items()}
-    light, dark = images["light"], images["dark"]
-    if light is None or dark is None:
-        return ""
-    with atomic_write(output / f"{panel.name}.png") as handle:
-        handle.write(light)
+def _curves(runs: Sequence[Run]) -> str:
+    """Return the place where the page's script draws."""
+    remarks = ["Thin: training. Thick, with dots where they are few: validation."]
+    if any(len(run.records.get(run.train_tag, ())) > MAX_POINTS for run in runs):
+        remarks.append(f"Long training curves are drawn as the means of {MAX_POINTS} equal spans.")
     return (
-        f'<figure class="card{" wide" if wide else ""}">'
-        "<picture>"
-        f'<source media="(prefers-color-scheme: dark)" srcset="{_data_url(dark)}">'
-        f'<img src="{_data_url(light)}" alt="{escape(panel.title)} against {AXIS_LABELS[axis]}">'
-        "</picture></figure>\n"
+        "<noscript><p class=note>The curves need JavaScript; the PNG files that were written "
+        "beside this page show the same.</p></noscript>\n<div id=curves class=charts></div>\n"
+        f"<p class=muted>{' '.join(remarks)} <span id=fresh></span></p>"
     )
-
-
-def _data_url(image: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(image).decode()}"
-
-
-def _guesses(examples: Iterable[FillMaskExample]) -> str:
-    return f"<div class=guesses>{''.join(map(_guess_card, examples))}</div>"
-
-
-def _guess_card(example: FillMaskExample) -> str:
-    accepted = {word.strip().lower() for word in example.accepted}
-    rows = []
-    for _, probability, token in example.guesses:
-        is_right = token.strip().lower() in accepted
-        rows.append(
-            f"<div class=guess><span{' class=accepted' if is_right else ''}>"
-            f"{escape(token.strip())}{' &#10003;' if is_right else ''}</span>"
-            f'<div class=track><div class=fill style="width:{100 * probability:.1f}%"></div></div>'
-            f"<span class=share>{100 * probability:.1f}%</span></div>"
-        )
-    sentence = escape(example.text).replace("&lt;mask&gt;", "<span class=mask>&hellip;</span>")
-    return _card(f"<h3>{sentence}</h3>{''.join(rows)}")
 
 
 def _differences(runs: Sequence[Run]) -> str:
@@ -216,7 +213,7 @@ def _differences(runs: Sequence[Run]) -> str:
         known = any(run.config for run in runs)
         text = "None." if known else "No run folder has a config.yaml."
         return f"<span class=muted>{text}</span>"
-    head = "".join(f"<th>{_name(runs, index)}</th>" for index in range(len(runs)))
+    head = "".join(f"<th>{run_name(runs, index)}</th>" for index in range(len(runs)))
     lines = [
         f"<tr><td><code>{escape(key)}</code></td>"
         + "".join(f"<td>{_setting(value)}</td>" for value in values)

@@ -18,6 +18,7 @@ from typing import Any
 from fairseq.config.yaml_text import load_yaml
 from fairseq.errors import ConfigError, DataError, MissingFileError
 from fairseq.logging.sinks import parse_record, read_jsonl
+from fairseq.report.state import State, state_of
 
 TRAIN_TAGS = ("train_inner", "train")
 COSTS = ("tokens", "flops", "flops_electra")  # totals so far
@@ -43,6 +44,8 @@ class Run:
         notes: what could not be read.
         starts: when its processes began, Unix seconds.
         lineage: the runs whose weights this one began with, the oldest first.
+        samples: what it made of ``--sample-prompts``, one record a validation.
+        state: whether it is alive.
     """
 
     name: str
@@ -54,6 +57,8 @@ class Run:
     notes: Sequence[str]
     starts: Sequence[float] = ()
     lineage: Sequence[Mapping[str, Any]] = ()
+    samples: Sequence[Record] = ()
+    state: State = State("")
 
     @property
     def valid_tags(self) -> list[str]:
@@ -120,7 +125,7 @@ def load_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
     if not folders:
         raise DataError("no run folder given: name at least one folder with a metrics.jsonl")
     paths = [Path(folder) for folder in folders]
-    runs = [_load_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    runs = [load_run(path, name) for path, name in zip(paths, run_names(paths), strict=True)]
     if not any(run.records for run in runs):
         raise DataError(
             f"no records yet in {', '.join(str(path / 'metrics.jsonl') for path in paths)}: "
@@ -129,7 +134,7 @@ def load_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
     return runs
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def run_names(paths: Sequence[Path]) -> list[str]:
     """Return the shortest endings of ``paths`` that tell them apart; equal paths get numbers."""
     parts = [path.resolve().parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
@@ -140,7 +145,16 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [name if names.count(name) == 1 else counted[i] for i, name in enumerate(names)]
 
 
-def _load_run(folder: Path, name: str) -> Run:
+def load_run(folder: Path, name: str) -> Run:
+    """Read one run folder, which may have no record yet.
+
+    Args:
+        folder: the run folder.
+        name: what to call it.
+
+    Raises:
+        MissingFileError: if the folder or its ``metrics.jsonl`` is missing.
+    """
     if not folder.is_dir():
         raise MissingFileError(f"run folder not found: {folder}. Name the --save-dir of a run.")
     metrics = folder / "metrics.jsonl"
@@ -150,6 +164,7 @@ def _load_run(folder: Path, name: str) -> Run:
             "runs of the original fairseq have no such file."
         )
     notes: list[str] = []
+    events = _read_side(folder / "events.jsonl")
     return Run(
         name=name,
         folder=folder,
@@ -158,8 +173,10 @@ def _load_run(folder: Path, name: str) -> Run:
         command=_read_text(folder / "command.txt").strip(),
         versions=_read_mapping(folder / "versions.json", notes),
         notes=notes,
-        starts=_starts(folder / "events.jsonl"),
-        lineage=_lineage(folder / "events.jsonl"),
+        starts=_starts(events),
+        lineage=_lineage(events),
+        samples=_samples(folder / "samples.jsonl"),
+        state=state_of(folder, events),
     )
 
 
@@ -180,19 +197,33 @@ def _read_records(path: Path, notes: list[str]) -> list[Record]:
     return records
 
 
-def _starts(events: Path) -> list[float]:
-    found = read_jsonl(events) if events.is_file() else []
-    times = [number_or_none(event.get("time")) for event in found if event.get("event") == "start"]
+def _read_side(path: Path) -> list[Record]:
+    return read_jsonl(path) if path.is_file() else []
+
+
+def _starts(events: Sequence[Record]) -> list[float]:
+    times = [number_or_none(event.get("time")) for event in events if event.get("event") == "start"]
     return [time for time in times if time is not None]
 
 
-def _lineage(path: Path) -> list[Mapping[str, Any]]:
+def _lineage(events: Sequence[Record]) -> list[Mapping[str, Any]]:
     """Return what the latest start of a run says that it descends from."""
-    starts = (
-        [row for row in read_jsonl(path) if row.get("event") == "start"] if path.is_file() else []
-    )
+    starts = [row for row in events if row.get("event") == "start"]
     steps = starts[-1].get("lineage") if starts else None
     return [step for step in steps if isinstance(step, Mapping)] if isinstance(steps, list) else []
+
+
+def _samples(path: Path) -> list[Record]:
+    """Return the samples that can be shown, those made again instead of the earlier ones."""
+    rows: list[Record] = []
+    for record in _read_side(path):
+        samples, update = record.get("samples"), number_or_none(record.get("update"))
+        if isinstance(samples, list) and update is not None:
+            while rows and rows[-1]["update"] >= update:
+                rows.pop()
+            whole = [one for one in samples if isinstance(one, Mapping)]
+            rows.append({"update": update, "samples": whole})
+    return rows
 
 
 def _by_tag(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -275,6 +306,8 @@ def summarize(run: Run) -> dict[str, Any]:
         "tokens_per_second": _median_speed(run),
         **{key: next((v for _, v in reversed(run.training(key))), None) for key in COSTS},
         "parameters": number_or_none(run.versions.get("parameters")),
+        "state": run.state.kind or None,
+        "ended_by": run.state.reason or None,
     }
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 STYLE = """
 :root { color-scheme: light dark;
-  --page: #f4f6f9; --card: #ffffff; --ink: #1d2330; --muted: #667085; --line: #e4e8ee;
-  --soft: #eef2f8; --good: #14845f; --bar: #2f7ed8; }
-@media (prefers-color-scheme: dark) { :root {
-  --page: #0e1219; --card: #161b24; --ink: #e8ecf3; --muted: #93a0b4; --line: #262d3a;
-  --soft: #1e2531; --good: #4cc79a; --bar: #4b93e6; } }
+  --page: light-dark(#f4f6f9, #0e1219); --card: light-dark(#ffffff, #161b24);
+  --ink: light-dark(#1d2330, #e8ecf3); --muted: light-dark(#667085, #93a0b4);
+  --line: light-dark(#e4e8ee, #262d3a); --soft: light-dark(#eef2f8, #1e2531);
+  --good: light-dark(#14845f, #4cc79a); --bad: light-dark(#b3442c, #f08a70);
+  --bar: light-dark(#2f7ed8, #4b93e6); }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); line-height: 1.5;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
@@ -22,8 +22,39 @@ h3 { font-size: 15px; font-weight: 600; margin: 0 0 8px; }
   padding: 18px 20px; overflow-x: auto; }
 .charts { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; }
 .charts .wide { grid-column: 1 / -1; }
-figure { margin: 0; }
-figure img { display: block; width: 100%; height: auto; }
+.tools, .legend { grid-column: 1 / -1; display: flex; flex-wrap: wrap; gap: 8px 18px;
+  align-items: center; font-size: 14px; }
+.legend:empty { display: none; }
+.tools label { display: inline-flex; align-items: center; gap: 6px; }
+button, select { font: inherit; color: inherit; background: var(--card);
+  border: 1px solid var(--line); border-radius: 8px; padding: 3px 10px; cursor: pointer; }
+.legend { gap: 8px; }
+.legend button { display: inline-flex; align-items: center; gap: 8px; max-width: 100%;
+  overflow-wrap: anywhere; text-align: left; }
+.legend button[aria-pressed=false] { opacity: 0.4; }
+.legend .absent { text-decoration: line-through; }
+figure { margin: 0; position: relative; }
+figure.card { padding: 12px 14px; overflow: visible; }
+.head { display: flex; justify-content: space-between; align-items: baseline; font-size: 13px; }
+.plot { display: block; width: 100%; height: 260px; touch-action: pan-y; cursor: crosshair;
+  user-select: none; }
+.wide .plot { height: 360px; }
+.plot text { fill: var(--muted); font-size: 12px; font-variant-numeric: tabular-nums; }
+.plot .grid { stroke: var(--line); }
+.plot .cross { stroke: var(--muted); stroke-dasharray: 2 3; }
+.plot .zoom { fill: var(--bar); opacity: 0.15; }
+.tip { position: absolute; top: 44px; z-index: 2; max-width: 70%; padding: 8px 10px;
+  pointer-events: none; font-size: 13px; background: var(--card); border: 1px solid var(--line);
+  border-radius: 8px; box-shadow: 0 4px 16px rgb(0 0 0 / 0.18); }
+.tip div { display: flex; gap: 8px; align-items: center; font-variant-numeric: tabular-nums; }
+.tip span { flex: 1; overflow-wrap: anywhere; }
+.state { border-radius: 999px; padding: 2px 9px; font-size: 13px; background: var(--soft); }
+.state.alive { color: var(--bar); }
+.state.finished { color: var(--good); }
+.state.stopped { color: var(--bad); }
+.samples { display: grid; gap: 16px; }
+.said td:last-child, .said th:last-child { text-align: left; white-space: pre-wrap;
+  overflow-wrap: anywhere; width: 100%; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: right; font-weight: 500; font-size: 13px; color: var(--muted);
   padding: 0 0 8px 20px; white-space: nowrap; }

@@ -18,7 +18,7 @@ from fairseq.checkpoint.files import remove_leftovers
 from fairseq.config.build import plain, recipe_of
 from fairseq.config.sections import FairseqConfig
 from fairseq.errors import ConfigError
-from fairseq.files.io import atomic_write
+from fairseq.files.io import OWN_LOCKS, atomic_write
 from fairseq.logging.sinks import open_text_log
 from fairseq.version import __version__
 
@@ -46,6 +46,8 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         if self.enabled:
             self._lock = self._acquire()
+            if self._lock is not None:
+                OWN_LOCKS.add(os.path.realpath(self._lock.name))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
@@ -53,6 +55,7 @@ class RunFolder:
         if self._begun and kind is not None and not issubclass(kind, SystemExit):
             self.note("stop", reason=f"error: {kind.__name__}: {str(error)[:500]}")
         if self._lock is not None:
+            OWN_LOCKS.discard(os.path.realpath(self._lock.name))
             self._lock.close()
 
     def _acquire(self) -> IO[str] | None:
