@@ -28,6 +28,7 @@ def page_data(runs: Sequence[Run], axis: str, refresh: int | None = None) -> dic
     keys = {curve["key"] for run in drawn for curve in run["curves"]}
     panels = [
         {"name": p.name, "title": p.title, "key": p.key, "log": p.log, "zero": p.from_zero}
+        | {"exact": p.coincide}  # what is set, not measured, is not smoothed
         for p in PANELS
         if p.key in keys
     ]

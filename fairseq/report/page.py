@@ -64,7 +64,8 @@ def write_report(
         refresh = None
     output = Path(output_folder)
     output.mkdir(parents=True, exist_ok=True)
-    title = title or ", ".join(run.name for run in runs)
+    more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
+    title = title or ", ".join(run.name for run in runs[:4]) + more
     body = [
         f"<header><h1>{escape(title)}</h1><div class=muted>{_subtitle(runs)}</div></header>",
         *_notes(runs),
@@ -160,7 +161,7 @@ def _count(number: float) -> str:
 
 # Column heading, key of the summary, how a value is written, which of several runs is the best.
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str], Callable[..., Any] | None], ...] = (
-    ("Valid loss", "best_valid_loss", "{:.3f}".format, min),
+    ("Valid loss (bits)", "best_valid_loss", "{:.3f}".format, min),
     ("Perplexity", "best_valid_ppl", "{:,.2f}".format, min),
     ("Accuracy", "best_valid_accuracy", "{:.1f}".format, max),
     ("At update", "best_at_update", "{:,.0f}".format, None),

@@ -25,7 +25,7 @@ function logTicks(low, high) {
   const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
   if (high / low < 4) return ticks(low, high, 4);
   const every = Math.ceil((last - first) / 8);
-  const factors = last - first > 3 ? [1] : [1, 2, 5];
+  const factors = last - first > 4 ? [1] : [1, 2, 5];
   const found = [];
   for (let power = first; power <= last; power += every) {
     for (const factor of factors) found.push(Number(`${factor}e${power}`));
@@ -258,7 +258,8 @@ class Chart {
       const validated = own.some((curve) => curve.valid);
       for (const curve of own) {
         const x = run.grids[curve.grid][axis].map((value) => value * factor);
-        const shown = curve.valid || !weight ? curve.y : smooth(curve.y, weight);
+        const exact = curve.valid || this.panel.exact || !weight;
+        const shown = exact ? curve.y : smooth(curve.y, weight);
         found.push({ ...curve, run, x, shown, faint: validated && !curve.valid });
       }
     });
@@ -323,7 +324,7 @@ class Chart {
       stroke: curve.run.colour, "stroke-dasharray": curve.run.dash, "stroke-width": thick, opacity,
       fill: "none", "stroke-linejoin": "round" });
     for (const curve of [...this.list].sort((a, b) => a.valid - b.valid)) {
-      if (curve.shown !== curve.y) group.append(stroke(curve, curve.y, 0.18, 1));
+      if (curve.shown !== curve.y) group.append(stroke(curve, curve.y, 0.28, 1));
       group.append(stroke(curve, curve.shown, curve.faint ? 0.5 : 1, curve.valid ? 2.2 : 1.4));
       if (!(curve.valid || curve.x.length === 1) || curve.x.length > 40) continue;
       curve.x.forEach((x, i) => {
@@ -337,17 +338,19 @@ class Chart {
   hover(event) {
     const box = this.svg.getBoundingClientRect();
     const x = this.back(event.clientX - box.left);
-    const marks = [], rows = [];
+    const marks = [], values = new Map();
+    const tags = [...new Set(this.list.map((curve) => curve.tag))];
     let at = null;
     for (const curve of this.list) {
-      if (!curve.x.length) continue;
       const i = nearest(curve.x, x);
       const [cx, cy] = [this.sx(curve.x[i]), this.sy(curve.shown[i])];
+      const ended = x < curve.x[0] || x > curve.x.at(-1); // then only what is near tells of this x
       if (!Number.isFinite(cx + cy) || cx < EDGE.left - 1 || cx > box.width - EDGE.right + 1) continue;
+      if (ended && Math.abs(cx - (event.clientX - box.left)) > 20) continue;
       if (at === null || Math.abs(curve.x[i] - x) < Math.abs(at - x)) at = curve.x[i];
       marks.push(make("circle", { cx, cy, r: 4, fill: curve.run.colour }));
-      const name = this.report.data.runs.length > 1 ? `${curve.run.name} · ${curve.tag}` : curve.tag;
-      rows.push(make("div", {}, key(curve.run), make("span", {}, name), make("b", {}, short(curve.shown[i], 5))));
+      if (!values.has(curve.run)) values.set(curve.run, {});
+      values.get(curve.run)[curve.tag] = short(curve.shown[i], 5);
     }
     if (at === null) return this.leave();
     const line = this.sx(at).toFixed(1);
@@ -358,7 +361,11 @@ class Chart {
     }
     this.marks.replaceChildren(make("line", { class: "cross", x1: line, x2: line, y1: EDGE.top,
       y2: box.height - EDGE.bottom }), ...marks);
-    this.tip.replaceChildren(make("div", { class: "muted" }, `${short(at, 5)} ${this.unit()[0]}`), ...rows);
+    const head = make("tr", {}, make("th", {}, `${short(at, 5)} ${this.unit()[0]}`),
+      ...tags.map((tag) => make("th", {}, tag)));
+    const rows = [...values].map(([run, found]) => make("tr", {}, make("td", {}, key(run), run.name),
+      ...tags.map((tag) => make("td", {}, found[tag] || ""))));
+    this.tip.replaceChildren(make("table", {}, head, ...rows));
     this.tip.hidden = false;
     const over = event.clientX - box.left > box.width / 2;
     this.tip.style.left = over ? "" : `${event.clientX - box.left + 36}px`;

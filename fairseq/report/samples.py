@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from fairseq.report.charts import colour_of
+from fairseq.report.charts import colour_of, dashes_of
 from fairseq.report.runs import Run, number_or_none
 
 # validations of one run that are shown of each prompt, the first and the last among them
@@ -96,5 +96,6 @@ def _said(sample: Mapping[str, Any]) -> str:
 
 def run_name(runs: Sequence[Run], index: int) -> str:
     """Return a run's name, with its colour if there are several."""
-    swatch = f'<span class=swatch style="background:{colour_of(index)}"></span>'
+    stroke = f'stroke="{colour_of(index)}" stroke-dasharray="{dashes_of(index)}"'
+    swatch = f'<svg class=swatch width=22 height=8><path d="M1 4H21" {stroke}></path></svg>'
     return (swatch if len(runs) > 1 else "") + escape(runs[index].name)

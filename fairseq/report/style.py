@@ -12,7 +12,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); line-height: 1.5;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 48px 24px 72px; }
+main { max-width: 1200px; margin: 0 auto; padding: 48px 24px 72px; }
 h1 { font-size: 30px; line-height: 1.2; letter-spacing: -0.02em; margin: 0 0 4px; }
 h2 { font-size: 13px; font-weight: 600; letter-spacing: 0.06em; text-transform: uppercase;
   color: var(--muted); margin: 44px 0 12px; }
@@ -46,8 +46,9 @@ figure.card { padding: 12px 14px; overflow: visible; }
 .tip { position: absolute; top: 44px; z-index: 2; max-width: 70%; padding: 8px 10px;
   pointer-events: none; font-size: 13px; background: var(--card); border: 1px solid var(--line);
   border-radius: 8px; box-shadow: 0 4px 16px rgb(0 0 0 / 0.18); }
-.tip div { display: flex; gap: 8px; align-items: center; font-variant-numeric: tabular-nums; }
-.tip span { flex: 1; overflow-wrap: anywhere; }
+.tip td, .tip th { border: 0; padding: 1px 0 1px 12px; font-size: 12px; }
+.tip td:first-child { white-space: normal; overflow-wrap: anywhere; }
+.tip svg { margin-right: 8px; }
 .state { border-radius: 999px; padding: 2px 9px; font-size: 13px; background: var(--soft); }
 .state.alive { color: var(--bar); }
 .state.finished { color: var(--good); }
@@ -57,14 +58,14 @@ figure.card { padding: 12px 14px; overflow: visible; }
   overflow-wrap: anywhere; width: 100%; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: right; font-weight: 500; font-size: 13px; color: var(--muted);
-  padding: 0 0 8px 20px; white-space: nowrap; }
-td { text-align: right; padding: 8px 0 8px 20px; border-top: 1px solid var(--line);
+  padding: 0 0 8px 14px; white-space: nowrap; }
+td { text-align: right; padding: 8px 0 8px 14px; font-size: 14px; border-top: 1px solid var(--line);
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 td.best { color: var(--good); font-weight: 600; }
-.settings td, .settings th { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-.swatch { display: inline-block; width: 10px; height: 10px; border-radius: 3px;
-  margin-right: 9px; }
+.settings td, .settings th { text-align: left; white-space: normal; overflow-wrap: anywhere;
+  min-width: 6em; }
+.swatch { margin-right: 9px; stroke-width: 3; }
 code, pre { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 pre { background: var(--soft); border-radius: 8px; padding: 12px 14px; margin: 6px 0 14px;
   white-space: pre-wrap; overflow-wrap: anywhere; }

@@ -9,7 +9,7 @@ import pytest
 from test_report import Page, make_run
 
 from fairseq.report import write_report
-from fairseq.report.charts import PANELS, THEMES, draw
+from fairseq.report.charts import PANELS, draw
 from fairseq.report.runs import load_runs, summarize
 
 NONSENSE = {
@@ -62,7 +62,7 @@ def test_names_are_written_as_they_are(name, tmp_path):
     runs = load_runs([make_run(tmp_path / name), make_run(tmp_path / "plain", losses=(6.0, 5.0))])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert draw(PANELS[0], runs, THEMES["light"], wide=True)
+        assert draw(PANELS[0], runs, wide=True)
 
 
 def test_side_files_of_nonsense(tmp_path):
