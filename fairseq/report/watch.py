@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 from fairseq.errors import DataError, MissingFileError
@@ -52,7 +52,7 @@ def watch(
                 elif page is not None and written is None:
                     tell(f"{page}: open it; it follows the run. Ctrl-C ends this")
                 written, seen = page or written, now
-            time.sleep(seconds)
+            sleep(seconds)
     except KeyboardInterrupt:
         if written is None:
             return None
