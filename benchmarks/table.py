@@ -17,6 +17,7 @@ ORDER = (
     "bpe",
     "step",
     "training",
+    "estimate",
     "heads",
     "distillation",
     "growth",
@@ -27,9 +28,9 @@ ORDER = (
 )
 HEAD = """# Benchmarks
 
-`make bench` measures again, in about a quarter of an hour; `python benchmarks/run.py NAME`
-measures one; `heads.py`, `minilm.py`, `muon.py` and `pcfg.py` are programs of their own. Each
-record in [results](results) names its command, machine, date and versions. What is compared with
+`make bench` measures again (all of it takes about ten minutes); `python benchmarks/run.py NAME`
+measures one; `estimate.py`, `heads.py`, `minilm.py`, `muon.py` and `pcfg.py` are programs of their
+own. Each record in [results](results) names its command, machine, date and versions. What is compared with
 another program runs in the same process, interleaved. "Times original" is against 1.3 MB/s
 (preprocess) and 1.4 MB/s (BPE), which the original fairseq reached on another two-core machine.
 `ratio` is tokens a second against a plain `transformers.RobertaForMaskedLM` loop with the same
@@ -41,9 +42,7 @@ project's plain reference, which builds more than the loss as its paper writes i
 way here, with equal values. `distillation` compares forms of T^2 KL between two
 projections, forward and backward, with equal values. `growth` is a step that learns a growth
 operator beside one that trains the large model itself.
-`step` is `fairseq-train` as a command, one process each taking turns: milliseconds a step (median
-of the rounds), the share of the time that the matrix products of the step alone take, with its
-quartiles, and how many times as long each peer takes, with an interval; `--only` chooses cases.
+In `estimate`, ratios are what `fairseq-train --estimate` said over what the run took.
 In `pcfg`, figures are sentences per second of
 processor time of one core: drawn, drawn and written as text, all conditionals of one hidden word,
 best parses. The machine below was shared while it was measured:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from fairseq_cli.entry import run_command
 
 if TYPE_CHECKING:
+    import argparse
+
     from fairseq.config.sections import FairseqConfig
     from fairseq.data.batches.epochs import EpochBatchIterator
     from fairseq.protocols import Task
@@ -22,6 +26,7 @@ EXAMPLES = """examples:
   fairseq-train data-bin --config zero_clap                 a recipe of the package
   fairseq-train data-bin --config recipe.yaml --save-dir runs/second
   fairseq-train --arch roberta --task masked_lm --help      the flags of this model and task
+  fairseq-train ... --estimate                              memory, speed and time, then stop
   fairseq-train ... --show-config                           print the settings, do not train
 
 A run that was stopped goes on when the same command is given again. Every flag --x of an option
@@ -38,6 +43,21 @@ def train_here(cfg: FairseqConfig) -> float | None:
     setup_logging()
     import_user_module(cfg.common)
     return run_training(cfg)
+
+
+def estimate_here(cfg: FairseqConfig, as_json: bool = False) -> None:
+    """Print what a run will cost; in a process like that of :func:`train_here`."""
+    from fairseq.config.plugins import import_user_module
+    from fairseq.distributed.utils import is_master
+    from fairseq.logging.progress_bar import setup_logging
+    from fairseq.training.estimate import estimate
+
+    # a spawned process logs on standard output, which is for results here
+    setup_logging(stream="stderr", force=cfg.distributed_training.distributed_world_size > 1)
+    import_user_module(cfg.common)
+    result = estimate(cfg)
+    if is_master():
+        print(json.dumps(result.record()) if as_json else result.table())
 
 
 def main(cfg: object, strict: bool = False) -> float | None:
@@ -109,8 +129,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         + "; later ones win, flags win over all",
     )
     parser.add_argument("--show-config", action="store_true", help="print the settings and stop")
+    _add_estimate_flags(parser)
+    argv = list(sys.argv[1:] if argv is None else argv)
     config = options.parse_config(parser, argv)
-    if "--show-config" in (sys.argv if argv is None else argv):
+    if "--show-config" in argv:
         from fairseq.training.run_folder import config_as_yaml
 
         print(config_as_yaml(config), end="")
@@ -118,8 +140,26 @@ def run(argv: Sequence[str] | None = None) -> int:
     missing = required_settings(config)
     if missing:
         parser.error("training needs " + "; ".join(missing))
+    if "--estimate" in argv:
+        from fairseq.distributed.utils import call_main
+
+        call_main(config, functools.partial(estimate_here, as_json="--json" in argv))
+        return 0
+    if "--json" in argv:
+        parser.error("--json is the format of --estimate; logs have --log-format json")
     main(config)
     return 0
+
+
+def _add_estimate_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what a run will cost")
+    group.add_argument(
+        "--estimate",
+        action="store_true",
+        help="set the run up, train a few updates, print parameters, memory by part, speed, "
+        "operations and the time until the end, and stop; nothing is written",
+    )
+    group.add_argument("--json", action="store_true", help="with --estimate: as one JSON object")
 
 
 def cli_main(modify_parser: object = None) -> None:

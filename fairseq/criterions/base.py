@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+# units of logged losses, see FairseqCriterion.loss_unit
+BITS_A_TOKEN, BITS_A_SENTENCE = "bits per predicted token", "bits per sentence"
 COUNTS = ("nsentences", "ntokens", "sample_size")
 
 
@@ -51,9 +53,11 @@ class FairseqCriterion(nn.Module):
         padding_idx: target that is not predicted.
         sums_over_rows: whether a batch in two parts has the same loss; without it, running out of
             memory cannot be mended by smaller batches.
+        loss_unit: unit of the loss in logs, for people; empty if it has none.
     """
 
     sums_over_rows = True
+    loss_unit = ""
 
     def __init__(self, task: Task) -> None:
         super().__init__()

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions import register_criterion
 from fairseq.criterions.base import (
+    BITS_A_TOKEN,
     FairseqCriterion,
     perplexity_of,
     predicted_positions,
-    refuse_adaptive,
 )
 from fairseq.distributed import utils as distributed_utils
 from fairseq.errors import ConfigError
@@ -104,6 +104,7 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
 
     def __init__(self, cfg: ContrastiveWeightTyingConfig, task: Task) -> None:
         super().__init__(task)
+        self.loss_unit = BITS_A_TOKEN
         if cfg.contrastive_weight < 0 or cfg.vocabulary_weight < 0:
             raise ConfigError("--contrastive-weight and --vocabulary-weight must not be negative")
         if cfg.contrastive_weight == cfg.vocabulary_weight == 0:

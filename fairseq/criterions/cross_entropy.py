@@ -15,6 +15,8 @@ from torch import Tensor
 from fairseq.config.schema import II, FairseqDataclass, option
 from fairseq.criterions import register_criterion
 from fairseq.criterions.base import (
+    BITS_A_SENTENCE,
+    BITS_A_TOKEN,
     FairseqCriterion,
     LossBackend,
     perplexity_of,
@@ -46,6 +48,7 @@ class CrossEntropyCriterion(FairseqCriterion):
     def __init__(self, task: Task, sentence_avg: bool = False, loss_backend: str = "auto") -> None:
         super().__init__(task)
         self.sentence_avg = sentence_avg
+        self.loss_unit = BITS_A_SENTENCE if sentence_avg else BITS_A_TOKEN
         self.backend = loss_backend
 
     def forward(

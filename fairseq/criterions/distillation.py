@@ -16,7 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from fairseq.criterions import register_criterion
-from fairseq.criterions.base import FairseqCriterion, perplexity_of, predicted_positions
+from fairseq.criterions.base import (
+    BITS_A_TOKEN,
+    FairseqCriterion,
+    perplexity_of,
+    predicted_positions,
+)
 from fairseq.criterions.distillation_settings import (
     DistillationConfig,
     Stack,
@@ -94,6 +99,7 @@ class DistillationCriterion(FairseqCriterion):
 
     def __init__(self, cfg: DistillationConfig, task: Task) -> None:
         super().__init__(task)
+        self.loss_unit = BITS_A_TOKEN
         self.cfg = cfg
         self.masked = hasattr(task, "mask_idx")
         self.alphas = weights_of_terms(cfg, self.masked)

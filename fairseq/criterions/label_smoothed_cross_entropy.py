@@ -19,10 +19,11 @@ from fairseq.config.schema import (
 )
 from fairseq.criterions import register_criterion
 from fairseq.criterions.base import (
+    BITS_A_SENTENCE,
+    BITS_A_TOKEN,
     FairseqCriterion,
     perplexity_of,
     predicted_positions,
-    table_predictions,
 )
 from fairseq.criterions.cross_entropy import CrossEntropyConfig
 from fairseq.errors import ConfigError
@@ -102,6 +103,7 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
         if not 0 <= label_smoothing < 1:
             raise ConfigError(f"--label-smoothing must be in [0, 1), not {label_smoothing}")
         self.sentence_avg = sentence_avg
+        self.loss_unit = BITS_A_SENTENCE if sentence_avg else BITS_A_TOKEN
         self.eps = label_smoothing
         self.ignore_prefix_size = ignore_prefix_size
         self.report_accuracy = report_accuracy

@@ -14,6 +14,7 @@ from torch import Tensor
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions import register_criterion
 from fairseq.criterions.base import (
+    BITS_A_TOKEN,
     FairseqCriterion,
     LossBackend,
     perplexity_of,
@@ -42,6 +43,7 @@ class MaskedLmLoss(FairseqCriterion):
 
     def __init__(self, cfg: MaskedLmConfig, task: Task) -> None:
         super().__init__(task)
+        self.loss_unit = BITS_A_TOKEN
         self.backend = getattr(cfg, "loss_backend", "auto")
 
     def forward(

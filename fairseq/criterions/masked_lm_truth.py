@@ -17,10 +17,10 @@ from torch import Tensor
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions import register_criterion
 from fairseq.criterions.base import (
+    BITS_A_TOKEN,
     FairseqCriterion,
     perplexity_of,
     predicted_positions,
-    table_predictions,
 )
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
@@ -66,6 +66,7 @@ class MaskedLmTruthCriterion(FairseqCriterion):
 
     def __init__(self, cfg: MaskedLmTruthConfig, task: Task) -> None:
         super().__init__(task)
+        self.loss_unit = BITS_A_TOKEN
         if not cfg.grammar:
             raise ConfigError("--criterion masked_lm_truth needs --grammar, the file of the source")
         mask = getattr(task, "mask_idx", None)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions import register_criterion
-from fairseq.criterions.base import FairseqCriterion
+from fairseq.criterions.base import BITS_A_SENTENCE, FairseqCriterion
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
 from fairseq.modules.flops import TRAINING, matrix_entries
@@ -68,6 +68,7 @@ class SentencePredictionCriterion(FairseqCriterion):
         self.head = cfg.classification_head_name
         self._extra_flops = 0
         self.regression_target = cfg.regression_target
+        self.loss_unit = "" if cfg.regression_target else BITS_A_SENTENCE
 
     def forward(
         self, model: Model, sample: Sample, reduce: bool = True

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions import register_criterion
-from fairseq.criterions.base import FairseqCriterion
+from fairseq.criterions.base import BITS_A_SENTENCE, FairseqCriterion
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
 from fairseq.protocols import LoggingOutput, Model, Task
@@ -48,6 +48,7 @@ class SentenceRankingCriterion(FairseqCriterion):
 
     def __init__(self, cfg: SentenceRankingConfig, task: Task) -> None:
         super().__init__(task)
+        self.loss_unit = BITS_A_SENTENCE
         self.head, self.predictions = cfg.ranking_head_name, cfg.save_predictions
         options = getattr(task.cfg, "num_classes", None)
         if options is None:

@@ -10,6 +10,7 @@ name for it; it becomes ``simple`` where stderr is no terminal) and ``none``.
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import json
 import logging
@@ -44,6 +45,11 @@ def format_stat(stat: object) -> Any:
         return f"{round(stat.sum):g}"
     stat = to_python(stat)
     return f"{stat:g}" if isinstance(stat, Number) else stat
+
+
+def _readable(key: str, stat: Any) -> str:
+    """Return a figure for people: the time left as ``h:mm:ss``, others as they are printed."""
+    return str(datetime.timedelta(seconds=stat) if key == "eta" else format_stat(stat)).strip()
 
 
 class BaseProgressBar:
@@ -184,7 +190,9 @@ class SimpleProgressBar(BaseProgressBar):
     """Plain text lines."""
 
     def _line(self, stats: Stats) -> str:
-        shown = ", ".join(f"{key}={str(format_stat(stat)).strip()}" for key, stat in stats.items())
+        shown = ", ".join(
+            f"{key}={str(_readable(key, stat)).strip()}" for key, stat in stats.items()
+        )
         return f"{self.prefix}:  {(self.i or 0) + 1:5d} / {self.size:d} {shown}"
 
     def _summary(self, stats: Stats, tag: str | None) -> str:

@@ -48,7 +48,12 @@ class Effort:
 
     def of_batch(self, sample: Sample, log: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a batch has just cost, to be added to its logging output ``log``."""
-        cost = {"tokens": log.get("ntokens", 0)}
+        cost = {"tokens": log.get("ntokens", 0), **self.cost_of(sample)}
+        return {MARK + name: amount for name, amount in cost.items()}
+
+    def cost_of(self, sample: Sample) -> dict[str, int]:
+        """Return the operations of a batch; those of the criterion are of its latest batch."""
+        cost = {}
         tokens_BT = sample["net_input"].get("src_tokens") if "net_input" in sample else None
         if self.shape is not None and tokens_BT is not None:
             rows, length = tokens_BT.shape
@@ -57,7 +62,7 @@ class Effort:
             extra = 0 if tell is None else tell()
             cost["flops"] = TRAINING * self.shape.forward(*size) + extra
             cost["flops_electra"] = ELECTRA_TRAINING * self.shape.electra(*size)
-        return {MARK + name: amount for name, amount in cost.items()}
+        return cost
 
     def add(self, logs: Sequence[dict[str, Any]], progress: dict[str, Any]) -> None:
         """Take what :meth:`of_batch` returned out of logging outputs and add it to the totals."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -34,8 +35,9 @@ from fairseq.tasks.validation import figures_of
 from fairseq.teacher import attach_teacher
 from fairseq.training import policy, spikes
 from fairseq.training.allocator import keep_freed_memory
-from fairseq.training.compiled import compile_parts
+from fairseq.training.announce import cost_at_start, cost_so_far
 from fairseq.training.freeze import freeze_parts
+from fairseq.training.pace import Pace, Position, seconds_left, updates_left
 from fairseq.training.profiling import UpdateProfiler
 from fairseq.training.restore import read_start, restore
 from fairseq.training.run_folder import RunFolder
@@ -60,6 +62,18 @@ def run_training(cfg: FairseqConfig, watch: Watch | None = None) -> float | None
         ConfigError: for settings that are missing or contradict each other.
         SystemExit: with status 128 + n if signal n ended the run.
     """
+    with ready_to_train(cfg) as loop, loop.profiler:
+        loop.run()
+    return loop.trainer.best
+
+
+@contextlib.contextmanager
+def ready_to_train(cfg: FairseqConfig) -> Iterator[TrainLoop]:
+    """Set a run up, and clear it away at the end of the block; see :func:`run_training`.
+
+    Yields:
+        the loop, before its first update.
+    """
     missing = required_settings(resolve(cfg))
     if missing:
         raise ConfigError("training needs " + "; ".join(missing))
@@ -77,14 +91,10 @@ def run_training(cfg: FairseqConfig, watch: Watch | None = None) -> float | None
             workers_ended(),
             StopSignal() as stop,
         ):
-            trainer, epoch_itr, sampler = _set_up(cfg, folder)
-            loop = TrainLoop(cfg, trainer, epoch_itr, stop, folder, sampler, watch)
-            with loop.profiler:
-                loop.run()
-            loop.watch.updates = trainer.get_num_updates()
+            trainer, epoch_itr = _set_up(cfg, folder)
+            yield TrainLoop(cfg, trainer, epoch_itr, stop, folder)
     finally:
         close_sinks()
-    return trainer.best
 
 
 def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any, Sampler | None]:
@@ -114,7 +124,7 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any, Sample
     folder.describe(cfg, parameters=count_parameters(model))
     raise_if_valid_subsets_unintentionally_ignored(cfg)
     if not cfg.dataset.disable_validation:
-        for subset in _valid_subsets(cfg):
+        for subset in valid_subsets(cfg):
             task.load_dataset(subset, combine=bool(cfg.dataset.combine_valid_subsets), epoch=1)
     if cfg.checkpoint.write_checkpoints_asynchronously:
         logger.warning("--save-async: checkpoints are written in the foreground all the same")
@@ -134,7 +144,8 @@ def _writes(cfg: FairseqConfig) -> bool:
     return not cfg.checkpoint.no_save and distributed_utils.is_master()
 
 
-def _valid_subsets(cfg: FairseqConfig) -> list[str]:
+def valid_subsets(cfg: FairseqConfig) -> list[str]:
+    """Return the names of the subsets that a run is validated on."""
     return cfg.dataset.valid_subset.replace(" ", "").split(",")
 
 
@@ -172,6 +183,7 @@ class TrainLoop:
         profiled = cfg.common.profile and _writes(cfg)
         self.profiler = UpdateProfiler(cfg.checkpoint.save_dir, profiled)
         self._told_settings = False
+        self.pace, self._told_cost = Pace(), False
 
     def run(self) -> None:
         """Train until the last epoch, the last update, the time limit or a signal."""
@@ -254,8 +266,10 @@ class TrainLoop:
         Returns:
             ``(validation losses, whether the run ends)``.
         """
-        trainer, groups = self.trainer, self._update_groups()
+        trainer, groups = self.trainer, self.update_groups()
         trainer.begin_epoch(self.epoch_itr.epoch)
+        if not self.pace.started:
+            self._announce(groups)
         valid_losses: list[float | None] = [None]
         should_stop = False
         with self._progress(groups, self.epoch_itr.epoch) as progress:
@@ -265,7 +279,7 @@ class TrainLoop:
                 self.profiler.step()
                 self._note_found()
                 if updated:
-                    self._log_inner(progress)
+                    self._log_inner(progress, groups)
                 else:
                     self._note_skipped()
                 end_of_epoch = not groups.has_next()
@@ -291,21 +305,7 @@ class TrainLoop:
             self.folder.note("rollback", update=returned[1], checkpoint=returned[0])
             self._save(None, always=True)  # not those from the way to the spike
 
-    def _read_figures(self) -> None:
-        """Log the updates that nobody has looked at yet, before figures are printed or saved."""
-        if not self.trainer.update_log.unread:
-            return
-        with metrics.aggregate("train_inner"):
-            self.trainer.update_log.read()
-        self._note_found()
-
-    def _note_found(self) -> None:
-        """Keep which updates were found to have changed nothing."""
-        found, self.trainer.update_log.skipped = self.trainer.update_log.skipped, []
-        for update, reason in found:
-            self.folder.note("skipped", update=update, reason=reason)
-
-    def _update_groups(self) -> epochs.GroupedIterator:
+    def update_groups(self) -> epochs.GroupedIterator:
         """Return the rest of the epoch, in lists of the batches of one update each.
 
         Raises:
@@ -332,6 +332,13 @@ class TrainLoop:
             )
         return groups
 
+    def standing(self, groups: epochs.GroupedIterator) -> Position:
+        """Return where the run stands; ``groups`` are those of the epoch at work."""
+        trainer, total = self.trainer, groups.total
+        tokens = trainer.progress.get("tokens", 0)
+        left = total - groups.n
+        return Position(trainer.get_num_updates(), tokens, self.epoch_itr.epoch, left, total)
+
     def _progress(self, iterator: Iterator[Any], epoch: int, prefix: str | None = None) -> Any:
         cfg, common, master = self.cfg, self.cfg.common, distributed_utils.is_master()
         save_dir = cfg.checkpoint.save_dir
@@ -356,13 +363,34 @@ class TrainLoop:
             self._told_settings = True
         return bar
 
-    def _log_inner(self, progress: BaseProgressBar) -> None:
+    def _announce(self, groups: epochs.GroupedIterator) -> None:
+        """Log what is known of the cost before the first update."""
+        at = self.standing(groups)
+        logger.info("%s", cost_at_start(self.trainer, self.epoch_itr, at, groups.chunk_size))
+        unit = getattr(self.trainer.criterion, "loss_unit", "")
+        if unit:
+            logger.info("loss is in %s", unit)
+
+    def _log_inner(self, progress: BaseProgressBar, groups: epochs.GroupedIterator) -> None:
         updates = self.trainer.get_num_updates()
+        pace = self.pace.seconds_an_update(updates)
         if updates % self.cfg.common.log_interval == 0:
             stats = self._training_stats("train_inner")
+            eta = None if pace is None else self._seconds_left(groups, pace)
+            if eta is not None:
+                stats["eta"] = round(eta)
             progress.log(stats, tag="train_inner", step=updates)
+            if pace is not None and not self._told_cost:
+                logger.info("%s", cost_so_far(self.trainer, stats.get("wps"), eta))
+                self._told_cost = True
             metrics.reset_meters("train_inner")
             self.watch.trained(stats, updates, self.epoch_itr.epoch)
+
+    def _seconds_left(self, groups: epochs.GroupedIterator, pace: float) -> float | None:
+        trainer, settings, at = self.trainer, self.cfg.optimization, self.standing(groups)
+        tokens = at.tokens / at.updates if at.updates else None
+        left, _ = updates_left(settings, at, tokens)
+        return seconds_left(settings, left, pace, trainer.cumulative_training_time())
 
     @staticmethod
     def _training_stats(name: str) -> dict[str, Any]:
@@ -440,7 +468,7 @@ class TrainLoop:
     def _validate_all(self) -> list[float | None] | None:
         """Evaluate all subsets; None if a signal came before the end."""
         losses: list[float | None] = []
-        for subset in _valid_subsets(self.cfg):
+        for subset in valid_subsets(self.cfg):
             loss = None if self.stop.received() else self.validate(subset)
             if loss is None:
                 return None

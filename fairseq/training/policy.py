@@ -75,6 +75,29 @@ def reached_limit(
     return None
 
 
+def validations_ahead(cfg: FairseqConfig, done: int, left: int | None, epoch_updates: int) -> int:
+    """Return how often a run will validate, about: epochs are taken to end at multiples.
+
+    Args:
+        cfg: the configuration.
+        done: updates so far.
+        left: updates to come; None, which counts as none, for no limit.
+        epoch_updates: updates of an epoch.
+    """
+    data = cfg.dataset
+    if data.disable_validation or not left:
+        return 0
+    every = (
+        cfg.checkpoint.save_interval_updates,
+        data.validate_interval_updates,
+        data.validate_interval * epoch_updates,
+    )
+    last = done + left
+    first = max(done + 1, data.validate_after_updates)
+    moments = {last}.union(*(range(-(-first // n) * n, last + 1, n) for n in every if n > 0))
+    return len(moments)
+
+
 def note_validation(progress: dict[str, Any], value: float, maximize: bool) -> None:
     """Count validations without progress, across restarts: ``progress`` is in checkpoints."""
     best = progress.get("best_for_patience")

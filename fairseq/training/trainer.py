@@ -199,6 +199,11 @@ class Trainer:
         self._dummy_batch = self._dummy_batch or iterator.first_batch
         return iterator
 
+    @property
+    def first_batch(self) -> Any:
+        """Return the batch that was cut first; no dict where that is impossible."""
+        return self._dummy_batch
+
     def begin_epoch(self, epoch: int) -> None:
         """Tell schedule and task that an epoch begins."""
         self.lr_step_begin_epoch(epoch)

@@ -1,0 +1,109 @@
+"""What a training process keeps in memory: counted from tensors, or asked of the system."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+STATUS = Path("/proc/self/status")  # of Linux
+
+
+def _status(key: str) -> int | None:
+    """Return a figure of the kernel's about this process in bytes, else its peak so far."""
+    try:
+        found = [line.split() for line in STATUS.read_text().splitlines() if line.startswith(key)]
+        return int(found[0][1]) * 1024
+    except (OSError, IndexError, ValueError):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    # unlike the figures above, this one begins with the peak of the process that started ours
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_memory() -> int | None:
+    """Return the bytes of memory this process holds, None where the system does not tell."""
+    return _status("VmRSS:")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most bytes that this process has held at once so far.
+
+    Args:
+        device: a GPU's own memory, reserved by torch; of another device the memory of the machine.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return _status("VmHWM:")
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of tensors; memory that several share counts once."""
+    sizes = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+    return sum(sizes.values())
+
+
+def module_tensors(*modules: nn.Module | None) -> list[Tensor]:
+    """Return parameters and buffers of modules; None has none."""
+    return [x for m in modules if m is not None for x in (*m.parameters(), *m.buffers())]
+
+
+def optimizer_bytes(optimizer: Any, weights: Iterable[Tensor]) -> int | None:
+    """Return the bytes of an optimizer: running means and the like, and fp32 copies of weights.
+
+    Before the first update, rules of ours say what they will keep; torch's do not.
+
+    Args:
+        optimizer: a :class:`~fairseq.optim.base.FairseqOptimizer`.
+        weights: the model's, which are not its own.
+
+    Returns:
+        the bytes, None if they are not known yet.
+    """
+    inner: torch.optim.Optimizer = optimizer.optimizer
+    known = {id(weight) for weight in weights}
+    groups = [(p, group) for group in inner.param_groups for p in group["params"]]
+    copies = sum(p.nbytes for p, _ in groups if id(p) not in known)
+    states = list(inner.state.values())
+    if not states:
+        begin = getattr(inner, "init_state", None)
+        if begin is None:
+            return None
+        # on the device "meta" tensors have shapes and no content
+        states = [begin(torch.empty(p.shape, device="meta"), group) for p, group in groups]
+    return copies + sum(
+        x.nbytes for state in states for x in state.values() if isinstance(x, Tensor)
+    )
+
+
+@contextlib.contextmanager
+def saved_for_backward(weights: Iterable[Tensor]) -> Iterator[dict[int, int]]:
+    """Count what forward passes inside the block keep for their backward passes.
+
+    Args:
+        weights: tensors that are kept anyway.
+
+    Yields:
+        bytes by address, filled while the block runs; memory that several tensors share is there
+        once. What a function keeps by other means than ``save_for_backward`` is missing.
+    """
+    kept_anyway = {x.untyped_storage().data_ptr() for x in weights}
+    sizes: dict[int, int] = {}
+
+    def note(x: Tensor) -> Tensor:
+        address = x.untyped_storage().data_ptr()
+        if address not in kept_anyway:
+            sizes[address] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        yield sizes
