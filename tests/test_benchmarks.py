@@ -37,6 +37,16 @@ def test_records_name_machine_command_and_versions() -> None:
         assert {"cpu", "cores", "torch", "date", "load"} <= set(record["machine"])
 
 
+def test_an_estimate_is_what_the_run_takes_in_memory() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "estimate.py"), "--quick"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    (figures,) = json.loads(done.stdout)["result"].values()
+    assert 0.85 < figures["memory_ratio"] < 1.15 and figures["peak_MB"] > 200
+    assert figures["tokens_s"] > 0 and figures["run_tokens_s"] > 0
+
+
 def test_the_benchmark_of_heads_runs() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "heads.py"), "--quick"],

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from documents import ROOT
+from documents import README, ROOT, blocks, command_lines
 from tiny_run import make_corpus
 
+from fairseq.config import options
+from fairseq.config.build import plain
 from fairseq.config.yaml import RECIPES, read_yaml
 from fairseq.errors import MissingFileError
+from fairseq.training import estimate
 from fairseq_cli import pcfg, train
 
 NAMES = "causal distilled grown headless masked pcfg zero_clap".split()
-SMALL = (
-    "--cpu --num-workers 0 --log-format none --batch-size 4 --tokens-per-sample 16 "
-    "--max-update 3 --no-epoch-checkpoints --save-dir"
-).split()
+SMALL = ("--cpu --num-workers 0 --log-format none --batch-size 4 --max-update 3 --save-dir").split()
+BLOCKS = "data-bin --tokens-per-sample 16"
 
 
 def narrow(side: str) -> list[str]:
@@ -75,17 +78,43 @@ def test_names_and_files(
     assert "or a recipe of the package: causal, distilled, grown" in capsys.readouterr().err
 
 
-def test_each_trains_three_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero_clap_is_the_command_that_the_readme_spells_out() -> None:
+    def settings(words: list[str]) -> dict[str, Any]:
+        parser = options.get_training_parser(argv=words)
+        parser.add_argument("--config")
+        return plain(options.parse_config(parser, words))
+
+    (spelled,) = [
+        words[1:]
+        for block in blocks(README, "bash")
+        for words in command_lines(block)
+        if words[0] == "fairseq-train" and "clap" in words and "--max-update" in words
+    ]
+    at = spelled.index("--bpe")
+    rest = [*spelled[at : at + 4], *spelled[spelled.index("--save-dir") :]]
+    short, long = settings(["data-bin", "--config", "zero_clap", *rest]), settings(spelled)
+    del short["stated"], long["stated"]  # who said it differs, what was said does not
+    assert short == long
+
+
+def test_each_estimates_and_trains_three_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(estimate, "LEAST", 1)
+    monkeypatch.setattr(estimate, "ENOUGH", 0.0)
     make_corpus(tmp_path / "data-bin")
-    for name in ("masked", "zero_clap", "grown", "causal", "headless", "distilled"):
-        side = "encoder" if name in ("masked", "zero_clap", "grown") else "decoder"
-        command = ["data-bin", "--config", name, *SMALL, f"runs/{name}", *narrow(side)]
-        assert train.run(command) == 0
-        assert Path(f"runs/{name}/checkpoint_last.pt").is_file()
     rules = "--seed 0 --levels 3 --width 3 --vocab 20 --emit 8 --out g.rules".split()
     assert pcfg.main(["grammar", *rules]) == 0
-    stream = ["--epoch-sentences", "40", "--valid-sentences", "8", *narrow("encoder")]
-    train.run(["--config", "pcfg", *[w for w in SMALL if w not in ("--tokens-per-sample", "16")],
-               "runs/pcfg", *stream])  # fmt: skip
-    assert Path("runs/pcfg/checkpoint_last.pt").is_file()
+    # each after what it needs
+    for name in ("masked", "zero_clap", "grown", "causal", "headless", "distilled", "pcfg"):
+        side = "decoder" if name in ("causal", "headless", "distilled") else "encoder"
+        data = "--epoch-sentences 40 --valid-sentences 8" if name == "pcfg" else BLOCKS
+        command = [*data.split(), "--config", name, *SMALL, f"runs/{name}", *narrow(side)]
+        capsys.readouterr()
+        assert train.run([*command, "--estimate", "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["updates_left"] == 3 and told["seconds"] > 0 and told["flops_an_update"] > 0
+        assert not Path(f"runs/{name}").exists()
+        assert train.run(command) == 0
+        assert Path(f"runs/{name}/checkpoint_last.pt").is_file()
