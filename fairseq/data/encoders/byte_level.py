@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,16 +47,39 @@ class ByteLevelBPEConfig(FairseqDataclass):
     )
 
 
+# kind of model -> what reads it here
+OTHER_KINDS = {
+    "WordPiece": "word pieces are read from their vocab.txt: --bpe wordpiece --wordpiece-vocab "
+    "FILE, with --wordpiece-cased or --wordpiece-accents for what it does to text",
+    "Unigram": "unigrams are read from their .model file: --bpe sentencepiece "
+    "--sentencepiece-model FILE",
+}
+
+
 def _check_plain(
-    path: Path, part: str, found: object, accepted: Mapping[str, tuple[Any, ...]]
+    path: Path, part: str, found: object, accepted: Mapping[str, tuple[Any, ...]], kind: object
 ) -> None:
+    """Raise unless a part of the file is as accepted, naming the way to use such a tokenizer."""
     for key, values in accepted.items():
         value = found.get(key) if isinstance(found, dict) else None
         if value not in values:
+            way = OTHER_KINDS.get(str(kind))
             raise UnsupportedError(
-                f"{path}: {part}.{key} is {value!r}, expected {values[-1]!r}. Only plain "
-                "byte-level BPE is read; make one with fairseq-bpe train"
+                f"{path}: {part}.{key} is {value!r}, expected {values[-1]!r}; only byte-level BPE "
+                f"with the words of GPT-2 is read. {f'Instead, {way}. Or' if way else 'Instead,'} "
+                f"make one with fairseq-bpe train, or train on pieces that the library makes, "
+                f"which no command here can turn back into text: {_by_the_library(path)}"
             )
+
+
+def _by_the_library(path: Path) -> str:
+    """Return a command that encodes a text line by line as its tokenizer does."""
+    code = (
+        f"import sys; from tokenizers import Tokenizer; t = Tokenizer.from_file({str(path)!r}); "
+        "t.no_truncation(); t.no_padding(); [print(*t.encode(line.strip(), "
+        "add_special_tokens=False).ids) for line in sys.stdin]"
+    )
+    return f"python -c {shlex.quote(code)} < train.txt > train.bpe"
 
 
 def read_tokenizer(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -68,8 +92,9 @@ def read_tokenizer(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     content = read_json(path, "tokenizer")
     if not isinstance(content, dict) or not isinstance(model := content.get("model"), dict):
         raise DataError(f"{path} is no tokenizer.json: it has no 'model'")
-    _check_plain(path, "model", model, PLAIN_MODEL)
-    _check_plain(path, "pre_tokenizer", content.get("pre_tokenizer"), PLAIN_WORDS)
+    kind = model.get("type")
+    _check_plain(path, "model", model, PLAIN_MODEL, kind)
+    _check_plain(path, "pre_tokenizer", content.get("pre_tokenizer"), PLAIN_WORDS, kind)
     vocabulary, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocabulary, dict) or not isinstance(merges, list):
         raise DataError(f"{path}: its vocabulary or its merges are missing")
@@ -126,6 +151,8 @@ class ByteLevelBPE(BytePairEncoder):
         if self._whole is None:
             library = require_library("tokenizers", f"what {self._path} does to text")
             self._whole = library.Tokenizer.from_file(str(self._path))
+            self._whole.no_truncation()  # a file may ask for both, as some of the hub do
+            self._whole.no_padding()
         return self._whole
 
     def encode(self, x: str) -> str:
