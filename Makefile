@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.installed-test
 EXCHANGEABLE := $(VENV)/.installed-hf
 
-.PHONY: help setup demo test check faults matrix interpreters bench study-corpus study-implicit-bias data train clean
+.PHONY: help setup plan demo test check faults matrix interpreters bench study-implicit-bias data train clean
 
 help:
 	@echo "make demo     install, build a corpus, train a small model, fill masks, write a report"
@@ -40,7 +40,11 @@ $(EXCHANGEABLE): $(TESTABLE)
 
 setup: $(TESTABLE)
 
-demo: $(INSTALLED)
+# before anything is installed, so with the Python that is there
+plan:
+	@$(PYTHON) scripts/demo.py --plan
+
+demo: plan $(INSTALLED)
 	$(BIN)/python scripts/demo.py demo
 
 test: $(TESTABLE)
