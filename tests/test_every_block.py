@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import pre_tokenizers
 
-from tests.documents import README, ROOT, TINY, narrow, small_text
+from tests.documents import README, ROOT, small_text
 from tests.evaluation.test_glue import write_task
 from tests.scripts.test_wikipedia import dump
 from tests.walk import blocks_of, run_block, run_ours
@@ -30,6 +31,8 @@ NOT_HERE = {
     ("README.md", "wiki.train.tokens"): "the other way to data: tests/test_readme.py goes it",
     ("README.md", "make data"): "tests/test_readme.py compares it with the commands, which run",
     ("README.md", "pip install ."): "it would replace the installation that is tested",
+    ("gpu.md", "HOST:29500"): "needs two machines",
+    ("gpu.md", "#SBATCH"): "needs Slurm",
     ("corpora.md", "load_dataset("): "downloads a corpus of gigabytes",
     ("corpora.md", 'torch.load("last.ckpt"'): "runs where headless-lm is installed",
 }
@@ -40,6 +43,8 @@ NEEDS = {
 }
 # numbers that are smaller here, by document
 SMALLER = {
+    "coming_from.md": {"--decoder-layers 6": "--decoder-layers 1", "0,2,4,7,9,11": "0"},
+    "growth.md": {"--encoder-layers 12": "--encoder-layers 2"},
     "corpora.md": {"-n 5000": "-n 2", "-n -5000": "-n -2"},
     "optimization.md": {
         "--max-update 100000": "--max-update 3",
@@ -71,7 +76,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ):
             loss = "masked_lm" if task == "masked_lm" else "cross_entropy"
             words = f"fairseq-train data-bin --task {task} --criterion {loss} --arch {arch}"
-            words += f" --optimizer adam --tokens-per-sample 128 --batch-size 4 --save-dir runs/{name}"
+            words += (
+                f" --optimizer adam --tokens-per-sample 128 --batch-size 4 --save-dir runs/{name}"
+            )
             words += " --bpe byte_level --byte-level-tokenizer data-bin/tokenizer.json"
             run_ours([*words.split(), "--lr", "0.01", "--max-update", "3"])
     return folder
@@ -117,9 +124,28 @@ def model_of_a_corpus() -> None:
     shutil.rmtree("runs")
 
 
+def smaller_model() -> None:
+    shutil.copy("runs/mine/checkpoint_best.pt", "small.pt")
+
+
+def five_repositories() -> None:
+    """GPT-2's files with an alphabet and no merges, rules of a grammar, a teacher, a donor."""
+    smaller_model()
+    teachers()
+    Path("gpt2_bpe").mkdir()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = {symbol: number for number, symbol in enumerate(alphabet)}
+    Path("gpt2_bpe/encoder.json").write_text(json.dumps(pieces), encoding="utf-8")
+    Path("gpt2_bpe/vocab.bpe").write_text("#version: 0.2\n", encoding="utf-8")
+    words = "--seed 0 --levels 3 --width 6 --vocab 60 --emit 20 --out rules.txt"
+    run_ours(["fairseq-pcfg", "grammar", *words.split()])
+
+
 PREPARE: dict[str, Callable[[], None]] = {
     "README.md": text_and_glue,
+    "coming_from.md": five_repositories,
     "corpora.md": corpora,
+    "growth.md": smaller_model,
     "curvature.md": sentences,
     "distillation.md": teachers,
     "laboratory.md": model_of_a_corpus,
@@ -127,10 +153,14 @@ PREPARE: dict[str, Callable[[], None]] = {
 
 
 def reason(table: dict[tuple[str, str], str], document: str, block: str) -> str | None:
-    return next((why for (doc, line), why in table.items() if doc == document and line in block), None)
+    return next(
+        (why for (doc, line), why in table.items() if doc == document and line in block), None
+    )
 
 
-@pytest.mark.parametrize("document", [path for path in MANUAL if blocks_of(path)], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "document", [path for path in MANUAL if blocks_of(path)], ids=lambda p: p.stem
+)
 def test_every_block_runs(
     document: Path, stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,16 @@ from typing import Any
 from tests.documents import ROOT, TINY, narrow, text_of
 
 QUIET = ["--cpu", "--num-workers", "0", "--log-format", "none"]
+OVERRIDES = [
+    *("model.encoder_layers=1", "model.encoder_embed_dim=16", "model.encoder_ffn_embed_dim=16"),
+    *(
+        "model.encoder_attention_heads=2",
+        "optimization.max_update=3",
+        "optimization.update_freq=[1]",
+    ),
+    *("common.cpu=true", "common.fp16=false", "common.log_format=none", "dataset.batch_size=4"),
+    *("dataset.num_workers=0", "lr_scheduler.warmup_updates=1"),
+]
 # flag -> most that is run of it; a flag that is absent stays absent, but for --max-update
 CAPS: dict[str, dict[str, float]] = {
     "train": {"--max-update": 3, "--warmup-updates": 1, "--batch-size": 4, "--update-freq": 2}
@@ -55,6 +65,7 @@ def module_of(name: str) -> str:
 def shrink(words: list[str]) -> list[str]:
     """Return a command of ours with less to do."""
     command = module_of(words[0])
+    words = [str(ROOT / word) if word.startswith("examples/") else word for word in words]
     words = _capped(list(words), CAPS.get(command, {}))
     if command == "train":
         side = "decoder" if {"language_modeling", "dummy_lm"} & set(words) else "encoder"
@@ -65,6 +76,8 @@ def shrink(words: list[str]) -> list[str]:
         words += [] if "--max-update" in words or "--config" in words else ["--max-update", "3"]
         if "pcfg_masked_lm" in words:
             words += ["--valid-sentences", "20"]
+    elif command == "hydra_train":
+        words += OVERRIDES
     elif command in ("eval_lm", "generate", "interactive"):
         words += QUIET
     elif command == "validate":
@@ -114,6 +127,9 @@ def run_in_shell(line: str) -> None:
         shim.chmod(0o755)
     line = re.sub(r"\bpython (scripts|examples|benchmarks)/", rf"python {ROOT}/\1/", line)
     line = line.replace("python ", f"{sys.executable} ", 1)
+    line = line.replace("torchrun ", f"{sys.executable} -m torch.distributed.run ", 1)
+    if " -m fairseq_cli.train " in line:
+        line = " ".join([line, "--max-update", "3", *narrow("encoder"), *TINY])
     env = {**os.environ, "PATH": f"{shims}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-ec", line], env=env, capture_output=True, text=True)
     assert done.returncode == 0, (line, done.stdout, done.stderr)
