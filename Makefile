@@ -8,12 +8,13 @@ INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.installed-test
 EXCHANGEABLE := $(VENV)/.installed-hf
 
-.PHONY: help setup plan demo test check faults matrix interpreters bench study-implicit-bias data train clean
+.PHONY: help setup demo test check docs faults matrix interpreters bench study-implicit-bias data train clean
 
 help:
 	@echo "make demo     install, build a corpus, train a small model, fill masks, write a report"
 	@echo "make test     install and run the test suite"
 	@echo "make check    lint, types, shape of the code"
+	@echo "make docs     the manual as a site, in build/site; its links are checked"
 	@echo "make data     TRAIN=file VALID=file TOKENIZER=file DATA=folder: encode and binarize text"
 	@echo "make train    DATA=folder TOKENIZER=file RUN=folder UPDATES=n: train the demo's model on it"
 	@echo "make faults   hundreds of kills, full disks and damaged files"
@@ -55,6 +56,10 @@ check: $(TESTABLE)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+docs: $(INSTALLED)
+	$(PIP) install -c constraints.txt -e '.[plot,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python scripts/site.py
 
 faults: $(TESTABLE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "faults or hostile" -s tests \

@@ -27,7 +27,7 @@ OVERRIDES = [
         "optimization.max_update=3",
         "optimization.update_freq=[1]",
     ),
-    *("common.cpu=true", "common.fp16=false", "common.log_format=none", "dataset.batch_size=4"),
+    *("common.cpu=true", "common.log_format=none", "dataset.batch_size=4"),
     *("dataset.num_workers=0", "lr_scheduler.warmup_updates=1"),
 ]
 # flag -> most that is run of it; a flag that is absent stays absent, but for --max-update
