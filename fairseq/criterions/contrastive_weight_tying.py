@@ -20,6 +20,7 @@ from fairseq.criterions.base import (
     FairseqCriterion,
     perplexity_of,
     predicted_positions,
+    refuse_adaptive,
 )
 from fairseq.distributed import utils as distributed_utils
 from fairseq.errors import ConfigError

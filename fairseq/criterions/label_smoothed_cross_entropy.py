@@ -24,6 +24,7 @@ from fairseq.criterions.base import (
     FairseqCriterion,
     perplexity_of,
     predicted_positions,
+    table_predictions,
 )
 from fairseq.criterions.cross_entropy import CrossEntropyConfig
 from fairseq.errors import ConfigError

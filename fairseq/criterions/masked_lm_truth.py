@@ -21,6 +21,7 @@ from fairseq.criterions.base import (
     FairseqCriterion,
     perplexity_of,
     predicted_positions,
+    table_predictions,
 )
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics

@@ -15,10 +15,6 @@ from fairseq.errors import FairseqError, install_hint
 from fairseq.files.io import atomic_write
 from fairseq.report.runs import Run, Series
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-
 # A training curve of more points is shown as the means of this many equal spans.
 MAX_POINTS = 600
 

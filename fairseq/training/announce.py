@@ -2,17 +2,70 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, cast
 
 import numpy as np
 
+from fairseq.data.batches import epochs
 from fairseq.models.base import count_parameters
 from fairseq.protocols import Sample
 from fairseq.training.memory import bytes_of, module_tensors, optimizer_bytes, peak_memory
-from fairseq.training.pace import Position, clock, scaled, updates_left
+from fairseq.training.pace import Pace, Position, clock, scaled, seconds_left, updates_left
 from fairseq.training.trainer import Trainer
 
 LOOKED_AT = 100  # batches that stand for all of an epoch
+
+logger = logging.getLogger("fairseq_cli.train")
+
+
+def standing(trainer: Trainer, epoch: int, groups: epochs.GroupedIterator) -> Position:
+    """Return where a run stands; ``groups`` are those of the epoch at work."""
+    tokens, total = trainer.progress.get("tokens", 0), groups.total
+    return Position(trainer.get_num_updates(), tokens, epoch, total - groups.n, total)
+
+
+class Cost:
+    """What a run says of its cost while it goes on.
+
+    Args:
+        trainer: of the run.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.pace, self._told = trainer, Pace(), False
+        self._seconds: float | None = None  # an update takes; None until it is known
+
+    def begin(self, epoch_itr: Any, groups: epochs.GroupedIterator) -> None:
+        """Log what is known before the first update, and what the loss is measured in."""
+        if self.pace.started:
+            return
+        at = standing(self.trainer, epoch_itr.epoch, groups)
+        logger.info("%s", cost_at_start(self.trainer, epoch_itr, at, groups.chunk_size))
+        unit = getattr(self.trainer.criterion, "loss_unit", "")
+        if unit:
+            logger.info("loss is in %s", unit)
+
+    def count(self, updates: int) -> None:
+        """Take note that an update is done."""
+        self._seconds = self.pace.seconds_an_update(updates)
+
+    def add_eta(self, stats: dict[str, Any], epoch: int, groups: epochs.GroupedIterator) -> None:
+        """Add the seconds to go to what is logged, once they are known."""
+        if self._seconds is None:
+            return
+        settings, at = self.trainer.cfg.optimization, standing(self.trainer, epoch, groups)
+        left, _ = updates_left(settings, at, at.tokens / at.updates if at.updates else None)
+        trained = self.trainer.cumulative_training_time()
+        eta = seconds_left(settings, left, self._seconds, trained)
+        if eta is not None:
+            stats["eta"] = round(eta)
+
+    def tell_once(self, stats: dict[str, Any]) -> None:
+        """Log what the first updates have shown, when they have."""
+        if self._seconds is not None and not self._told:
+            logger.info("%s", cost_so_far(self.trainer, stats.get("wps"), stats.get("eta")))
+            self._told = True
 
 
 def cost_at_start(trainer: Trainer, epoch_itr: Any, at: Position, micro_batches: int) -> str:

@@ -20,7 +20,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 from fairseq.models.base import count_parameters
 from fairseq.training import policy
-from fairseq.training.announce import lengths_of, some_batches
+from fairseq.training.announce import lengths_of, some_batches, standing
 from fairseq.training.loop import TrainLoop, ready_to_train, valid_subsets
 from fairseq.training.memory import (
     bytes_of,
@@ -157,7 +157,7 @@ def _measured(loop: TrainLoop) -> Estimate:
     model, resident = trainer.get_model(), resident_memory() or 0
     spent = trainer.cumulative_training_time()
     groups = loop.update_groups()
-    at = loop.standing(groups)
+    at = standing(loop.trainer, loop.epoch_itr.epoch, groups)
     logger.info("estimate: training a few updates, for %.0f seconds or so", ENOUGH)
     saved = _largest_update(loop)
     seconds, count, cost = _timed_updates(loop, groups)

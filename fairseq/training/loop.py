@@ -35,9 +35,9 @@ from fairseq.tasks.validation import figures_of
 from fairseq.teacher import attach_teacher
 from fairseq.training import policy, spikes
 from fairseq.training.allocator import keep_freed_memory
-from fairseq.training.announce import cost_at_start, cost_so_far
+from fairseq.training.announce import Cost
+from fairseq.training.compiled import compile_parts
 from fairseq.training.freeze import freeze_parts
-from fairseq.training.pace import Pace, Position, seconds_left, updates_left
 from fairseq.training.profiling import UpdateProfiler
 from fairseq.training.restore import read_start, restore
 from fairseq.training.run_folder import RunFolder
@@ -62,13 +62,15 @@ def run_training(cfg: FairseqConfig, watch: Watch | None = None) -> float | None
         ConfigError: for settings that are missing or contradict each other.
         SystemExit: with status 128 + n if signal n ended the run.
     """
-    with ready_to_train(cfg) as loop, loop.profiler:
-        loop.run()
+    with ready_to_train(cfg, watch) as loop:
+        with loop.profiler:
+            loop.run()
+        loop.watch.updates = loop.trainer.get_num_updates()
     return loop.trainer.best
 
 
 @contextlib.contextmanager
-def ready_to_train(cfg: FairseqConfig) -> Iterator[TrainLoop]:
+def ready_to_train(cfg: FairseqConfig, watch: Watch | None = None) -> Iterator[TrainLoop]:
     """Set a run up, and clear it away at the end of the block; see :func:`run_training`.
 
     Yields:
@@ -91,8 +93,8 @@ def ready_to_train(cfg: FairseqConfig) -> Iterator[TrainLoop]:
             workers_ended(),
             StopSignal() as stop,
         ):
-            trainer, epoch_itr = _set_up(cfg, folder)
-            yield TrainLoop(cfg, trainer, epoch_itr, stop, folder)
+            trainer, epoch_itr, sampler = _set_up(cfg, folder)
+            yield TrainLoop(cfg, trainer, epoch_itr, stop, folder, sampler, watch)
     finally:
         close_sinks()
 
@@ -183,7 +185,7 @@ class TrainLoop:
         profiled = cfg.common.profile and _writes(cfg)
         self.profiler = UpdateProfiler(cfg.checkpoint.save_dir, profiled)
         self._told_settings = False
-        self.pace, self._told_cost = Pace(), False
+        self.cost = Cost(trainer)
 
     def run(self) -> None:
         """Train until the last epoch, the last update, the time limit or a signal."""
@@ -268,8 +270,7 @@ class TrainLoop:
         """
         trainer, groups = self.trainer, self.update_groups()
         trainer.begin_epoch(self.epoch_itr.epoch)
-        if not self.pace.started:
-            self._announce(groups)
+        self.cost.begin(self.epoch_itr, groups)
         valid_losses: list[float | None] = [None]
         should_stop = False
         with self._progress(groups, self.epoch_itr.epoch) as progress:
@@ -305,6 +306,20 @@ class TrainLoop:
             self.folder.note("rollback", update=returned[1], checkpoint=returned[0])
             self._save(None, always=True)  # not those from the way to the spike
 
+    def _read_figures(self) -> None:
+        """Log the updates that nobody has looked at yet, before figures are printed or saved."""
+        if not self.trainer.update_log.unread:
+            return
+        with metrics.aggregate("train_inner"):
+            self.trainer.update_log.read()
+        self._note_found()
+
+    def _note_found(self) -> None:
+        """Keep which updates were found to have changed nothing."""
+        found, self.trainer.update_log.skipped = self.trainer.update_log.skipped, []
+        for update, reason in found:
+            self.folder.note("skipped", update=update, reason=reason)
+
     def update_groups(self) -> epochs.GroupedIterator:
         """Return the rest of the epoch, in lists of the batches of one update each.
 
@@ -332,13 +347,6 @@ class TrainLoop:
             )
         return groups
 
-    def standing(self, groups: epochs.GroupedIterator) -> Position:
-        """Return where the run stands; ``groups`` are those of the epoch at work."""
-        trainer, total = self.trainer, groups.total
-        tokens = trainer.progress.get("tokens", 0)
-        left = total - groups.n
-        return Position(trainer.get_num_updates(), tokens, self.epoch_itr.epoch, left, total)
-
     def _progress(self, iterator: Iterator[Any], epoch: int, prefix: str | None = None) -> Any:
         cfg, common, master = self.cfg, self.cfg.common, distributed_utils.is_master()
         save_dir = cfg.checkpoint.save_dir
@@ -363,34 +371,16 @@ class TrainLoop:
             self._told_settings = True
         return bar
 
-    def _announce(self, groups: epochs.GroupedIterator) -> None:
-        """Log what is known of the cost before the first update."""
-        at = self.standing(groups)
-        logger.info("%s", cost_at_start(self.trainer, self.epoch_itr, at, groups.chunk_size))
-        unit = getattr(self.trainer.criterion, "loss_unit", "")
-        if unit:
-            logger.info("loss is in %s", unit)
-
     def _log_inner(self, progress: BaseProgressBar, groups: epochs.GroupedIterator) -> None:
         updates = self.trainer.get_num_updates()
-        pace = self.pace.seconds_an_update(updates)
+        self.cost.count(updates)
         if updates % self.cfg.common.log_interval == 0:
             stats = self._training_stats("train_inner")
-            eta = None if pace is None else self._seconds_left(groups, pace)
-            if eta is not None:
-                stats["eta"] = round(eta)
+            self.cost.add_eta(stats, self.epoch_itr.epoch, groups)
             progress.log(stats, tag="train_inner", step=updates)
-            if pace is not None and not self._told_cost:
-                logger.info("%s", cost_so_far(self.trainer, stats.get("wps"), eta))
-                self._told_cost = True
+            self.cost.tell_once(stats)
             metrics.reset_meters("train_inner")
             self.watch.trained(stats, updates, self.epoch_itr.epoch)
-
-    def _seconds_left(self, groups: epochs.GroupedIterator, pace: float) -> float | None:
-        trainer, settings, at = self.trainer, self.cfg.optimization, self.standing(groups)
-        tokens = at.tokens / at.updates if at.updates else None
-        left, _ = updates_left(settings, at, tokens)
-        return seconds_left(settings, left, pace, trainer.cumulative_training_time())
 
     @staticmethod
     def _training_stats(name: str) -> dict[str, Any]:

@@ -150,9 +150,10 @@ class ByteLevelBPE(BytePairEncoder):
         """Return the tokenizer of the library ``tokenizers``."""
         if self._whole is None:
             library = require_library("tokenizers", f"what {self._path} does to text")
-            self._whole = library.Tokenizer.from_file(str(self._path))
-            self._whole.no_truncation()  # a file may ask for both, as some of the hub do
-            self._whole.no_padding()
+            tokenizer = library.Tokenizer.from_file(str(self._path))
+            tokenizer.no_truncation()  # a file may ask for both, as some of the hub do
+            tokenizer.no_padding()
+            self._whole = tokenizer
         return self._whole
 
     def encode(self, x: str) -> str:
