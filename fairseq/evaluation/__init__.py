@@ -14,7 +14,7 @@ from fairseq.data.batches.read import workers_ended
 from fairseq.distributed.device import choose_device
 from fairseq.errors import CheckpointError
 from fairseq.hub.load import load_by_settings
-from fairseq.logging.progress_bar import progress_bar
+from fairseq.logging.progress_bar import progress_of
 from fairseq.models.base import BaseFairseqModel
 from fairseq.models.ema import EMA
 from fairseq.protocols import Sample
@@ -115,18 +115,13 @@ def _validate_subset(
     """Return the statistics of a subset, or of its first batches: a limit of the training's own
     validations does not count here.
     """
-    data, common = config.dataset, config.common
+    data = config.dataset
     validation.begin_validation(config, task, model, epoch=1)
     every = validation.valid_batches(config, task, model, subset)
     if data.data_rng != "philox" and "data_rng" not in given:
         _say_other_mode(subset, getattr(every, "frozen_batches", []), data)
-    bar = progress_bar(
-        every.next_epoch_itr(shuffle=False),
-        log_format=common.log_format,
-        log_interval=common.log_interval,
-        prefix=f"valid on '{subset}' subset",
-        default_log_format="simple" if common.no_progress_bar else "rich",
-    )
+    batches = every.next_epoch_itr(shuffle=False)
+    bar = progress_of(config.common, batches, f"valid on '{subset}' subset")
     with workers_ended(), bar as progress:
         figures = validation.figures_of(
             config, task, model, subset, progress, step, given.get("max_valid_steps")

@@ -26,7 +26,7 @@ from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError
 from fairseq.files.documents import DocumentOptions, reader_of
 from fairseq.hub.load import from_pretrained
-from fairseq.logging.progress_bar import progress_bar
+from fairseq.logging.progress_bar import progress_of
 from fairseq.models.base import BaseFairseqModel
 from fairseq.modules.predictions import asks_hidden, from_output
 from fairseq.tasks.base import FairseqTask
@@ -340,14 +340,7 @@ def watched(common: CommonConfig, prefix: str) -> Callable[[Batches], Iterable[A
     """Return what shows the progress through batches, as the settings ``common`` ask for it."""
 
     def watch(batches: Batches) -> Iterator[Any]:
-        bar = progress_bar(
-            batches,
-            log_format=common.log_format,
-            log_interval=common.log_interval,
-            prefix=prefix,
-            default_log_format="simple" if common.no_progress_bar else "rich",
-        )
-        with bar as progress:
+        with progress_of(common, batches, prefix) as progress:
             yield from progress
 
     return watch

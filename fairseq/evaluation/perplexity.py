@@ -22,7 +22,7 @@ from fairseq.decoding.scorer import average_log_probs
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError
 from fairseq.hub.load import load_causal_models
-from fairseq.logging.progress_bar import progress_bar
+from fairseq.logging.progress_bar import progress_of
 from fairseq.models.base import BaseFairseqModel
 from fairseq.modules.predictions import predict
 from fairseq.protocols import Sample
@@ -101,7 +101,7 @@ def _batches(
     subset: str,
     given: Mapping[str, Any],
 ) -> Any:
-    data, common = config.dataset, config.common
+    data = config.dataset
     max_tokens, batch_size = given.get("max_tokens"), given.get("batch_size")
     window = config.eval_lm.context_window
     longest = utils.resolve_max_positions(*(model.max_positions() for model in models))
@@ -116,13 +116,7 @@ def _batches(
         data_buffer_size=data.data_buffer_size,
         context_window=window,
     )
-    return progress_bar(
-        batches,
-        log_format=common.log_format,
-        log_interval=common.log_interval,
-        prefix=f"eval on '{subset}' subset",
-        default_log_format="simple" if common.no_progress_bar else "rich",
-    )
+    return progress_of(config.common, batches, f"eval on '{subset}' subset")
 
 
 def eval_lm(

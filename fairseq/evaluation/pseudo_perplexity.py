@@ -18,7 +18,7 @@ from fairseq.config.sections import FairseqConfig
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError, MissingFileError
 from fairseq.hub.load import load_by_settings
-from fairseq.logging.progress_bar import progress_bar
+from fairseq.logging.progress_bar import progress_of
 from fairseq.models.base import BaseFairseqModel
 from fairseq.modules.predictions import predict
 from fairseq.protocols import Sample
@@ -58,13 +58,8 @@ def pseudo_perplexity(given: Mapping[str, Any], most: int | None = None) -> dict
     for subset in evaluation.subsets_of(config):
         blocks = task.unmasked_blocks(subset)
         count = len(blocks) if most is None else min(most, len(blocks))
-        bar = progress_bar(
-            [blocks[i] for i in range(count)],
-            log_format=config.common.log_format,
-            log_interval=config.common.log_interval,
-            prefix=f"pseudo-perplexity of '{subset}'",
-            default_log_format="simple" if config.common.no_progress_bar else "rich",
-        )
+        whole = [blocks[i] for i in range(count)]
+        bar = progress_of(config.common, whole, f"pseudo-perplexity of '{subset}'")
         total, tokens, words, size = 0.0, 0, 0, 0
         with bar as progress:
             for tokens_T in progress:

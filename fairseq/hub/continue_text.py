@@ -37,7 +37,7 @@ from fairseq.hub.load import (
     stated_settings,
 )
 from fairseq.hub.outputs import Continuation, Hypothesis, Tally
-from fairseq.logging.progress_bar import progress_bar
+from fairseq.logging.progress_bar import progress_of
 
 if TYPE_CHECKING:
     from fairseq.data.datasets.base import FairseqDataset
@@ -114,14 +114,8 @@ class TextGenerator:
             raise ConfigError(f"--prefix-size must not be negative, not {size}")
         subset = config.dataset.gen_subset
         self.task.load_dataset(subset)
-        batches = progress_bar(
-            self._batches(self.task.dataset(subset), limited=size == 0),
-            log_format=config.common.log_format,
-            log_interval=config.common.log_interval,
-            prefix=f"generate from '{subset}' subset",
-            default_log_format="simple" if config.common.no_progress_bar else "rich",
-        )
-        with batches as progress:
+        batches = self._batches(self.task.dataset(subset), limited=size == 0)
+        with progress_of(config.common, batches, f"generate from '{subset}' subset") as progress:
             for sample in progress:
                 if sample:
                     yield from self._continue(sample, self._prefix(sample, size), targets=True)

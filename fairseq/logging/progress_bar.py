@@ -20,13 +20,16 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from numbers import Number
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fairseq.errors import ConfigError, did_you_mean
 from fairseq.logging.console import setup_logging as setup_logging
 from fairseq.logging.deferred import to_python
 from fairseq.logging.meters import AverageMeter, StopwatchMeter, TimeMeter
 from fairseq.logging.sinks import GuardedSink, Stats, open_sinks, open_text_log
+
+if TYPE_CHECKING:
+    from fairseq.config.sections import CommonConfig
 
 LOG_FORMATS = ("json", "none", "rich", "simple", "tqdm")
 
@@ -379,3 +382,22 @@ def progress_bar(
         )
     classes = {"json": JsonProgressBar, "simple": SimpleProgressBar, "none": NoopProgressBar}
     return classes[kind](iterator, **options)
+
+
+def progress_of(
+    common: CommonConfig, iterator: Iterable[Any], prefix: str | None = None, **more: Any
+) -> BaseProgressBar:
+    """Wrap ``iterator`` in the progress bar that the settings ask for.
+
+    Args:
+        common: the section that says how progress is shown.
+        iterator: see :func:`progress_bar`.
+        prefix: see there.
+        **more: further arguments of it, which win over the settings.
+    """
+    asked = {
+        "log_format": common.log_format,
+        "log_interval": common.log_interval,
+        "default_log_format": "simple" if common.no_progress_bar else "rich",
+    }
+    return progress_bar(iterator, prefix=prefix, **{**asked, **more})

@@ -28,7 +28,7 @@ from fairseq.errors import ConfigError
 from fairseq.growth.start import grow_loaded, recall_source
 from fairseq.logging import metrics
 from fairseq.logging.meters import StopwatchMeter, exact, safe_round
-from fairseq.logging.progress_bar import BaseProgressBar, progress_bar
+from fairseq.logging.progress_bar import BaseProgressBar, progress_of
 from fairseq.logging.sinks import close_sinks
 from fairseq.models.base import count_parameters
 from fairseq.tasks.validation import figures_of
@@ -350,15 +350,14 @@ class TrainLoop:
     def _progress(self, iterator: Iterator[Any], epoch: int, prefix: str | None = None) -> Any:
         cfg, common, master = self.cfg, self.cfg.common, distributed_utils.is_master()
         save_dir = cfg.checkpoint.save_dir
-        bar: BaseProgressBar = progress_bar(
+        bar = progress_of(
+            common,
             iterator,
+            prefix,
             log_format=common.log_format if master else "none",
-            log_interval=common.log_interval,
             log_file=common.log_file if master else None,
             epoch=epoch,
-            prefix=prefix,
             tensorboard_logdir=common.tensorboard_logdir if master else None,
-            default_log_format="simple" if common.no_progress_bar else "rich",
             wandb_project=common.wandb_project if master else None,
             wandb_run_name=os.environ.get("WANDB_NAME", os.path.basename(save_dir)),
             wandb_folder=save_dir if _writes(cfg) else None,

@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 
+from fairseq.config.sections import CommonConfig
 from fairseq.errors import ConfigError
 from fairseq.logging import progress_bar as module
 from fairseq.logging.console import ConsoleHandler
@@ -23,6 +24,7 @@ from fairseq.logging.progress_bar import (
     SimpleProgressBar,
     format_stat,
     progress_bar,
+    progress_of,
     setup_logging,
 )
 from fairseq.logging.sinks import close_sinks, read_jsonl
@@ -232,6 +234,23 @@ def test_update_config_reaches_the_sinks():
 def test_choice_of_format(monkeypatch, name, on_terminal, expected):
     monkeypatch.setattr("sys.stderr", Terminal() if on_terminal else io.StringIO())
     assert type(progress_bar((), log_format=name)) is expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "more", "kind", "interval"),
+    [
+        ({}, {}, "Rich", 100),
+        ({"no_progress_bar": True, "log_interval": 7}, {}, "Simple", 7),
+        ({"no_progress_bar": True, "log_format": "json"}, {}, "Json", 100),
+        ({"log_format": "json"}, {"log_format": "none", "epoch": 3}, "Noop", 100),
+    ],
+)
+def test_settings_choose_the_bar(monkeypatch, settings, more, kind, interval):
+    monkeypatch.setattr("sys.stderr", Terminal())
+    bar = progress_of(CommonConfig(**settings), range(3), "here", **more)
+    assert type(bar).__name__ == f"{kind}ProgressBar"
+    assert bar.log_interval == interval and list(bar) == [0, 1, 2]
+    assert bar.prefix == ("epoch 003 | here" if more else "here")
 
 
 def test_unknown_format_is_named():
