@@ -242,6 +242,7 @@ class SequenceGenerator:
                 f"{self.max_positions} positions of the model, or leave none to write at"
             )
         wanted_B = self.max_len_a * sources_BT.ne(self.pad).sum(1) + self.max_len_b
+        # one position is taken by the token in front
         max_len_B = wanted_B.long().clamp(max=self.max_positions - 1)
         if bool((max_len_B < self.min_len).any()):
             raise ConfigError(
@@ -257,6 +258,8 @@ class SequenceGenerator:
     def _begin(self, readers: list[Reader], prompts: Prompts, bos: int) -> Beams:
         """Read what all prompts have, in one go, and return the beams after it."""
         batch, beam = len(prompts.ids), self.beam_size
+        # the end of a prompt is left to the next step, which moves hypotheses that end to those
+        # done
         common = int((prompts.length_B - prompts.complete_B(self.eos).long()).min())
         front_B1 = prompts.tokens_BP.new_full((batch, 1), bos)
         tokens_BS = torch.cat([front_B1, prompts.tokens_BP[:, :common]], dim=1)
@@ -267,9 +270,12 @@ class SequenceGenerator:
         for reader in readers:
             reader.reorder(order_R)
             assert reader.hidden_RTC is not None
+            # the last state says all about the next token; those before were scored
             reader.hidden_RTC = reader.hidden_RTC[order_R, -1:]
         total_BK = scores_BT.sum(1)[:, None].repeat(1, beam)
         if self.search.branches:
+            # so far all hypotheses of a sentence are one: its copies would fill the beam with
+            # equals
             total_BK[:, 1:] = -torch.inf
         return Beams(
             rows_B=torch.arange(batch, device=tokens_BS.device),
@@ -347,6 +353,7 @@ class SequenceGenerator:
         score_BC, token_BC, beam_BC = self.search.step(
             step, log_p_BKV, beams.total_BK[:, :, None], beams.tokens_BKS, torch.tensor(ids)
         )
+        # a small vocabulary may have fewer continuations than the beam is wide
         missing = (0, max(0, beam - score_BC.shape[1]))
         score_BC = F.pad(score_BC, missing, value=-torch.inf)
         token_BC, beam_BC = F.pad(token_BC, missing), F.pad(beam_BC, missing)
@@ -386,6 +393,7 @@ class SequenceGenerator:
                 gain = log_p_BKV[row, source, token_BC[row, place]]
                 done[rows[row]].append(self._hypothesis(beams, row, source, gain, total))
         score_BC = score_BC.masked_fill(ends_BC, -torch.inf)
+        # candidates come best first: a stable sort only moves those that cannot go on behind
         best_BK = score_BC.isneginf().int().sort(dim=1, stable=True).indices[:, :beam]
         alive_B = score_BC.isfinite().any(1) & (step < prompts.max_len_B[beams.rows_B])
         full_B = torch.tensor([len(done[row]) >= beam for row in rows], device=alive_B.device)

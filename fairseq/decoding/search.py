@@ -137,8 +137,10 @@ class Sampling(Search):
             p_BKV, order_BKV = p_BKV.topk(min(self.sampling_topk, p_BKV.shape[-1]))
         elif self.sampling_topp > 0:
             p_BKV, order_BKV = p_BKV.sort(dim=-1, descending=True)
+        # MPS has no fp64
         exact = torch.float32 if p_BKV.device.type == "mps" else torch.float64
         if self.sampling_topp > 0:
+            # what lies before a token counts, so that the one which crosses the threshold stays
             before_BKV = p_BKV.cumsum(-1, dtype=exact) - p_BKV
             p_BKV = p_BKV.masked_fill(before_BKV >= self.sampling_topp, 0)
         mass_BKV = p_BKV.cumsum(-1, dtype=exact)

@@ -60,14 +60,14 @@ class FairseqRobertaConfig(PretrainedConfig):
 
     def __init__(self, **kwargs: object) -> None:
         kwargs = {**DEFAULTS, "tie_word_embeddings": False, "use_cache": False, **kwargs}
-        own = {name: kwargs.pop(name) for name in DEFAULTS}
+        settings = {name: kwargs.pop(name) for name in DEFAULTS}
         super().__init__(**kwargs)
         for name, stands_for in (
             ("dictionary_size", "vocab_size"), ("first_new_id", "dictionary_size"),
             ("final_norm", "normalize_before"), ("pooler_size", "hidden_size"),
         ):  # fmt: skip
-            own[name] = own[stands_for] if own[name] is None else own[name]
-        for name, value in own.items():
+            settings[name] = settings[stands_for] if settings[name] is None else settings[name]
+        for name, value in settings.items():
             setattr(self, name, value)
 
     def known(self, ids: Tensor) -> Tensor:
@@ -123,8 +123,7 @@ class Layer(nn.Module):
 
     def __init__(self, config: FairseqRobertaConfig) -> None:
         super().__init__()
-        width, inner = config.hidden_size, config.intermediate_size
-        self.config = config
+        self.config, width, inner = config, config.hidden_size, config.intermediate_size
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
             nn.Linear(width, width) for _ in range(4)
         )
@@ -132,18 +131,18 @@ class Layer(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, inner), nn.Linear(inner, width)
         self.final_layer_norm = nn.LayerNorm(width, config.layer_norm_eps)
 
-    def attend(self, x_BTC: Tensor, around: AttnContext) -> tuple[Tensor, Tensor | None]:
+    def attend(self, x_BTC: Tensor, context: AttnContext) -> tuple[Tensor, Tensor | None]:
         """Return what the attention gives, and its weights (B, H, T, T) if they are wanted."""
         config = self.config
         q, k, v = (
             project(x_BTC).unflatten(-1, (config.num_attention_heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        if around.rotation is not None:
-            q, k = rotate(q, around.rotation), rotate(k, around.rotation)
-        bias, weights = around.bias.to(q.dtype), None
+        if context.rotation is not None:
+            q, k = rotate(q, context.rotation), rotate(k, context.rotation)
+        bias, weights = context.bias.to(q.dtype), None
         drop = config.attention_dropout if self.training else 0.0
-        if around.weights:
+        if context.weights:
             scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias
             weights = scores.float().softmax(-1).to(q.dtype)
             mixed = F.dropout(weights, drop, self.training) @ v
@@ -157,11 +156,11 @@ class Layer(nn.Module):
         x_BTC = self.fc2(ACTIVATIONS[self.config.activation_fn](self.fc1(x_BTC)))
         return F.dropout(x_BTC, self.config.dropout, self.training)
 
-    def forward(self, x_BTC: Tensor, around: AttnContext) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x_BTC: Tensor, context: AttnContext) -> tuple[Tensor, Tensor | None]:
         """Return the hidden states, and the attention's weights if they are wanted."""
         first, second = self.self_attn_layer_norm, self.final_layer_norm
         pre, beside = self.config.normalize_before, self.config.parallel_residual
-        attended, weights = self.attend(first(x_BTC) if pre else x_BTC, around)
+        attended, weights = self.attend(first(x_BTC) if pre else x_BTC, context)
         if not pre:
             x_BTC = first(x_BTC + attended)
             return second(x_BTC + self.feed(x_BTC)), weights
@@ -203,7 +202,7 @@ class FairseqRobertaPreTrainedModel(PreTrainedModel):
                 setattr(self, name, nn.Parameter(new))
         return table
 
-    def given_as(self, output: Any, return_dict: bool | None) -> Any:
+    def packed(self, output: Any, return_dict: bool | None) -> Any:
         """Return an output as a tuple if that is wanted."""
         wanted = self.config.return_dict if return_dict is None else return_dict
         return output if wanted else output.to_tuple()
@@ -217,10 +216,10 @@ class FairseqRobertaPreTrainedModel(PreTrainedModel):
             loss = F.mse_loss(logits.flatten().float(), labels.flatten().float())
         elif labels is not None:
             loss = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
-        found = self.output_class(
+        output = self.output_class(
             loss=loss, logits=logits, hidden_states=body.hidden_states, attentions=body.attentions
         )
-        return self.given_as(found, return_dict)
+        return self.packed(output, return_dict)
 
 
 class FairseqRobertaModel(FairseqRobertaPreTrainedModel):
@@ -260,8 +259,9 @@ class FairseqRobertaModel(FairseqRobertaPreTrainedModel):
         """Return what enters the first layer, from the vectors of the tokens."""
         config = self.config
         x_BTC = x_BTC * config.embedding_multiplier
-        rows = (is_token.cumsum(1) - 1 if places is None else places) + self.first
-        rows = rows * is_token
+        places = is_token.cumsum(1) - 1 if places is None else places
+        rows = (places + self.first) * is_token
+        # padding has a row of its own where positions begin behind it
         if config.position_offset is None:
             rows = rows + config.pad_token_id * ~is_token
         if config.position == "learned":
@@ -276,7 +276,7 @@ class FairseqRobertaModel(FairseqRobertaPreTrainedModel):
         x_BTC = self.layernorm_embedding(x_BTC) if config.layernorm_embedding else x_BTC
         return F.dropout(x_BTC, config.dropout, self.training)
 
-    def surroundings(
+    def context_of(
         self, kept_BT: Tensor, places: Tensor | None, dtype: torch.dtype, weights: bool
     ) -> AttnContext:
         """Return what the layers are told of the tokens."""
@@ -329,25 +329,25 @@ class FairseqRobertaModel(FairseqRobertaPreTrainedModel):
         x_BTC = self.embed(x_BTC, kept_BT, token_type_ids, position_ids)
         x_BTC = x_BTC if config.causal else x_BTC * kept_BT.unsqueeze(-1)
         wanted = config.output_attentions if output_attentions is None else output_attentions
-        around = self.surroundings(kept_BT, position_ids, x_BTC.dtype, bool(wanted))
+        context = self.context_of(kept_BT, position_ids, x_BTC.dtype, bool(wanted))
         states, attentions = [x_BTC], []
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
-                x_BTC, weights = self._gradient_checkpointing_func(layer.__call__, x_BTC, around)
+                x_BTC, weights = self._gradient_checkpointing_func(layer.__call__, x_BTC, context)
             else:
-                x_BTC, weights = layer(x_BTC, around)
+                x_BTC, weights = layer(x_BTC, context)
             states.append(x_BTC)
             attentions.append(weights)
         if config.final_norm:
             x_BTC = self.layer_norm(x_BTC)
-        asked = output_hidden_states
-        asked = config.output_hidden_states if asked is None else asked
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
         output = BaseModelOutput(
             last_hidden_state=x_BTC,
-            hidden_states=tuple(states) if asked else None,
+            hidden_states=tuple(states) if output_hidden_states else None,
             attentions=tuple(attentions) if wanted else None,
         )
-        return self.given_as(output, return_dict)
+        return self.packed(output, return_dict)
 
 
 class _WithVocabularyHead(FairseqRobertaPreTrainedModel):
@@ -496,5 +496,4 @@ class FairseqRobertaForTokenClassification(FairseqRobertaPreTrainedModel):
         """Return the scores (B, T, K) and, with ``labels`` (-100 asks nothing), the loss."""
         return_dict = kwargs.pop("return_dict", None)
         output = self.encoder(input_ids, return_dict=True, **kwargs)
-        logits = self.classifier(output.last_hidden_state)
-        return self.answer(logits, labels, output, return_dict)
+        return self.answer(self.classifier(output.last_hidden_state), labels, output, return_dict)

@@ -109,6 +109,7 @@ def _unpack(archive: PathLike, folder: Path) -> None:
         if content is None:
             _make_folder(target)
             continue
+        # two names that differ in case are one file on some systems
         key = str(target).casefold()
         if key in seen or target.exists():
             raise _Unsafe(f"it holds {name!r} twice")

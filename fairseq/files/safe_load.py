@@ -168,6 +168,7 @@ def verify_zip(path: PathLike) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            # what is stored as it is cannot unpack to more than the file holds
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
                 raise CheckpointError(f"{path} is compressed: torch.save writes no such files")
             damaged = archive.testzip()

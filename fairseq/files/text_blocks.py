@@ -45,6 +45,7 @@ def _line_start_after(handle: io.BufferedReader, offset: int, size: int) -> int:
     while piece := handle.read(_PIECE_BYTES):
         if match := _LINE_END.search(piece):
             start = offset + match.end()
+            # the "\r" that ends this piece may be half of a "\r\n"
             cut_in_two = match.end() == len(piece) and match.group() == b"\r"
             return start + 1 if cut_in_two and handle.read(1) == b"\n" else start
         offset += len(piece)
@@ -187,6 +188,7 @@ def map_blocks(
         MissingFileError: if the file is absent or unreadable.
     """
     size = require_file(path, "text file", "Check the path.").stat().st_size
+    # starting processes takes longer than reading so little
     if size <= 8 * BLOCK_BYTES:
         num_workers = 1
     yield from map_spans(
@@ -205,6 +207,7 @@ def chunk_spans(path: PathLike, num_workers: int) -> list[Span]:
         MissingFileError: if the file is absent or unreadable.
     """
     size = require_file(path, "text file", "Check the path.").stat().st_size
+    # some sixteen spans a worker: whoever is slow holds up a small part of the whole
     chunk = min(max(size // (16 * num_workers), BLOCK_BYTES), 32 * BLOCK_BYTES)
     offsets = sorted(set(find_offsets(path, max(size // chunk, 1))))
     return list(itertools.pairwise(offsets))

@@ -85,6 +85,8 @@ class _ShortWords:
     _KEEP_LOW = np.array([(1 << 8 * min(n, 8)) - 1 for n in range(16)], np.uint64)
     _KEEP_HIGH = np.array([(1 << 8 * max(n - 8, 0)) - 1 for n in range(16)], np.uint64)
     _LENGTH = np.array([n << 56 for n in range(16)], np.uint64)
+    # odd factors spread keys over the high bits; the first is 2**64 over the golden ratio (Knuth
+    # 1973, section 6.4, multiplicative hashing)
     _MIX = np.array([0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93], np.uint64)
 
     def __init__(self, bits: int = 12) -> None:
@@ -97,6 +99,7 @@ class _ShortWords:
         cls, text: bytes, starts_N: np.ndarray, lengths_N: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return ``(low_N, high_N)`` of words of ``text``, which ends 16 bytes after the last."""
+        # a window of 16 bytes at every byte of the text, without copying it
         windows = np.ndarray((len(text) - 15,), "V16", text, 0, (1,))
         low_N, high_N = windows[starts_N].view("<u8").reshape(-1, 2).T
         high_N = (high_N & cls._KEEP_HIGH[lengths_N]) | cls._LENGTH[lengths_N]
@@ -173,6 +176,7 @@ class WordNumbers:
         else:
             numbers_N = self._number_of.look_up(_tokenized(block, self._tokenize))
         count = len(self._number_of) - known
+        # a dictionary keeps the order of its keys: the new ones stand at its end
         newest_first = list(itertools.islice(reversed(self._number_of), count))
         return numbers_N, [word.decode("utf-8") for word in reversed(newest_first)]
 

@@ -105,6 +105,7 @@ def block_to_dataset_index(
         return np.stack([sentences_K, np.zeros_like(sentences_K), sentences_K], axis=1)
     ends_M = np.cumsum(sizes_M, dtype=np.int64)
     first_K = np.searchsorted(ends_M, slices[:, 0], side="right")
+    # "left": a block that ends with a sentence does not touch the next one
     last_K = np.searchsorted(ends_M, slices[:, 1], side="left")
     offset_K = slices[:, 0] - (ends_M - sizes_M)[first_K]
     return np.stack([first_K, offset_K, last_K], axis=1)

@@ -104,6 +104,7 @@ class TokenBlockDataset(OwnSizes, FairseqDataset):
         assert self._places is not None
         lookback = min(int(self._places[index, 1]), 2)
         tokens = self._tokens(index, lookback)
+        # before a text stands an end of sentence, and before that nothing
         history = tokens.new_tensor([self.pad, self.eos][lookback:])
         shifted = torch.cat([history, tokens])
         return shifted[1:-1], shifted[2:], shifted[:-2]
@@ -132,6 +133,7 @@ class TokenBlockDataset(OwnSizes, FairseqDataset):
         """Load the sentences of these blocks ahead of time."""
         places = self.block_to_dataset_index[np.asarray(indices)]
         n_sentences = len(self._sentence_sizes)
+        # +1 at the first sentence of a block, -1 behind its last: the sum tells who is needed
         begins = np.bincount(places[:, 0], minlength=n_sentences)
         ends = np.bincount(places[:, 2] + 1, minlength=n_sentences)[:n_sentences]
         self.dataset.prefetch(np.flatnonzero(np.cumsum(begins - ends)))

@@ -298,9 +298,9 @@ def _choose_units(
     # 53 bits are what a float64 holds: the same uniform on every machine
     uniform_B = (rounding_B >> np.uint64(11)) * 2.0**-53
     expected_B = spec.mask_prob * units_B / spec.mask_multiple_length
-    # The sum can round up to units_B + 1 when every unit is to be chosen.
     # rounded at random, up with the probability of the fraction: the mean stays mask_prob
     wanted_B = (expected_B + uniform_B).astype(np.int64)
+    # the sum can round up to units_B + 1 when every unit is to be chosen
     wanted_B = np.minimum(spec.mask_count or wanted_B, units_B)
     # The wanted_B smallest of distinct random keys; the position in the low bits settles ties.
     positions_T = np.arange(begins_BT.shape[1], dtype=np.uint64)

@@ -80,6 +80,7 @@ def _replay_choice(rng: np.random.RandomState, units: int, spec: MaskSpec) -> np
         lengths = [max(0, round(x)) for x in normal_N.tolist()]
     spans = [first_N[i] + np.arange(length) for i, length in enumerate(lengths)]
     masked_N = np.concatenate([np.zeros(0, dtype=np.int64), *spans])
+    # spans that run over the end are cut there, and so mask less than was asked for
     return masked_N[masked_N < units]
 
 

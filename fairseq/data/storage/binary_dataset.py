@@ -29,6 +29,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
     3: np.dtype("<i2"),
     4: np.dtype("<i4"),
     5: np.dtype("<i8"),
+    # numpy's "float" when the original chose its codes, which is a double like 7
     6: np.dtype("<f8"),
     7: np.dtype("<f8"),
     8: np.dtype("<u2"),

@@ -164,6 +164,7 @@ class Dictionary:
         """
         limit = (nwords if nwords > 0 else len(self)) - self.nspecial
         ranked = sorted(range(self.nspecial, len(self)), key=self.symbols.__getitem__)
+        # a stable sort: of equal counts the names keep their order
         ranked.sort(key=self.count.__getitem__, reverse=True)
         kept = [i for i in ranked[: max(limit, 0)] if self.count[i] >= threshold]
         kept = [*range(self.nspecial), *kept]
@@ -468,6 +469,7 @@ def post_process(sentence: str, symbol: str | None) -> str:
         return sentence.replace(" ", "").replace(_BLANKS[symbol], " ").strip()
     if symbol in ("subword_nmt", "@@ ", "@@"):
         mark = "@@ " if symbol == "subword_nmt" else symbol
+        # the mark of the last piece has no blank behind it otherwise
         return (sentence + " ").replace(mark, "").rstrip()
     raise ConfigError(
         f"unknown subword encoding {symbol!r}{did_you_mean(symbol, _BLANKS)}; "

@@ -137,6 +137,7 @@ def best_fitting_int_dtype(max_int_to_represent: int | None) -> type[np.integer[
     """Return the dtype in which ids below a dictionary size are stored; uint32 if it is unknown."""
     if max_int_to_represent is None:
         return np.uint32
+    # the original's bounds: with others the same text would give other files
     if max_int_to_represent < 65500:
         return np.uint16
     if max_int_to_represent < 4294967295:
