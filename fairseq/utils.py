@@ -197,12 +197,12 @@ def clip_grad_norm_(
 
 def resolve_max_positions(*limits: object) -> Any:
     """Return the smallest of several limits: numbers, tuples or dicts of them; None means none."""
-    found: Any = None
+    smallest: Any = None
     for limit in limits:
         if limit is None:
             continue
-        found = limit if found is None else _smaller(found, limit)
-    return found
+        smallest = limit if smallest is None else _smaller(smallest, limit)
+    return smallest
 
 
 def _smaller(left: Any, right: Any) -> Any:

@@ -15,20 +15,20 @@ EXAMPLES = """examples:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
-    own = argparse.ArgumentParser(
+    result = argparse.ArgumentParser(
         "fairseq-average",
         description="Average the weights of checkpoints.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    own.add_argument("--inputs", nargs="+", required=True, help="checkpoints, or one run folder")
-    own.add_argument("--output", required=True, metavar="FILE", help="where the mean goes")
-    count = own.add_mutually_exclusive_group()
+    result.add_argument("--inputs", nargs="+", required=True, help="checkpoints, or one run folder")
+    result.add_argument("--output", required=True, metavar="FILE", help="where the mean goes")
+    count = result.add_mutually_exclusive_group()
     count.add_argument("--num-epoch-checkpoints", type=int, help="newest epochs of the folder")
     count.add_argument("--num-update-checkpoints", type=int, help="newest update checkpoints")
     count.add_argument("--num-best-checkpoints", type=int, help="best checkpoints of the folder")
-    own.add_argument("--checkpoint-upper-bound", type=int, help="ignore later epochs or updates")
-    return own
+    result.add_argument("--checkpoint-upper-bound", type=int, help="ignore later epochs or updates")
+    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -65,18 +65,18 @@ def run(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser(argv)
     parser.prog, parser.usage, parser.epilog = "fairseq-eval-lm", USAGE, EXAMPLES
-    given = stated_flags(parser, argv, "language_modeling")
-    as_json = given.pop("json", False)
+    flat = stated_flags(parser, argv, "language_modeling")
+    as_json = flat.pop("json", False)
     if as_json:
-        given.setdefault("log_format", "none")
-    if score_texts(given, as_json):
+        flat.setdefault("log_format", "none")
+    if score_texts(flat, as_json):
         return 0
     if as_json:
         from fairseq.evaluation.perplexity import evaluate
 
-        print(json.dumps(evaluate(given)))
+        print(json.dumps(evaluate(flat)))
     else:
-        main(given)
+        main(flat)
     return 0
 
 

@@ -30,14 +30,14 @@ the greatest logit) is an error, and nothing is written.
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
-    own = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         "fairseq-export",
         description="Convert a checkpoint to or from another toolkit.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    own.add_argument("source", type=Path, help="a checkpoint or, with --from, a model folder")
-    way = own.add_mutually_exclusive_group(required=True)
+    parser.add_argument("source", type=Path, help="a checkpoint or, with --from, a model folder")
+    way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--to", choices=["hf", "safetensors", "fairseq"], help="what to write")
     way.add_argument("--from", dest="origin", choices=["hf"], help="what to read")
     way.add_argument(
@@ -45,45 +45,47 @@ def get_parser() -> argparse.ArgumentParser:
         choices=["tied", "copy"],
         help="give a model without head one: the input embeddings, shared or copied",
     )
-    own.add_argument("--out", type=Path, required=True, help="folder or file to write")
-    own.add_argument("--data", type=Path, help="folder with the checkpoint's dict.txt")
-    own.add_argument(
+    parser.add_argument("--out", type=Path, required=True, help="folder or file to write")
+    parser.add_argument("--data", type=Path, help="folder with the checkpoint's dict.txt")
+    parser.add_argument(
         "--bpe",
         metavar="NAME",
         help="the checkpoint's text encoder, or none if words are the dictionary's (default: as "
         "recorded; else byte_level if tokenizer.json lies beside dict.txt, gpt2 if that holds "
         "numbers)",
     )
-    own.add_argument("--byte-level-tokenizer", help="tokenizer.json of --bpe byte_level")
-    own.add_argument("--gpt2-encoder-json", help="encoder.json of --bpe gpt2")
-    own.add_argument("--gpt2-vocab-bpe", help="vocab.bpe of --bpe gpt2")
-    own.add_argument("--wordpiece-vocab", help="vocab.txt of --bpe wordpiece")
-    own.add_argument("--sentencepiece-model", help="model of --bpe sentencepiece")
-    own.add_argument(
+    parser.add_argument("--byte-level-tokenizer", help="tokenizer.json of --bpe byte_level")
+    parser.add_argument("--gpt2-encoder-json", help="encoder.json of --bpe gpt2")
+    parser.add_argument("--gpt2-vocab-bpe", help="vocab.bpe of --bpe gpt2")
+    parser.add_argument("--wordpiece-vocab", help="vocab.txt of --bpe wordpiece")
+    parser.add_argument("--sentencepiece-model", help="model of --bpe sentencepiece")
+    parser.add_argument(
         "--classification-head",
         metavar="NAME",
         help="with --to hf: take this head of an encoder along, or none: the vocabulary head "
         "(default: the one it was fine-tuned with)",
     )
-    own.add_argument("--sentences", type=Path, help="text to compare on (default: Python's help)")
-    own.add_argument(
+    parser.add_argument(
+        "--sentences", type=Path, help="text to compare on (default: Python's help)"
+    )
+    parser.add_argument(
         "--log-unigram-bias",
         action="store_true",
         help="with --add-head: a bias, log((count + 1) / sum) of the dictionary's counts",
     )
-    own.add_argument(
+    parser.add_argument(
         "--push", metavar="REPO", help="with --to hf: upload the folder to this Hub repository"
     )
-    own.add_argument("--public", action="store_true", help="with --push: a new REPO is public")
-    own.add_argument(
+    parser.add_argument("--public", action="store_true", help="with --push: a new REPO is public")
+    parser.add_argument(
         "--revisions",
         action="store_true",
         help="with --to hf: source is a run folder, and every checkpoint of it becomes a folder in "
         "--out (with --push a branch of the repository)",
     )
-    own.add_argument("--force", action="store_true", help="replace what --out names")
-    own.add_argument("--json", action="store_true", help="print the result as JSON")
-    return own
+    parser.add_argument("--force", action="store_true", help="replace what --out names")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

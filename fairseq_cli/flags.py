@@ -28,14 +28,14 @@ def stated_flags(parser: Any, argv: Sequence[str], task: str) -> dict[str, Any]:
         encoder = encoder_of_flags(argv)
         names = {"task": task} | ({"bpe": encoder} if encoder else {})
     options.refuse_words(parser, options.complete_parser(parser, argv, names))
-    given = vars(explicitly_given(parser, argv))
+    flat = vars(explicitly_given(parser, argv))
     if "bpe" in names:
-        given.setdefault("bpe", names["bpe"])
-    if given.get("bpe") == "none" and not {"last_word", "minimal_pairs"} & set(given):
+        flat.setdefault("bpe", names["bpe"])
+    if flat.get("bpe") == "none" and not {"last_word", "minimal_pairs"} & set(flat):
         raise ConfigError(
             "--bpe none belongs to --last-word and --minimal-pairs; without them, leave --bpe out"
         )
-    return given
+    return flat
 
 
 def encoder_of_flags(argv: Sequence[str]) -> str | None:
@@ -80,25 +80,25 @@ def add_last_word_flags(parser: Any) -> Any:
     return parser
 
 
-def score_texts(given: dict[str, Any], as_json: bool) -> bool:
+def score_texts(flat: dict[str, Any], as_json: bool) -> bool:
     """Score and print what ``--last-word`` or ``--minimal-pairs`` ask for; tell if one was given.
 
     Args:
-        given: what the command line states; these flags are taken out.
+        flat: what the command line states; these flags are taken out.
         as_json: print one JSON object.
     """
-    texts, key = given.pop("last_word", None), given.pop("text_key", "text")
-    pairs = given.pop("minimal_pairs", None)
+    texts, key = flat.pop("last_word", None), flat.pop("text_key", "text")
+    pairs = flat.pop("minimal_pairs", None)
     if texts is not None and pairs is not None:
         raise ConfigError("--last-word and --minimal-pairs are two scores: ask for one at a time")
     if pairs is not None:
         from fairseq.evaluation import minimal_pairs
 
-        found = minimal_pairs.evaluate_minimal_pairs(given, pairs)
-        print(json.dumps(found) if as_json else minimal_pairs.describe(found))
+        result = minimal_pairs.evaluate_minimal_pairs(flat, pairs)
+        print(json.dumps(result) if as_json else minimal_pairs.describe(result))
     elif texts is not None:
         from fairseq.evaluation import continuations
 
-        found = continuations.evaluate_last_words(given, texts, key)
-        print(json.dumps(found) if as_json else continuations.describe(found))
+        result = continuations.evaluate_last_words(flat, texts, key)
+        print(json.dumps(result) if as_json else continuations.describe(result))
     return texts is not None or pairs is not None

@@ -32,7 +32,7 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's own options; the rest are flags of fairseq-train."""
     from fairseq.catalog import BPES
 
-    own = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         "fairseq-glue",
         usage="fairseq-glue CHECKPOINT --glue-dir FOLDER --out FOLDER [options] [training flags]",
         description=DESCRIPTION,
@@ -40,24 +40,26 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    own.add_argument("checkpoint", help="a pre-trained model")
-    own.add_argument("--glue-dir", required=True, metavar="FOLDER", help="the official files")
-    own.add_argument("--out", required=True, metavar="FOLDER", help="results and run folders")
-    own.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks (default: all eight)")
-    own.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="N", help="seeds (1)")
-    own.add_argument(
+    parser.add_argument("checkpoint", help="a pre-trained model")
+    parser.add_argument("--glue-dir", required=True, metavar="FOLDER", help="the official files")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="results and run folders")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks (default: all eight)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="N", help="seeds (1)")
+    parser.add_argument(
         "--dict-dir", metavar="FOLDER", help="folder with dict.txt (default: the checkpoint's)"
     )
-    own.add_argument("--bpe", choices=[*sorted(BPES), "none"], help="encoder (the checkpoint's)")
+    parser.add_argument("--bpe", choices=[*sorted(BPES), "none"], help="encoder (the checkpoint's)")
     for name, encoder_options in OPTIONS.items():
         for flags, field, text in encoder_options:
-            own.add_argument(*flags, dest=field, metavar="FILE", help=f"{name}: {text}")
-    own.add_argument("--keep-checkpoints", action="store_true", help="keep the fine-tuned models")
-    own.add_argument(
+            parser.add_argument(*flags, dest=field, metavar="FILE", help=f"{name}: {text}")
+    parser.add_argument(
+        "--keep-checkpoints", action="store_true", help="keep the fine-tuned models"
+    )
+    parser.add_argument(
         "--export", choices=["hf"], help="export the best model of each run, into its folder hf"
     )
-    own.add_argument("--json", action="store_true", help="print the summary as JSON")
-    return own
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [find_task(name) for name in args.tasks or TASKS]
     fields = [field for encoder_options in OPTIONS.values() for _, field, _ in encoder_options]
     settings = {field: getattr(args, field) for field in ("bpe", *fields)}
-    given = {field: value for field, value in settings.items() if value is not None}
-    pretrained = open_pretrained(args.checkpoint, args.dict_dir, **given)
+    flat = {field: value for field, value in settings.items() if value is not None}
+    pretrained = open_pretrained(args.checkpoint, args.dict_dir, **flat)
     runs = run_glue(
         chosen,
         args.seeds,

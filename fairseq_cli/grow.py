@@ -36,27 +36,29 @@ def get_parser() -> argparse.ArgumentParser:
     from fairseq.config.schema import public_fields
     from fairseq.config.sections import CheckpointConfig
 
-    own = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         "fairseq-grow",
         description="Grow a checkpoint into a larger model, or extract a smaller one.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    own.add_argument("source", type=Path, help="a checkpoint")
-    own.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
-    own.add_argument("--method", choices=sorted(GROWTH), metavar="NAME", help=", ".join(GROWTH))
-    own.add_argument("--operator", type=Path, metavar="FILE", help="ligo: the learned operator")
-    own.add_argument("--arch", metavar="NAME", help="take the sizes of this architecture")
-    own.add_argument("--grow-width", type=int, metavar="K", help="K times the width")
+    parser.add_argument("source", type=Path, help="a checkpoint")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
+    parser.add_argument("--method", choices=sorted(GROWTH), metavar="NAME", help=", ".join(GROWTH))
+    parser.add_argument("--operator", type=Path, metavar="FILE", help="ligo: the learned operator")
+    parser.add_argument("--arch", metavar="NAME", help="take the sizes of this architecture")
+    parser.add_argument("--grow-width", type=int, metavar="K", help="K times the width")
     config = CheckpointConfig()
     for field, kind in public_fields(CheckpointConfig):
         if field.name.startswith("grow_") and field.name not in ("grow_from", "grow_method"):
-            add_field(own, config, field, kind, None, False)
-    own.add_argument("--data", type=Path, metavar="DIR", help="folder with the source's dict.txt")
-    own.add_argument("--force", action="store_true", help="replace what --out names")
-    own.add_argument("--json", action="store_true", help="print the result as JSON")
-    return own
+            add_field(parser, config, field, kind, None, False)
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder with the source's dict.txt"
+    )
+    parser.add_argument("--force", action="store_true", help="replace what --out names")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
 
 
 def model_flags(

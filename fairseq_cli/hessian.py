@@ -98,13 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     log_format = stated.pop("log_format", None)
     if out is not None and not os.path.isdir(os.path.dirname(os.path.abspath(out))):
         raise MissingFileError(f"--out {out}: there is no such folder; make it first")
-    given = {"path": stated.pop("checkpoint"), "data": stated.pop("data")}
+    flat = {"path": stated.pop("checkpoint"), "data": stated.pop("data")}
     for name in ("device", "model_overrides"):
         if name in stated:
-            given[name] = stated.pop(name)
+            flat[name] = stated.pop(name)
     stated.pop("user_dir", None)
     double = stated.pop("dtype", "fp32") == "fp64"
-    result = measure(given, Settings(double=double, **stated), log_format)
+    result = measure(flat, Settings(double=double, **stated), log_format)
     if out is not None:
         with atomic_write(out, "w") as file:
             json.dump(result, file)

@@ -43,17 +43,17 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's own options; the rest are Hydra overrides."""
     from fairseq.config.flags import Parser
 
-    own = Parser(
+    parser = Parser(
         "fairseq-hydra-train",
         usage="fairseq-hydra-train --config-dir FOLDER --config-name NAME [section.key=value ...]",
         description="Train from a YAML recipe, composed by Hydra.",
         epilog=EXAMPLES,
     )
-    own.add_argument("--config-dir", "-cd", metavar="FOLDER", help="folder with recipes")
-    own.add_argument("--config-name", "-cn", metavar="NAME", help="the recipe, without .yaml")
-    own.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
-    own.add_argument("overrides", nargs="*", help="section.key=value, ~section.key removes it")
-    return own
+    parser.add_argument("--config-dir", "-cd", metavar="FOLDER", help="folder with recipes")
+    parser.add_argument("--config-name", "-cn", metavar="NAME", help="the recipe, without .yaml")
+    parser.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
+    parser.add_argument("overrides", nargs="*", help="section.key=value, ~section.key removes it")
+    return parser
 
 
 def compose(

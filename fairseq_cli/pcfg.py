@@ -204,12 +204,12 @@ def _grammar(args: argparse.Namespace) -> dict[str, Any]:
     }
     maker: Any = makers[args.kind]
     shared = ("command", "out", "kind", "json")
-    given = {k: v for k, v in vars(args).items() if v is not None and k not in shared}
-    strangers = given.keys() - inspect.signature(maker).parameters.keys()
+    stated = {k: v for k, v in vars(args).items() if v is not None and k not in shared}
+    strangers = stated.keys() - inspect.signature(maker).parameters.keys()
     if strangers:
         flag = min(strangers).replace("_", "-")
         raise ConfigError(f"--{flag} does not belong to --kind {args.kind}; leave it out")
-    source = maker(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    source = maker(**{k: tuple(v) if isinstance(v, list) else v for k, v in stated.items()})
     source.save(args.out)
     record: dict[str, Any] = {"out": args.out, "terminals": len(source.terminals)}
     if isinstance(source, Grammar):
@@ -293,17 +293,17 @@ def _score(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     else:
         sentences = read_sentences(args.target, source.terminals)
     digest = sha256_of(args.grammar)
-    found = write_scores(args.out, source, sentences, masks, args.seed, digest).optimum()
-    if found["undefined"]:
+    scores = write_scores(args.out, source, sentences, masks, args.seed, digest).optimum()
+    if scores["undefined"]:
         print(
-            f"note: {found['undefined']} sentences have words that never stand together; they are "
+            f"note: {scores['undefined']} sentences have words that never stand together; they are "
             "not in the means",
             file=sys.stderr,
         )
     return {
         "out": args.out,
         "masks": args.masks if isinstance(masks, str) else "of the file",
-        **found,
+        **scores,
     }
 
 

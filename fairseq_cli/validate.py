@@ -47,8 +47,8 @@ def main(cfg: object, override_args: object = None) -> dict[str, dict[str, Any]]
     from fairseq.logging.progress_bar import setup_logging
 
     setup_logging()
-    given = {**stated_settings(cfg), **(vars(override_args) if override_args is not None else {})}
-    return validate({key: value for key, value in given.items() if value is not None})
+    flat = {**stated_settings(cfg), **(vars(override_args) if override_args is not None else {})}
+    return validate({key: value for key, value in flat.items() if value is not None})
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -62,23 +62,23 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.prog, parser.usage, parser.epilog = "fairseq-validate", USAGE, EXAMPLES
     add_scores(parser)
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
-    given = stated_flags(parser, argv, "masked_lm")
-    as_json, lengths = given.pop("json", False), given.pop("at_lengths", None)
-    pseudo, most = given.pop("pseudo_ppl", False), given.pop("pseudo_ppl_blocks", None)
+    flat = stated_flags(parser, argv, "masked_lm")
+    as_json, lengths = flat.pop("json", False), flat.pop("at_lengths", None)
+    pseudo, most = flat.pop("pseudo_ppl", False), flat.pop("pseudo_ppl_blocks", None)
     setup_logging(stream="stderr" if as_json else "stdout")
-    whole = os.path.isdir(given.get("path") or "")
+    whole = os.path.isdir(flat.get("path") or "")
     if as_json or whole:
-        given.setdefault("log_format", "none")
-    if score_texts(given, as_json):
+        flat.setdefault("log_format", "none")
+    if score_texts(flat, as_json):
         return 0
-    teaching = {name: given.pop(name) for name in _TEACHER_FLAGS if name in given}
+    teaching = {name: flat.pop(name) for name in _TEACHER_FLAGS if name in flat}
     if {"write_teacher_cache", "per_sample"} & set(teaching):
-        return _about_teachers(given, teaching, as_json)
+        return _about_teachers(flat, teaching, as_json)
     if pseudo or lengths:
-        return _scores(given, lengths, most, as_json)
+        return _scores(flat, lengths, most, as_json)
     if whole:
-        return _folder(given, as_json)
-    results = main(given)
+        return _folder(flat, as_json)
+    results = main(flat)
     if as_json:
         print(json.dumps(_numbers(results)))
     return 0
@@ -135,7 +135,7 @@ def _add_teacher_flags(parser: ArgumentParser) -> None:
     add("--plot", metavar="FILE", help="draw the samples of --per-sample, student against teacher")
 
 
-def _about_teachers(given: dict[str, Any], flags: dict[str, Any], as_json: bool) -> int:
+def _about_teachers(flat: dict[str, Any], flags: dict[str, Any], as_json: bool) -> int:
     """Write a teacher's cache, or the scores of samples beside it."""
     from pathlib import Path
 
@@ -145,13 +145,13 @@ def _about_teachers(given: dict[str, Any], flags: dict[str, Any], as_json: bool)
         from fairseq.evaluation.teacher_scores import write_sample_scores
 
         plot = Path(flags["plot"]) if "plot" in flags else None
-        count = write_sample_scores(given, Path(flags["per_sample"]), plot)
-        found: dict[str, Any] = {"samples": count}
+        count = write_sample_scores(flat, Path(flags["per_sample"]), plot)
+        result: dict[str, Any] = {"samples": count}
     else:
         from fairseq.evaluation.teacher_outputs import write_teacher_cache
 
-        found = write_teacher_cache(
-            given,
+        result = write_teacher_cache(
+            flat,
             Path(flags["write_teacher_cache"]),
             flags.get("cache_method", "topk"),
             flags.get("top_k", 64),
@@ -159,8 +159,8 @@ def _about_teachers(given: dict[str, Any], flags: dict[str, Any], as_json: bool)
             flags.get("cache_epochs", 1),
             flags.get("cache_force", False),
         )
-    lines = [f"{name}: {value}" for name, value in found.items()]
-    print(json.dumps(found) if as_json else "\n".join(lines))
+    lines = [f"{name}: {value}" for name, value in result.items()]
+    print(json.dumps(result) if as_json else "\n".join(lines))
     return 0
 
 
@@ -173,46 +173,46 @@ def _numbers(results: object) -> Any:
     return results if isinstance(results, str) else float(exact(results))
 
 
-def _folder(given: dict[str, Any], as_json: bool) -> int:
+def _folder(flat: dict[str, Any], as_json: bool) -> int:
     """Print what every checkpoint below a folder is worth; 1 if one could not be evaluated."""
     from fairseq.evaluation.folder import table, validate_folder
 
-    results = _numbers(validate_folder(given))
+    results = _numbers(validate_folder(flat))
     print(json.dumps(results) if as_json else table(results))
-    return int(any("refused" in found for found in results.values()))
+    return int(any("refused" in figures for figures in results.values()))
 
 
 def _scores(
-    given: dict[str, Any], lengths: Sequence[int] | None, most: int | None, as_json: bool
+    flat: dict[str, Any], lengths: Sequence[int] | None, most: int | None, as_json: bool
 ) -> int:
     """Print pseudo-perplexities, or the loss at several lengths."""
     from fairseq.evaluation import pseudo_perplexity
 
     results: Any
     if lengths:
-        results = pseudo_perplexity.at_lengths(given, lengths)
+        results = pseudo_perplexity.at_lengths(flat, lengths)
     else:
-        results = pseudo_perplexity.pseudo_perplexity(given, most)
+        results = pseudo_perplexity.pseudo_perplexity(flat, most)
     if as_json:
         print(json.dumps(_numbers(results)))
         return 0
-    for name, found in results.items():
+    for name, row in results.items():
         if lengths:
             parts = [
                 f"{subset} {value}" if subset == "refused" else
                 f"{subset} loss {float(value['loss']):.3f} ppl {float(value['ppl']):.2f}"
-                for subset, value in found.items()
+                for subset, value in row.items()
             ]  # fmt: skip
             print(f"T={name}: {', '.join(parts)}")
         else:
             print(
-                f"{name}: pseudo-perplexity {found['pseudo_ppl']:.3f} ({found['bits']:.3f} bits a "
-                f"token, {found['tokens']:,} tokens in {found['blocks']:,} blocks)"
+                f"{name}: pseudo-perplexity {row['pseudo_ppl']:.3f} ({row['bits']:.3f} bits a "
+                f"token, {row['tokens']:,} tokens in {row['blocks']:,} blocks)"
             )
-            if "words" in found:
+            if "words" in row:
                 print(
-                    f"{name}: {found['pseudo_ppl_word']:.3f} a word, {found['bits_byte']:.3f} bits "
-                    f"a byte ({found['words']:,} words, {found['bytes']:,} bytes)"
+                    f"{name}: {row['pseudo_ppl_word']:.3f} a word, {row['bits_byte']:.3f} bits "
+                    f"a byte ({row['words']:,} words, {row['bytes']:,} bytes)"
                 )
     return 0
 

@@ -82,14 +82,14 @@ def last_n_checkpoints(
     if not os.path.isdir(folder):
         raise ConfigError(f"{folder} is not a run folder; name the folder of its checkpoints")
     pattern = r"checkpoint_\d+_(\d+)\.pt" if update_based else r"checkpoint(\d+)\.pt"
-    found = []
+    numbered = []
     for name in os.listdir(folder):
         match = re.fullmatch(pattern, name)
         if match and (upper_bound is None or int(match[1]) <= upper_bound):
-            found.append((int(match[1]), name))
-    if len(found) < n:
-        raise CheckpointError(f"{folder} has {len(found)} matching checkpoints, {n} are needed")
-    return [os.path.join(folder, name) for _, name in sorted(found, reverse=True)[:n]]
+            numbered.append((int(match[1]), name))
+    if len(numbered) < n:
+        raise CheckpointError(f"{folder} has {len(numbered)} matching checkpoints, {n} are needed")
+    return [os.path.join(folder, name) for _, name in sorted(numbered, reverse=True)[:n]]
 
 
 def write_average(inputs: Sequence[str], output: str) -> None:

@@ -67,7 +67,7 @@ def plain(value: object) -> Any:
 
 
 def build_config(
-    given: Mapping[str, object],
+    flat: Mapping[str, object],
     sections: Mapping[str, object] | None = None,
     *,
     describe: Describe,
@@ -76,7 +76,7 @@ def build_config(
     """Put a configuration together.
 
     Args:
-        given: flat values by field name (flags, or a Namespace's attributes); each reaches every
+        flat: flat values by field name (flags, or a Namespace's attributes); each reaches every
             section that has a field of that name. ``arch``, ``task``, ... name the components.
         sections: nested values (YAML, checkpoint); a component is a dict with ``_name`` or a name.
         describe: looks up a component.
@@ -90,31 +90,31 @@ def build_config(
     """
     nested = _as_sections(plain(sections or {}), strict)
     if strict:
-        for field in REFUSED.keys() & given.keys():
-            check_refused(field, given[field])
+        for field in REFUSED.keys() & flat.keys():
+            check_refused(field, flat[field])
     config = FairseqConfig()
     unknown: dict[str, list[str]] = {}
     for key in SECTIONS:
-        own = upgrade_args(nested.get(key, {}), key)
+        from_sections = upgrade_args(nested.get(key, {}), key)
         section: Any = getattr(config, key)
-        stated = {**own, **upgrade_args(given, key, flat=True)}
+        stated = {**from_sections, **upgrade_args(flat, key, flat=True)}
         assign(section, stated, key)
-        unknown[key] = _check_keys(key, own, stated, section, strict)
+        unknown[key] = _check_keys(key, from_sections, stated, section, strict)
     for key, flag in COMPONENTS.items():
         values = nested.get(key, {})
         own_name = values.get("_name") or values.get(flag)
-        name = given.get(flag) or own_name or (DEFAULT_COMPONENTS.get(flag) if strict else None)
+        name = flat.get(flag) or own_name or (DEFAULT_COMPONENTS.get(flag) if strict else None)
         if name is None:
             if strict and values:
                 raise ConfigError(f"section '{key}' does not say which: add _name: NAME")
             continue
         # settings of another component say nothing about this one
         same = strict and (key == "model" or name == own_name)
-        component, unknown[key] = _component(key, str(name), given, values, describe, same)
+        component, unknown[key] = _component(key, str(name), flat, values, describe, same)
         setattr(config, key, component)
     _complete_legacy(config)
     interpolate(config, strict)
-    check_config(config, None if strict else given.keys())
+    check_config(config, None if strict else flat.keys())
     _warn_of_unknown(unknown, config, strict)
     return config
 
@@ -141,18 +141,18 @@ def _as_sections(nested: dict[str, Any], strict: bool) -> dict[str, dict[str, An
 def _component(
     section: str,
     name: str,
-    given: Mapping[str, object],
+    flat: Mapping[str, object],
     nested: Mapping[str, object],
     describe: Describe,
     strict: bool,
 ) -> tuple[Any, list[str]]:
     """Return the configuration of one component, and the keys of ``nested`` it does not know."""
     known = describe(section, name)
-    own = _renamed(nested, section, known.dataclass)
-    stated = {**own, **_renamed(given, section, known.dataclass, flat=True)}
+    from_section = _renamed(nested, section, known.dataclass)
+    stated = {**from_section, **_renamed(flat, section, known.dataclass, flat=True)}
     values = {**known.legacy_defaults, **stated}
     if known.preset is not None:
-        before = {**nested, **given, **values}  # a preset may ask for old names or for new ones
+        before = {**nested, **flat, **values}  # a preset may ask for old names or for new ones
         args = argparse.Namespace(**{**before, "arch": name})
         known.preset(args)
         added = {
@@ -168,7 +168,7 @@ def _component(
     config = known.dataclass()
     config._name = name
     assign(config, values, section)
-    return config, _check_keys(section, own, stated, config, strict)
+    return config, _check_keys(section, from_section, stated, config, strict)
 
 
 def _renamed(
@@ -184,7 +184,7 @@ def _renamed(
 
 def _check_keys(
     section: str,
-    own: Mapping[str, object],
+    from_section: Mapping[str, object],
     stated: Mapping[str, object],
     config: FairseqDataclass,
     strict: bool,
@@ -193,23 +193,23 @@ def _check_keys(
 
     Args:
         section: its name.
-        own: what the nested configuration says in it.
+        from_section: what the nested configuration says in it.
         stated: the same, after the flags had their say.
         config: the result.
         strict: whether a surplus key is an error.
     """
     known = {field.name for field, _ in public_fields(type(config))}
-    surplus = [key for key in own if key not in known and not key.startswith("_")]
+    surplus = [key for key in from_section if key not in known and not key.startswith("_")]
     if strict:
         for key in surplus:
             if key in REFUSED:
-                check_refused(key, own[key])
+                check_refused(key, from_section[key])
             elif not (section == "model" and key == "arch"):
                 raise ConfigError(f"unknown key {section}.{key}{did_you_mean(key, known)}")
         for key in sorted(known):
             if MISSING in (stated.get(key), getattr(config, key)):
                 raise ConfigError(f"{section}.{key} is required, but has no value")
-    return [key for key in surplus if key not in REFUSED or not is_accepted(key, own[key])]
+    return [key for key in surplus if key not in REFUSED or not is_accepted(key, from_section[key])]
 
 
 def _complete_legacy(config: FairseqConfig) -> None:

@@ -225,9 +225,9 @@ def parse_config(
         refuse_words(parser, chosen)
         if isinstance(task, dict) and task.get("data") not in (None, "???"):
             make_data_optional(parser)
-        given = {**chosen, **vars(explicitly_given(parser, argv))}
-        given["no_seed_provided"] = "seed" not in given and "seed" not in common
-        return make_config(given, recipe, settle=settle)
+        flat = {**chosen, **vars(explicitly_given(parser, argv))}
+        flat["no_seed_provided"] = "seed" not in flat and "seed" not in common
+        return make_config(flat, recipe, settle=settle)
     except FairseqError as error:
         parser.error(str(error))
 
@@ -395,18 +395,18 @@ def parse_args_and_arch(
     return (args, unknown) if parse_known else args
 
 
-def _with_preset(parser: Parser, given: Mapping[str, object]) -> argparse.Namespace:
+def _with_preset(parser: Parser, flat: Mapping[str, object]) -> argparse.Namespace:
     refused = {
-        flag: given[flag]
+        flag: flat[flag]
         for flag in parser.components
-        if given.get(flag) in REFUSED_WORDS and given[flag] not in known_names(flag)
+        if flat.get(flag) in REFUSED_WORDS and flat[flag] not in known_names(flag)
     }
-    known = {k: v for k, v in given.items() if v is not None and k not in refused}
+    known = {k: v for k, v in flat.items() if v is not None and k not in refused}
     try:
         full = flatten(make_config(known))
     except FairseqError as error:
         parser.error(str(error))
-    return argparse.Namespace(**{**given, **vars(full), **refused})
+    return argparse.Namespace(**{**flat, **vars(full), **refused})
 
 
 def get_args(

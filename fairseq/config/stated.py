@@ -35,8 +35,8 @@ def statements(given: Mapping[str, Any], sections: Mapping[str, Any], config: Se
     told = sections.get(KEY) or {k: v for k, v in sections.items() if k != KEY}
     result: Sections = {}
     for section in (*SECTIONS, *COMPONENTS):
-        own = told.get(section)
-        values = {"_name": own} if isinstance(own, str) else dict(own or {})
+        told_here = told.get(section)
+        values = {"_name": told_here} if isinstance(told_here, str) else dict(told_here or {})
         built = getattr(config, section)
         if dataclasses.is_dataclass(built):
             names = {field.name for field, _ in public_fields(type(built))}
@@ -60,7 +60,7 @@ def statements(given: Mapping[str, Any], sections: Mapping[str, Any], config: Se
 
 def without_replaced(
     sections: Sections,
-    given: Mapping[str, object],
+    flat: Mapping[str, object],
     describe: Describe,
     rebuild: Callable[[Sections], FairseqConfig],
 ) -> Sections:
@@ -68,7 +68,7 @@ def without_replaced(
 
     Args:
         sections: the recipe.
-        given: flat settings, which may name other components than the recipe.
+        flat: flat settings, which may name other components than the recipe.
         describe: looks up a component.
         rebuild: makes the configuration of a recipe, settled.
 
@@ -80,7 +80,7 @@ def without_replaced(
     replaced = {
         section: str(name)
         for section, flag in COMPONENTS.items()
-        if (name := given.get(flag) or _name(sections, section)) is not None
+        if (name := flat.get(flag) or _name(sections, section)) is not None
         and _name(stated or sections, section) not in (None, str(name))
     }
     if not replaced:
@@ -127,8 +127,8 @@ def _refuse_dump(section: str, values: Any, describe: Describe) -> None:
         return
     if dataclass is None:
         return
-    own = {f.name for f, _ in public_fields(dataclass) if not is_reference(default_of(f))}
-    if len(own) > 1 and own <= set(values):
+    fields = {f.name for f, _ in public_fields(dataclass) if not is_reference(default_of(f))}
+    if len(fields) > 1 and fields <= set(values):
         raise ConfigError(
             f"the recipe holds every setting of the {flag} {name}, so another --{flag} would keep "
             f"them: take what is meant to stay out of its section '{section}', delete the rest"

@@ -68,11 +68,11 @@ def stacked(low: Mapping[str, object], high: Mapping[str, object]) -> dict[str, 
         return {**low, **high}
     result = _merged(low, high)
     if isinstance(dumped := low.get("stated"), dict):
-        values = {section: own for section, own in high.items() if isinstance(own, dict)}
+        values = {section: stated for section, stated in high.items() if isinstance(stated, dict)}
         names = {
-            section: {"_name": own["_name"]}
-            for section, own in dumped.items()
-            if isinstance(own, dict) and "_name" in own
+            section: {"_name": stated["_name"]}
+            for section, stated in dumped.items()
+            if isinstance(stated, dict) and "_name" in stated
         }
         result["stated"] = _merged(_merged(dumped, values), names)
     return result
@@ -96,8 +96,8 @@ def _composed(
         raise ConfigError(f"{included[0]} includes more than {MOST_INCLUDES} recipes")
     if file in above:
         raise ConfigError(f"{file} includes itself: {' > '.join(path.name for path in above)}")
-    own, is_global = _content(file)
-    entries = own.pop("defaults", None) or []
+    own_values, is_global = _content(file)
+    entries = own_values.pop("defaults", None) or []
     if not isinstance(entries, list):
         raise ConfigError(f"{file}: defaults must be a list of recipes")
     if "_self_" not in entries:
@@ -105,7 +105,7 @@ def _composed(
     result: dict[str, Any] = {}
     for entry in entries:
         if entry == "_self_":
-            result = _merged(result, own)
+            result = _merged(result, own_values)
             continue
         group, name = next(iter(entry.items())) if isinstance(entry, dict) else ("", entry)
         if not name:

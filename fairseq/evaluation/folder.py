@@ -15,11 +15,11 @@ from fairseq.errors import FairseqError, MissingFileError
 logger = logging.getLogger("fairseq.evaluation")
 
 
-def validate_folder(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def validate_folder(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Evaluate each checkpoint below a folder, each with its own settings but for those given.
 
     Args:
-        given: as for :func:`fairseq.evaluation.validate`; ``path`` is a folder.
+        flat: as for :func:`fairseq.evaluation.validate`; ``path`` is a folder.
 
     Returns:
         by path below the folder, in the order of names with their numbers: the statistics of every
@@ -28,7 +28,7 @@ def validate_folder(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Raises:
         MissingFileError: if there is no checkpoint.
     """
-    folder = Path(given["path"])
+    folder = Path(flat["path"])
     files = sorted(folder.rglob("*.pt"), key=lambda path: _natural(path.relative_to(folder)))
     if not files:
         raise MissingFileError(f"there is no checkpoint (*.pt) below {folder}")
@@ -40,7 +40,7 @@ def validate_folder(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if file not in done:
             logger.info("checkpoint %d of %d: %s", number, len(files), name)
             try:
-                done[file] = evaluation.validate({**given, "path": str(path)})
+                done[file] = evaluation.validate({**flat, "path": str(path)})
             except FairseqError as error:
                 done[file] = {"refused": str(error)}
         results[name] = done[file]

@@ -109,24 +109,24 @@ def minimal_pairs(
     }
 
 
-def evaluate_minimal_pairs(given: Mapping[str, Any], path: str) -> dict[str, Any]:
+def evaluate_minimal_pairs(flat: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Load checkpoints and compare the pairs of a file or folder; see :func:`minimal_pairs`.
 
     Args:
-        given: see :func:`fairseq.evaluation.continuations.load`; ``batch_size`` counts, too.
+        flat: see :func:`fairseq.evaluation.continuations.load`; ``batch_size`` counts, too.
         path: see :func:`read_pairs`.
     """
     pairs = read_pairs(path)
-    models, config, task, bpe, device = load(given)
-    batch_size = given.get("batch_size") or BATCH_SIZE
+    models, config, task, bpe, device = load(flat)
+    batch_size = flat.get("batch_size") or BATCH_SIZE
     watch = watched(config.common, "minimal pairs")
     return minimal_pairs(models, task, bpe, pairs, batch_size, device, watch)
 
 
-def describe(found: Mapping[str, Any]) -> str:
+def describe(result: Mapping[str, Any]) -> str:
     """Return a line for people, and one for each set if there are several."""
-    sets = found["sets"]
+    sets = result["sets"]
     lines = [f"{name}: {share:.2%}" for name, share in sets.items()] if len(sets) > 1 else []
-    more = "".join(f", {found[name]:,} {name}" for name in ("ties", "unknown") if found[name])
-    total = f"minimal pairs: accuracy {found['accuracy']:.2%} ({found['pairs']:,} pairs{more})"
+    more = "".join(f", {result[name]:,} {name}" for name in ("ties", "unknown") if result[name])
+    total = f"minimal pairs: accuracy {result['accuracy']:.2%} ({result['pairs']:,} pairs{more})"
     return "\n".join([*lines, total])

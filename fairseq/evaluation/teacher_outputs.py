@@ -18,7 +18,7 @@ from fairseq.teacher.cache import METHODS, VERSION, CacheWriter, digest_of
 
 
 def write_teacher_cache(
-    given: Mapping[str, Any],
+    flat: Mapping[str, Any],
     folder: Path,
     method: str = "topk",
     k: int = 64,
@@ -26,10 +26,10 @@ def write_teacher_cache(
     epochs: int = 1,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Store what a checkpoint says of the subsets ``given["valid_subset"]``.
+    """Store what a checkpoint says of the subsets ``flat["valid_subset"]``.
 
     Args:
-        given: flat settings, see :func:`fairseq.evaluation.validate`; ``path`` is the teacher.
+        flat: flat settings, see :func:`fairseq.evaluation.validate`; ``path`` is the teacher.
         folder: the folder to make.
         method: ``topk`` or ``sample``.
         k: entries of each position.
@@ -48,7 +48,7 @@ def write_teacher_cache(
             f"--cache-method is one of {', '.join(METHODS)}, --top-k at least 1, and temperatures "
             f"are positive, not {method}, {k} and {list(temperatures)}"
         )
-    models, config, task = load_by_settings(given)
+    models, config, task = load_by_settings(flat)
     device = choose_device(config)
     model = models[0].to(device).eval()
     dictionary = task.target_dictionary
@@ -60,8 +60,8 @@ def write_teacher_cache(
         "temperatures": list(temperatures),
         "symbols": len(dictionary),
         "dictionary": digest_of(dictionary),
-        "teacher": str(given["path"]),
-        "teacher_sha256": sha256_of(utils.split_paths(str(given["path"]))[0]),
+        "teacher": str(flat["path"]),
+        "teacher_sha256": sha256_of(utils.split_paths(str(flat["path"]))[0]),
     }
     with new_folder(folder, force) as unfinished:
         with CacheWriter(unfinished, meta, config.common.seed) as writer:

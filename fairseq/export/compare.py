@@ -226,12 +226,14 @@ def perplexities(lost: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float] |
 
 
 @torch.inference_mode()
-def check_continuations(ours: Logits, theirs: Logits, prompts: Sequence[Tensor]) -> None:
+def check_continuations(
+    our_logits: Logits, their_logits: Logits, prompts: Sequence[Tensor]
+) -> None:
     """Raise unless both continue prompts alike, each time with the likeliest token.
 
     Args:
-        ours: tokens (1, T) -> logits (1, T, V), of our model.
-        theirs: the same of theirs, whose V may be greater.
+        our_logits: tokens (1, T) -> logits (1, T, V), of our model.
+        their_logits: the same of theirs, whose V may be greater.
         prompts: int64 (T,) each.
 
     Raises:
@@ -240,11 +242,11 @@ def check_continuations(ours: Logits, theirs: Logits, prompts: Sequence[Tensor])
     for prompt_T in prompts:
         tokens_1T = prompt_T[None]
         for _ in range(STEPS):
-            logits_V = ours(tokens_1T)[0, -1]
+            logits_V = our_logits(tokens_1T)[0, -1]
             best, second = logits_V.topk(2).values.tolist()
             if best - second <= 10 * TOLERANCE * max(1.0, abs(best)):
                 break
-            token, other = int(logits_V.argmax()), int(theirs(tokens_1T)[0, -1].argmax())
+            token, other = int(logits_V.argmax()), int(their_logits(tokens_1T)[0, -1].argmax())
             if token != other:
                 raise CheckpointError(
                     f"after {tokens_1T[0].tolist()} the likeliest token is {token} in the "

@@ -58,7 +58,7 @@ def convert(
     folder: Path,
     out: Path,
     sentences: Sequence[str],
-    found: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """Write ``model.pt``, ``dict.txt`` and the encoder's file into a folder, and compare.
 
@@ -69,7 +69,7 @@ def convert(
         folder: an empty folder.
         out: what it will be called.
         sentences: on which both models are compared, beside random tokens.
-        found: their weights.
+        weights: their weights.
 
     Returns:
         ``{"model_type", "head", "tokenizer", "added_rows", "sentences", "max_abs_difference",
@@ -83,7 +83,7 @@ def convert(
     family = CAUSAL[described["model_type"]]
     settings = our_settings(described)
     heads = settings["decoder_attention_heads"]
-    state = to_ours(found, family, heads, described.get("attention_bias", True))
+    state = to_ours(weights, family, heads, described.get("attention_bias", True))
     settings.update(settle_head(state, described, family))
     tokenizer = decoder_tokenizer.find_tokenizer(source)
     rows = len(state[TABLE])
@@ -97,8 +97,8 @@ def convert(
     state = {"decoder.version": torch.tensor([3.0]), **state}
     write_ours(folder, out, state, {**settings, **encoder})
     hub = encoder_out.load_ours(folder / "model.pt", folder)
-    theirs = getattr(transformers, family.classes[settings["head"] == "none"])
-    theirs = theirs.from_pretrained(str(clean)).float().eval()
+    their_model = getattr(transformers, family.classes[settings["head"] == "none"])
+    their_model = their_model.from_pretrained(str(clean)).float().eval()
     tokens = []
     if not split.startswith("none"):
         texts = [*sentences, *ODD_TEXTS]
@@ -115,7 +115,7 @@ def convert(
         )
     limit = min(int(hub.model.max_positions()), settings["max_target_positions"])
     tokens += decoder_out.random_tokens(dictionary, limit)
-    agreement = decoder_out.compare(hub, theirs, tokens, tokens)
+    agreement = decoder_out.compare(hub, their_model, tokens, tokens)
     return {
         "model_type": family.model_type,
         "head": settings["head"],
@@ -146,7 +146,7 @@ def our_settings(described: Mapping[str, Any]) -> dict[str, Any]:
             f"{described['hidden_size']}: embeddings of another width are not supported"
         )
     family = CAUSAL[described["model_type"]]
-    value = {ours: described[theirs] for ours, theirs in family.settings.items()}
+    value = {ours: described[their_name] for ours, their_name in family.settings.items()}
     eps = described.get("layer_norm_eps", described.get("layer_norm_epsilon", 1e-5))
     if value["act"] not in _OUR_ACTS:
         raise UnsupportedError(f"the activation {value['act']!r} is not supported")

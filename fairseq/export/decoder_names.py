@@ -154,8 +154,8 @@ def _single_names(family: CausalFamily, layers: int) -> dict[str, str]:
     for kind in KINDS:
         names[f"{NORM}.{kind}"] = f"{body}{family.norm}.{kind}"
         for number in range(layers):
-            for ours, theirs in family.layer.items():
-                name = f"{body}{family.layers}{number}.{theirs}.{kind}"
+            for ours, their_name in family.layer.items():
+                name = f"{body}{family.layers}{number}.{their_name}.{kind}"
                 names[f"decoder.layers.{number}.{ours}.{kind}"] = name
     return names
 
@@ -188,13 +188,13 @@ def to_theirs(state: Mapping[str, Tensor], family: CausalFamily, layers: int, he
         CheckpointError: if one of them has no place there.
     """
     state = dict(state)
-    theirs: State = {}
+    renamed: State = {}
     for number in range(layers):
         ours = f"decoder.layers.{number}."
         for kind in KINDS if family.fused else ():
             parts = [state.pop(f"{ours}{name}.{kind}") for name in _QKV]
             name = f"{family.body}{family.layers}{number}.{family.fused}.{kind}"
-            theirs[name] = _turned(fuse(parts, heads, family.per_head), family)
+            renamed[name] = _turned(fuse(parts, heads, family.per_head), family)
     names = _single_names(family, layers)
     if unknown := sorted(state.keys() - names.keys()):
         raise CheckpointError(
@@ -202,17 +202,17 @@ def to_theirs(state: Mapping[str, Tensor], family: CausalFamily, layers: int, he
         )
     for key, value in state.items():
         is_layer = ".layers." in key
-        theirs[names[key]] = _turned(value, family) if is_layer else value.clone()
-    return theirs
+        renamed[names[key]] = _turned(value, family) if is_layer else value.clone()
+    return renamed
 
 
 def to_ours(
-    found: Mapping[str, Tensor], family: CausalFamily, heads: int, attention_bias: bool = True
+    weights: Mapping[str, Tensor], family: CausalFamily, heads: int, attention_bias: bool = True
 ) -> State:
     """Return their weights under our names and in our layout; a body without a head is accepted.
 
     Args:
-        found: their weights, with or without the prefix of the body.
+        weights: their weights, with or without the prefix of the body.
         family: whose they are.
         heads: H.
         attention_bias: whether the attention has biases; zeros take their place if not.
@@ -221,7 +221,7 @@ def to_ours(
         CheckpointError: if a weight is missing, or one is not known.
     """
     prefix = re.compile("^" + "".join(f"(?:{re.escape(part)})?" for part in _parts(family.body)))
-    rest = {prefix.sub("", k): v for k, v in found.items() if not _CONSTANTS.search(k)}
+    rest = {prefix.sub("", k): v for k, v in weights.items() if not _CONSTANTS.search(k)}
     if _OLD_OUTPUT in rest:
         rest[THEIR_OUTPUT] = rest.pop(_OLD_OUTPUT)
     layers = len({key.split(".")[1] for key in rest if key.startswith(family.layers)})
@@ -245,8 +245,8 @@ def to_ours(
     for number, name in enumerate(fused):
         for kind in KINDS:
             parts = split(_turned(rest[f"{name}.{kind}"], family), heads, family.per_head)
-            own = [f"decoder.layers.{number}.{projection}.{kind}" for projection in _QKV]
-            ours.update(zip(own, parts, strict=True))
+            projections = [f"decoder.layers.{number}.{projection}.{kind}" for projection in _QKV]
+            ours.update(zip(projections, parts, strict=True))
     return ours
 
 

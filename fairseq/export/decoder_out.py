@@ -105,8 +105,8 @@ def family_of(model: TransformerLanguageModel) -> str | None:
         UnsupportedError: naming everything that this one lacks, too.
     """
     config: TransformerLanguageModelConfig = model.config
-    if found := refused(model):
-        raise UnsupportedError(f"no class for Hugging Face has: {'; '.join(found)}")
+    if obstacles := refused(model):
+        raise UnsupportedError(f"no class for Hugging Face has: {'; '.join(obstacles)}")
     decoder, kind = model.decoder, config.position_kind()
     if (
         not config.decoder_normalize_before
@@ -273,13 +273,13 @@ def build_theirs(
     if headless:
         body = family.body.split(".")[0] + "."  # what the class with a head calls the body
         renamed = {key.removeprefix(body): value for key, value in renamed.items()}
-    theirs = getattr(transformers, family.classes[headless])(shape)
-    missing, unexpected = theirs.load_state_dict(renamed, strict=False)
+    built = getattr(transformers, family.classes[headless])(shape)
+    missing, unexpected = built.load_state_dict(renamed, strict=False)
     if missing or unexpected:
         raise CheckpointError(
-            f"{type(theirs).__name__} and the checkpoint differ: {[*missing, *unexpected][:5]}"
+            f"{type(built).__name__} and the checkpoint differ: {[*missing, *unexpected][:5]}"
         )
-    return theirs.eval()
+    return built.eval()
 
 
 # -- comparison ----------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def random_tokens(dictionary: Dictionary, limit: int) -> list[Tensor]:
 @torch.inference_mode()
 def compare(
     hub: Loaded[TransformerLanguageModel],
-    theirs: TheirModel,
+    their_model: TheirModel,
     tokens: Sequence[Tensor],
     mapped: Sequence[Tensor],
 ) -> Agreement:
@@ -328,7 +328,7 @@ def compare(
 
     Args:
         hub: our model.
-        theirs: their model.
+        their_model: their model.
         tokens: token rows in our ids.
         mapped: the same in theirs.
 
@@ -338,12 +338,12 @@ def compare(
     headless = hub.model.decoder.output_projection is None
     dictionary = hub.task.source_dictionary
     kept = decoder_tokenizer.rows_kept(dictionary)
-    found, lost = Agreement(), []
+    agreement, lost = Agreement(), []
     for ours_T, theirs_T in zip(tokens, mapped, strict=True):
         if not len(ours_T):
             continue
         expected_TV = hub.model(ours_T[None], features_only=headless)[0][0]
-        output = theirs(theirs_T[None])
+        output = their_model(theirs_T[None])
         found_TV = (output.last_hidden_state if headless else output.logits)[0]
         if not headless:
             expected_TV = expected_TV[..., :kept]
@@ -354,15 +354,17 @@ def compare(
                     nats(found_TV[:-1], right_T),
                 )
             )
-        found.add(expected_TV, found_TV, headless)
-    found.perplexities = perplexities(lost)
-    found.check()
+        agreement.add(expected_TV, found_TV, headless)
+    agreement.perplexities = perplexities(lost)
+    agreement.check()
     if not headless:
         prompts = [row[:5] for row in tokens if len(row) > 5][:PROMPTS]
         check_continuations(
-            lambda x_1T: hub.model(x_1T)[0][..., :kept], lambda x_1T: theirs(x_1T).logits, prompts
+            lambda x_1T: hub.model(x_1T)[0][..., :kept],
+            lambda x_1T: their_model(x_1T).logits,
+            prompts,
         )
-    return found
+    return agreement
 
 
 # -- export --------------------------------------------------------------------------------------
@@ -413,12 +415,12 @@ def write(
         )
         tokens = [*rows, *tokens]
         mapped = [*same_tokens(tokenizer, texts, rows, dictionary.unk(), after - 1), *mapped]
-    found = compare(hub, loaded, tokens, mapped)
+    agreement = compare(hub, loaded, tokens, mapped)
     return {
         "class": type(loaded).__name__,
         "remote_code": remote,
         "tokenizer": splits,
         "extra_rows": extra,
         "sentences": len(sentences) if splits else 0,
-        **found.facts(),
+        **agreement.facts(),
     }

@@ -68,8 +68,8 @@ def find_tokenizer(folder: Path) -> FoundTokenizer:
     unknown = model.get("unk_token") or _unknown(folder)
     if model.get("type") == "WordLevel" and words.get("type") == "WhitespaceSplit":
         return FoundTokenizer("words", vocabulary, merges, unknown)
-    plain = all(model.get(key) in values for key, values in PLAIN_MODEL.items())
-    if not plain or not all(words.get(key) in values for key, values in PLAIN_WORDS.items()):
+    known_model = all(model.get(key) in values for key, values in PLAIN_MODEL.items())
+    if not known_model or not all(words.get(key) in values for key, values in PLAIN_WORDS.items()):
         reason = f"none: {model.get('type')} with {words.get('type')} is not known here"
         return FoundTokenizer(reason, vocabulary, merges, unknown)
     kept = {name: content.get(name) for name in ("normalizer", "added_tokens")}
@@ -85,31 +85,31 @@ def _unknown(folder: Path) -> str | None:
 
 
 def make_dictionary(
-    found: FoundTokenizer, described: Mapping[str, object], rows: int
+    tokenizer: FoundTokenizer, described: Mapping[str, object], rows: int
 ) -> Dictionary:
     """Return the dictionary of a model of theirs; its first ids are theirs.
 
     Args:
-        found: its tokenizer.
+        tokenizer: its tokenizer.
         described: its ``config.json``.
         rows: rows of its embedding table; the dictionary may have more.
 
     Raises:
         CheckpointError: if the tokenizer has ids that the table has not.
     """
-    names = {index: token for token, index in found.vocabulary.items()}
+    names = {index: token for token, index in tokenizer.vocabulary.items()}
     if names and max(names) >= rows:
         raise CheckpointError(f"the tokenizer has the id {max(names)}, the table {rows} rows")
-    ids = _roles(found, described, rows)
+    ids = _roles(tokenizer, described, rows)
     symbols = [
-        names.get(index, f"madeupword{index:04d}") if found.kind == "words" else str(index)
+        names.get(index, f"madeupword{index:04d}") if tokenizer.kind == "words" else str(index)
         for index in range(rows)
     ]
     new = {index: role for role, index in ids.items() if index >= rows}
     symbols += [f"<fairseq:{new[index]}>" for index in sorted(new)]
     for role, index in ids.items():
         if index < rows:
-            free = f"<{role}>" if f"<{role}>" not in found.vocabulary else f"<{role}:{index}>"
+            free = f"<{role}>" if f"<{role}>" not in tokenizer.vocabulary else f"<{role}:{index}>"
             symbols[index] = names.get(index, free)
     words = {role: symbols[index] for role, index in ids.items()}
     native = [ids[role] for role in ("pad", "eos", "unk")] == [1, 2, 3] and ids["bos"] in (0, 2)
@@ -125,7 +125,7 @@ def make_dictionary(
     return dictionary
 
 
-def _roles(found: FoundTokenizer, described: Mapping[str, object], rows: int) -> dict[str, int]:
+def _roles(tokenizer: FoundTokenizer, described: Mapping[str, object], rows: int) -> dict[str, int]:
     """Return the ids of the special symbols: named by a folder, spare or new."""
     ids: dict[str, int] = {}
     for role in ("bos", "eos", "pad"):
@@ -136,15 +136,15 @@ def _roles(found: FoundTokenizer, described: Mapping[str, object], rows: int) ->
     ends = {ids.get("bos"), ids.get("eos")}
     if ids.get("pad") in ends:  # what ends a text cannot stand for nothing as well
         ids.pop("pad", None)
-    if found.unknown in found.vocabulary:
-        unknown = found.vocabulary[found.unknown]
+    if tokenizer.unknown in tokenizer.vocabulary:
+        unknown = tokenizer.vocabulary[tokenizer.unknown]
         if unknown not in {*ends, ids.get("pad")}:
             ids["unk"] = unknown
     if (
-        "unk" not in ids and found.vocabulary.get(_NATIVE[3]) == 3
+        "unk" not in ids and tokenizer.vocabulary.get(_NATIVE[3]) == 3
     ):  # OPT has it, but does not say so
         ids["unk"] = 3
-    free = max(found.vocabulary.values(), default=rows) + 1
+    free = max(tokenizer.vocabulary.values(), default=rows) + 1
     spare = [index for index in range(free, rows) if index not in ids.values()]
     ids.setdefault("eos", ids.get("bos", rows))
     ids.setdefault("bos", ids["eos"])
@@ -157,7 +157,7 @@ def _roles(found: FoundTokenizer, described: Mapping[str, object], rows: int) ->
 
 
 def save_encoder(
-    folder: Path, out: Path, found: FoundTokenizer, dictionary: Dictionary
+    folder: Path, out: Path, tokenizer: FoundTokenizer, dictionary: Dictionary
 ) -> dict[str, Any]:
     """Write the file of our encoder; return its settings and, as ``tokenizer``, how text is split.
 
@@ -166,16 +166,16 @@ def save_encoder(
     Args:
         folder: where.
         out: what the folder will be called; the settings name the file there.
-        found: the tokenizer.
+        tokenizer: the tokenizer.
         dictionary: the ids.
     """
-    if found.kind != "byte_level":
-        return {"tokenizer": found.kind}
+    if tokenizer.kind != "byte_level":
+        return {"tokenizer": tokenizer.kind}
     from fairseq.data.encoders.byte_level import ByteLevelBPE, ByteLevelBPEConfig
 
     roles = {getattr(dictionary, f"{role}_word") for role in ROLES}
     path = folder / "tokenizer.json"
-    content = plain_content(found.vocabulary, found.merges, found.kept, roles)
+    content = plain_content(tokenizer.vocabulary, tokenizer.merges, tokenizer.kept, roles)
     text = json.dumps(content, ensure_ascii=False)
     path.write_text(text, encoding="utf-8")
     try:
@@ -184,7 +184,7 @@ def save_encoder(
         path.unlink()
         return {"tokenizer": f"none: {error}"}
     settings = {"bpe": "byte_level", "byte_level_tokenizer": str(out / path.name)}
-    return {**settings, "tokenizer": found.kind}
+    return {**settings, "tokenizer": tokenizer.kind}
 
 
 # -- writing -------------------------------------------------------------------------------------
@@ -220,11 +220,11 @@ def save_tokenizer(
         pair=f"{front}$A $B",
         special_tokens=[(first, dictionary.index(first))] if first else [],
     )
-    words = {theirs: getattr(dictionary, f"{role}_word") for role, theirs in ROLES.items()}
+    words = {their_role: getattr(dictionary, f"{role}_word") for role, their_role in ROLES.items()}
     special = {word for word in words.values() if word in symbols}
     tokenizer.add_special_tokens(sorted(special, key=symbols.__getitem__))
     if first is not None:
         words["bos_token"] = first
-    names = {theirs: word for theirs, word in words.items() if word in symbols}
+    names = {their_role: word for their_role, word in words.items() if word in symbols}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=longest, **names)
     fast.save_pretrained(str(folder))

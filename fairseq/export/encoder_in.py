@@ -71,8 +71,10 @@ def _convert(
     sentences = list(sentences or encoder_out.default_sentences())
     if kind in CAUSAL:
         with encoder_out.new_folder(out, force) as folder, plain_folder(source) as clean:
-            found = read_weights(source)
-            result = decoder_in.convert(transformers, source, clean, folder, out, sentences, found)
+            their_weights = read_weights(source)
+            result = decoder_in.convert(
+                transformers, source, clean, folder, out, sentences, their_weights
+            )
         return result
     shape = FAMILY_OF.get(kind, kind)
     weights = read_weights(source)
@@ -152,14 +154,14 @@ def _compare(
     headless = hub.model.encoder.lm_head is None
     kind = heads.CLASSIFIER if classifies else "" if headless else "ForMaskedLM"
     auto = getattr(transformers, f"AutoModel{kind}")
-    theirs = auto.from_pretrained(str(source)).float().eval()
+    their_model = auto.from_pretrained(str(source)).float().eval()
     texts = [*sentences, *ODD_TEXTS]
     tokens = encoder_out.our_tokens(hub, texts)
     dictionary = hub.task.source_dictionary
     same_tokens(tokenizer, texts, tokens, dictionary.unk(), len(dictionary) - 1)
     if classifies:
-        return heads.compare(hub, theirs, tokens, tokens, heads.NAME)
-    return encoder_out.compare(hub, theirs, tokens, tokens)
+        return heads.compare(hub, their_model, tokens, tokens, heads.NAME)
+    return encoder_out.compare(hub, their_model, tokens, tokens)
 
 
 def encoder_settings(described: Mapping[str, Any], kind: str, state: Mapping[str, Tensor]) -> Any:
@@ -205,9 +207,9 @@ def _import_tokenizer(
         sentencepiece_files.write_model(path, content, list(content["special"]))
         return dictionary, {"bpe": "sentencepiece", "sentencepiece_model": str(out / path.name)}
     if model == "BPE":
-        dictionary, plain = encoder_tokenizers.read_byte_level(content, tokenizer, source)
+        dictionary, tokenizer_json = encoder_tokenizers.read_byte_level(content, tokenizer, source)
         path = folder / "tokenizer.json"
-        path.write_text(json.dumps(plain, ensure_ascii=False), encoding="utf-8")
+        path.write_text(json.dumps(tokenizer_json, ensure_ascii=False), encoding="utf-8")
         return dictionary, {"bpe": "byte_level", "byte_level_tokenizer": str(out / path.name)}
     dictionary, settings = encoder_tokenizers.read_wordpiece(content, tokenizer, source)
     path = folder / "vocab.txt"

@@ -102,15 +102,15 @@ _EMBEDDINGS = {
 
 def theirs_of(family: Family, layers: int) -> dict[str, str]:
     """Return their name of each of our weights, for a model with a head."""
-    names = {ENCODER + ours: family.body + theirs for ours, theirs in _EMBEDDINGS.items()}
+    names = {ENCODER + ours: family.body + their_name for ours, their_name in _EMBEDDINGS.items()}
     for number in range(layers):
-        for ours, theirs in family.layer.items():
+        for ours, their_name in family.layer.items():
             for kind in ("weight", "bias"):
-                name = f"{family.body}{family.layers}{number}.{theirs}.{kind}"
+                name = f"{family.body}{family.layers}{number}.{their_name}.{kind}"
                 names[f"{ENCODER}layers.{number}.{ours}.{kind}"] = name
-    for ours, theirs in family.head.items():
+    for ours, their_name in family.head.items():
         for kind in ("",) if ours == "bias" else (".weight", ".bias"):
-            names[f"{HEAD}{ours}{kind}"] = theirs + kind
+            names[f"{HEAD}{ours}{kind}"] = their_name + kind
     names[f"{HEAD}weight"] = family.tied[0]
     return names
 
@@ -118,8 +118,8 @@ def theirs_of(family: Family, layers: int) -> dict[str, str]:
 def layer_count(state: Mapping[str, Tensor], family: Family) -> int:
     """Return how many layers a model of theirs has."""
     prefix = family.layers
-    found = {key.split(prefix)[1].split(".")[0] for key in state if prefix in key}
-    return len(found)
+    numbers = {key.split(prefix)[1].split(".")[0] for key in state if prefix in key}
+    return len(numbers)
 
 
 def to_theirs(state: Mapping[str, Tensor], family: Family, layers: int) -> State:
@@ -160,8 +160,8 @@ def to_ours(state: Mapping[str, Tensor], family: Family, tied: bool = True) -> S
     body = any(key.startswith(family.body) for key in state)
     ours: State = {}
     missing = []
-    for name, theirs in theirs_of(family, layers).items():
-        key = theirs if body or name.startswith(HEAD) else theirs.removeprefix(family.body)
+    for name, their_name in theirs_of(family, layers).items():
+        key = their_name if body or name.startswith(HEAD) else their_name.removeprefix(family.body)
         if key in state:
             ours[name] = state[key].clone()
         elif not name.startswith(HEAD) and "segments" not in name:

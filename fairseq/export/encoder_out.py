@@ -207,7 +207,7 @@ def native_family(config: RobertaConfig, headless: bool = False) -> str | None:
         config: of our model.
         headless: whether the vocabulary head is left out.
     """
-    plain = (
+    ordinary = (
         config.head in ("roberta", "none")
         and config.position == "learned"
         and config.mask_embedding == "learned"
@@ -217,7 +217,7 @@ def native_family(config: RobertaConfig, headless: bool = False) -> str | None:
         and not config.encoder_normalize_before
         and config.activation_fn in _ACTS
     )
-    if not plain:
+    if not ordinary:
         return None
     if config.position_offset is None:
         # the vocabulary head of their RoBERTa always has the exact gelu

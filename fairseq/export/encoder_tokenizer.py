@@ -169,7 +169,7 @@ def save_tokenizer(
     from transformers import PreTrainedTokenizerFast
 
     names: dict[str, Any] = {
-        theirs: getattr(dictionary, f"{role}_word") for role, theirs in ROLES.items()
+        their_role: getattr(dictionary, f"{role}_word") for role, their_role in ROLES.items()
     }
     names.update(cls_token=names["bos_token"], sep_token=names["eos_token"])
     fast = PreTrainedTokenizerFast(
@@ -219,12 +219,12 @@ def plain_content(
     """
     content = json.loads(PLAIN)
     added = [token for token in kept.get("added_tokens") or () if token["content"] not in roles]
-    plain = {token: index for token, index in vocabulary.items() if token not in roles}
-    plain.update((token["content"], token["id"]) for token in added)  # so that they keep their ids
+    pieces = {token: index for token, index in vocabulary.items() if token not in roles}
+    pieces.update((token["content"], token["id"]) for token in added)  # so that they keep their ids
     free = max(vocabulary.values(), default=-1) + 1
-    lacking = [byte for byte in byte_alphabet() if byte not in plain]
-    plain.update((byte, free + place) for place, byte in enumerate(lacking))  # read as unknown
-    content["model"].update(vocab=plain, merges=merges)
+    lacking = [byte for byte in byte_alphabet() if byte not in pieces]
+    pieces.update((byte, free + place) for place, byte in enumerate(lacking))  # read as unknown
+    content["model"].update(vocab=pieces, merges=merges)
     content.update(added_tokens=added, normalizer=kept.get("normalizer"))
     return content
 

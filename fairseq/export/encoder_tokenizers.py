@@ -53,8 +53,8 @@ def _ids(tokenizer: TheirTokenizer, source: Path) -> list[str]:
     Raises:
         UnsupportedError: if the special symbols do not come first, as fairseq's do.
     """
-    found = tokenizer.get_vocab()
-    names = {index: token for token, index in found.items()}
+    vocabulary = tokenizer.get_vocab()
+    names = {index: token for token, index in vocabulary.items()}
     first = [names.get(index) for index in range(4)]
     eos = tokenizer.sep_token or tokenizer.eos_token
     expected = [tokenizer.cls_token or tokenizer.bos_token, tokenizer.pad_token, eos,
@@ -78,14 +78,14 @@ def read_byte_level(
         UnsupportedError: naming what ``byte_level`` does not do.
     """
     model, words = content["model"], content.get("pre_tokenizer") or {}
-    for part, found, known in (
+    for part, stated, known in (
         ("model", model, PLAIN_MODEL),
         ("pre_tokenizer", words, PLAIN_WORDS),
     ):
         for name, values in known.items():
-            if found.get(name) not in values:
+            if stated.get(name) not in values:
                 raise UnsupportedError(
-                    f"{source}: the tokenizer's {part}.{name} is {found.get(name)!r}; byte_level "
+                    f"{source}: the tokenizer's {part}.{name} is {stated.get(name)!r}; byte_level "
                     f"has {values[-1]!r}"
                 )
     names = _ids(tokenizer, source)
@@ -117,10 +117,10 @@ def read_wordpiece(
         "normalizer.clean_text": (normalizer.get("clean_text"), True),
         "pre_tokenizer.type": (words, "BertPreTokenizer"),
     }
-    for name, (found, known) in expected.items():
-        if found != known:
+    for name, (stated, known) in expected.items():
+        if stated != known:
             raise UnsupportedError(
-                f"{source}: the tokenizer's {name} is {found!r}; wordpiece has {known!r}"
+                f"{source}: the tokenizer's {name} is {stated!r}; wordpiece has {known!r}"
             )
     if content["added"]:
         raise UnsupportedError(
@@ -146,9 +146,9 @@ def read_unigram(content: Content, tokenizer: TheirTokenizer, source: Path) -> D
         UnsupportedError: naming what ``sentencepiece`` does not do.
     """
     if content["added"]:
-        found = ", ".join(repr(token["content"]) for token in content["added"][:3])
+        added = ", ".join(repr(token["content"]) for token in content["added"][:3])
         raise UnsupportedError(
-            f"{source}: the tokenizer finds {found} in text before it cuts it; sentencepiece cannot"
+            f"{source}: the tokenizer finds {added} in text before it cuts it; sentencepiece cannot"
         )
     names = _ids(tokenizer, source)
     dictionary = Dictionary()

@@ -51,10 +51,10 @@ def chosen(
         UnsupportedError: if there is no such head.
     """
     there = list(getattr(hub.model, "classification_heads", ()))
-    own = getattr(hub.task.cfg, "classification_head_name", None)
-    if asked == "none" or (asked is None and own not in there):
+    trained_head = getattr(hub.task.cfg, "classification_head_name", None)
+    if asked == "none" or (asked is None and trained_head not in there):
         return None
-    name = own if asked is None else asked
+    name = trained_head if asked is None else asked
     if name not in there:
         raise UnsupportedError(
             f"there is no classification head '{name}'; the checkpoint has: "
@@ -103,23 +103,23 @@ def to_theirs(state: Mapping[str, Tensor], head: str, family: str) -> dict[str, 
     """Return the weights of a head under the names of a family."""
     names = dict(zip(("dense", "out_proj"), PARTS[family][:2], strict=True))
     return {
-        f"{theirs}.{kind}": state[f"{PREFIX}{head}.{ours}.{kind}"]
-        for ours, theirs in names.items()
+        f"{their_name}.{kind}": state[f"{PREFIX}{head}.{ours}.{kind}"]
+        for ours, their_name in names.items()
         for kind in ("weight", "bias")
     }
 
 
-def to_ours(found: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
+def to_ours(weights: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     """Return the weights of their classifier as our head."""
     names = dict(zip(("dense", "out_proj"), PARTS[family][:2], strict=True))
     return {
-        f"{PREFIX}{NAME}.{ours}.{kind}": found[f"{theirs}.{kind}"]
-        for ours, theirs in names.items()
+        f"{PREFIX}{NAME}.{ours}.{kind}": weights[f"{their_name}.{kind}"]
+        for ours, their_name in names.items()
         for kind in ("weight", "bias")
     }
 
 
-def of_model(described: Mapping[str, Any], found: Mapping[str, Tensor], family: str) -> bool:
+def of_model(described: Mapping[str, Any], weights: Mapping[str, Tensor], family: str) -> bool:
     """Tell whether a model of theirs classifies sentences.
 
     Raises:
@@ -130,7 +130,11 @@ def of_model(described: Mapping[str, Any], found: Mapping[str, Tensor], family: 
         return True
     output = PARTS[family][1]
     others = sorted(
-        {key.rsplit(".", 1)[0] for key in found if key.startswith((output, "qa_outputs", "score"))}
+        {
+            key.rsplit(".", 1)[0]
+            for key in weights
+            if key.startswith((output, "qa_outputs", "score"))
+        }
     )
     if others:
         raise UnsupportedError(
@@ -178,7 +182,7 @@ def write_dictionaries(folder: Path, dictionary: Dictionary, described: Mapping[
 @torch.inference_mode()
 def compare(
     hub: Loaded[RobertaModel],
-    theirs: TheirModel,
+    their_model: TheirModel,
     tokens: Sequence[Tensor],
     mapped: Sequence[Tensor],
     head: str,
@@ -187,15 +191,15 @@ def compare(
 
     Args:
         hub: our model.
-        theirs: a model of Hugging Face.
+        their_model: a model of Hugging Face.
         tokens: sentences in our ids.
         mapped: the same in theirs.
         head: name of our head.
     """
-    pad, found = hub.task.source_dictionary.pad(), Agreement()
+    pad, agreement = hub.task.source_dictionary.pad(), Agreement()
     pairs = zip(batches(tokens, pad), batches(mapped, pad), strict=True)
     for (ours_BT, _), (theirs_BT, kept_BT) in pairs:
         expected_BK = hub.model(ours_BT, classification_head_name=head)[0]
-        given_BK = theirs(theirs_BT, attention_mask=kept_BT.long()).logits
-        found.add(expected_BK, given_BK, headless=False)
-    return found
+        found_BK = their_model(theirs_BT, attention_mask=kept_BT.long()).logits
+        agreement.add(expected_BK, found_BK, headless=False)
+    return agreement

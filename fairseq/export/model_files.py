@@ -53,15 +53,15 @@ def read_weights(source: Path) -> dict[str, Tensor]:
         files = [require_file(source / Path(part).name, "weights", remedy) for part in parts]
     else:
         files = [whole or require_file(known[1], "weights", remedy)]
-    found: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     for path in files:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            found.update(load_file(str(path)))
+            tensors.update(load_file(str(path)))
         else:
-            found.update(safe_load(path))
-    return {k: v.float() for k, v in found.items() if torch.is_tensor(v)}
+            tensors.update(safe_load(path))
+    return {k: v.float() for k, v in tensors.items() if torch.is_tensor(v)}
 
 
 def write_ours(

@@ -32,13 +32,13 @@ def checkpoints(run: Path) -> list[Path]:
         numbers = [int(digits) for digits in re.findall(r"\d+", path.stem)]
         return not numbers, numbers[::-1], path.stem  # updates stand behind the epoch
 
-    found: dict[tuple[int, int], Path] = {}
+    by_inode: dict[tuple[int, int], Path] = {}
     for path in sorted(run.glob("*.pt"), key=order):
         facts = os.stat(path)
-        found.setdefault((facts.st_dev, facts.st_ino), path)
-    if not found:
+        by_inode.setdefault((facts.st_dev, facts.st_ino), path)
+    if not by_inode:
         raise MissingFileError(f"no checkpoint (*.pt) in {run}: name the --save-dir of a run")
-    return list(found.values())
+    return list(by_inode.values())
 
 
 def to_revisions(

@@ -40,9 +40,9 @@ def _read(bpe: SentencepieceBPE) -> Any:
     Raises:
         UnsupportedError: for what the library ``tokenizers`` does otherwise.
     """
-    found = _protocol().ModelProto()
-    found.ParseFromString(Path(str(bpe.config.sentencepiece_model)).read_bytes())
-    trainer, normalizer = found.trainer_spec, found.normalizer_spec
+    proto = _protocol().ModelProto()
+    proto.ParseFromString(Path(str(bpe.config.sentencepiece_model)).read_bytes())
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     odd = {
         "a model that is not unigram": trainer.model_type != UNIGRAM,
         "byte fallback": trainer.byte_fallback,
@@ -55,7 +55,7 @@ def _read(bpe: SentencepieceBPE) -> Any:
             f"{bpe.config.sentencepiece_model}: the tokenizers of Hugging Face have no "
             f"{', no '.join(there)}"
         )
-    return found
+    return proto
 
 
 def pieces(bpe: SentencepieceBPE) -> list[tuple[str, float]]:

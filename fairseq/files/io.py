@@ -172,12 +172,12 @@ def require_file(path: PathLike, what: str, remedy: str) -> Path:
     Raises:
         MissingFileError: if there is no such file, or it cannot be read.
     """
-    found = Path(path)
-    if not found.is_file():
-        raise MissingFileError(f"{what} not found: {found}. {remedy}")
-    if not os.access(found, os.R_OK):
-        raise MissingFileError(f"{what} is not readable: {found}. Check its permissions.")
-    return found
+    file = Path(path)
+    if not file.is_file():
+        raise MissingFileError(f"{what} not found: {file}. {remedy}")
+    if not os.access(file, os.R_OK):
+        raise MissingFileError(f"{what} is not readable: {file}. Check its permissions.")
+    return file
 
 
 class PathManager:

@@ -82,9 +82,9 @@ def _check_layers(model: Settings, side: str, names: list[str]) -> None:
     claimed = getattr(model, f"{side}_layers", None)
     if not isinstance(claimed, int) or getattr(model, f"{side}_layers_to_keep", None):
         return
-    found = {m[2] for n in names if (m := re.match(rf"(.*\.)?{side}\..*?layers\.(\d+)\.", n))}
-    if claimed > (len(found) or max(len(names), 1000)):
-        _refuse(f"{side}_layers", claimed, f"there are tensors of {len(found)} layers")
+    layers = {m[2] for n in names if (m := re.match(rf"(.*\.)?{side}\..*?layers\.(\d+)\.", n))}
+    if claimed > (len(layers) or max(len(names), 1000)):
+        _refuse(f"{side}_layers", claimed, f"there are tensors of {len(layers)} layers")
 
 
 def _refuse(setting: str, claimed: int, fact: str) -> None:

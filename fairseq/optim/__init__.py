@@ -95,8 +95,8 @@ def build_optimizer(
         raise ConfigError(
             f"--optimizer {name} and --param-groups go by names: give dicts of name and tensor"
         )
-    own = OPTIMIZER_REGISTRY[name].settings_by_name(cfg, named)
-    optimizer: FairseqOptimizer = _build(cfg, arrange(named, param_groups, own), *extra)
+    by_optimizer = OPTIMIZER_REGISTRY[name].settings_by_name(cfg, named)
+    optimizer: FairseqOptimizer = _build(cfg, arrange(named, param_groups, by_optimizer), *extra)
     for group in optimizer.param_groups:
         group["lr"] *= group.get("lr_scale", 1.0)
         if "weight_decay" in group.get("by_rule", ()) and not _has_decay(optimizer):

@@ -123,8 +123,13 @@ class Muon(Adam):
         dtype: torch.dtype = torch.bfloat16,
         **adam: Any,
     ) -> None:
-        own = {"muon": False, "momentum": momentum, "ns_steps": ns_steps, "adjust_lr": adjust_lr}
-        super().__init__(params, **adam, more=own)
+        muon_defaults = {
+            "muon": False,
+            "momentum": momentum,
+            "ns_steps": ns_steps,
+            "adjust_lr": adjust_lr,
+        }
+        super().__init__(params, **adam, more=muon_defaults)
         self.muon_kernel, self.dtype = kernel, dtype
         self.skips_on_device = False  # matrices have another rule
 

@@ -29,11 +29,11 @@ def read_rules(text: str) -> list[tuple[str, Settings]]:
     rules: list[tuple[str, Settings]] = []
     for rule in filter(None, map(str.strip, text.split(","))):
         pattern, _, action = map(str.strip, rule.rpartition("="))
-        found = _ACTION.fullmatch(action)
-        if not pattern or found is None:
+        match = _ACTION.fullmatch(action)
+        if not pattern or match is None:
             raise ConfigError(f"--param-groups: cannot read '{rule}'; {_FORM}")
-        value = float(found[2])
-        if found[1] == "wd":
+        value = float(match[2])
+        if match[1] == "wd":
             rules.append((pattern, {"weight_decay": value}))
         elif value > 0:
             rules.append((pattern, {"lr_scale": value}))
@@ -54,25 +54,25 @@ def fitting(flag: str, pattern: str, names: Iterable[str]) -> list[str]:
         ConfigError: if there is none; ``flag`` is named.
     """
     names = list(names)
-    found = [name for name in names if fits(pattern, name)]
-    if not found:
+    fit = [name for name in names if fits(pattern, name)]
+    if not fit:
         raise ConfigError(
             f"{flag}: '{pattern}' is in the name of no parameter that is trained; these are "
             + ", ".join(names[:5])
             + (f" and {len(names) - 5} others" if len(names) > 5 else "")
         )
-    return found
+    return fit
 
 
 def arrange(
-    named: Mapping[str, Tensor], rules: str, own: Mapping[str, Settings]
+    named: Mapping[str, Tensor], rules: str, by_optimizer: Mapping[str, Settings]
 ) -> list[dict[str, Any]]:
     """Return torch parameter groups: parameters of the same settings lie together.
 
     Args:
         named: the parameters, in the order of the model; groups come by their first one.
         rules: ``--param-groups``. What they set is listed in the group as ``"by_rule"``.
-        own: settings that the optimizer asks for, by name.
+        by_optimizer: settings that the optimizer asks for, by name.
 
     Raises:
         ConfigError: for a rule that cannot be read or fits nothing.
@@ -83,7 +83,7 @@ def arrange(
             ruled[name].update(settings)
     groups: dict[str, dict[str, Any]] = {}
     for name, tensor in named.items():
-        settings = dict(own.get(name, {}))
+        settings = dict(by_optimizer.get(name, {}))
         if ruled[name]:
             settings |= {**ruled[name], "by_rule": sorted(ruled[name])}
         # settings are plain values: equal text means equal settings

@@ -47,10 +47,10 @@ def numbers(value: object, flag: str) -> list[float]:
 
 def pair(value: object, flag: str) -> tuple[float, float]:
     """Read exactly two numbers, such as ``"(0.9, 0.98)"``; see :func:`numbers`."""
-    found = numbers(value, flag)
-    if len(found) != 2:
+    both = numbers(value, flag)
+    if len(both) != 2:
         raise ConfigError(f"{flag} takes two numbers such as '(0.9, 0.98)', got {value!r}")
-    return found[0], found[1]
+    return both[0], both[1]
 
 
 def learning_rates(cfg: object) -> list[float]:

@@ -99,8 +99,8 @@ class Labeller:
         found = np.full(len(sentences), -1, dtype=np.int64)
         for indices_B, words_BN in batches(self.source, sentences):
             score_BK = self.scores(words_BN)
-            found[indices_B] = np.where(score_BK.max(axis=1) > 0, score_BK.argmax(axis=1), -1)
-        return found
+            label_S[indices_B] = np.where(score_BK.max(axis=1) > 0, score_BK.argmax(axis=1), -1)
+        return label_S
 
     def draw(
         self, rng: np.random.Generator, count: int, longest: int
@@ -186,7 +186,7 @@ def _sentences(
     found: list[np.ndarray] = []
     gold: list[int] = []
     block = drawn = 0
-    while len(found) < size:
+    while len(kept) < size:
         rng = philox(seed, f"pcfg/downstream/{split}", block)
         sentences, label_B = labeller.draw(rng, BLOCK, lengths[1])
         whole = sentences.split()
@@ -194,7 +194,7 @@ def _sentences(
         found += [whole[place] for place in fits]
         gold += label_B[fits].tolist()
         block, drawn = block + 1, drawn + BLOCK
-        if drawn > 1000 * (size + len(found)):
+        if drawn > 1000 * (size + len(kept)):
             raise DataError(f"hardly any sentence has {lengths[0]} to {lengths[1]} words")
     found = found[:size]
     return found, np.array(gold[:size]) if labeller.how == "gold" else labeller.labels(found)

@@ -108,8 +108,8 @@ class Draws:
         for parent, right, prob in sorted(grammar.rules()):
             second = place_of[right[1]] if len(right) == 2 else -1
             rules[place_of[parent]].append((place_of[right[0]], second, prob))
-        self._choices = Choices([np.array([rule[2] for rule in own]) for own in rules])
-        flat = [rule for own in rules for rule in own]
+        self._choices = Choices([np.array([rule[2] for rule in rules_of]) for rules_of in rules])
+        flat = [rule for rules_of in rules for rule in rules_of]
         self._left_R = np.array([rule[0] for rule in flat], dtype=np.int32)
         self._right_R = np.array([rule[1] for rule in flat], dtype=np.int32)
 

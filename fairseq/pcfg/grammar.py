@@ -100,15 +100,15 @@ class Grammar:
 
     def rules(self) -> list[tuple[str, Right, float]]:
         """Return all rules of positive probability, the start's first."""
-        found: list[tuple[str, Right, float]] = []
+        rules: list[tuple[str, Right, float]] = []
         names = self.nonterminals
         for parent, left, right, prob in zip(*self.binary, strict=True):
-            found.append((names[parent], (names[left], names[right]), float(prob)))
+            rules.append((names[parent], (names[left], names[right]), float(prob)))
         for matrix, columns in ((self.unary_XX, names), (self.emission_XT, self.terminals)):
             for row, column in np.argwhere(matrix > 0).tolist():
-                found.append((names[row], (columns[column],), float(matrix[row, column])))
+                rules.append((names[row], (columns[column],), float(matrix[row, column])))
         first = names[self.start]
-        return sorted(found, key=lambda rule: (rule[0] != first, rule[0]))
+        return sorted(rules, key=lambda rule: (rule[0] != first, rule[0]))
 
     def save(self, path: PathLike) -> None:
         """Write the rules, one a line; reading them gives the same numbers."""

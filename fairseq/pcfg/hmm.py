@@ -82,13 +82,13 @@ class HiddenMarkov:
         """
         text = require_file(path, "model", "fairseq-pcfg grammar writes one.").read_text("utf-8")
         try:
-            found = json.loads(text)
+            record = json.loads(text)
             components = [
                 Component(float(c["weight"]), *(np.array(c[key], dtype=float) for key in _KEYS))
-                for c in found["components"]
+                for c in record["components"]
             ]
-            words = [str(word) for word in found["words"]]
-            return cls(words, components, int(found["shortest"]), int(found["longest"]))
+            words = [str(word) for word in record["words"]]
+            return cls(words, components, int(record["shortest"]), int(record["longest"]))
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
@@ -119,10 +119,10 @@ class HiddenMarkov:
         component_B = self._choose.draw(np.zeros(count, dtype=np.int64), rng)
         words_BN = np.zeros((count, self.longest), dtype=np.int64)
         for number, (initial, transition, emission) in enumerate(self._tables):
-            own = np.flatnonzero(component_B == number)
-            state_B = initial.draw(np.zeros(len(own), dtype=np.int64), rng)
+            rows_B = np.flatnonzero(component_B == number)
+            state_B = initial.draw(np.zeros(len(rows_B), dtype=np.int64), rng)
             for i in range(self.longest):
-                words_BN[own, i] = emission.draw(state_B, rng) - emission.first[state_B]
+                words_BN[rows_B, i] = emission.draw(state_B, rng) - emission.first[state_B]
                 state_B = transition.draw(state_B, rng) - transition.first[state_B]
         length_B = length_B[kept_B := length_B <= longest]
         shown_BN = np.arange(self.longest) < length_B[:, None]

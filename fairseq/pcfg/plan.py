@@ -143,8 +143,13 @@ class Planner:
         self.root = int(self.place_X[grammar.start])
         parent_R, left_R, right_R = (self.place_X[part] for part in grammar.binary[:3])
         self.blocks = [
-            _block(parent_R[own], left_R[own], right_R[own], grammar.binary.prob_R[own])
-            for own in (component_R == name for name in np.unique(component_R))
+            _block(
+                parent_R[in_block_R],
+                left_R[in_block_R],
+                right_R[in_block_R],
+                grammar.binary.prob_R[in_block_R],
+            )
+            for in_block_R in (component_R == name for name in np.unique(component_R))
         ]
         # what a symbol may be renamed to, in places
         self.renames_XX = (grammar.closure_XX > 0)[np.ix_(self.order_X, self.order_X)]

@@ -77,18 +77,18 @@ def levelled_grammar(
         rules.append((name, (names[0][left], names[0][right]), 1.0))
     vocabulary = words(vocab)
     for level, below in zip(names[:-1], names[1:], strict=True):
-        found = _covering_pairs(rng, width, min(binary, width**2), width)
-        for name, own in zip(level, found, strict=True):
+        pairs_of = _covering_pairs(rng, width, min(binary, width**2), width)
+        for name, members in zip(level, pairs_of, strict=True):
             ends = rng.uniform(*term_prob)
-            rights: list[Right] = [(below[left], below[right]) for left, right in own]
-            weights = rng.dirichlet(np.ones(len(own))) * (1 - ends)
+            rights: list[Right] = [(below[left], below[right]) for left, right in members]
+            weights = rng.dirichlet(np.ones(len(members))) * (1 - ends)
             rights.append((vocabulary[rng.integers(vocab)],))
             _add(rules, name, rights, np.append(weights, ends))
     # every word belongs to one last symbol for certain; the rest of its words are drawn
     shares = [order.tolist() for order in np.array_split(rng.permutation(vocab), width)]
-    for name, own in zip(names[-1], shares, strict=True):
-        others = np.setdiff1d(np.arange(vocab), own)
-        chosen = [*own, *rng.permutation(others)[: emit - len(own)].tolist()]
+    for name, members in zip(names[-1], shares, strict=True):
+        others = np.setdiff1d(np.arange(vocab), members)
+        chosen = [*members, *rng.permutation(others)[: emit - len(members)].tolist()]
         weights = rng.dirichlet(np.full(emit, peak))
         _add(rules, name, [(vocabulary[word],) for word in sorted(chosen)], weights)
     return Grammar.from_rules(rules)
@@ -121,7 +121,7 @@ def tree_grammar(
     if min(levels, width, rules_each, vocab) < 1 or not 2 <= children[0] <= children[1] <= 3:
         raise ConfigError("every size is at least 1, and rules have 2 or 3 children")
     rng = philox(seed, "pcfg/tree")
-    found: Rules = []
+    rules: Rules = []
     vocabulary = words(vocab)
     names = [["S"], *([f"N{n}_{x}" for x in range(width)] for n in range(1, levels))]
     names.append([f"T_{word}" for word in vocabulary])
@@ -146,12 +146,12 @@ def tree_grammar(
                 queue = queue[size:]
                 rights.add(right)
                 if len(right) == 3:
-                    found.append((f"{name}+{number}", right[1:], 1.0))
+                    rules.append((f"{name}+{number}", right[1:], 1.0))
                     right = (right[0], f"{name}+{number}")
-                found.append((name, right, 1.0 / rules_each))
-    found += [(f"T_{word}", (word,), 1.0) for word in vocabulary]
+                rules.append((name, right, 1.0 / rules_each))
+    rules += [(f"T_{word}", (word,), 1.0) for word in vocabulary]
     # the start's own rules come first
-    return Grammar.from_rules(sorted(found, key=lambda rule: rule[0] != "S"))
+    return Grammar.from_rules(sorted(rules, key=lambda rule: rule[0] != "S"))
 
 
 def random_hmm(
@@ -215,16 +215,18 @@ def _covering_pairs(
         )
     while True:
         codes = [rng.permutation(width**2)[:each] for _ in range(parents)]
-        pairs = [[divmod(code, width) for code in own.tolist()] for own in codes]
-        seen = {symbol for own in pairs for pair in own for symbol in pair}
+        pairs = [[divmod(code, width) for code in chosen.tolist()] for chosen in codes]
+        seen = {symbol for chosen in pairs for pair in chosen for symbol in pair}
         missing = [symbol for symbol in range(width) if symbol not in seen]
         # a random slot for each that is missing; seldom needed, and checked by the next round
         for symbol in missing:
-            own = pairs[int(rng.integers(parents))]
+            chosen = pairs[int(rng.integers(parents))]
             place = int(rng.integers(each))
-            replacement = (symbol, own[place][1]) if rng.random() < 0.5 else (own[place][0], symbol)
-            if replacement not in own:
-                own[place] = replacement
-        seen = {symbol for own in pairs for pair in own for symbol in pair}
+            replacement = (
+                (symbol, chosen[place][1]) if rng.random() < 0.5 else (chosen[place][0], symbol)
+            )
+            if replacement not in chosen:
+                chosen[place] = replacement
+        seen = {symbol for chosen in pairs for pair in chosen for symbol in pair}
         if len(seen) == width:
             return pairs

@@ -54,15 +54,15 @@ class Scores:
             for part in (self.entropy.astype(np.float64), self.nll)
         ]
         fine_S = np.isfinite(sums[0]) & np.isfinite(sums[1])
-        found: dict[str, float] = {
+        figures: dict[str, float] = {
             "sentences": int(fine_S.sum()),
             "undefined": int((~fine_S).sum()),
         }
         for name, sum_S in zip(("optimum", "nll"), sums, strict=True):
             macro, macro_se, micro, micro_se = means(sum_S[fine_S], count_S[fine_S])
-            found |= {f"{name}_macro": macro, f"{name}_macro_se": macro_se}
-            found |= {f"{name}_micro": micro, f"{name}_micro_se": micro_se}
-        return found
+            figures |= {f"{name}_macro": macro, f"{name}_macro_se": macro_se}
+            figures |= {f"{name}_micro": micro, f"{name}_micro_se": micro_se}
+        return figures
 
 
 def means(sum_S: np.ndarray, count_S: np.ndarray) -> tuple[float, float, float, float]:
@@ -204,8 +204,10 @@ def write_scores(
             np.lib.format.write_array_header_1_0(entry, header)
             size = max(CHUNK // (max(lengths) * shape[1]), 1)
             for first in range(0, len(sentences), size):
-                own = slice(first, first + size)
-                part = score(source, sentences[own], "single" if chosen is None else chosen[own])
+                part_S = slice(first, first + size)
+                part = score(
+                    source, sentences[part_S], "single" if chosen is None else chosen[part_S]
+                )
                 entry.write(part.logq.astype("<f4", copy=False).data)
                 parts.append(replace(part, logq=part.logq[:0]))
                 show(min(first + size, len(sentences)))

@@ -71,9 +71,9 @@ class Viterbi:
         best: np.ndarray,
     ) -> None:
         """Fill one cell of both charts."""
-        own = before[cell.all_rows]
+        cell_XB = before[cell.all_rows]
         if cell.j - cell.i == 1:
-            own[:] = emission_NXB[cell.i, cell.low : cell.high]
+            cell_XB[:] = emission_NXB[cell.i, cell.low : cell.high]
         for block, splits in cell.steps:
             pairs_QB: np.ndarray | None = None
             for k in splits:
@@ -85,12 +85,12 @@ class Viterbi:
             for pair_P, prob_P in zip(block.pair_PM.T, block.prob_PM.T, strict=True):
                 np.maximum(target, pairs_QB[pair_P] * prob_P[:, None], out=target)
         if best is not before:
-            best[cell.all_rows] = own
+            best[cell.all_rows] = cell_XB
         if cell.closes:
             for place in self.chart.unary_places:
                 if cell.low <= place < cell.high:
                     chain_X = self.best_XX[place, cell.low : cell.high]
-                    best[cell.base + place] = (chain_X[:, None] * own).max(axis=0)
+                    best[cell.base + place] = (chain_X[:, None] * cell_XB).max(axis=0)
 
     def span_best(self, words_BN: np.ndarray) -> np.ndarray:
         """Return the probability of the best derivation of the words from every symbol, (B, X)."""
@@ -120,10 +120,10 @@ class Viterbi:
                 place_D = self._rename(cell, sentence_D, place_D, before, nodes)
                 for block, splits in cell.steps:
                     own_D = (place_D >= block.parents.start) & (place_D < block.parents.stop)
-                    found = _split(
+                    children = _split(
                         plan, cell, block, splits, sentence_D[own_D], place_D[own_D], best
                     )
-                    for span, sentences, places in found:
+                    for span, sentences, places in children:
                         todo.setdefault(span, []).append((sentences, places))
         with np.errstate(divide="ignore"):
             logprob_B = np.log(top_B) + exponent_B * np.log(2.0)
@@ -205,12 +205,12 @@ def _split(
     split_D, rule_D = np.divmod(choice_D, value_DKM.shape[2])
     node_D = np.arange(len(sentence_D))
     left_D, right_D = left_DM[node_D, rule_D], right_DM[node_D, rule_D]
-    found = []
+    children = []
     for number in np.unique(split_D).tolist():
         own_D, k = split_D == number, splits[number]
-        found.append(((cell.i, k), sentence_D[own_D], left_D[own_D]))
-        found.append(((k, cell.j), sentence_D[own_D], right_D[own_D]))
-    return found
+        children.append(((cell.i, k), sentence_D[own_D], left_D[own_D]))
+        children.append(((k, cell.j), sentence_D[own_D], right_D[own_D]))
+    return children
 
 
 def _best_chains(unary_XX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -176,8 +176,8 @@ class MultiheadAttention(FairseqIncrementalState, nn.Module):
     def _get_input_buffer(
         self, incremental_state: IncrementalState | None
     ) -> dict[str, Tensor | None]:
-        found = self.get_incremental_state(incremental_state, "attn_state")
-        return {} if found is None else found
+        kept = self.get_incremental_state(incremental_state, "attn_state")
+        return {} if kept is None else kept
 
     def _set_input_buffer(
         self, incremental_state: IncrementalState, buffer: dict[str, Tensor | None]

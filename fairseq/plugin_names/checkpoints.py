@@ -33,10 +33,10 @@ def torch_persistent_save(obj: object, filename: str, async_write: bool = False)
     Raises:
         CheckpointError: if it cannot be written, or holds something that could not be loaded.
     """
-    plain = storable(obj, "the object to be saved")
+    content = storable(obj, "the object to be saved")
     try:
         with atomic_write(filename) as handle:
-            torch.save(plain, handle)
+            torch.save(content, handle)
     except (OSError, RuntimeError) as error:  # torch hides errors of the disk behind its own
         raise CheckpointError(f"could not write {filename}: {error}") from error
 
@@ -88,19 +88,19 @@ def load_pretrained_component_from_model(
     tensors = dict(read_state(checkpoint)["model"])
     if any(name.partition(".")[2].startswith("sentence_encoder.") for name in tensors):
         upgrade_roberta_state(tensors)
-    own = {
+    weights = {
         name.removeprefix(side): tensor for name, tensor in tensors.items() if name.startswith(side)
     }
-    if not own:
+    if not weights:
         raise CheckpointError(
             f"{checkpoint} holds no {side}* weights; its tensors begin with "
             f"{', '.join(sorted({name.partition('.')[0] for name in tensors}))}"
         )
     for name, value in component.state_dict().items():
         if name.rpartition(".")[2] == "version":  # says how old the names are; the oldest had none
-            own.setdefault(name, value)
+            weights.setdefault(name, value)
     try:
-        component.load_state_dict(own, strict=strict)
+        component.load_state_dict(weights, strict=strict)
     except (FairseqError, RuntimeError) as error:
         raise explain(error, checkpoint) from error
     return component

@@ -113,11 +113,11 @@ def roll_back(trainer: Trainer, save_dir: str) -> tuple[str, int] | None:
     """
     progress, spike = trainer.progress, trainer.get_num_updates()
     left: list[int] = progress.setdefault("spike_left_behind", [])
-    found = _newest_before(save_dir, spike - trainer.spikes.back, left)
-    if found is None:
+    earlier = _newest_before(save_dir, spike - trainer.spikes.back, left)
+    if earlier is None:
         logger.warning("no checkpoint is old enough to go back to; the update is skipped")
         return None
-    path, step, state = found
+    path, step, state = earlier
     returns = progress.get("spike_returns_to", {}).get(str(step), 0) + 1
     if returns > MOST_RETURNS:
         raise SpikeError(

@@ -58,10 +58,10 @@ def local_file(source: str, flag: str) -> Path:
         return require_file(source, "file of the GPT-2 encoding", f"Check {flag}.")
     digest, folder = hashlib.sha256(source.encode()).hexdigest(), cache_folder()
     downloads = [folder / digest, *sorted(folder.glob(f"{digest}.*"))]
-    plain = folder / source.rsplit("/", 1)[-1]
-    for path in [*downloads, plain]:
+    by_name = folder / source.rsplit("/", 1)[-1]
+    for path in [*downloads, by_name]:
         # beside a download lie the original's notes (.json) and lock on it
-        is_note = path != plain and path.suffix in (".json", ".lock")
+        is_note = path != by_name and path.suffix in (".json", ".lock")
         if path.is_file() and not is_note:
             return path
     raise MissingFileError(

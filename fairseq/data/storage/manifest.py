@@ -178,8 +178,8 @@ def verify_manifest(folder: PathLike, digests: bool = False) -> Manifest | None:
             raise _mismatch(path, "it is missing")
         if (size := os.path.getsize(path)) != entry.bytes:
             raise _mismatch(path, f"it has {size} bytes instead of {entry.bytes}")
-        if digests and (found := sha256_of(path)) != entry.sha256:
-            raise _mismatch(path, f"its sha256 is {found} instead of {entry.sha256}")
+        if digests and (digest := sha256_of(path)) != entry.sha256:
+            raise _mismatch(path, f"its sha256 is {digest} instead of {entry.sha256}")
     for name, dataset in manifest.datasets.items():
         dictionary = manifest.files.get(dataset.dictionary)
         if dictionary is None or dictionary.sha256 != dataset.dictionary_sha256:

@@ -21,19 +21,19 @@ from fairseq.tasks.base import FairseqTask
 
 
 def open_checkpoint(
-    given: Mapping[str, Any], double: bool = False
+    flat: Mapping[str, Any], double: bool = False
 ) -> tuple[Objective, Any, Any, torch.device]:
     """Load a checkpoint; return its loss, its task, its configuration, and the device.
 
     Args:
-        given: flat settings, see :func:`fairseq.hub.load.load_by_settings`.
+        flat: flat settings, see :func:`fairseq.hub.load.load_by_settings`.
         double: compute in fp64, otherwise in fp32.
     """
-    models, config, task = load_by_settings(given)
+    models, config, task = load_by_settings(flat)
     device = choose_device(config)
     dtype = torch.float64 if double else torch.float32
     criterion = task.build_criterion(config.criterion)
-    load_criterion(criterion, given["path"])
+    load_criterion(criterion, flat["path"])
     return (
         Objective(models[0].to(device, dtype), criterion.to(device, dtype)), task, config, device
     )  # fmt: skip

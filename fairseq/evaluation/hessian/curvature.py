@@ -55,8 +55,8 @@ def gradient(
             allow_unused=True,
         )
     return [
-        part.new_zeros(rows + part.shape) if own is None else own
-        for part, own in zip(inputs, gradients, strict=True)
+        part.new_zeros(rows + part.shape) if computed is None else computed
+        for part, computed in zip(inputs, gradients, strict=True)
     ]
 
 

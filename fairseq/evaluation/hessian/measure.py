@@ -115,11 +115,11 @@ class Settings:
         return Settings(**values)
 
 
-def measure(given: Mapping[str, Any], settings: Settings, log_format: str | None = None) -> Result:
+def measure(flat: Mapping[str, Any], settings: Settings, log_format: str | None = None) -> Result:
     """Measure a checkpoint.
 
     Args:
-        given: flat settings as for :func:`fairseq.hub.load.load_by_settings`: ``path``, ``data``,
+        flat: flat settings as for :func:`fairseq.hub.load.load_by_settings`: ``path``, ``data``,
             and what should differ from the checkpoint.
         settings: what is measured and how.
         log_format: of the progress; see :func:`fairseq.logging.progress_bar.progress_bar`.
@@ -135,7 +135,7 @@ def measure(given: Mapping[str, Any], settings: Settings, log_format: str | None
         DataError: if there are no data, or numbers are not finite.
     """
     settings = settings.settled()
-    objective, task, config, device = open_checkpoint(given, settings.double)
+    objective, task, config, device = open_checkpoint(flat, settings.double)
     parameters = ParameterSet(objective.model, settings.params)
     batches = Batches(task, config, objective.model, settings.subset, settings.seed, device)
     return Measurement(objective, parameters, batches, settings, log_format).run()

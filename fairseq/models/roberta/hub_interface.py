@@ -81,9 +81,9 @@ class RobertaHubInterface(nn.Module):
 
     def _mask(self) -> int:
         """Return the id of ``<mask>``, which may lie outside the dictionary."""
-        own = getattr(self.task, "mask_idx", None)
+        mask = getattr(self.task, "mask_idx", None)
         dictionary = self.task.source_dictionary
-        return dictionary.index(dictionary.mask_word) if own is None else own
+        return dictionary.index(dictionary.mask_word) if mask is None else mask
 
     def decode(self, tokens: Tensor) -> str | list[str]:
         """Return the text of ``tokens`` (T,), a list if they hold several sentences."""

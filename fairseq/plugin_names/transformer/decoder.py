@@ -51,8 +51,8 @@ class TransformerDecoderBase(Side, FairseqIncrementalDecoder):
         side, inputs = cfg.decoder, embed_tokens.embedding_dim
         self.embed_dim = dim = side.embed_dim or inputs
         self.output_embed_dim = side.output_dim or dim
-        own = embed_tokens.padding_idx
-        self.padding_idx = dictionary.pad() if own is None else own
+        pad = embed_tokens.padding_idx
+        self.padding_idx = dictionary.pad() if pad is None else pad
         self.max_target_positions = cfg.max_target_positions
         self.share_input_output_embed = cfg.share_decoder_input_output_embed
         equip(self, cfg, side, self.max_target_positions)

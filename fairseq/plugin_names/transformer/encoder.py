@@ -47,8 +47,8 @@ class TransformerEncoderBase(Side, FairseqEncoder):
         super().__init__(dictionary)
         self.cfg, self.embed_tokens = cfg, embed_tokens
         self.register_buffer("version", torch.tensor([3.0]))
-        own = embed_tokens.padding_idx
-        self.padding_idx = dictionary.pad() if own is None else own
+        pad = embed_tokens.padding_idx
+        self.padding_idx = dictionary.pad() if pad is None else pad
         self.max_source_positions = cfg.max_source_positions
         equip(self, cfg, cfg.encoder, self.max_source_positions)
         layers = [self.build_encoder_layer(cfg) for _ in range(cfg.encoder.layers)]
