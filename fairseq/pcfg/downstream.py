@@ -96,7 +96,7 @@ class Labeller:
 
         Not for ``gold``, which a text does not tell: see :meth:`draw`.
         """
-        found = np.full(len(sentences), -1, dtype=np.int64)
+        label_S = np.full(len(sentences), -1, dtype=np.int64)
         for indices_B, words_BN in batches(self.source, sentences):
             score_BK = self.scores(words_BN)
             label_S[indices_B] = np.where(score_BK.max(axis=1) > 0, score_BK.argmax(axis=1), -1)
@@ -183,7 +183,7 @@ def _sentences(
     labeller: Labeller, seed: int, split: str, size: int, lengths: tuple[int, int]
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Return sentences within the lengths, by blocks as in ``sample``, and their labels."""
-    found: list[np.ndarray] = []
+    kept: list[np.ndarray] = []
     gold: list[int] = []
     block = drawn = 0
     while len(kept) < size:
@@ -191,13 +191,13 @@ def _sentences(
         sentences, label_B = labeller.draw(rng, BLOCK, lengths[1])
         whole = sentences.split()
         fits = [place for place, words in enumerate(whole) if len(words) >= lengths[0]]
-        found += [whole[place] for place in fits]
+        kept += [whole[place] for place in fits]
         gold += label_B[fits].tolist()
         block, drawn = block + 1, drawn + BLOCK
         if drawn > 1000 * (size + len(kept)):
             raise DataError(f"hardly any sentence has {lengths[0]} to {lengths[1]} words")
-    found = found[:size]
-    return found, np.array(gold[:size]) if labeller.how == "gold" else labeller.labels(found)
+    kept = kept[:size]
+    return kept, np.array(gold[:size]) if labeller.how == "gold" else labeller.labels(kept)
 
 
 def _write(

@@ -321,31 +321,8 @@ class TrainLoop:
             self.folder.note("skipped", update=update, reason=reason)
 
     def update_groups(self) -> epochs.GroupedIterator:
-        """Return the rest of the epoch, in lists of the batches of one update each.
-
-        Raises:
-            ConfigError: if a whole epoch has not enough batches for one update.
-        """
-        cfg, epoch_itr = self.cfg, self.epoch_itr
-        batches = epoch_itr.next_epoch_itr(
-            fix_batches_to_gpus=cfg.distributed_training.fix_batches_to_gpus,
-            # the first epochs of a curriculum read the batches as they were cut, short ones first
-            shuffle=epoch_itr.next_epoch_idx > cfg.dataset.curriculum,
-        )
-        frequencies = cfg.optimization.update_freq
-        # the last one stated holds for all later epochs
-        update_freq = frequencies[min(epoch_itr.epoch, len(frequencies)) - 1]
-        # the rest of an epoch may be empty after a restart; a whole one must not
-        begins = batches.n == 0
-        groups = epochs.GroupedIterator(
-            batches, update_freq, skip_remainder_batch=cfg.optimization.skip_remainder_batch
-        )
-        if begins and len(groups) == 0:
-            raise ConfigError(
-                f"an epoch has fewer batches than --update-freq {update_freq}, and "
-                "--skip-remainder-batch leaves out the rest: nothing would ever be learned"
-            )
-        return groups
+        """Return the rest of the epoch; see :func:`fairseq.data.batches.epochs.update_groups`."""
+        return epochs.update_groups(self.cfg, self.epoch_itr)
 
     def _progress(self, iterator: Iterator[Any], epoch: int, prefix: str | None = None) -> Any:
         cfg, common, master = self.cfg, self.cfg.common, distributed_utils.is_master()

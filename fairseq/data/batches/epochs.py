@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from fairseq.aliases import NAMES
+from fairseq.config.sections import FairseqConfig
 from fairseq.data.batches.counting import (
     MAX_BUFFER,
     BufferedIterator,
@@ -418,3 +419,34 @@ class EpochBatchIterator(EpochBatchIterating):
                 f"gives {len(sequence)}: the data or its filtering has changed; {RESET}"
             )
         return sequence
+
+
+def update_groups(cfg: FairseqConfig, epoch_itr: EpochBatchIterating) -> GroupedIterator:
+    """Return the rest of an epoch, in lists of the batches of one update each.
+
+    Args:
+        cfg: its settings say how many batches an update has.
+        epoch_itr: where the run stands in the data.
+
+    Raises:
+        ConfigError: if a whole epoch has not enough batches for one update.
+    """
+    batches = epoch_itr.next_epoch_itr(
+        fix_batches_to_gpus=cfg.distributed_training.fix_batches_to_gpus,
+        # the first epochs of a curriculum read the batches as they were cut, short ones first
+        shuffle=epoch_itr.next_epoch_idx > cfg.dataset.curriculum,
+    )
+    frequencies = cfg.optimization.update_freq
+    # the last one stated holds for all later epochs
+    update_freq = frequencies[min(epoch_itr.epoch, len(frequencies)) - 1]
+    # the rest of an epoch may be empty after a restart; a whole one must not
+    begins = batches.n == 0
+    groups = GroupedIterator(
+        batches, update_freq, skip_remainder_batch=cfg.optimization.skip_remainder_batch
+    )
+    if begins and len(groups) == 0:
+        raise ConfigError(
+            f"an epoch has fewer batches than --update-freq {update_freq}, and "
+            "--skip-remainder-batch leaves out the rest: nothing would ever be learned"
+        )
+    return groups
