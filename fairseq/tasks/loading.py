@@ -51,8 +51,19 @@ def model_of(
         CheckpointError: if the weights do not fit the settings, or the dictionary.
     """
     model = task.build_model(settings, from_checkpoint=True)
+    give_weights(model, state, settings, path, strict)
+    return model
+
+
+def give_weights(
+    model: Any, state: Mapping[str, Tensor], settings: Settings, path: str, strict: bool = True
+) -> None:
+    """Give a model the weights of a file; see :func:`model_of`.
+
+    Raises:
+        CheckpointError: if they do not fit.
+    """
     try:
         model.load_state_dict(state, strict=strict, model_cfg=settings)
     except (FairseqError, RuntimeError) as error:
         raise explain(error, path) from error
-    return model

@@ -30,7 +30,7 @@ from fairseq.files.io import sha256_of
 from fairseq.models.base import BaseFairseqModel
 from fairseq.modules.predictions import tells_projection
 from fairseq.tasks.base import FairseqTask
-from fairseq.tasks.loading import model_of
+from fairseq.tasks.loading import give_weights
 from fairseq.utils import split_paths
 
 logger = logging.getLogger(__name__)
@@ -138,9 +138,11 @@ def load_teacher(config: FairseqConfig, task: FairseqTask, student: BaseFairseqM
     if not isinstance(overrides, dict):
         raise ConfigError(f"--teacher-overrides must be a dict, not {overrides!r}")
     source = _from_folder(path, overrides) if path.is_dir() else _from_file(path, overrides)
-    state = _with_rows_of(source, task.source_dictionary, str(path))
-    model = model_of(state, source.model, task, str(path))
+    model = task.build_model(source.model, from_checkpoint=True)
+    # the kind goes first: models of another kind have another dictionary, too
     _check_fit(model, student, task, str(path), settings.alpha_ce or settings.alpha_mse)
+    state = _with_rows_of(source, task.source_dictionary, str(path))
+    give_weights(model, state, source.model, str(path))
     dtype = getattr(torch, settings.teacher_dtype)
     return Teacher(model, str(path), digest_of(path), choose_device(config), dtype)
 
