@@ -300,7 +300,7 @@ def _upgrade_state_dict(
 ) -> dict[str, Any]:
     """Return the content of a checkpoint of any age as the function above does, in place."""
     state = upgrade_state(state)
-    state["cfg"] = config_of(state, arg_overrides)
+    state["cfg"] = config_of(state, arg_overrides).thawed()  # old programs write to it
     state["args"] = None
     return state
 

@@ -18,7 +18,8 @@ from fairseq.checkpoint.tensor_names import upgrade_roberta_state
 from fairseq.config import options
 from fairseq.config.build import plain
 from fairseq.config.refused import REFUSED
-from fairseq.config.schema import FairseqDataclass, default_of, public_fields
+from fairseq.config.resolve import resolve
+from fairseq.config.schema import FairseqDataclass, default_of, public_fields, with_values
 from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
 from fairseq.config.upgrade import FORK_ONLY, LATER, downgrade
 from fairseq.errors import CheckpointError
@@ -169,12 +170,14 @@ def config_of(
         state: a loaded checkpoint, of this project, of the original or of the fork.
         overrides: values by field name that replace the checkpoint's wherever they occur; the
             name of a component (``bpe="gpt2"``) replaces the component.
-        settle: see :func:`fairseq.config.options.make_config`.
+        settle: run :func:`fairseq.config.resolve.resolve`.
 
     Raises:
         CheckpointError: if the checkpoint holds no configuration, or one that its tensors belie.
     """
-    config = _config_of(state, overrides, settle)
+    config = _config_of(state, overrides)
+    if settle:
+        config = resolve(config, from_checkpoint=True)
     if isinstance(tensors := state.get("model"), Mapping):
         tensors = dict(tensors)
         if hasattr(config.model, "encoder_layers"):
@@ -184,7 +187,7 @@ def config_of(
 
 
 def _config_of(
-    state: Mapping[str, object], overrides: Mapping[str, object] | None, settle: bool
+    state: Mapping[str, object], overrides: Mapping[str, object] | None
 ) -> FairseqConfig:
     given = dict(overrides or {})
     cfg = record_of(state).get("config") or state.get("cfg")
@@ -199,16 +202,16 @@ def _config_of(
         if nested["dataset"].get("data_rng", "auto") == "auto":
             nested["dataset"]["data_rng"] = data_rng_of(state)
         _name_the_model(nested)
-        return _make(given, nested, settle)
+        return _make(given, nested)
     if isinstance(state.get("args"), argparse.Namespace):
         own = _old_args(vars(state["args"]))
         flat = {**{k: v for k, v in own.items() if k not in PROCESSES}, **given}
         flat.setdefault("data_rng", "fairseq-0.12")
-        return options.make_config(flat, settle=settle)
+        return options.make_config(flat, settle=False)
     raise CheckpointError("this file holds no configuration; is it a fairseq checkpoint?")
 
 
-def _make(given: dict[str, Any], nested: dict[str, Any], settle: bool) -> FairseqConfig:
+def _make(given: dict[str, Any], nested: dict[str, Any]) -> FairseqConfig:
     """Build the configuration; components that are unknown here and not essential are dropped."""
     sections = {key: value for key, value in nested.items() if value is not None}
     for section, flag in COMPONENTS.items():
@@ -218,7 +221,7 @@ def _make(given: dict[str, Any], nested: dict[str, Any], settle: bool) -> Fairse
         if name is not None and not essential and name not in options.known_names(flag):
             logger.warning("the checkpoint's %s '%s' is not known here", flag, name)
             del sections[section]
-    return options.make_config(given, sections, strict=False, settle=settle)
+    return options.make_config(given, sections, strict=False, settle=False)
 
 
 def _name_the_model(nested: dict[str, Any]) -> None:
@@ -260,11 +263,15 @@ def data_rng_of(state: Mapping[str, object]) -> str:
     return "fairseq-main" if main else "fairseq-0.12"
 
 
-def settle_data_rng(config: FairseqConfig, mode: str) -> None:
-    """Replace ``--data-rng auto`` by ``mode`` wherever it was copied to, in place."""
-    for section in (config.dataset, config.task):
-        if getattr(section, "data_rng", None) == "auto":
-            section.data_rng = mode
+def with_data_rng(config: FairseqConfig, mode: str) -> FairseqConfig:
+    """Return the configuration with ``mode`` wherever ``--data-rng auto`` was copied to."""
+    changes: dict[str, Any] = {}
+    for name in ("dataset", "task"):
+        section = getattr(config, name)
+        if getattr(section, "data_rng", None) != "auto":
+            continue
+        changes[name] = with_values(section, data_rng=mode)
+    return config.changed(**changes)
 
 
 def check_layout(state: StateDict) -> None:

@@ -96,8 +96,22 @@ def make_config(
     return resolve(config) if settle else config
 
 
+def draft_for_plugins(config: FairseqConfig) -> FairseqConfig:
+    """Return a copy that can be written to if a component is a plug-in's, else the same object.
+
+    Plug-ins complete their settings while they are built, as those of the original do.
+    """
+    for section, flag in COMPONENTS.items():
+        name = getattr(getattr(config, section), "_name", None)
+        if name is None or name not in CHOICES[flag]:
+            continue
+        if not str(class_of(flag, name).__module__).startswith("fairseq."):
+            return config.thawed()
+    return config
+
+
 def as_config(cfg: object, strict: bool = False) -> FairseqConfig:
-    """Return any kind of configuration (Namespace, DictConfig, dict, ours) as ours, settled.
+    """Return any kind of configuration (Namespace, DictConfig, dict, ours) as ours, resolved.
 
     Args:
         cfg: the configuration; the ``user_dir`` it names is imported.

@@ -43,11 +43,13 @@ __all__ = [
 ]
 
 
-def convert_namespace_to_omegaconf(args: argparse.Namespace) -> FairseqConfig:
+def convert_namespace_to_omegaconf(args: argparse.Namespace | FairseqConfig) -> FairseqConfig:
     """Return flat settings as a configuration: read by attribute or by key, as a DictConfig is."""
     from fairseq.config.components import as_config
 
-    return as_config(args)
+    if isinstance(args, FairseqConfig):
+        return args
+    return as_config(args).thawed()  # old programs go on writing to it
 
 
 def overwrite_args_by_name(cfg: Settings, overrides: Mapping[str, object]) -> None:

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import logging
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from fairseq.config.schema import (
     REFERENCE,
@@ -26,6 +26,7 @@ from fairseq.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _PLACE = re.compile(r"\$\{[^{}]*\}")
+Component = TypeVar("Component")
 NOWHERE = object()  # what :func:`lookup` returns for a path that leads nowhere
 
 
@@ -46,10 +47,26 @@ def interpolate(config: FairseqConfig, strict: bool = True) -> None:
         _settle(getattr(config, top.name), config, top.name, strict)
 
 
-def settle_alone(component: object) -> None:
-    """Replace the references of a component that is used alone by the defaults they refer to."""
-    if not (isinstance(component, FairseqDataclass) and component.is_frozen()):
-        _settle(component, FairseqConfig(), type(component).__name__)
+def settled_alone(component: Component) -> Component:
+    """Return a component that is used alone with the defaults that its references refer to.
+
+    One without references, or a frozen one, is returned itself.
+    """
+    if not isinstance(component, (FairseqDataclass, argparse.Namespace)):
+        return component
+    if isinstance(component, FairseqDataclass) and component.is_frozen():
+        return component
+    if not any(map(_refers, vars(component).values())):
+        return component
+    made = copy.deepcopy(component)
+    _settle(made, FairseqConfig(), type(component).__name__)
+    return made
+
+
+def _refers(value: Any) -> bool:
+    if isinstance(value, FairseqDataclass):
+        return any(map(_refers, vars(value).values()))
+    return is_reference(value)
 
 
 def _settle(section: object, root: FairseqConfig, name: str, strict: bool = True) -> None:

@@ -6,6 +6,7 @@ other settings and refuses combinations that make no sense, with the reason.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from typing import Any
@@ -18,20 +19,22 @@ from fairseq.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 
-def resolve(config: FairseqConfig) -> FairseqConfig:
-    """Settle and check a configuration, in place.
+def resolve(config: FairseqConfig, from_checkpoint: bool = False) -> FairseqConfig:
+    """Return a configuration settled, checked and frozen; nothing is written to it afterwards.
 
     Args:
-        config: complete, not yet frozen; settling twice changes nothing.
+        config: complete; it is left as it is.
+        from_checkpoint: its model exists, with as many positions as it has.
 
     Returns:
-        the same object; one that is frozen was settled before and is left alone.
+        a new object; one that is frozen was settled before, and is returned itself.
 
     Raises:
         ConfigError: for settings that are out of range or contradict each other.
     """
     if config.is_frozen():
         return config
+    config = copy.deepcopy(config)
     check_config(config)
     _without_effect(config)
     _numbers(config)
@@ -39,7 +42,9 @@ def resolve(config: FairseqConfig) -> FairseqConfig:
     _checkpoints(config)
     _mask_embedding(config)
     _head_and_criterion(config)
+    _lengths(config, from_checkpoint)
     _positions(config)
+    config.freeze()
     return config
 
 
@@ -191,6 +196,17 @@ def _headless(model: Any, criterion: Any) -> None:
     elif model.head != "none":
         logger.info("contrastive_weight_tying trains no vocabulary head: none is built")
         model.head = "none"
+
+
+def _lengths(config: FairseqConfig, from_checkpoint: bool) -> None:
+    """Give the model as many positions as the task has, and let it settle what is its own."""
+    model, task = config.model, config.task
+    wanted = getattr(task, "max_positions", None)
+    tuned = hasattr(task, "classification_head_name") and hasattr(model, "max_positions")
+    if tuned and not from_checkpoint:
+        model.max_positions = wanted
+    if hasattr(model, "settled"):
+        config.model = model.settled(getattr(task, "tokens_per_sample", None) or wanted)
 
 
 def _positions(config: FairseqConfig) -> None:

@@ -17,7 +17,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Union
+from typing import Any, Literal, Self, TypeVar, Union
 
 from fairseq.errors import ConfigError, did_you_mean
 
@@ -89,8 +89,8 @@ def ChoiceEnum(choices: Sequence[str]) -> Any:
 class FairseqDataclass:
     """Base of every configuration dataclass.
 
-    Instances are mutable while they are put together and frozen by :meth:`freeze` before anything
-    is built from them.
+    Instances are mutable while they are put together; :func:`fairseq.config.resolve.resolve`
+    freezes its result before anything is built from it.
     """
 
     _name: str | None = None
@@ -104,8 +104,9 @@ class FairseqDataclass:
     def __setattr__(self, name: str, value: object) -> None:
         if self.is_frozen():
             raise ConfigError(
-                f"cannot set {type(self).__name__}.{name}: the configuration is final once "
-                "training is set up; use dataclasses.replace to derive a new one"
+                f"cannot set {type(self).__name__}.{name}: the configuration is final once it is "
+                "resolved, as everything is built from it; changed(...) derives another one, and "
+                "thawed() is a copy to write to"
             )
         object.__setattr__(self, name, value)
 
@@ -120,6 +121,25 @@ class FairseqDataclass:
             if isinstance(value, FairseqDataclass):
                 value.freeze()
         object.__setattr__(self, "_is_frozen", True)
+
+    def thawed(self) -> Self:
+        """Return a deep copy that can be written to, whatever this one is."""
+        made = copy.deepcopy(self)
+        made._thaw()
+        return made
+
+    def _thaw(self) -> None:
+        self.__dict__.pop("_is_frozen", None)
+        for field in dataclasses.fields(self):
+            if isinstance(value := getattr(self, field.name), FairseqDataclass):
+                value._thaw()
+
+    def changed(self, **values: Any) -> Self:
+        """Return a configuration that differs in these fields, frozen if this one is."""
+        made = dataclasses.replace(self, **values)
+        if self.is_frozen():
+            made.freeze()
+        return made
 
     @staticmethod
     def name() -> str | None:
@@ -182,6 +202,19 @@ class FairseqDataclass:
 
     def _get_choices(self, attribute: str) -> list[str] | None:
         return choices_of(self._get_type(attribute))
+
+
+Given = TypeVar("Given")
+
+
+def with_values(settings: Given, **values: Any) -> Given:
+    """Return other settings that differ in these values: a configuration, or a Namespace."""
+    if isinstance(settings, FairseqDataclass):
+        return settings.changed(**values)
+    made = copy.copy(settings)
+    for name, value in values.items():
+        setattr(made, name, value)
+    return made
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from fairseq.config.references import settle_alone
+from fairseq.config.references import settled_alone
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
 from fairseq.modules.adaptive_softmax import AdaptiveProjection
@@ -79,7 +79,7 @@ class FairseqCriterion(nn.Module):
         Raises:
             NotImplementedError: if an argument without default cannot be filled.
         """
-        settle_alone(cfg)
+        cfg = settled_alone(cfg)
         values: dict[str, Any] = {}
         for parameter in inspect.signature(cls).parameters.values():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):

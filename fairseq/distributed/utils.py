@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fairseq.config.plugins import import_user_module
+from fairseq.config.sections import DistributedTrainingConfig, FairseqConfig
 from fairseq.errors import ConfigError, FairseqError
 from fairseq.logging.console import setup_logging
 
@@ -170,25 +171,27 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def infer_world(cfg: DistributedTrainingConfig) -> int:
-    """Return the number of processes a run should have, and note how they meet.
+def meeting(cfg: DistributedTrainingConfig) -> DistributedTrainingConfig:
+    """Return how many processes a run should have, and how they meet.
 
     Under ``torchrun`` the environment decides; otherwise ``--distributed-world-size``, whose
     default is the number of visible GPUs.
 
     Args:
-        cfg: the distributed section; its init method and rank are filled in.
+        cfg: the distributed section as the user wrote it.
     """
     env = os.environ
     if all(name in env for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")):
-        cfg.distributed_init_method = "env://"
-        cfg.distributed_world_size = int(env["WORLD_SIZE"])
-        cfg.distributed_rank = int(env["RANK"])
-        cfg.device_id = int(env.get("LOCAL_RANK", 0))
-        cfg.distributed_no_spawn = True
-    elif cfg.distributed_world_size < 1:
-        cfg.distributed_world_size = max(1, torch.cuda.device_count())
-    return int(cfg.distributed_world_size)
+        return cfg.changed(
+            distributed_init_method="env://",
+            distributed_world_size=int(env["WORLD_SIZE"]),
+            distributed_rank=int(env["RANK"]),
+            device_id=int(env.get("LOCAL_RANK", 0)),
+            distributed_no_spawn=True,
+        )
+    if cfg.distributed_world_size < 1:
+        return cfg.changed(distributed_world_size=max(1, torch.cuda.device_count()))
+    return cfg
 
 
 def init_process_group(cfg: DistributedTrainingConfig, device: torch.device) -> int:
@@ -230,8 +233,8 @@ def _timeout_minutes(cfg: Settings) -> float:
 
 
 def _spawned(index: int, main: Callable[..., object], cfg: FairseqConfig, start_rank: int) -> None:
-    cfg.distributed_training.distributed_rank = start_rank + index
-    cfg.distributed_training.device_id = index
+    place = cfg.distributed_training.changed(distributed_rank=start_rank + index, device_id=index)
+    cfg = cfg.changed(distributed_training=place)
     import_user_module(cfg.common)  # a spawned process knows no plug-in yet
     setup_logging()
     main(cfg)
@@ -247,12 +250,15 @@ def call_main(cfg: FairseqConfig, main: Callable[..., object]) -> Any:
     Returns:
         what ``main`` returned, None if it ran in processes of their own.
     """
-    distributed = cfg.distributed_training
-    world = infer_world(distributed)
+    distributed = meeting(cfg.distributed_training)
+    cfg = cfg.changed(distributed_training=distributed)
+    world = distributed.distributed_world_size
     if world == 1 or distributed.distributed_no_spawn:
         return main(cfg)
     if distributed.distributed_init_method is None:
-        distributed.distributed_init_method = f"tcp://127.0.0.1:{free_port()}"
+        address = f"tcp://127.0.0.1:{free_port()}"
+        distributed = distributed.changed(distributed_init_method=address)
+        cfg = cfg.changed(distributed_training=distributed)
     local = distributed.distributed_num_procs
     if local is None or local < 1:
         # one process a GPU of this machine; without GPUs all are here

@@ -207,8 +207,7 @@ def grow_file(
     record = {"lineage": [*(old.get("lineage") or []), facts]}
     if "text_encoder" in old:
         record["text_encoder"] = old["text_encoder"]
-    opened.config.model = target
-    write_model(out, written, opened.config, {"grown": facts}, record)
+    write_model(out, written, opened.config.changed(model=target), {"grown": facts}, record)
     sizes = sizes_of(target)._asdict()
     return {
         "method": name,

@@ -188,23 +188,20 @@ class LigoModel(BaseFairseqModel):
     def build_model(cls, args: LigoConfig, task: Task) -> LigoModel:
         """Build the model; the source is read, or, from a checkpoint of ours, only its settings.
 
-        What is settled here goes into the configuration that was given, so that checkpoints keep
-        it.
+        The settings of the model, :attr:`config`, name those of its source: checkpoints keep them.
 
         Raises:
             ConfigError: if no source is named, or it does not fit.
             MissingFileError: if it does not exist.
         """
-        config = args
+        config = args.settled(getattr(task.cfg, "tokens_per_sample", None))
         target = settings_of_target(config, cls.target_config)
         skeleton = cls.target_model.build_model(target, task)
-        for name in ("max_positions", "max_target_positions"):
-            if name in config:
-                setattr(config, name, target[name])
         source_config, state = _source(config, task, cls.target_model, cls.target_config)
         pair = Pair(source_config, target)
         check_pair(pair)
-        config.ligo_source_config = json.dumps(plain(source_config))
+        recalled = json.dumps(plain(source_config))
+        config = dataclasses.replace(config, ligo_source_config=recalled)
         return cls(config, pair, skeleton, split(state, pair.one_table))
 
     def grown(self) -> dict[str, Tensor]:

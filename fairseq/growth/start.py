@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fairseq.checkpoint.layout import config_of, record_of
+from fairseq.config.sections import FairseqConfig
 from fairseq.errors import ConfigError
 from fairseq.growth.ligo_model import LigoModel, LigoSettings
 from fairseq.growth.methods import GROWTH, Method, Options
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fairseq.config.schema import FairseqDataclass
     from fairseq.config.sections import CheckpointConfig, FairseqConfig
     from fairseq.protocols import Task
 
@@ -198,16 +198,16 @@ def _verdict(reason: str | None) -> str:
     return "the same function" if reason is None else f"not exact: {reason}"
 
 
-def recall_source(
-    model: FairseqDataclass | None, loaded: tuple[str, dict[str, Any]] | None
-) -> None:
-    """Let an operator that goes on learning do without the file of its source.
+def recall_source(cfg: FairseqConfig, loaded: tuple[str, dict[str, Any]] | None) -> FairseqConfig:
+    """Return a configuration by which an operator that goes on learning needs no source file.
 
     Args:
-        model: settings of the run's model; those of an operator are completed in place.
+        cfg: of the run.
         loaded: path and content of the file that the run starts from.
     """
+    model = cfg.model
     if loaded is None or not isinstance(model, LigoSettings):
-        return
+        return cfg
     saved = (record_of(loaded[1]).get("config") or {}).get("model") or {}
-    model.ligo_source_config = saved.get("ligo_source_config")
+    known = saved.get("ligo_source_config")
+    return cfg.changed(model=dataclasses.replace(model, ligo_source_config=known))

@@ -282,11 +282,13 @@ def load_model_ensemble_and_task(
             f"a checkpoint in {num_shards} shards cannot be loaded; merge them with the program "
             "that wrote them"
         )
-    loaded, config = [], None
+    loaded: list[Any] = []
+    config: FairseqConfig | None = None
     for filename in filenames:
         name = with_suffix(filename, suffix)
         content = read_state(name) if state is None else upgrade_state(state)
-        config = config_of(content, arg_overrides)
+        # frozen nowhere: plug-ins complete it while they build, and programs change what they get
+        config = config_of(content, arg_overrides).thawed()
         if task is None:
             task = task_of(content, config)
         check_dictionaries(name, content, task)

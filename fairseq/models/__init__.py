@@ -13,7 +13,7 @@ from typing import Any
 from fairseq.aliases import NAMES
 from fairseq.config.build import plain
 from fairseq.config.plugins import import_modules
-from fairseq.config.references import settle_alone
+from fairseq.config.references import settled_alone
 from fairseq.config.registries import (
     ARCH_CONFIG_REGISTRY,
     ARCH_MODEL_INV_REGISTRY,
@@ -109,8 +109,7 @@ def build_model(cfg: Settings, task: Task, from_checkpoint: bool = False) -> Any
     cls = model_class(name)
     if isinstance(cfg, argparse.Namespace) and name in ARCH_CONFIG_REGISTRY:
         ARCH_CONFIG_REGISTRY[name](cfg)
-    config = typed_config(cls, cfg)
-    settle_alone(config)
+    config = settled_alone(typed_config(cls, cfg))
     return cls.build_model(config, task)
 
 

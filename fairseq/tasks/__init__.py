@@ -7,7 +7,7 @@ from typing import Any
 
 from fairseq import catalog
 from fairseq.config.plugins import import_modules
-from fairseq.config.references import settle_alone
+from fairseq.config.references import settled_alone
 from fairseq.config.registries import TASK_REGISTRY
 from fairseq.config.registry import DataclassView, register_class, typed_config
 from fairseq.config.schema import FairseqDataclass
@@ -60,8 +60,7 @@ def setup_task(cfg: Settings, **kwargs: Any) -> Any:
     if name is None:
         raise RegistryError("the configuration names no task; give --task")
     cls = TASK_REGISTRY[name]
-    config = typed_config(cls, cfg)
-    settle_alone(config)
+    config = settled_alone(typed_config(cls, cfg))
     return cls.setup_task(config, **kwargs)
 
 

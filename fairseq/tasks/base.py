@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairseq.config.references import settle_alone
+from fairseq.config.references import settled_alone
 from fairseq.criterions.base import log_aggregated
 from fairseq.data.batches.epochs import EpochBatchIterator
 from fairseq.data.datasets.base import FairseqDataset
@@ -59,8 +59,7 @@ class FairseqTask:
     uses_ema = False
 
     def __init__(self, cfg: Any, **kwargs: Any) -> None:
-        settle_alone(cfg)
-        self.cfg = cfg
+        self.cfg = settled_alone(cfg)
         self.datasets: dict[str, Any] = {}
         self.dataset_to_epoch_iter: dict[Any, Any] = {}
         self.state = StatefulContainer()

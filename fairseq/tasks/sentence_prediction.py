@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fairseq.config.references import settle_alone
-from fairseq.config.schema import II, FairseqDataclass, option
+from fairseq.config.references import settled_alone
+from fairseq.config.schema import II, FairseqDataclass, option, with_values
 from fairseq.data import collate
 from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.datasets.concat import ConcatSentencesDataset
@@ -128,7 +128,7 @@ class SentencePredictionTask(FairseqTask):
             ConfigError: if ``--num-classes`` is missing.
             MissingFileError: if a dictionary is absent.
         """
-        settle_alone(cfg)
+        cfg = settled_alone(cfg)
         if cfg.num_classes < 1:
             raise ConfigError(
                 f"--num-classes is {cfg.num_classes}; give the number of classes (1 for a "
@@ -329,7 +329,7 @@ class SentencePredictionTask(FairseqTask):
         from fairseq import models
 
         if hasattr(cfg, "max_positions") and not from_checkpoint:
-            cfg.max_positions = self.cfg.max_positions
+            cfg = with_values(cfg, max_positions=self.cfg.max_positions)
         model = models.build_model(cfg, self, from_checkpoint)
         self.segments = getattr(cfg, "segments", None) or 0
         if not hasattr(model, "register_classification_head"):

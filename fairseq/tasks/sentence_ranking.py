@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fairseq.config.references import settle_alone
+from fairseq.config.references import settled_alone
 from fairseq.config.schema import II, option
 from fairseq.data.datasets.shorten import TruncateDataset
 from fairseq.data.datasets.wrappers import (
@@ -56,7 +56,7 @@ class SentenceRankingTask(SentencePredictionTask):
             ConfigError: if ``--num-classes`` is missing.
             MissingFileError: if the dictionary is absent.
         """
-        settle_alone(cfg)
+        cfg = settled_alone(cfg)
         if cfg.num_classes < 2:
             raise ConfigError(f"--num-classes is {cfg.num_classes}; give the number of options")
         return cls(cfg, cls.load_dictionary(os.path.join(str(cfg.data), "input0", "dict.txt")))

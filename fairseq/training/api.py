@@ -13,7 +13,7 @@ from fairseq.checkpoint import with_suffix
 from fairseq.config.plugins import import_user_module
 from fairseq.config.sections import FairseqConfig
 from fairseq.config.settings import config_from_settings
-from fairseq.distributed.utils import infer_world
+from fairseq.distributed.utils import meeting
 from fairseq.errors import ConfigError
 from fairseq.logging.console import setup_logging
 from fairseq.logging.sinks import read_jsonl
@@ -74,8 +74,7 @@ def train(
         SystemExit: after SIGTERM or SIGUSR1, when the state is saved: the process is to end.
     """
     recipes = [recipe] if isinstance(recipe, str | os.PathLike) else recipe
-    cfg = config_from_settings(settings or {}, recipes)
-    _one_process(cfg)
+    cfg = _in_one_process(config_from_settings(settings or {}, recipes))
     seen: list[Record] = []
     setup_logging()
     import_user_module(cfg.common)
@@ -89,22 +88,22 @@ def train(
     return _result(cfg, watch, seen)
 
 
-def _one_process(cfg: FairseqConfig) -> None:
-    """Settle that the run is this process, or one of those that torchrun started.
+def _in_one_process(cfg: FairseqConfig) -> FairseqConfig:
+    """Return the settings by which the run is this process, or one of those torchrun started.
 
     Raises:
         ConfigError: if more processes are asked for: callbacks and result could not leave them.
     """
-    distributed = cfg.distributed_training
-    stated = distributed.distributed_world_size
-    if infer_world(distributed) == 1 or distributed.distributed_no_spawn:
-        return
+    stated = cfg.distributed_training.distributed_world_size
+    distributed = meeting(cfg.distributed_training)
+    if distributed.distributed_world_size == 1 or distributed.distributed_no_spawn:
+        return cfg.changed(distributed_training=distributed)
     if stated > 1:
         raise ConfigError(
             f"train() is one process, and distributed_world_size is {stated}: start the program "
             f"with torchrun --nproc-per-node {stated}, or use fairseq-train"
         )
-    distributed.distributed_world_size = 1
+    return cfg.changed(distributed_training=distributed.changed(distributed_world_size=1))
 
 
 def _kept(seen: list[Record], callback: Callback | None) -> Callback:

@@ -15,7 +15,9 @@ from typing import Any, cast
 from fairseq import checkpoint as checkpoint_utils
 from fairseq import tasks, utils
 from fairseq.config.build import plain
+from fairseq.config.components import draft_for_plugins
 from fairseq.config.resolve import required_settings, resolve
+from fairseq.config.schema import FairseqDataclass
 from fairseq.config.sections import FairseqConfig
 from fairseq.data.batches import epochs
 from fairseq.data.batches.protocol import FinishedEpoch
@@ -52,7 +54,7 @@ def run_training(cfg: FairseqConfig, watch: Watch | None = None) -> float | None
     """Train a model as ``cfg`` says, in this process.
 
     Args:
-        cfg: the configuration; it is settled, and frozen once everything is built.
+        cfg: the configuration; it is left as it is.
         watch: is told of every record, and how the run ended.
 
     Returns:
@@ -76,7 +78,8 @@ def ready_to_train(cfg: FairseqConfig, watch: Watch | None = None) -> Iterator[T
     Yields:
         the loop, before its first update.
     """
-    missing = required_settings(resolve(cfg))
+    cfg = resolve(cfg)
+    missing = required_settings(cfg)
     if missing:
         raise ConfigError("training needs " + "; ".join(missing))
     metrics.reset()
@@ -94,7 +97,7 @@ def ready_to_train(cfg: FairseqConfig, watch: Watch | None = None) -> Iterator[T
             StopSignal() as stop,
         ):
             trainer, epoch_itr, sampler = _set_up(cfg, folder)
-            yield TrainLoop(cfg, trainer, epoch_itr, stop, folder, sampler, watch)
+            yield TrainLoop(trainer.cfg, trainer, epoch_itr, stop, folder, sampler, watch)
     finally:
         close_sinks()
 
@@ -107,8 +110,8 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any, Sample
     """
     utils.set_torch_seed(cfg.common.seed)
     # read before anything is built: the checkpoint may say what kind of model grows
-    start = read_start(cfg)
-    recall_source(cfg.model, start.loaded)
+    start, cfg = read_start(cfg)
+    cfg = draft_for_plugins(recall_source(cfg, start.loaded))
     task = tasks.setup_task(cfg.task)
     if cfg.bpe is not None and hasattr(task, "bpe"):
         task.bpe = task.build_bpe(cfg.bpe)
@@ -118,11 +121,11 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any, Sample
     freeze_parts(model, cfg.optimization)
     criterion = task.build_criterion(cfg.criterion)
     attach_teacher(cfg, task, model, criterion)
+    # what a model found out by itself belongs to what checkpoints and the run folder state
+    cfg = cfg.changed(model=_completed(cfg.model, model))
+    cfg.freeze()  # a draft for plug-ins, too
     samples = cfg.dataset.sample_prompts is not None and distributed_utils.is_master()
     sampler = Sampler(cfg, task, model) if samples else None
-    # tasks and models settle what was left open; from here on checkpoints and run folder state
-    # what is really trained
-    cfg.freeze()
     folder.describe(cfg, parameters=count_parameters(model))
     raise_if_valid_subsets_unintentionally_ignored(cfg)
     if not cfg.dataset.disable_validation:
@@ -140,6 +143,15 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any, Sample
     update = trainer.get_num_updates()
     folder.note("start", update=update, epoch=epoch_itr.epoch, checkpoint=path, **more)
     return trainer, epoch_itr, sampler
+
+
+def _completed(settings: Any, model: Any) -> Any:
+    """Return the settings that a model was built with; what they leave open is as it found out."""
+    own = getattr(model, "config", None)
+    if type(own) is not type(settings) or not isinstance(settings, FairseqDataclass):
+        return settings
+    open_fields = [field for field, value in vars(settings).items() if value is None]
+    return settings.changed(**{field: getattr(own, field) for field in open_fields})
 
 
 def _writes(cfg: FairseqConfig) -> bool:

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fairseq.checkpoint import checkpoint_paths, checkpoint_to_start_from, load_newest
-from fairseq.checkpoint.layout import data_rng_of, settle_data_rng
+from fairseq.checkpoint.layout import data_rng_of, with_data_rng
 from fairseq.config.schema import parse_literal
 from fairseq.config.sections import CheckpointConfig, FairseqConfig
 from fairseq.errors import ConfigError
@@ -34,8 +34,8 @@ class Start(NamedTuple):
     loaded: tuple[str, dict[str, Any]] | None = None
 
 
-def read_start(cfg: FairseqConfig) -> Start:
-    """Read what the run starts from, if anything, and settle the source of its randomness.
+def read_start(cfg: FairseqConfig) -> tuple[Start, FairseqConfig]:
+    """Read what the run starts from, if anything; return the configuration that goes with it.
 
     A run that goes on stays with the masks and the batch order it began with.
 
@@ -51,8 +51,7 @@ def read_start(cfg: FairseqConfig) -> Start:
     mode = data_rng_of(loaded[1]) if loaded is not None and goes_on else "philox"
     if mode != "philox" and cfg.dataset.data_rng == "auto":
         run_logger.info("continuing with --data-rng %s, as the checkpoint began", mode)
-    settle_data_rng(cfg, mode)
-    return Start(path, resets, loaded)
+    return Start(path, resets, loaded), with_data_rng(cfg, mode)
 
 
 def _name_others(path: str, save_dir: str) -> None:

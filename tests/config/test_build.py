@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fairseq.config.build import Component, build_config, flatten, plain, recipe_of
-from fairseq.config.references import settle_alone
+from fairseq.config.references import settled_alone
 from fairseq.config.schema import II, FairseqDataclass, option
 from fairseq.errors import ConfigError, RegistryError, UnsupportedError
 
@@ -308,17 +308,16 @@ class TestReferences:
         assert "hunter2" not in str(plain(config))
 
     def test_alone(self):
-        task = TaskConfig(data="bin")
-        settle_alone(task)
+        given = TaskConfig(data="bin")
+        task = settled_alone(given)
+        assert given == TaskConfig(data="bin") and given is not task
         assert (task.seed, task.where, task.data) == (1, "checkpoints", "bin")
-        model = ModelConfig()
-        settle_alone(model)
+        model = settled_alone(ModelConfig())
         assert model.tokens is None
-        args = argparse.Namespace(seed="${common.seed}", other=3)
-        settle_alone(args)
+        args = settled_alone(argparse.Namespace(seed="${common.seed}", other=3))
         assert (args.seed, args.other) == (1, 3)
         task.freeze()
-        settle_alone(task)  # was settled before
+        assert settled_alone(task) is task  # was settled before
 
 
 def test_flatten_is_read_back():

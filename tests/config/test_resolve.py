@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import pickle
 from argparse import Namespace
 
 import pytest
 
 from fairseq.config.resolve import required_settings, resolve
+from fairseq.config.schema import with_values
 from fairseq.config.sections import FairseqConfig
 from fairseq.criterions.contrastive_weight_tying import ContrastiveWeightTyingConfig
 from fairseq.errors import ConfigError
@@ -52,7 +55,10 @@ RULES = [
 )
 def test_what_follows_from_other_settings(settings, expected):
     section, key, value = expected
-    settled = resolve(config(**settings))
+    given = config(**settings)
+    before = copy.deepcopy(given)
+    settled = resolve(given)
+    assert given == before and not given.is_frozen() and settled.is_frozen()
     assert getattr(getattr(settled, section), key) == value
     before = copy.deepcopy(settled)
     assert resolve(settled) is settled and settled == before
@@ -129,7 +135,7 @@ def test_what_looks_odd_but_makes_sense(settings):
     criterion = settings.pop("criterion", None)
     made = config(**settings)
     made.criterion = criterion or made.criterion
-    assert resolve(made) is made
+    assert resolve(made).model.head == made.model.head
 
 
 def test_a_zero_mask_without_masking_is_mentioned(caplog):
@@ -150,6 +156,35 @@ def test_a_frozen_configuration_is_left_alone():
     made = config(common__memory_efficient_fp16=True)
     made.freeze()
     assert resolve(made) is made and made.common.fp16 is False
+
+
+@pytest.mark.parametrize("section", ["", "common", "model", "task", "optimization"])
+def test_what_is_resolved_is_final_wherever_it_goes(section):
+    settled = resolve(config())
+    copies = pickle.loads(pickle.dumps(settled)), copy.deepcopy(settled), settled
+    for made in copies:
+        part = getattr(made, section) if section else made
+        field = dataclasses.fields(part)[1].name
+        with pytest.raises(
+            ConfigError, match=rf"cannot set {type(part).__name__}\.{field}: .*copy"
+        ):
+            setattr(part, field, None)
+        assert made == settled
+    draft = settled.thawed()
+    part = getattr(draft, section) if section else draft
+    setattr(part, dataclasses.fields(part)[1].name, "new")
+    assert draft != settled and settled.is_frozen()
+
+
+def test_a_changed_configuration_is_as_final_as_the_one_it_comes_from():
+    settled = resolve(config())
+    common = settled.common.changed(seed=9)
+    other = settled.changed(common=common)
+    assert (other.common.seed, settled.common.seed) == (9, 1)
+    assert other.is_frozen() and common.is_frozen() and other.model is settled.model
+    assert not config().changed(common=common).is_frozen()
+    old = Namespace(seed=1, arch="own")
+    assert with_values(old, seed=2) == Namespace(seed=2, arch="own") and old.seed == 1
 
 
 def test_sections_without_model_or_task():

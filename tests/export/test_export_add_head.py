@@ -203,7 +203,7 @@ def test_what_the_training_multiplied_goes_into_a_copy(data: Path, tmp_path: Pat
 def test_where_a_bias_has_no_place(knobs: dict[str, Any]) -> None:
     config = TransformerLanguageModelConfig(head_bias=True, **knobs)
     with pytest.raises(ConfigError, match="--head-bias needs --head vocabulary"):
-        config.settle()
+        config.settled(None)
 
 
 def test_bad_input_is_named(data: Path, tmp_path: Path) -> None:

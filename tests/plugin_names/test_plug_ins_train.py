@@ -111,6 +111,37 @@ def test_models_from_layers_and_stacks(corpus: Path, tmp_path: Path, words: list
     assert falls(losses("stacks", corpus, tmp_path, *ADAM, "--arch", *words))
 
 
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [
+        (
+            "--task writing_lm --arch writing_transformer --criterion writing_cross_entropy",
+            {"task.add_bos_token": True, "model.dropout": 0.25, "model.attention_dropout": 0.125,
+             "model.max_target_positions": 40, "criterion.sentence_avg": True},
+        ),
+        (
+            "--task writing_lm --arch transformer_lm",
+            {"task.add_bos_token": True, "model.dropout": 0.25, "model.max_target_positions": 16},
+        ),
+        (
+            "--task language_modeling --arch transformer_lm --criterion writing_cross_entropy",
+            {"criterion.sentence_avg": True, "model.max_target_positions": 16},
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_plug_in_writes_into_its_settings_is_kept(
+    corpus: Path, tmp_path: Path, words: str, written: dict[str, object]
+) -> None:
+    flags = [*words.split(), *ADAM, "--tokens-per-sample", "16", "--decoder-layers", "1"]
+    flags += ["--decoder-embed-dim", "16", "--decoder-attention-heads", "2"]
+    losses("writes", corpus, tmp_path, *flags, "--max-update", "2")
+    state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=False)
+    saved = state["extra_state"]["fairseq_lm"]["config"]
+    for place, value in written.items():
+        section, _, key = place.partition(".")
+        assert saved[section][key] == value, place
+
+
 @pytest.mark.parametrize("criterion", ["sentence_ranking", "margin"])
 def test_a_task_of_the_legacy_kind(tmp_path: Path, criterion: str) -> None:
     draw = random.Random(1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from argparse import Namespace
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from fairseq.config.build import plain
 from fairseq.config.schema import (
@@ -103,6 +104,12 @@ class RobertaConfig(FairseqDataclass):
         new=True,
     )
     checkpoint_activations: bool = option(False, "recompute layers to save memory", new=True)
+
+    def settled(self, length: int | None) -> Self:
+        """Return the settings with as many positions as the task's samples have, if it says so."""
+        if self.max_positions is not None or length is None:
+            return self
+        return dataclasses.replace(self, max_positions=length)
 
     @classmethod
     def from_namespace(cls, args: Settings) -> RobertaConfig:

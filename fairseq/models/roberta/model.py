@@ -11,6 +11,7 @@ Source: Liu et al. 2019 (RoBERTa).
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from argparse import Namespace
 from collections.abc import Callable, Collection, Sequence
@@ -222,15 +223,13 @@ class RobertaModel(FairseqEncoderModel):
 
     @classmethod
     def build_model(cls, args: Settings, task: Task) -> RobertaModel:
-        """Build the model; ``max_positions`` falls back to the task's sample length.
-
-        The length is put into the configuration that was given, so that checkpoints keep it.
-        """
+        """Build the model; ``max_positions`` falls back to the task's sample length."""
         config = RobertaConfig.from_namespace(args)
-        if config.max_positions is None:
+        if config.max_positions is None:  # of a task that says it only by its method
             limit = getattr(task.cfg, "tokens_per_sample", None) or task.max_positions()
             # tasks of plug-ins may state a pair of limits, which says nothing about one table
-            config.max_positions = limit if isinstance(limit, int) else DEFAULT_MAX_POSITIONS
+            length = limit if isinstance(limit, int) else DEFAULT_MAX_POSITIONS
+            config = dataclasses.replace(config, max_positions=length)
         return cls(config, cls.encoder_class(config, task.source_dictionary))
 
     def train(self, mode: bool = True) -> RobertaModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from argparse import Namespace
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 from fairseq.config.build import plain
 from fairseq.config.schema import (
@@ -152,18 +152,32 @@ class TransformerLanguageModelConfig(FairseqDataclass):
             return "none"
         return "learned" if self.decoder_learned_pos else "sinusoidal"
 
-    def settle(self) -> None:
-        """State positions in the original's flags where it has them, and check all settings.
+    def settled(self, length: int | None) -> Self:
+        """Return the settings with positions in the original's flags where it has them, checked.
+
+        Args:
+            length: tokens of the task's samples, which ``max_target_positions`` falls back to.
 
         Raises:
             ConfigError: for settings that contradict each other.
         """
+        changes: dict[str, Any] = {}
         if self.position is not None:
-            self.decoder_learned_pos = self.position == "learned"
-            self.no_token_positional_embeddings = self.position in ("alibi", "rotary", "none")
+            changes["decoder_learned_pos"] = self.position == "learned"
+            without = self.position in ("alibi", "rotary", "none")
+            changes["no_token_positional_embeddings"] = without
             if self.position in ("learned", "sinusoidal", "none"):
-                self.position = None  # the flags say it, and the original understands them
-        self.checkpoint_activations = self.checkpoint_activations or self.offload_activations
+                changes["position"] = None  # the flags say it, and the original understands them
+        if self.offload_activations:
+            changes["checkpoint_activations"] = True
+        if self.max_target_positions is None:
+            tokens = self.tokens_per_sample or length
+            changes["max_target_positions"] = tokens or DEFAULT_MAX_TARGET_POSITIONS
+        made = dataclasses.replace(self, **changes)
+        made._check()
+        return made
+
+    def _check(self) -> None:
         if self.parallel_residual and not self.decoder_normalize_before:
             raise ConfigError("--parallel-residual needs --decoder-normalize-before")
         self._check_table()

@@ -26,7 +26,6 @@ from fairseq.errors import ConfigError
 from fairseq.models import register_model
 from fairseq.models.base import FairseqLanguageModel
 from fairseq.models.transformer_lm.config import (
-    DEFAULT_MAX_TARGET_POSITIONS,
     TransformerLanguageModelConfig,
     cutoffs,
 )
@@ -68,15 +67,9 @@ class TransformerLanguageModel(FairseqLanguageModel):
 
     @classmethod
     def build_model(cls, args: Settings, task: Task) -> TransformerLanguageModel:
-        """Build the model; ``max_target_positions`` falls back to the task's sample length.
-
-        The length is put into the configuration that was given, so that checkpoints keep it.
-        """
-        config = TransformerLanguageModelConfig.from_namespace(args)
-        config.settle()
-        if config.max_target_positions is None:
-            length = config.tokens_per_sample or getattr(task.cfg, "tokens_per_sample", None)
-            config.max_target_positions = length or DEFAULT_MAX_TARGET_POSITIONS
+        """Build the model; ``max_target_positions`` falls back to the task's sample length."""
+        given = TransformerLanguageModelConfig.from_namespace(args)
+        config = given.settled(getattr(task.cfg, "tokens_per_sample", None))
         dictionary = task.source_dictionary
         embed_tokens = cls.build_embedding(config, dictionary)
         target_dictionary = getattr(task, "target_dictionary", None) or dictionary
