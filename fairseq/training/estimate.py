@@ -139,12 +139,13 @@ def estimate(cfg: FairseqConfig) -> Estimate:
     """Set a run up, train some updates of it, and tell what it will cost.
 
     Args:
-        cfg: the configuration; what would write is switched off in it.
+        cfg: the configuration; what would write is switched off in a copy.
 
     Raises:
         ConfigError: for settings that are missing or contradict each other.
         SystemExit: with status 128 + n if signal n ended it.
     """
+    cfg = cfg.thawed()
     cfg.checkpoint.no_save, cfg.common.profile = True, False
     cfg.common.log_file = cfg.common.tensorboard_logdir = cfg.common.wandb_project = None
     logger.info("estimate: building the model, reading the data")
