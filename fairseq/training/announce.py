@@ -112,12 +112,16 @@ def some_batches(epoch_itr: Any) -> list[Any]:
     return [cut[i] for i in np.unique(np.linspace(0, len(cut) - 1, LOOKED_AT).astype(int))]
 
 
-def lengths_of(dataset: Any, batch: Any) -> np.ndarray:
-    """Return the lengths of the samples of a batch, int (B,)."""
-    try:
-        return dataset.num_tokens_vec(np.asarray(batch))
-    except (AttributeError, NotImplementedError):
-        return np.array([dataset.num_tokens(int(index)) for index in batch])
+def lengths_of(dataset: Any, batch: Any) -> np.ndarray | None:
+    """Return the lengths of the samples of a batch, int (B,); None if the dataset tells none."""
+    if hasattr(dataset, "num_tokens_vec"):
+        try:
+            return dataset.num_tokens_vec(np.asarray(batch))
+        except NotImplementedError:  # for one sample at a time, then
+            pass
+    if not hasattr(dataset, "num_tokens"):  # as some of plug-ins have none
+        return None
+    return np.array([dataset.num_tokens(int(index)) for index in batch])
 
 
 def _of_update(trainer: Trainer, epoch_itr: Any, batches: int) -> tuple[float | None, float | None]:
@@ -127,6 +131,7 @@ def _of_update(trainer: Trainer, epoch_itr: Any, batches: int) -> tuple[float | 
         return None, None
     tokens = float(sample["ntokens"])
     cost = trainer.effort.cost_of(cast(Sample, sample))
-    lengths = [lengths_of(epoch_itr.dataset, batch).sum() for batch in some_batches(epoch_itr)]
+    found = [lengths_of(epoch_itr.dataset, batch) for batch in some_batches(epoch_itr)]
+    lengths = [one.sum() for one in found if one is not None]
     mean = float(np.mean(lengths)) if lengths else tokens
     return mean * batches, cost["flops"] * mean / tokens * batches if "flops" in cost else None

@@ -213,13 +213,19 @@ def _memory(trainer: Trainer, saved: int, resident: int) -> dict[str, int]:
     return {**own, "working": max(0, peak - total), "peak": peak}
 
 
+def _room(dataset: Any, batch: Any) -> int:
+    """Return rows times columns of a batch; rows alone if the dataset tells no lengths."""
+    lengths = lengths_of(dataset, batch)
+    return len(batch) * (1 if lengths is None else int(lengths.max()))
+
+
 def _largest_update(loop: TrainLoop) -> int:
     """Take an update of the largest batch; return the bytes it kept for its backward pass."""
     trainer, batches = loop.trainer, loop.epoch_itr
     dataset: Any = getattr(batches, "dataset", None)
     sample, some = trainer.first_batch, some_batches(batches)
     if some and getattr(dataset, "supports_fetch_outside_dataloader", True):
-        largest = max(some, key=lambda batch: len(batch) * lengths_of(dataset, batch).max())
+        largest = max(some, key=lambda batch: _room(dataset, batch))
         sample = batches.collate_fn([dataset[int(index)] for index in largest])
     if not isinstance(sample, dict):
         return 0
