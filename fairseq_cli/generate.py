@@ -165,7 +165,7 @@ def make_parser(argv: Sequence[str] = (), interactive: bool = False) -> Any:
             "--text", action="append", metavar="TEXT", default=argparse.SUPPRESS,
             help="continue this text, or fill its <mask>s, instead of a subset (several: again)",
         )  # fmt: skip
-        group = parser.add_argument_group("a corpus whose truth is known, instead")
+        group = parser.add_argument_group("draw a corpus instead, with its true probabilities")
         for name, (_, kind, metavar, text) in CORPUS.items():
             group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
     parser.add_argument("--scoring", type=_scoring, help=argparse.SUPPRESS)

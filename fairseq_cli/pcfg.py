@@ -1,4 +1,4 @@
-"""``fairseq-pcfg``: corpora whose truth is known, their labels and their true conditionals."""
+"""``fairseq-pcfg``: corpora whose true distribution is known, their labels and conditionals."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command and its sub-commands."""
     parser = argparse.ArgumentParser(
         "fairseq-pcfg",
-        description="Corpora whose truth is known.",
+        description="Corpora whose true distribution is known.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -79,7 +79,7 @@ def roberta_small_architecture(args: Namespace) -> None:
 
 @register_model_architecture("roberta", "roberta_tiny")
 def roberta_tiny_architecture(args: Namespace) -> None:
-    """4 layers of 192: for a laptop and a coffee (new)."""
+    """4 layers of 192, for a laptop (new)."""
     preset(
         encoder_layers=4,
         encoder_embed_dim=192,
