@@ -23,7 +23,7 @@ def run_command(main: Callable[[Sequence[str] | None], object]) -> None:
     try:
         refuse_other_fairseq()
         sys.argv[1:] = [expand_home(word) for word in sys.argv[1:]]
-        status = main(None)
+        status = print_completion() if "--print-completion" in sys.argv[1:2] else main(None)
         sys.stdout.flush()  # here, where a full disk is explained, not when Python ends
     except FairseqError as error:
         if os.environ.get("FAIRSEQ_DEBUG"):
@@ -44,6 +44,14 @@ def run_command(main: Callable[[Sequence[str] | None], object]) -> None:
         _drop_output()
         raise SystemExit(1) from None
     raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def print_completion() -> int:
+    """Print the completion of all commands for the shell that the command line names."""
+    from fairseq_cli.completion import script
+
+    print(script(sys.argv[2] if len(sys.argv) > 2 else ""), end="")
+    return 0
 
 
 def _drop_output() -> None:
