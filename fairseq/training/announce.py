@@ -7,89 +7,95 @@ from typing import Any, cast
 
 import numpy as np
 
-from fairseq.data.batches import epochs
+from fairseq.data.batches.counting import GroupedIterator
 from fairseq.models.base import count_parameters
 from fairseq.protocols import Sample
-from fairseq.training.memory import bytes_of, module_tensors, optimizer_bytes, peak_memory
+from fairseq.training.memory import (
+    bytes_of,
+    gradient_bytes,
+    module_tensors,
+    optimizer_bytes,
+    peak_memory,
+)
 from fairseq.training.pace import Pace, Position, clock, scaled, seconds_left, updates_left
 from fairseq.training.trainer import Trainer
 
-LOOKED_AT = 100  # batches that stand for all of an epoch
-
 logger = logging.getLogger("fairseq_cli.train")
 
-
-def standing(trainer: Trainer, epoch: int, groups: epochs.GroupedIterator) -> Position:
-    """Return where a run stands; ``groups`` are those of the epoch at work."""
-    tokens, total = trainer.progress.get("tokens", 0), groups.total
-    return Position(trainer.get_num_updates(), tokens, epoch, total - groups.n, total)
+LOOKED_AT = 100  # batches that stand for all of an epoch
 
 
-class Cost:
-    """What a run says of its cost while it goes on.
+class Costs:
+    """Logs what a run costs, and puts the time that is left into its figures.
 
     Args:
         trainer: of the run.
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.pace, self._told = trainer, Pace(), False
-        self._seconds: float | None = None  # an update takes; None until it is known
+        self.trainer = trainer
+        self._pace = Pace()
+        self._seconds_an_update: float | None = None
+        self._where: tuple[Any, GroupedIterator] | None = None
+        self._told_speed = False
 
-    def begin(self, epoch_itr: Any, groups: epochs.GroupedIterator) -> None:
-        """Log what is known before the first update, and what the loss is measured in."""
-        if self.pace.started:
+    def begin_epoch(self, epoch_itr: Any, groups: GroupedIterator) -> None:
+        """Take over the batches of an epoch; before the first one, log what is known by then."""
+        first, self._where = self._where is None, (epoch_itr, groups)
+        if not first:
             return
-        at = standing(self.trainer, epoch_itr.epoch, groups)
-        logger.info("%s", cost_at_start(self.trainer, epoch_itr, at, groups.chunk_size))
+        try:
+            cost = cost_at_start(self.trainer, epoch_itr, groups)
+            logger.info("%s", cost)
+        except Exception as error:  # noqa: BLE001 - plug-ins may tell less; training goes on
+            logger.warning("what the run costs cannot be told: %s", error)
         unit = getattr(self.trainer.criterion, "loss_unit", "")
         if unit:
             logger.info("loss is in %s", unit)
 
-    def count(self, updates: int) -> None:
-        """Take note that an update is done."""
-        self._seconds = self.pace.seconds_an_update(updates)
+    def note_update(self, updates: int) -> None:
+        """Take the time after every update that changed the model."""
+        self._seconds_an_update = self._pace.seconds_an_update(updates)
 
-    def add_eta(self, stats: dict[str, Any], epoch: int, groups: epochs.GroupedIterator) -> None:
-        """Add the seconds to go to what is logged, once they are known."""
-        if self._seconds is None:
-            return
-        settings, at = self.trainer.cfg.optimization, standing(self.trainer, epoch, groups)
-        left, _ = updates_left(settings, at, at.tokens / at.updates if at.updates else None)
-        trained = self.trainer.cumulative_training_time()
-        eta = seconds_left(settings, left, self._seconds, trained)
-        if eta is not None:
-            stats["eta"] = round(eta)
-
-    def tell_once(self, stats: dict[str, Any]) -> None:
-        """Log what the first updates have shown, when they have."""
-        if self._seconds is not None and not self._told:
-            logger.info("%s", cost_so_far(self.trainer, stats.get("wps"), stats.get("eta")))
-            self._told = True
+    def with_eta(self, stats: dict[str, Any]) -> dict[str, Any]:
+        """Return figures with ``eta``, the seconds left; the first time, log speed and memory."""
+        if self._seconds_an_update is None or self._where is None:
+            return stats
+        trainer, at = self.trainer, standing(self.trainer, *self._where)
+        tokens, settings = at.tokens / max(1, at.updates), trainer.cfg.optimization
+        left, _ = updates_left(settings, at, tokens)
+        spent = trainer.cumulative_training_time()
+        eta = seconds_left(settings, left, self._seconds_an_update, spent)
+        if not self._told_speed:
+            logger.info("%s", cost_so_far(trainer, stats.get("wps"), eta))
+            self._told_speed = True
+        return stats if eta is None else {**stats, "eta": round(eta)}
 
 
-def cost_at_start(trainer: Trainer, epoch_itr: Any, at: Position, micro_batches: int) -> str:
-    """Return what is known of a run before its first update.
+def standing(trainer: Trainer, epoch_itr: Any, groups: GroupedIterator) -> Position:
+    """Return where a run stands; ``groups`` are the updates of the epoch at work."""
+    tokens, total = trainer.progress.get("tokens", 0), groups.total
+    left = total - groups.n
+    return Position(trainer.get_num_updates(), tokens, epoch_itr.epoch, left, total)
 
-    Args:
-        trainer: of the run.
-        epoch_itr: its batches.
-        at: where it stands.
-        micro_batches: of an update, in each process.
-    """
+
+def cost_at_start(trainer: Trainer, epoch_itr: Any, groups: GroupedIterator) -> str:
+    """Return what is known of a run before its first update."""
     model, trained = trainer.get_model(), trainer.parameters()
     parts = {
         "weights": bytes_of(module_tensors(model, trainer.criterion)),
-        "gradients": bytes_of(trained),
+        "gradients": gradient_bytes(trainer.optimizer, trained),
         "optimizer state": optimizer_bytes(trainer.optimizer, trained),
     }
     said = [f"{count_parameters(model):,} parameters"]
     said += [f"{name} {scaled(size)}B" for name, size in parts.items() if size is not None]
-    tokens, flops = _of_update(trainer, epoch_itr, micro_batches * trainer.world)
+    tokens, flops = _of_update(trainer, epoch_itr, groups.chunk_size * trainer.world)
     if tokens is not None:
         work = "" if flops is None else f" and {scaled(flops)}FLOPs"
         said.append(f"an update about {tokens:,.0f} tokens{work}")
-    left, limit = updates_left(trainer.cfg.optimization, at, tokens)
+    left, limit = updates_left(
+        trainer.cfg.optimization, standing(trainer, epoch_itr, groups), tokens
+    )
     if left is not None:
         said.append(f"{left:,} updates to go ({limit})")
     return ", ".join(said)

@@ -24,6 +24,7 @@ from fairseq.training.announce import lengths_of, some_batches, standing
 from fairseq.training.loop import TrainLoop, ready_to_train, valid_subsets
 from fairseq.training.memory import (
     bytes_of,
+    gradient_bytes,
     module_tensors,
     optimizer_bytes,
     peak_memory,
@@ -52,7 +53,7 @@ PARTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a run costs; bytes, seconds, numbers of operations.
+    """What a run costs, in bytes, seconds and numbers of operations.
 
     Attributes:
         parameters, trained: of the model, and those that are not frozen.
@@ -146,7 +147,7 @@ def estimate(cfg: FairseqConfig) -> Estimate:
         SystemExit: with status 128 + n if signal n ended it.
     """
     cfg = cfg.thawed()
-    cfg.checkpoint.no_save, cfg.common.profile = True, False
+    cfg.checkpoint.no_save, cfg.common.profile, cfg.dataset.sample_prompts = True, False, None
     cfg.common.log_file = cfg.common.tensorboard_logdir = cfg.common.wandb_project = None
     logger.info("estimate: building the model, reading the data")
     with ready_to_train(cfg) as loop:
@@ -158,7 +159,7 @@ def _measured(loop: TrainLoop) -> Estimate:
     model, resident = trainer.get_model(), resident_memory() or 0
     spent = trainer.cumulative_training_time()
     groups = loop.update_groups()
-    at = standing(loop.trainer, loop.epoch_itr.epoch, groups)
+    at = standing(trainer, loop.epoch_itr, groups)
     logger.info("estimate: training a few updates, for %.0f seconds or so", ENOUGH)
     saved = _largest_update(loop)
     seconds, count, cost = _timed_updates(loop, groups)
@@ -172,7 +173,7 @@ def _measured(loop: TrainLoop) -> Estimate:
         trained=count_parameters(model, trained_only=True),
         device=trainer.device.type,
         processes=trainer.world,
-        memory=_memory(trainer, saved, resident),
+        memory=_memory(trainer, saved, resident, restored=at.updates > 0),
         tokens_an_update=tokens,
         flops_an_update=cost["flops"] / count if "flops" in cost else None,
         seconds_an_update=each,
@@ -186,28 +187,27 @@ def _measured(loop: TrainLoop) -> Estimate:
     )
 
 
-def _memory(trainer: Trainer, saved: int, resident: int) -> dict[str, int]:
+def _memory(trainer: Trainer, saved: int, resident: int, restored: bool) -> dict[str, int]:
     """Return bytes by part, and the peak.
 
     Args:
         trainer: after some updates.
         saved: what was kept for a backward pass.
-        resident: what the process held before the first update.
+        resident: what the process held before them.
+        restored: whether that included the state of the optimizer.
     """
     model, criterion, trained = trainer.get_model(), trainer.criterion, trainer.parameters()
     teacher = getattr(getattr(criterion, "_teacher", None), "model", None)
     average = None if trainer.ema is None else trainer.ema.get_model()
-    weights = bytes_of(module_tensors(model, criterion))
-    others = bytes_of(module_tensors(teacher, average))
-    on_gpu = trainer.device.type == "cuda"
     own = {
-        "weights": weights,
-        "gradients": bytes_of(trained),
+        "weights": bytes_of(module_tensors(model, criterion)),
+        "gradients": gradient_bytes(trainer.optimizer, trained),
         "optimizer": optimizer_bytes(trainer.optimizer, trained) or 0,
-        "other_models": others,
+        "other_models": bytes_of(module_tensors(teacher, average)),
         "activations": saved,
-        "process": 0 if on_gpu else max(0, resident - weights - others),
     }
+    there = own["weights"] + own["other_models"] + own["optimizer"] * restored
+    own["process"] = 0 if trainer.device.type == "cuda" else max(0, resident - there)
     total = sum(own.values())
     peak = peak_memory(trainer.device) or total
     return {**own, "working": max(0, peak - total), "peak": peak}

@@ -37,7 +37,7 @@ from fairseq.tasks.validation import figures_of
 from fairseq.teacher import attach_teacher
 from fairseq.training import policy, spikes
 from fairseq.training.allocator import keep_freed_memory
-from fairseq.training.announce import Cost
+from fairseq.training.announce import Costs
 from fairseq.training.compiled import compile_parts
 from fairseq.training.freeze import freeze_parts
 from fairseq.training.profiling import UpdateProfiler
@@ -197,7 +197,7 @@ class TrainLoop:
         profiled = cfg.common.profile and _writes(cfg)
         self.profiler = UpdateProfiler(cfg.checkpoint.save_dir, profiled)
         self._told_settings = False
-        self.cost = Cost(trainer)
+        self.costs = Costs(trainer)
 
     def run(self) -> None:
         """Train until the last epoch, the last update, the time limit or a signal."""
@@ -282,7 +282,7 @@ class TrainLoop:
         """
         trainer, groups = self.trainer, self.update_groups()
         trainer.begin_epoch(self.epoch_itr.epoch)
-        self.cost.begin(self.epoch_itr, groups)
+        self.costs.begin_epoch(self.epoch_itr, groups)
         valid_losses: list[float | None] = [None]
         should_stop = False
         with self._progress(groups, self.epoch_itr.epoch) as progress:
@@ -292,7 +292,7 @@ class TrainLoop:
                 self.profiler.step()
                 self._note_found()
                 if updated:
-                    self._log_inner(progress, groups)
+                    self._log_inner(progress)
                 else:
                     self._note_skipped()
                 end_of_epoch = not groups.has_next()
@@ -359,14 +359,12 @@ class TrainLoop:
             self._told_settings = True
         return bar
 
-    def _log_inner(self, progress: BaseProgressBar, groups: epochs.GroupedIterator) -> None:
+    def _log_inner(self, progress: BaseProgressBar) -> None:
         updates = self.trainer.get_num_updates()
-        self.cost.count(updates)
+        self.costs.note_update(updates)
         if updates % self.cfg.common.log_interval == 0:
-            stats = self._training_stats("train_inner")
-            self.cost.add_eta(stats, self.epoch_itr.epoch, groups)
+            stats = self.costs.with_eta(self._training_stats("train_inner"))
             progress.log(stats, tag="train_inner", step=updates)
-            self.cost.tell_once(stats)
             metrics.reset_meters("train_inner")
             self.watch.trained(stats, updates, self.epoch_itr.epoch)
 

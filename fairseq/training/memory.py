@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fairseq.optim.base import FairseqOptimizer
 
 STATUS = Path("/proc/self/status")  # of Linux
 
@@ -57,32 +58,43 @@ def module_tensors(*modules: nn.Module | None) -> list[Tensor]:
     return [x for m in modules if m is not None for x in (*m.parameters(), *m.buffers())]
 
 
-def optimizer_bytes(optimizer: Any, weights: Iterable[Tensor]) -> int | None:
+def masters(optimizer: FairseqOptimizer, weights: Iterable[Tensor]) -> list[Tensor]:
+    """Return the fp32 copies that an optimizer keeps of half-precision weights."""
+    known = {id(weight) for weight in weights}
+    return [p for p in optimizer.params if id(p) not in known]
+
+
+def gradient_bytes(optimizer: FairseqOptimizer, weights: Sequence[Tensor]) -> int:
+    """Return the bytes of the gradients of what is trained; fp32 copies have some, too."""
+    return bytes_of(weights) + bytes_of(masters(optimizer, weights))
+
+
+def optimizer_bytes(optimizer: FairseqOptimizer, weights: Sequence[Tensor]) -> int | None:
     """Return the bytes of an optimizer: running means and the like, and fp32 copies of weights.
 
     Before the first update, rules of ours say what they will keep; torch's do not.
 
     Args:
-        optimizer: a :class:`~fairseq.optim.base.FairseqOptimizer`.
-        weights: the model's, which are not its own.
+        optimizer: the optimizer.
+        weights: what is trained of the model and the criterion.
 
     Returns:
         the bytes, None if they are not known yet.
     """
-    inner: torch.optim.Optimizer = optimizer.optimizer
-    known = {id(weight) for weight in weights}
-    groups = [(p, group) for group in inner.param_groups for p in group["params"]]
-    copies = sum(p.nbytes for p, _ in groups if id(p) not in known)
+    inner = optimizer.optimizer
     states = list(inner.state.values())
     if not states:
         begin = getattr(inner, "init_state", None)
         if begin is None:
             return None
         # on the device "meta" tensors have shapes and no content
-        states = [begin(torch.empty(p.shape, device="meta"), group) for p, group in groups]
-    return copies + sum(
-        x.nbytes for state in states for x in state.values() if isinstance(x, Tensor)
-    )
+        states = [
+            begin(torch.empty(p.shape, device="meta"), group)
+            for group in inner.param_groups
+            for p in group["params"]
+        ]
+    tensors = [x for state in states for x in state.values() if isinstance(x, Tensor)]
+    return bytes_of(masters(optimizer, weights)) + sum(x.nbytes for x in tensors)
 
 
 @contextlib.contextmanager

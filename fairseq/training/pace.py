@@ -84,11 +84,6 @@ class Pace:
     def __init__(self) -> None:
         self._start: tuple[int, float] | None = None
 
-    @property
-    def started(self) -> bool:
-        """Tell whether an update was done."""
-        return self._start is not None
-
     def seconds_an_update(self, updates: int) -> float | None:
         """Return the seconds on average, None before the second update.
 

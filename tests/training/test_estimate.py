@@ -22,10 +22,11 @@ from fairseq.logging.sinks import read_jsonl
 from fairseq.training import estimate as estimating
 from fairseq.training import pace as pacing
 from fairseq.training import policy
-from fairseq.training.loop import TrainLoop, ready_to_train
+from fairseq.training.loop import ready_to_train
 from fairseq.training.memory import (
     STATUS,
     bytes_of,
+    gradient_bytes,
     optimizer_bytes,
     saved_for_backward,
 )
@@ -102,6 +103,10 @@ def test_optimizers_tell_their_size_before_they_have_it(
         told = optimizer_bytes(trainer.optimizer, trainer.parameters())
         weights = bytes_of(trainer.parameters())
         assert told == copies * weights
+        keeps_copies = copies == 6
+        assert gradient_bytes(trainer.optimizer, trainer.parameters()) == weights * (
+            3 if keeps_copies else 1
+        )
         trainer.begin_epoch(1)
         trainer.train_step(next(loop.update_groups()))
         # the rule may keep its counter as a tensor
@@ -274,15 +279,15 @@ def test_a_run_tells_its_cost_once_and_how_long_it_takes(
     now = 0.0
 
     clocks = SimpleNamespace(perf_counter=lambda: now)
-    original = TrainLoop._log_inner
+    original = Trainer.train_step
 
-    def log_inner(loop: TrainLoop, progress: Any, groups: Any) -> None:
+    def train_step(trainer: Trainer, samples: Any, raise_oom: bool = False) -> Any:
         nonlocal now
         now += 100.0
-        original(loop, progress, groups)
+        return original(trainer, samples, raise_oom)
 
     monkeypatch.setattr(pacing, "time", clocks)
-    monkeypatch.setattr(TrainLoop, "_log_inner", log_inner)
+    monkeypatch.setattr(Trainer, "train_step", train_step)
     caplog.set_level(logging.INFO)
     train(config(data, tmp_path, log_interval=2, log_format="simple", no_save=False))
     records = [r for r in read_jsonl(tmp_path / "metrics.jsonl") if r["tag"] == "train_inner"]
