@@ -63,9 +63,9 @@ class Words:
             elif action.help != argparse.SUPPRESS:
                 names = [name for name in action.option_strings if name.startswith("--")]
                 self.flags.update(names)
-                for name in names if action.choices else ():  # two models may take different ones
-                    both = {*self.values.get(name, ()), *map(str, action.choices)}
-                    self.values[name] = sorted(both)
+                choices = [str(choice) for choice in action.choices or ()]
+                for name in names if choices else ():  # two models may take different ones
+                    self.values[name] = sorted({*self.values.get(name, ()), *choices})
 
 
 def command_modules() -> dict[str, str]:
