@@ -62,7 +62,7 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python scripts/site.py
 
 faults: $(TESTABLE)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "faults or hostile" -s tests \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "faults or hostile or reliability" -s tests \
 		--figures benchmarks/results/faults.json
 
 # What depends on the interpreter: files, processes, settings, starting up.

@@ -119,7 +119,9 @@ class DistributedTrainingConfig(FairseqDataclass):
     )
     distributed_no_spawn: bool = option(False, "do not start processes, even if there are GPUs")
     ddp_backend: Literal["c10d", "pytorch_ddp", "legacy_ddp", "no_c10d", "fully_sharded"] = option(
-        "pytorch_ddp", "how gradients are averaged"
+        "pytorch_ddp",
+        "average gradients during the backward pass, or after it (legacy_ddp, no_c10d): slower, "
+        "but a process that runs out of memory can divide its batch",
     )
     ddp_comm_hook: Literal["none", "fp16"] = option(
         "none", "compress gradients on the wire", inert=True

@@ -314,6 +314,8 @@ def _how_it_ended(error: torch.multiprocessing.ProcessExitedException) -> str:
 
 def average_gradients(module: torch.nn.Module) -> None:
     """Replace the gradients of a module that is not wrapped by their mean over all processes."""
+    if get_world_size() == 1:
+        return
     for parameter in module.parameters():
         if not parameter.requires_grad:
             continue

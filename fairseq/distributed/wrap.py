@@ -59,6 +59,8 @@ class ModuleProxyWrapper(nn.Module):
 def wrap_model(cfg: DistributedTrainingConfig, model: nn.Module, device: torch.device) -> nn.Module:
     """Return the model, wrapped if there is more than one process.
 
+    Under ``legacy_ddp`` it is not: the trainer averages gradients after the backward pass.
+
     Args:
         cfg: the distributed section.
         model: on ``device`` already.
@@ -67,7 +69,7 @@ def wrap_model(cfg: DistributedTrainingConfig, model: nn.Module, device: torch.d
     Raises:
         UnsupportedError: for a backend that does not exist here.
     """
-    if utils.get_world_size() == 1:
+    if utils.get_world_size() == 1 or cfg.ddp_backend in ("legacy_ddp", "no_c10d"):
         return model
     if cfg.ddp_backend == "fully_sharded":
         raise UnsupportedError("--ddp-backend fully_sharded is not available yet; use pytorch_ddp")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairseq.distributed.utils import average_gradients
 from fairseq.errors import CheckpointError, ConfigError, did_you_mean
 from fairseq.protocols import Settings, StateDict
 from fairseq.utils import clip_grad_norm_
@@ -132,6 +133,8 @@ class FairseqOptimizer:
         """Reduce gradients over the workers, for modules that do not do so while going backward."""
         if hasattr(module, "all_reduce_grads"):
             module.all_reduce_grads()
+        elif isinstance(module, torch.nn.Module):
+            average_gradients(module)
 
     @torch.no_grad()
     def multiply_grads(self, c: float | Tensor) -> None:

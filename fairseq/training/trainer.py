@@ -297,8 +297,14 @@ class Trainer:
             try:
                 return self._accumulate_once(prepared)
             except RuntimeError as error:
-                if not is_out_of_memory(error) or self.world > 1:  # others wait inside a reduce
+                if not is_out_of_memory(error):
                     raise
+                if self.world > 1 and not self._averages_late:  # others wait inside a reduction
+                    raise FairseqError(
+                        f"out of memory: {error}. Several processes divide a batch only under "
+                        "--ddp-backend legacy_ddp, which averages gradients after the backward "
+                        "pass; or lower --batch-size or --max-tokens, and raise --update-freq"
+                    ) from error
                 logger.warning("out of memory: %s", error)
                 prepared = self._smaller(prepared, error)
             self.optimizer.zero_grad()  # a backward pass that failed has left a part of itself
@@ -369,13 +375,13 @@ class Trainer:
     def _small_enough(self, prepared: list[tuple[Any, bool]]) -> list[tuple[Any, bool]]:
         """Return micro-batches that are smaller than what did not fit into memory, if any did."""
         most = self.progress.get("most_cells")
-        if most is None or self.world > 1 or not self.criterion.sums_over_rows:
+        if most is None or not self.criterion.sums_over_rows:
             return prepared
         parts: list[tuple[Any, bool]] = []
         dataset = self.task.dataset(self.cfg.dataset.train_subset)
         for sample, is_filler in prepared:
             divided = halves(sample, dataset, self._epoch) if cells_of(sample) >= most else None
-            pairs = [self._prepare_sample(part) for part in divided or ()]
+            pairs = [(self._prepare_sample(part)[0], is_filler) for part in divided or ()]
             parts += self._small_enough(pairs) if pairs else [(sample, is_filler)]
         return parts
 
@@ -391,6 +397,11 @@ class Trainer:
             self.spiked = True
             self.optimizer.zero_grad()
         return reason
+
+    @property
+    def _averages_late(self) -> bool:
+        """Tell whether gradients are averaged after the backward pass; DDP does it during that."""
+        return not hasattr(self.model, "module")
 
     @contextlib.contextmanager
     def _no_sync_unless(self, is_last: bool) -> Iterator[None]:
@@ -434,8 +445,7 @@ class Trainer:
         denominator = utils.item(sample_size) or 1.0
         optimizer = self.optimizer
         try:
-            # DDP, which has a module, has averaged during the backward pass
-            if self.world > 1 and not hasattr(self.model, "module"):
+            if self.world > 1 and self._averages_late:
                 optimizer.all_reduce_grads(self.model)
             # the criterion's parameters are outside of DDP
             if self.world > 1:

@@ -16,6 +16,7 @@ from scripts.make_earlier_release import CUT, KINDS, UPDATES, computing
 FIXTURE = Path(__file__).parent / "earlier_release"
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_goes_on_with_the_losses_of_then(
     kind: str,

@@ -18,6 +18,7 @@ from fairseq.errors import ConfigError, MissingFileError
 from fairseq.tasks import TASK_REGISTRY
 from fairseq_cli import train
 
+pytestmark = pytest.mark.reliability
 ARCH = """
 from fairseq.models import register_model_architecture
 

@@ -17,6 +17,8 @@ import torch
 
 from fairseq.data.masking.dataset import MaskedLMDataset
 from fairseq.distributed import utils
+from fairseq.tasks.base import FairseqTask
+from fairseq.training.smaller_batches import cells_of
 from tests import tiny_run
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "disable_validation": True}
@@ -35,7 +37,12 @@ def free_port() -> int:
 
 
 def start(
-    data: Path, folder: Path, world: int, note: Path | None = None, **flags: Any
+    data: Path,
+    folder: Path,
+    world: int,
+    note: Path | None = None,
+    limits: dict[int, int] | None = None,
+    **flags: Any,
 ) -> list[int]:
     """Fork the processes of one run, as torchrun would start them; return their ids."""
     port = str(free_port())
@@ -45,6 +52,8 @@ def start(
         os.environ.update(env, RANK=str(rank), LOCAL_RANK=str(rank))
         if note is not None:
             record_samples(note)
+        if limits is not None:
+            out_of_memory_above(limits[rank])
         cfg = tiny_run.config(data, folder, **{**NO_DROPOUT, **flags})
         utils.call_main(cfg, tiny_run.train)
 
@@ -108,6 +117,41 @@ def test_two_processes_equal_one(data: Path, tmp_path: Path, frequency: int) -> 
     ]
     for name in ("tokens", "flops", "flops_electra"):  # fillers cost nothing
         assert costs[0][name] == costs[1][name] > 0
+
+
+def out_of_memory_above(most: int) -> None:
+    """Let no batch of more cells than that fit, after its backward pass."""
+    original = FairseqTask.train_step
+
+    def train_step(task: Any, sample: Any, *rest: Any, **more: Any) -> Any:
+        result = original(task, sample, *rest, **more)
+        if cells_of(sample) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return result
+
+    FairseqTask.train_step = train_step  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("updates", tiny_run.faults(7, 20))
+def test_one_of_two_runs_out_of_memory(
+    updates: int, data: Path, tmp_path: Path, figure: Callable[[str, Any], None]
+) -> None:
+    """It divides its batches, fillers included, while the other waits: the updates are the same."""
+    flags = {"max_update": updates, "ddp_backend": "legacy_ddp", "optimizer": "sgd", "lr": [0.1]}
+    flags |= {"required_batch_size_multiple": 1, "total_num_update": 20, "momentum": 0.0}
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    assert finish(start(data, alone, 1, update_freq=[2], **flags)) == [0]
+    limits = {0: 10_000, 1: 20}  # a row has up to 12 cells
+    assert finish(start(data, pair, 2, limits=limits, **flags)) == [0, 0]
+    assert_same(alone, pair)
+    figure("out of memory on one of two processes, updates as without", updates)
+
+
+def test_out_of_memory_during_a_reduction_says_what_helps(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert all(finish(start(data, tmp_path, 2, limits={0: 20, 1: 20}, max_update=3)))
+    assert "--ddp-backend legacy_ddp" in capfd.readouterr().err
 
 
 def test_muon_with_groups_on_two_processes(data: Path, tmp_path: Path) -> None:
