@@ -138,21 +138,20 @@ def _notes(runs: Sequence[Run]) -> list[str]:
 def _state(run: Run) -> str:
     """Return how a run stands, and how far it is if it goes on."""
     kind, reason = run.state
-    if kind == ALIVE:
-        reason = _progress(run)
-    return f'<span class="state {kind}" title="{escape(reason)}">{kind or "&ndash;"}</span>' + (
-        f"<div class=muted>{escape(reason)}</div>" if kind == ALIVE and reason else ""
-    )
+    lines = _progress(run) if kind == ALIVE else []
+    progress = "".join(f"<div class=progress>{escape(line)}</div>" for line in lines)
+    chip = f'<span class="state {kind}" title="{escape(reason)}">{kind or "&ndash;"}</span>'
+    return chip + progress
 
 
-def _progress(run: Run) -> str:
-    """Return how many of the updates are done and how long the others take, if both are known."""
+def _progress(run: Run) -> list[str]:
+    """Return how many of the updates are done and how long the others take, if they are known."""
     most, found = number_or_none(run.config.get("optimization.max_update")), summarize(run)
     done, seconds = found["updates"], found["wall_seconds"]
     if not most or not done or done > most:
-        return ""
-    left = f", about {duration(seconds / done * (most - done))} left" if seconds else ""
-    return f"{done:,.0f} of {most:,.0f} updates{left}"
+        return []
+    left = f"about {duration((seconds or 0) / done * (most - done))} left"
+    return [f"{done:,.0f} of {most:,.0f} updates", *([left] if seconds else [])]
 
 
 def _count(number: float) -> str:

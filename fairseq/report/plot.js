@@ -339,7 +339,8 @@ class Chart {
     const box = this.svg.getBoundingClientRect();
     const x = this.back(event.clientX - box.left);
     const marks = [], values = new Map();
-    const tags = [...new Set(this.list.map((curve) => curve.tag))];
+    const label = (curve) => curve.tag + (curve.shown === curve.y ? "" : ", smoothed");
+    const tags = [...new Set(this.list.map(label))];
     let at = null;
     for (const curve of this.list) {
       const i = nearest(curve.x, x);
@@ -350,7 +351,7 @@ class Chart {
       if (at === null || Math.abs(curve.x[i] - x) < Math.abs(at - x)) at = curve.x[i];
       marks.push(make("circle", { cx, cy, r: 4, fill: curve.run.colour }));
       if (!values.has(curve.run)) values.set(curve.run, {});
-      values.get(curve.run)[curve.tag] = short(curve.shown[i], 5);
+      values.get(curve.run)[label(curve)] = short(curve.shown[i], 5);
     }
     if (at === null) return this.leave();
     const line = this.sx(at).toFixed(1);

@@ -50,6 +50,7 @@ figure.card { padding: 12px 14px; overflow: visible; }
 .tip td:first-child { white-space: normal; overflow-wrap: anywhere; }
 .tip svg { margin-right: 8px; }
 .state { border-radius: 999px; padding: 2px 9px; font-size: 13px; background: var(--soft); }
+.progress { color: var(--muted); font-size: 12px; line-height: 1.3; margin-top: 3px; }
 .state.alive { color: var(--bar); }
 .state.finished { color: var(--good); }
 .state.stopped { color: var(--bad); }
