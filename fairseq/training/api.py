@@ -61,7 +61,7 @@ def train(
     Args:
         settings: flags of ``fairseq-train`` by name, ``data`` among them:
             ``{"data": "data-bin", "arch": "roberta_tiny", "tokens_per_sample": 128}``.
-        recipe: YAML files as for ``--config``; settings win.
+        recipe: YAML files, or names of recipes of the package, as for ``--config``; settings win.
         on_log: called with the training figures every ``log_interval`` updates; True ends the run.
         on_validate: called with the figures of each validation subset; True ends the run.
 

@@ -83,6 +83,11 @@ def test_a_recipe_is_overruled_by_settings(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "checkpoint1.pt").exists()
 
 
+def test_a_recipe_of_the_package_has_a_name() -> None:
+    cfg = config_from_settings({"data": "x", "max_update": 7}, ["zero_clap"])
+    assert (cfg.model.head, cfg.optimization.max_update) == ("clap", 7)
+
+
 def test_callbacks_see_what_the_log_says_and_the_run_goes_on_later(
     data: Path, tmp_path: Path
 ) -> None:
