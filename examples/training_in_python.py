@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from fairseq import train
-from fairseq.config.sections import PreprocessConfig
+from fairseq.config.preprocess import PreprocessConfig
 from fairseq.models.roberta import RobertaModel
 from fairseq.preprocess import preprocess
 

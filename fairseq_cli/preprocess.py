@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fairseq_cli.entry import run_command
 
 if TYPE_CHECKING:
-    from fairseq.config.sections import PreprocessConfig
+    from fairseq.config.preprocess import PreprocessConfig
 
 
 USAGE = "fairseq-preprocess --only-source --trainpref FILE [options]"

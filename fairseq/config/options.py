@@ -26,6 +26,7 @@ from fairseq.config.flags import (
     gen_parser_from_dataclass,
     make_data_optional,
 )
+from fairseq.config.preprocess import PreprocessConfig
 from fairseq.config.refused import REFUSED_WORDS, why_refused
 from fairseq.config.registries import ARCH_CONFIG_REGISTRY, CHOICES
 from fairseq.config.registry import config_class
@@ -35,7 +36,6 @@ from fairseq.config.sections import (
     DEFAULT_COMPONENTS,
     SECTIONS,
     FairseqConfig,
-    PreprocessConfig,
 )
 from fairseq.errors import ConfigError, FairseqError
 from fairseq.lazy import lazy_names

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from fairseq.config.preprocess import PreprocessConfig
 from fairseq.config.ranges import check_fields
-from fairseq.config.sections import PreprocessConfig
 from fairseq.data.encoders.byte_level import read_tokenizer
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.data.storage.indexed_dataset import (

@@ -291,11 +291,7 @@ class FairseqTask:
         return dataset.batch_by_size(kept, **sizes, drop_trailing=drop)
 
     def _usable_indices(
-        self,
-        dataset: FairseqDataset,
-        seed: int,
-        max_positions: Limits,
-        ignore_invalid_inputs: bool,
+        self, dataset: FairseqDataset, seed: int, max_positions: Limits, leave_out: bool
     ) -> np.ndarray:
         """Return the samples that fit, in the dataset's order; refuse to return none."""
         from fairseq.data.collate import numpy_seed
@@ -303,9 +299,7 @@ class FairseqTask:
         with numpy_seed(seed):  # legacy datasets draw their order from numpy's global generator
             indices = dataset.ordered_indices()
         if max_positions is not None:
-            indices = self.filter_indices_by_size(
-                indices, dataset, max_positions, ignore_invalid_inputs
-            )
+            indices = self.filter_indices_by_size(indices, dataset, max_positions, leave_out)
         if len(indices) == 0:
             raise DataError(
                 "The dataset is empty: it has no sample, or all are longer than max_positions="

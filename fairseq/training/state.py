@@ -48,6 +48,19 @@ from fairseq.tasks.precision import warn_if_slow, weights_dtype
 logger = logging.getLogger("fairseq.trainer_state")
 
 
+class OfState:
+    """An attribute or a method of the trainer's state, under its own name."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, trainer: Any, owner: type | None = None) -> Any:
+        return self if trainer is None else getattr(trainer.state, self.name)
+
+    def __set__(self, trainer: Any, value: object) -> None:
+        setattr(trainer.state, self.name, value)
+
+
 class TrainingState:
     """Model, criterion, optimizer, schedule and counters of a run.
 

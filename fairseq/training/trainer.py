@@ -34,7 +34,7 @@ from fairseq.training.effort import Effort, peak_of
 from fairseq.training.nan_detector import NanDetector
 from fairseq.training.smaller_batches import cells_of, halves, is_out_of_memory
 from fairseq.training.spikes import SpikePolicy
-from fairseq.training.state import TrainingState
+from fairseq.training.state import OfState, TrainingState
 from fairseq.training.update_log import Report, UpdateLog
 
 logger = logging.getLogger("fairseq.trainer")
@@ -46,19 +46,6 @@ ROWS_OF = "_rows_of_"  # marks, among added numbers, tensors that are joined ins
 
 class NotFiniteError(FairseqError, FloatingPointError):
     """Gradients are not finite, again and again."""
-
-
-class _OfState:
-    """An attribute or a method of the trainer's state, under its own name."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, trainer: Trainer | None, owner: type | None = None) -> Any:
-        return self if trainer is None else getattr(trainer.state, self.name)
-
-    def __set__(self, trainer: Trainer, value: object) -> None:
-        setattr(trainer.state, self.name, value)
 
 
 class Trainer:
@@ -74,35 +61,35 @@ class Trainer:
         spiked: whether that is because its loss jumped.
     """
 
-    cfg = _OfState()
-    task = _OfState()
-    device = _OfState()
-    world = _OfState()
-    rank = _OfState()
-    weights_dtype = _OfState()
-    model = _OfState()
-    criterion = _OfState()
-    optimizer = _OfState()
-    lr_scheduler = _OfState()
-    ema = _OfState()
-    parameters = _OfState()
-    get_model = _OfState()
-    best = _OfState()
-    progress = _OfState()
-    lineage = _OfState()
-    should_save_checkpoint_on_current_rank = _OfState()
-    lr_step = _OfState()
-    lr_step_begin_epoch = _OfState()
-    lr_step_update = _OfState()
-    get_lr = _OfState()
-    get_num_updates = _OfState()
-    set_num_updates = _OfState()
-    cumulative_training_time = _OfState()
-    hours = _OfState()
-    state_dict = _OfState()
-    save_checkpoint = _OfState()
-    load_checkpoint = _OfState()
-    rewind = _OfState()
+    cfg = OfState()
+    task = OfState()
+    device = OfState()
+    world = OfState()
+    rank = OfState()
+    weights_dtype = OfState()
+    model = OfState()
+    criterion = OfState()
+    optimizer = OfState()
+    lr_scheduler = OfState()
+    ema = OfState()
+    parameters = OfState()
+    get_model = OfState()
+    best = OfState()
+    progress = OfState()
+    lineage = OfState()
+    should_save_checkpoint_on_current_rank = OfState()
+    lr_step = OfState()
+    lr_step_begin_epoch = OfState()
+    lr_step_update = OfState()
+    get_lr = OfState()
+    get_num_updates = OfState()
+    set_num_updates = OfState()
+    cumulative_training_time = OfState()
+    hours = OfState()
+    state_dict = OfState()
+    save_checkpoint = OfState()
+    load_checkpoint = OfState()
+    rewind = OfState()
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ import yaml
 
 from fairseq.config import options
 from fairseq.config.components import as_config, class_of, make_config
+from fairseq.config.preprocess import PreprocessConfig
 from fairseq.config.ranges import BOUNDS, check_fields, expand_home
 from fairseq.config.registries import CHOICES
 from fairseq.config.registry import config_class
@@ -24,7 +25,7 @@ from fairseq.config.schema import (
     public_fields,
     without_optional,
 )
-from fairseq.config.sections import SECTIONS, PreprocessConfig
+from fairseq.config.sections import SECTIONS
 from fairseq.errors import ConfigError
 from fairseq.evaluation.glue.runs import _parse, _write_recipe
 from fairseq_cli import hydra_train

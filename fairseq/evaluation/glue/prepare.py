@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fairseq.config.sections import PreprocessConfig
+from fairseq.config.preprocess import PreprocessConfig
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import CheckpointError, ConfigError, DataError
 from fairseq.evaluation.glue.tasks import STS_B_MAXIMUM, Examples, GlueTask, read_examples

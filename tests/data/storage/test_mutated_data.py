@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fairseq.config.sections import PreprocessConfig
+from fairseq.config.preprocess import PreprocessConfig
 from fairseq.data.storage.indexed_dataset import MMapIndexedDataset
 from fairseq.data.storage.manifest import MANIFEST_NAME, verify_manifest
 from fairseq.errors import DataError
