@@ -51,6 +51,7 @@ Describe = Callable[[str, str], Component]
 
 def plain(value: object) -> Any:
     """Return configurations, DictConfigs, Namespaces and enums as dicts, lists and scalars."""
+    # nobody can hand over a DictConfig without having imported omegaconf, which takes long
     if type(value).__module__.split(".")[0] == "omegaconf" and "omegaconf" in sys.modules:
         from omegaconf import OmegaConf
 
@@ -249,6 +250,7 @@ def flatten(config: FairseqConfig) -> argparse.Namespace:
             flat.update({f.name: getattr(section, f.name) for f, _ in public_fields(type(section))})
         if top.name in COMPONENTS:
             flat[COMPONENTS[top.name]] = getattr(section, "_name", None)
+    # every section has one; a component's stands under its flag, such as arch
     flat.pop("_name", None)
     return argparse.Namespace(**flat)
 
@@ -264,6 +266,7 @@ def recipe_of(config: FairseqConfig) -> dict[str, Any]:
         section = getattr(config, top.name)
         for field in dataclasses.fields(section) if isinstance(section, FairseqDataclass) else ():
             match = REFERENCE.match(str(field.default))
+            # a copy that was changed on purpose differs from its source, and stays
             if match and lookup(config, match[1]) == getattr(section, field.name):
                 del recipe[top.name][field.name]
     return {key: values for key, values in recipe.items() if values is not None}

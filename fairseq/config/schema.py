@@ -63,6 +63,7 @@ def option(default: object, help: str | None = None, **metadata: object) -> Any:
 
 
 class _ChoiceMeta(enum.EnumMeta):
+    # Python before 3.12 raises TypeError when it is asked for a text
     def __contains__(cls, item: object) -> bool:
         return any(item is member or item == member.value for member in cls)  # type: ignore[var-annotated]
 
@@ -74,6 +75,7 @@ class _ChoiceBase(enum.Enum, metaclass=_ChoiceMeta):
     def __eq__(self, other: object) -> bool:
         return self is other or self.value == other
 
+    # members equal their texts, so both must be found in the same place of a dict
     def __hash__(self) -> int:
         return hash(str(self))
 
@@ -120,6 +122,7 @@ class FairseqDataclass:
             value = getattr(self, field.name)
             if isinstance(value, FairseqDataclass):
                 value.freeze()
+        # no field, so that no file has it and dataclasses.replace gives a copy that can be changed
         object.__setattr__(self, "_is_frozen", True)
 
     def thawed(self) -> Self:
@@ -241,6 +244,8 @@ def _type_of(cls: type, field: dataclasses.Field[Any]) -> Any:
     owner = next(
         base for base in cls.__mro__ if field.name in vars(base).get("__annotations__", {})
     )
+    # one by one, so that an annotation nobody can read does not spoil its neighbours; names are
+    # looked up in the module of the class that states it
     alone = {"__annotations__": {field.name: field.type}, "__module__": owner.__module__}
     try:
         return typing.get_type_hints(type(cls.__name__, (), alone))[field.name]
@@ -260,6 +265,7 @@ def public_fields(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
 def without_optional(kind: object) -> Any:
     """Return ``T`` for ``Optional[T]``, every other type as it is; ``Any`` counts as ``str``."""
     if typing.get_origin(kind) in (Union, types.UnionType):
+        # a union of several types cannot be told apart in a text
         inner = [part for part in typing.get_args(kind) if part is not type(None)]
         return without_optional(inner[0]) if len(inner) == 1 else str
     return str if kind is Any else kind
@@ -283,6 +289,7 @@ def parse_literal(text: str) -> Any:
     """
     try:
         return ast.literal_eval(text.strip())
+    # the last two are how ast says that brackets are nested too deeply
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ConfigError(f"{text!r} is not a plain value such as 3, 0.5, (0.9, 0.98)") from error
 
@@ -310,6 +317,7 @@ def _parse_bool(value: object) -> bool:
 
 def _parse_int(value: Any) -> int:
     if isinstance(value, str):
+        # 1e6 is a usual way to write a million; digits are read directly, as floats end at 2**53
         value = int(value) if value.strip().lstrip("+-").isdecimal() else float(value)
     if isinstance(value, float) and not value.is_integer():
         raise ConfigError(f"{value!r} is not a whole number")
@@ -393,6 +401,7 @@ def assign(config: FairseqDataclass, values: Mapping[str, object], where: str = 
         value, place = values[field.name], f"{where}.{field.name}".lstrip(".")
         inner = getattr(config, field.name, None)
         if isinstance(inner, FairseqDataclass) and isinstance(value, Mapping):
+            # the default may be one object that all instances share, see __init_subclass__
             inner = copy.deepcopy(inner)
             assign(inner, value, place)
             setattr(config, field.name, inner)

@@ -43,6 +43,7 @@ def statements(given: Mapping[str, Any], sections: Mapping[str, Any], config: Se
             flat = upgrade_args(given, section, True, names if section in COMPONENTS else ())
         else:
             names, flat = set() if built is None else set(vars(built)), dict(given)
+        # what the parser notes is not what somebody stated
         names.discard("no_seed_provided")
         values |= {name: plain(value) for name, value in flat.items() if name in names}
         if dataclasses.is_dataclass(built):  # as the configuration reads it: plain, in its type
@@ -97,6 +98,7 @@ def without_replaced(
         usual = before.get(section) or {}
         if section == KEY or not isinstance(values, Mapping):
             continue
+        # a value that does not follow from the statements was written into the dump by hand
         edited = {k: v for k, v in values.items() if k not in usual or usual[k] != v}
         result[section] = {**result.get(section, {}), **edited}
     for section, name in replaced.items():
@@ -128,6 +130,7 @@ def _refuse_dump(section: str, values: Any, describe: Describe) -> None:
     if dataclass is None:
         return
     fields = {f.name for f, _ in public_fields(dataclass) if not is_reference(default_of(f))}
+    # of a component with a single setting nobody can tell a dump from a statement
     if len(fields) > 1 and fields <= set(values):
         raise ConfigError(
             f"the recipe holds every setting of the {flag} {name}, so another --{flag} would keep "

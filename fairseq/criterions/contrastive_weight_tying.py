@@ -120,6 +120,7 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
         self.projection: nn.Linear | None = None
         if cfg.contrastive_projection:
             self.projection = nn.Linear(cfg.contrastive_width, cfg.contrastive_width, bias=False)
+            # the identity: training starts where it would without the map
             nn.init.eye_(self.projection.weight)
         self._ids_M: Tensor | None = None
         self._extra_flops = 0
@@ -138,7 +139,9 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
         if self.cfg.negatives == "global":
             targets = [s["target"][s["target"] != self.padding_idx] for s in samples]
             device = targets[0].device if targets else torch.device("cpu")
+            # a process that has run out of batches has no ids, but must take part in the exchange
             own_M = torch.cat(targets) if targets else torch.zeros(0, dtype=torch.int64)
+            # ids travel as float64, as all figures do between processes, and are exact in it
             rows = own_M.double()[:, None] if len(own_M) else None
             self._ids_M = distributed_utils.concat_over_processes(rows, device)[:, 0].long()
 
@@ -196,6 +199,7 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
             "negatives": result.negatives * len(positions_N),
         }
         if cfg.vocabulary_weight:
+            # from the states before the map, which serves the contrast alone
             whole_N = refuse_adaptive(from_output(model, hidden_NC)).losses(target_N)
             loss_N = loss_N + cfg.vocabulary_weight * whole_N
             log["contrastive_loss"] = result.loss_N.detach().sum()

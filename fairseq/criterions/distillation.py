@@ -158,6 +158,8 @@ class DistillationCriterion(FairseqCriterion):
             student.check_relations(theirs, self.cfg.minilm_relation_heads)
         if student.drops_layers:
             raise ConfigError("terms of hidden layers need a student without layer drop")
+        # MiniLM compares the relations of the last layers alone, which leaves the student free in
+        # how many layers it has (section 3.1)
         self._last = student.layers - 1, theirs.layers - 1
 
     def _project(self, name: str, own: int, other: int) -> None:
@@ -197,6 +199,7 @@ class DistillationCriterion(FairseqCriterion):
         ]
         if distributed_utils.get_world_size() > 1:
             device = samples[0]["target"].device if samples else self._device
+            # float64 holds whole numbers exactly, far beyond any count of tokens
             total_2 = torch.tensor(counts, dtype=torch.float64, device=device)
             counts = distributed_utils.all_reduce(total_2).tolist()
         self._totals = {"predicted": counts[0], "real": counts[1]}
@@ -262,6 +265,8 @@ class DistillationCriterion(FairseqCriterion):
         log |= {"loss": loss.detach(), "sample_size": len(predicted_N)}
         for name, value in sums.items():
             log[f"{name}_sum"] = value.detach()
+            # sums, not means: every term has a count of its own, by which they are divided in the
+            # end
             log[f"{name}_weighted"] = self.alphas[name] * value.detach()
             log[f"{name}_count"] = counts[_COUNTS[name]]
         return loss, len(predicted_N), log
@@ -304,6 +309,7 @@ class DistillationCriterion(FairseqCriterion):
 
     def _scales(self, counts: dict[str, int], selected: str, training: bool) -> dict[str, float]:
         """Return what turns a mean over predicted positions into one over others."""
+        # validation adds no gradients up, so that the counts of the batch itself will do
         totals = self._totals if training and self._totals else counts
         scale = {name: totals["predicted"] / max(1, totals[name]) for name in ("predicted", "real")}
         return {**scale, "selected": scale[selected]}
@@ -374,6 +380,7 @@ class DistillationCriterion(FairseqCriterion):
             terms.append(("pkd", torch.stack(layers).sum(0)))
         if alphas["attention"] or alphas["value"]:
             qkv = own["qkv"][self._last[0]], theirs["qkv"][self._last[1]]
+            # of (queries, keys, values): queries are related to keys, values to each other
             for name, left, right in (("attention", 0, 1), ("value", 2, 2)):
                 if alphas[name]:
                     student, teacher = (Relation(side[left], side[right]) for side in qkv)
@@ -412,5 +419,7 @@ class DistillationCriterion(FairseqCriterion):
 
 def _state(extra: dict[str, Any], layer: int) -> Tensor:
     """Return the output of a layer, (B, T, C); that of the last one after the final norm."""
+    # the states begin with the embeddings, so layer n is state n + 1; they end before the final
+    # norm, which the features have behind them
     states = extra["inner_states"]
     return extra["features"] if layer == len(states) - 2 else states[layer + 1].transpose(0, 1)

@@ -8,15 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fairseq.config.schema import (
-    DECAY,
-    option,
-)
+from fairseq.config.schema import DECAY, option
 from fairseq.criterions import register_criterion
 from fairseq.criterions.base import (
     BITS_A_SENTENCE,
@@ -32,9 +29,6 @@ from fairseq.logging import metrics
 from fairseq.modules.predictions import Output
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 from fairseq.protocols import LoggingOutput, Model, Sample, Task
-
-if TYPE_CHECKING:
-    pass
 
 
 def label_smoothed_nll_loss(
@@ -157,6 +151,8 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
         )
         assert result.sum_logits_N is not None and result.argmax_N is not None
         words = len(weight_VC)
+        # -log p(v) is lse minus the logit of v: the sum over v needs the sum of logits, not each of
+        # them
         smooth_N = words * result.lse_N - result.sum_logits_N
         return result.loss_N, smooth_N, result.argmax_N, words
 
@@ -177,10 +173,7 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
         if targets:
             metrics.log_scalar("total", targets)
             metrics.log_scalar("n_correct", total("n_correct"))
-            metrics.log_derived(
-                "accuracy",
-                _accuracy,
-            )
+            metrics.log_derived("accuracy", _accuracy)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

@@ -132,6 +132,7 @@ def score_continuations(
     scores: list[Score] = []
     rows: list[_Row] = []
     for number, (context, continuation) in enumerate(pairs):
+        # a masked LM also takes <s> and </s>; a causal one never sees the last token it predicts
         room = (10**9 if limit is None else int(limit)) - len(continuation) + (-2 if masked else 1)
         if room < (0 if masked else 1) and continuation:
             raise DataError(
@@ -143,6 +144,8 @@ def score_continuations(
         if continuation:
             kept = (context[cut:], continuation)
             rows += _masked_rows(task, kept, number, masks) if masked else [_row(kept, number)]
+    # like lengths together waste no padding; the longest first, so that memory ends at once or
+    # never
     rows.sort(key=lambda row: -len(row.tokens))
     batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
     for batch in watch(batches):
@@ -152,6 +155,7 @@ def score_continuations(
 
 def _row(pair: Pair, number: int) -> _Row:
     context, continuation = pair
+    # the token before predicts the next: the last of the context the first of the continuation
     places = range(len(context) - 1, len(context) + len(continuation) - 1)
     return _Row([*context, *continuation[:-1]], list(places), continuation, number)
 
@@ -180,10 +184,12 @@ def _score_batch(
     owners = [row.pair for row in batch for _ in row.places]
     target_N = torch.tensor([target for row in batch for target in row.targets], device=device)
     places_N = torch.tensor(flat, device=device)
+    # hidden states at the places alone: logits of all positions would fill the memory
     rows_NC = [
         model(tokens_RT.to(device), **asks_hidden(model))[0].flatten(0, 1).index_select(0, places_N)
         for model in models
     ]
+    # log-probabilities are N x V: they are made in parts
     step = max(1, CHUNK_ELEMENTS // len(task.target_dictionary))
     for first in range(0, len(flat), step):
         part = slice(first, first + step)
@@ -220,6 +226,7 @@ def last_word_pair(text: str, bpe: TextEncoder, task: FairseqTask) -> Pair | Non
         return None
     encode: Callable[[str], str] = str if bpe is None else bpe.encode
     context, whole = encode(" ".join(words[:-1])).split(), encode(" ".join(words)).split()
+    # the space in front of a word belongs to its first piece: alone it would be split otherwise
     last = whole[len(context) :]
     if whole[: len(context)] != context or not last:
         last = encode(words[-1]).split()
@@ -279,6 +286,7 @@ def last_word(
     nats = -math.fsum(score.log_prob for score in scores) / len(scores)
     return {
         "accuracy": sum(right) / len(right),
+        # exp overflows beyond 709
         "perplexity": math.exp(nats) if nats < 700 else math.inf,
         "texts": len(scores),
         "tokens": sum(score.tokens for score in scores),
@@ -311,6 +319,7 @@ def load(given: Mapping[str, Any]) -> tuple[list[Any], Any, Any, Any, torch.devi
     folder = os.path.dirname(paths[0])
     data = os.path.abspath(utils.split_paths(given.get("data") or folder)[0])
     settings = {key: value for key, value in given.items() if key not in ("path", "data")}
+    # texts are scored by one process, however many the checkpoint was trained by
     settings.setdefault("distributed_world_size", 1)
     loaded = from_pretrained(folder, os.pathsep.join(paths), data, **settings)
     config, task = loaded["args"], loaded["task"]

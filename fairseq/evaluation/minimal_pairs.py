@@ -86,16 +86,19 @@ def minimal_pairs(
         DataError: if a sentence is longer than the model takes.
     """
     begin = front(task, is_masked(task, models[0]))
+    # dictionaries of whole words need no encoder
     encode: Callable[[str], str] = str if bpe is None else bpe.encode
     encoded = [
         [tuple(ids_of(encode(" ".join(text.split())).split(), task)) for text in sentences]
         for _, *sentences in pairs
     ]
+    # dict.fromkeys keeps the order, so that batches do not depend on hashes
     unique = list(dict.fromkeys(ids for both in encoded for ids in both))
     rows = [(begin, list(ids)) for ids in unique]
     scores = score_continuations(models, task, rows, batch_size, device, watch=watch)
     log_prob = {ids: score.log_prob for ids, score in zip(unique, scores, strict=True)}
     unk = task.target_dictionary.unk()
+    # a tie says that the model cannot tell them apart, so it is wrong
     right = [log_prob[good] > log_prob[bad] for good, bad in encoded]
     sets: dict[str, list[bool]] = {}
     for (name, *_), is_right in zip(pairs, right, strict=True):

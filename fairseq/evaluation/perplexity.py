@@ -85,12 +85,14 @@ def _with_room(task: FairseqTask, window: int) -> Any:
             f"--context-window {window} must be positive and leave room in blocks of "
             f"{task.cfg.tokens_per_sample} tokens (--tokens-per-sample)"
         )
+    # a task of its own, as settings are frozen once they are settled
     cfg = dataclasses.replace(task.cfg, tokens_per_sample=length)
     return tasks.get_task(cfg._name)(cfg, task.source_dictionary, task.target_dictionary)
 
 
 def _ready(model: BaseFairseqModel, device: torch.device, half: bool) -> Any:
     model.prepare_for_inference_(None)
+    # CPUs compute half precision slowly, or not at all
     return (model.half() if half and device.type != "cpu" else model).to(device).eval()
 
 
@@ -109,6 +111,7 @@ def _batches(
         dataset=task.dataset(subset),
         max_tokens=max_tokens or DEFAULT_MAX_TOKENS,
         batch_size=batch_size,
+        # the context takes its place among the positions of the model
         max_positions=None if longest is None else max(1, longest - window),
         num_shards=max(data.num_shards, 1),
         shard_id=data.shard_id,
@@ -157,6 +160,7 @@ def eval_lm(
     words = _Words(dictionary, post_process, output_word_probs, output_word_stats)
     total, count = 0.0, 0
     for sample in batch_iterator:
+        # a share of an evaluation may get an empty batch as filler
         if not sample:
             continue
         sample = utils.move_to_device(sample, device)
@@ -164,6 +168,7 @@ def eval_lm(
             sample, dictionary.pad(), dictionary.bos() if remove_bos_token else None
         )
         log_p_N = target_log_probs(models, sample, positions_N, target_N)
+        # fp64: sums over a whole corpus lose digits in fp32
         total, count = total - float(log_p_N.double().sum()), count + len(target_N)
         words.add(sample, positions_N, target_N, log_p_N)
     if not count:
@@ -266,12 +271,14 @@ class _Words:
         word, total, pieces = "", 0.0, 0
         for index, log_p in zip(ids, log_ps, strict=True):
             piece = self.dictionary[index]
+            # subword_nmt marks every piece of a word but the last
             continues = self.joins and piece.endswith("@@")
             word += piece[:-2] if continues else piece
             total, pieces = total + log_p, pieces + 1
             if not continues:
                 yield word, total, pieces
                 word, total, pieces = "", 0.0, 0
+        # a block may end in the middle of a word
         if pieces:
             yield word, total, pieces
 

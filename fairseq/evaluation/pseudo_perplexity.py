@@ -114,8 +114,10 @@ def pseudo_log_likelihood(
     places = torch.isin(tokens_T, special, invert=True).nonzero()[:, 0]
     documents_1T = task.documents_of(tokens_T[None])
     total = 0.0
+    # one copy of the block for each token that is hidden: long blocks are run in fewer copies
     for part_M in _parts(places, max(1, TOKENS_AT_ONCE // len(tokens_T))):
         copies_MT = tokens_T.repeat(len(part_M), 1)
+        # copy r hides the token at part_M[r], which lies at r T + part_M[r] of the flat batch
         rows_M = torch.arange(len(part_M), device=tokens_T.device)
         copies_MT[rows_M, part_M] = task.mask_idx
         places_M = rows_M * len(tokens_T) + part_M
@@ -123,6 +125,7 @@ def pseudo_log_likelihood(
         if documents_1T is not None:
             sample["net_input"]["documents"] = documents_1T.expand_as(copies_MT)
         loss_N = predict(model, sample, places_M, masked_tokens=True).losses(tokens_T[part_M])
+        # fp64: sums over a whole corpus lose digits in fp32
         total -= float(loss_N.double().sum())
     return total, len(places)
 
@@ -143,6 +146,7 @@ def at_lengths(given: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, di
         by length: the statistics of each subset, or ``{"refused": reason}`` where positions end.
     """
     results: dict[str, dict[str, Any]] = {}
+    # eight of the longest blocks a batch, and as many tokens of shorter ones
     tokens = max(lengths) * 8
     for length in lengths:
         settings = {**given, "tokens_per_sample": length}
@@ -151,6 +155,7 @@ def at_lengths(given: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, di
         try:
             figures: dict[str, Any] = evaluation.validate(settings)
         except (ConfigError, DataError) as refusal:
+            # a length beyond the learned positions is a result: this model ends here
             if "positions" not in str(refusal):
                 raise
             figures = {"refused": str(refusal)}

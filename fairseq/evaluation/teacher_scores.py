@@ -58,6 +58,7 @@ def write_sample_scores(given: Mapping[str, Any], path: Path, plot: Path | None 
     student = models[0].to(device).eval()
     teacher = load_teacher(config, task, student)
     points: list[tuple[float, float]] = []
+    # before anything is computed: a missing library is told at once
     draw = None if plot is None else _drawing(plot)
     with atomic_write(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -115,9 +116,11 @@ def _rows(
     tokens_BT = net_input["src_tokens"]
     row_N = positions_N // tokens_BT.shape[1]
     values_3N = torch.stack([both.nll_N, teacher_N, both.divergence_N]).double() / math.log(2)
+    # predicted tokens lie flat: each is added to the row of the batch that it comes from
     sums_3B = values_3N.new_zeros(3, len(tokens_BT)).index_add_(1, row_N, values_3N).tolist()
     counts_B = torch.bincount(row_N, minlength=len(tokens_BT)).tolist()
     lengths_B = tokens_BT.ne(pad).sum(1).tolist()
     for place, index in enumerate(sample["id"].tolist()):
+        # masks are drawn, so a short sample may predict nothing: its means are 0
         means = [sums_B[place] / max(1, counts_B[place]) for sums_B in sums_3B]
         yield [index, lengths_B[place], counts_B[place], *(f"{mean:.6f}" for mean in means)]

@@ -66,6 +66,7 @@ class Meter:
     def __init_subclass__(cls, **kwargs: object) -> None:
         """Make the class loadable by name; the first class of a name keeps it."""
         super().__init_subclass__(**kwargs)
+        # a plug-in's class of the same name must not change how our checkpoints are read
         Meter.kinds.setdefault(cls.__name__, cls)
 
     def reset(self) -> None:
@@ -128,6 +129,7 @@ class AverageMeter(Meter):
     def avg(self) -> Any:
         """The weighted mean, or the latest value if there is no weight yet."""
         last, total, weight = self._figures.figures()
+        # a figure logged with weight 0 is a state, such as the learning rate, and has no mean
         return total / weight if weight > 0 else last
 
     @property
@@ -224,6 +226,7 @@ class TimeMeter(Meter):
     def avg(self) -> float:
         """Counts per second; 0 before the clock has moved."""
         elapsed = self.elapsed_time
+        # clocks of some systems are coarse: right after the start none of it has passed
         return self.n / elapsed if elapsed > 0 else 0.0
 
     @property
@@ -332,6 +335,7 @@ class ConcatTensorMeter(Meter):
 
         if not self._parts:
             return torch.empty(0)
+        # joined once: the next call has only what came since to add
         self._parts = [torch.cat(self._parts, dim=self.dim)]
         return self._parts[0]
 
@@ -368,6 +372,7 @@ class MetersDict(OrderedDict[str, Meter]):
         position = bisect.bisect(self.priorities, row)
         self.priorities.insert(position, row)
         super().__setitem__(key, meter)
+        # an OrderedDict cannot insert: all that come after are moved behind, one by one
         for _, _, name in self.priorities[position + 1 :]:
             self.move_to_end(name)
 
@@ -393,6 +398,7 @@ class MetersDict(OrderedDict[str, Meter]):
     def get_smoothed_value(self, key: str) -> Any:
         """Return the figure to show for ``key``."""
         meter = self[key]
+        # a derived figure needs its neighbours, which a meter by itself does not know
         return meter.fn(self) if isinstance(meter, DerivedMeter) else meter.smoothed_value
 
     def get_smoothed_values(self) -> OrderedDict[str, Any]:

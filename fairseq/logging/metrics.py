@@ -68,6 +68,7 @@ def aggregate(name: str | None = None, new_root: bool = False) -> Iterator[Meter
     aggregator = MetersDict() if name is None else _aggregators.setdefault(name, MetersDict())
     outer = list(_active)
     if new_root:
+        # in place: the list is shared by everything that logs
         _active[:] = [aggregator]
     elif all(other is not aggregator for other in outer):  # == would compare the meters
         _active.append(aggregator)
@@ -86,6 +87,7 @@ def _active_meters(key: str, new_meter: Callable[[], Meter], priority: int) -> I
     """Yield the meter ``key`` of each active aggregator, made by ``new_meter`` where missing."""
     for aggregator in _active:
         if key not in aggregator:
+            # a block opened later has no meter yet although the outer ones do
             aggregator.add_meter(key, new_meter(), priority)
         yield aggregator[key]
 

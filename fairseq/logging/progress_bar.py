@@ -172,6 +172,7 @@ class JsonProgressBar(BaseProgressBar):
     def _line(self, stats: Stats) -> str:
         update = None
         if self.epoch is not None and self.size:
+            # epochs count from 1 and items from 0; the item at work counts as done
             update = self.epoch - 1 + ((self.i or 0) + 1) / self.size
         return self._object(stats, update)
 
@@ -228,6 +229,7 @@ class RichProgressBar(SimpleProgressBar):
         **options: Any,
     ) -> None:
         super().__init__(iterable, **options)
+        # an epoch that is gone on with has done some of the updates itself
         self._ahead = (num_updates or 0) - self.n if total_updates else 0
         self._total = total_updates or self.size or None
         self._display: Any = None
@@ -247,6 +249,7 @@ class RichProgressBar(SimpleProgressBar):
         from rich.console import Console
 
         if self._live:
+            # two live lines would write over each other
             self._live[-1]._display.stop()
         self._live.append(self)
         self._display = progress.Progress(
@@ -264,7 +267,11 @@ class RichProgressBar(SimpleProgressBar):
             redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
         )
         self._task = self._display.add_task(
-            self.prefix.replace("[", r"\["), total=self._total, position="", figures=""
+            # rich reads [words] as markup
+            self.prefix.replace("[", r"\["),
+            total=self._total,
+            position="",
+            figures="",
         )
         self._advance()
         self._display.start()
@@ -283,6 +290,7 @@ class RichProgressBar(SimpleProgressBar):
             return
         self._display.stop()
         self._display = None
+        # only the innermost bar is on the screen, but any of them can be closed
         was_shown = self._live[-1] is self
         self._live.remove(self)
         if was_shown and self._live:

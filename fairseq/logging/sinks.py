@@ -90,6 +90,7 @@ def as_record(
     for key, stat in stats.items():
         number = to_number(stat)
         if number is not None:
+            # a figure called epoch or time must not replace the record's own
             record.setdefault(key, number if math.isfinite(number) else None)
     return record
 
@@ -102,6 +103,7 @@ class LineFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        # bytes: reading backwards could begin in the middle of a character
         self._handle: IO[bytes] = open(path, "a+b")
         if _unfinished_tail(self._handle):
             self._handle.write(b"\n")
@@ -133,6 +135,7 @@ def _remove_torn_record(path: str | os.PathLike[str]) -> None:
         return
     with open(path, "r+b") as handle:
         tail = _unfinished_tail(handle)
+        # a whole record whose line end is missing is kept
         if tail and parse_record(tail) is None:
             handle.truncate(handle.seek(0, os.SEEK_END) - len(tail))
 
@@ -159,6 +162,7 @@ def _set_aside(path: str | os.PathLike[str], done: int) -> None:
     again = [_is_from(parse_record(line) or {}, done + 1) for line in lines]
     if not any(again):
         return
+    # kept, not deleted, and before the file loses them: a crash between the two loses nothing
     with open(f"{os.fspath(path)}.superseded", "ab") as handle:
         handle.writelines(line for line, is_again in zip(lines, again, strict=True) if is_again)
     _replace(path, b"".join(x for x, is_again in zip(lines, again, strict=True) if not is_again))
@@ -170,6 +174,7 @@ def _replace(path: str | os.PathLike[str], content: bytes) -> None:
     with open(new, "wb") as handle:
         handle.write(content)
         handle.flush()
+        # the content must be on the disk before the name is: else a power cut leaves an empty file
         os.fsync(handle.fileno())
     os.replace(new, path)
 

@@ -58,6 +58,7 @@ class BaseFairseqModel(nn.Module):
         decoder: Any = getattr(self, "decoder", None)
         if decoder is not None:
             return decoder.get_normalized_probs(net_output, log_probs, sample)
+        # in half precision exp and the sum over a large vocabulary lose digits, hence float()
         logits = net_output[0] if isinstance(net_output, tuple) else net_output
         return (F.log_softmax if log_probs else F.softmax)(logits.float(), dim=-1)
 
@@ -123,6 +124,7 @@ class BaseFairseqModel(nn.Module):
             for name in mine
             if name in state and mine[name].shape != state[name].shape
         ]
+        # another architecture differs in every tensor; thirty lines tell that as well
         return rows[:30] + ([f"... and {len(rows) - 30} more"] if len(rows) > 30 else [])
 
     def upgrade_state_dict(self, state_dict: StateDict) -> None:
@@ -147,6 +149,7 @@ class BaseFairseqModel(nn.Module):
     def _tell(self, method: str, value: int) -> None:
         for module in self.modules():
             listener: Any = getattr(module, method, None)
+            # self is the one that is telling: it would go round in circles
             if module is not self and listener is not None:
                 listener(value)
 
@@ -378,11 +381,13 @@ def prune_state_dict(state_dict: Mapping[str, Any], model_cfg: Settings | None) 
         keep = kept_layers(model_cfg, side)
         pattern = re.compile(rf"({side}\.(?:.*\.)?layers\.)(\d+)(\..*)")
         layers = {name: match for name in state if (match := pattern.match(name))}
+        # the same settings are used again whenever a pruned model is loaded
         if keep is None or len({int(match[2]) for match in layers.values()}) == len(keep):
             continue
         pruned = {name: tensor for name, tensor in state.items() if name not in layers}
         for name, match in layers.items():
             if int(match[2]) in keep:
+                # layers of the model are numbered without gaps
                 pruned[match[1] + str(keep.index(int(match[2]))) + match[3]] = state[name]
         state = pruned
     return state

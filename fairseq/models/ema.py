@@ -65,6 +65,7 @@ class EMA:
         assert self.config.ema_fp32, "build_fp32_params needs ema_fp32"
         source = self.model.state_dict() if state_dict is None else state_dict
         self.fp32_params = {
+            # clones, so that the average does not move with the tensors it started from
             name: value.float().clone() if value.is_floating_point() else value.clone()
             for name, value in source.items()
         }
@@ -158,5 +159,6 @@ class EMA:
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"the moving average does not fit the model: {error}") from error
         if self.config.ema_fp32:
+            # a run without --ema-fp32 has saved only what its averaged model holds
             exact = extra_state.get("ema_fp32_params", extra_state["ema"])
             self.build_fp32_params({**self.model.state_dict(), **exact})

@@ -69,6 +69,7 @@ def choose_layers(
     if strategy == "alt":
         return [number * layers // kept for number in range(kept)]
     if strategy == "3l":
+        # the first, middle and last layer; models of up to three layers stay whole
         return [0, layers // 2, layers - 1] if layers > 3 else list(range(3))
     # n (L - 1) / (K - 1) rounded half up, in whole numbers: round() takes halves to even ones
     return [(2 * n * (layers - 1) + kept - 1) // max(1, 2 * (kept - 1)) for n in range(kept)]
@@ -86,6 +87,7 @@ def block_influence(states: Sequence[Tensor], kept_BT: Tensor) -> list[float]:
     """
     from torch.nn.functional import cosine_similarity
 
+    # neighbouring states differ little: in fp32 one minus their cosine loses its digits
     rows = [state_TBC.transpose(0, 1)[kept_BT].double() for state_TBC in states]
     pairs = zip(rows[:-1], rows[1:], strict=True)
     return [1 - float(cosine_similarity(before, after, -1).mean()) for before, after in pairs]

@@ -207,6 +207,7 @@ class LanguageModelingTask(FairseqTask):
                     "--sample-break-mode line predicts the next token of <s> line </s>: drop "
                     "--self-target, --past-target and --add-bos-token"
                 )
+            # one token more than the model sees: the source lacks the last, the target the first
             return ShiftedLineDataset(lines, lines.sizes, dictionary, cfg.tokens_per_sample + 1)
         return TokenBlockDataset(
             lines,
@@ -242,6 +243,7 @@ class LanguageModelingTask(FairseqTask):
             dictionary.eos(),
         )
         sources = PrependTokenDataset(prompts, self._first_token())
+        # behind the prompt nothing is known: the pad is a target that does not count
         targets = AppendTokenDataset(prompts, dictionary.pad())
         return NestedDictionaryDataset(
             {
@@ -282,6 +284,7 @@ class LanguageModelingTask(FairseqTask):
         first = self._first_token()
         src_tokens_BT = sample["net_input"]["src_tokens"]
         if prefix_tokens is None and src_tokens_BT.nelement():
+            # the generator puts the first token in front of every prefix by itself
             begins = bool(src_tokens_BT[:, 0].eq(first).all())
             prefix_tokens = src_tokens_BT[:, 1:] if begins else src_tokens_BT
         return generator.generate(models, sample, prefix_tokens=prefix_tokens, bos_token=first)

@@ -210,6 +210,7 @@ class MaskedLMTask(FairseqTask):
             folder,
             split,
             dictionary,
+            # <mask> was added here: no file of data may hold its id
             size=len(dictionary) - self._adds_mask,
             dataset_impl=cfg.dataset_impl,
             combine=combine,
@@ -276,6 +277,7 @@ class MaskedLMTask(FairseqTask):
             raise ConfigError("--mask-whole-words needs --bpe, with the encoder of the data")
         dictionary = self.dictionary
         begins = np.ones(len(dictionary), dtype=bool)
+        # special symbols and fillers are no pieces, which an encoder could not look up
         for index in range(dictionary.nspecial, len(dictionary)):
             if not dictionary.is_filler(index):
                 begins[index] = self.bpe.is_beginning_of_word(dictionary[index])
@@ -321,6 +323,7 @@ class MaskedLMTask(FairseqTask):
     def fit_dictionary(self, rows: int) -> bool:
         """See the base class; ``<mask>`` stays the last entry, or one past it."""
         without = (self.dictionary.mask_word,) if self._adds_mask else ()
+        # fillers go in front of <mask>, which checkpoints have in their last row
         fitted = self.dictionary.resized(rows - len(without), without)
         if fitted is None:
             return False

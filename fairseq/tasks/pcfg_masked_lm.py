@@ -75,6 +75,7 @@ class StreamDataset(OwnSizes, FairseqDataset):
         self._sizes = np.full(count, cfg.tokens_per_sample)
         self.epoch = 1
         self._id_W = np.array([dictionary.index(word) for word in source.terminals])
+        # neighbours are asked for one by one: a chunk is drawn once, not for each of them
         self._chunk = functools.lru_cache(maxsize=16)(self._drawn)
 
     def __len__(self) -> int:
@@ -87,14 +88,17 @@ class StreamDataset(OwnSizes, FairseqDataset):
     def _drawn(self, epoch: int, chunk: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return ids and hidden positions of neighbouring sentences."""
         rng = philox(self.cfg.seed, self.purpose, epoch, chunk)
+        # <s> and </s> take two
         longest = self.cfg.tokens_per_sample - 2
         sentences = draw_exactly(self.source, rng, _CHUNK, longest)[0].split()
+        # a sentence shorter than the count is hidden altogether
         hidden = [rng.permutation(len(words))[: self.cfg.mask_count] for words in sentences]
         return [(self._id_W[words], np.sort(h)) for words, h in zip(sentences, hidden, strict=True)]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return a sentence as its index, ids and hidden positions."""
         chunk, place = divmod(int(index), _CHUNK)
+        # validation sees the same sentences whatever the epoch is
         ids_N, hidden = self._chunk(self.epoch if self.endless else 0, chunk)[place]
         return {"id": int(index), "tokens": ids_N, "hidden": hidden}
 
@@ -145,6 +149,7 @@ class PcfgMaskedLMTask(FairseqTask):
             raise ConfigError("--task pcfg_masked_lm needs --grammar, the file of the source")
         self.source = load_source(cfg.grammar)
         self.dictionary = dictionary_of(self.source.terminals)
+        # with <mask> a multiple of eight, which GPUs multiply fastest
         while len(self.dictionary) % 8 != 7:
             self.dictionary.add_symbol(f"madeupword{len(self.dictionary):04d}", 0)
         self.mask_idx = self.dictionary.add_symbol(self.dictionary.mask_word)

@@ -139,6 +139,7 @@ class SentencePredictionTask(FairseqTask):
         label_dictionary = None
         if not cfg.regression_target:
             label_dictionary = cls.load_dictionary(os.path.join(folder, "label", "dict.txt"))
+            # preprocessing pads dictionaries with madeupwords, which are no classes
             names = label_dictionary.symbols[label_dictionary.nspecial :]
             labels = [name for name in names if not name.startswith("madeupword")]
             if len(labels) > cfg.num_classes:
@@ -203,6 +204,7 @@ class SentencePredictionTask(FairseqTask):
             if cfg.separator_token is not None:
                 second = PrependTokenDataset(second, cfg.separator_token)
             tokens = ConcatSentencesDataset(tokens, second)
+            # a model with one segment calls both sentences 0
             segment = min(1, self.segments - 1)
             segments = ConcatSentencesDataset(segments, ConstantTokensDataset(second, segment))
         shortened = self._shortened(segments, split) if self.segments else None
@@ -213,6 +215,7 @@ class SentencePredictionTask(FairseqTask):
         cfg = self.cfg
         dataset: Any = NestedDictionaryDataset(defn, sizes=[tokens.sizes])
         if not cfg.no_shuffle:
+            # numpy takes seeds of 32 bits
             order = np.random.RandomState(cfg.seed % 2**32).permutation(len(tokens))
             dataset = SortDataset(dataset, sort_order=[order])
         logger.info("Loaded %s with #samples: %s", split, f"{len(tokens):,}")
@@ -262,6 +265,8 @@ class SentencePredictionTask(FairseqTask):
         )
         if sentences is None:
             return None
+        # only what is mapped into memory can be checked as a whole: reading every item would take
+        # as long as an epoch
         flat = getattr(sentences, "flat", np.empty(0, np.int64))
         size = len(self.dictionary) - self._adds_mask
         if len(flat) and int(flat.max()) >= size:
@@ -282,10 +287,12 @@ class SentencePredictionTask(FairseqTask):
         if labels is None:
             return None
         sizes = np.asarray(labels.sizes)
+        # preprocessing ends every line with </s>, so a line of one label has two tokens
         if len(sizes) and (int(sizes.min()) < 2 or int(sizes.max()) > 2):
             line = int(np.flatnonzero(sizes != 2)[0]) + 1
             raise DataError(f"{path}: line {line} does not hold exactly one label")
         ids = np.array([int(labels[i][0]) for i in range(len(labels))], np.int64)
+        # as in the original, class 0 is the first entry behind the special symbols
         classes = ids - dictionary.nspecial
         unknown = np.flatnonzero((ids == dictionary.unk()) | (classes < 0))
         if len(unknown):
@@ -306,6 +313,8 @@ class SentencePredictionTask(FairseqTask):
         """Read ``num_classes`` numbers from each line of a label file."""
         rows = []
         try:
+            # utf-8-sig: editors of Windows put a byte order mark in front, which would spoil the
+            # number
             text = require_file(path, "label file", "").read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not a text file: {error}") from error

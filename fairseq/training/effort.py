@@ -69,8 +69,10 @@ class Effort:
         self.latest = {}
         if self.window is None:
             before = progress.get("tokens", 0)
+            # a run that goes on has tokens of before, which no update of this process saw
             self.window = before, before
         for name in TOTALS:
+            # taken out: criterions of plug-ins need not know how to add them up
             amounts = [log.pop(MARK + name) for log in logs if MARK + name in log]
             if amounts:
                 self.latest[name] = int(sum(amounts))
@@ -96,10 +98,13 @@ class Effort:
         """
         for priority, name in enumerate(TOTALS, 191):
             if name in progress:
+                # the weights of a grown model cost what their source was trained for, too; tokens
+                # are counted by run
                 earlier = sum(step.get(name, 0) for step in lineage) if name == "flops" else 0
                 total = float(progress[name] + earlier)
                 metrics.log_scalar(name, total, weight=0, priority=priority)
         if "flops" in cost:
+            # log_speed divides by the seconds that passed: what is left is a share of the peak
             used = 100.0 * cost["flops"] / self.peak
             metrics.log_speed("mfu", used, priority=95, round=2)
 

@@ -157,6 +157,7 @@ def estimate(cfg: FairseqConfig) -> Estimate:
 def _measured(loop: TrainLoop) -> Estimate:
     trainer, settings = loop.trainer, loop.cfg.optimization
     model, resident = trainer.get_model(), resident_memory() or 0
+    # read before the updates below, which are not part of the run
     spent = trainer.cumulative_training_time()
     groups = loop.update_groups()
     at = standing(trainer, loop.epoch_itr, groups)
@@ -222,6 +223,7 @@ def _room(dataset: Any, batch: Any) -> int:
 def _largest_update(loop: TrainLoop) -> int:
     """Take an update of the largest batch; return the bytes it kept for its backward pass."""
     trainer, batches = loop.trainer, loop.epoch_itr
+    # memory must do for the largest batch, which the first updates need not meet
     dataset: Any = getattr(batches, "dataset", None)
     sample, some = trainer.first_batch, some_batches(batches)
     if some and getattr(dataset, "supports_fetch_outside_dataloader", True):
@@ -247,9 +249,11 @@ def _timed_updates(loop: TrainLoop, groups: Any) -> tuple[float, int, dict[str, 
     """
     trainer = loop.trainer
     started, before = 0.0, dict(trainer.progress)
+    # the clock starts at 0, with the last update of the warm-up
     for number, samples in enumerate(_updates(loop, groups), 1 - WARM_UP):
         with metrics.aggregate(new_root=True):
             trainer.train_step(samples)
+        # as a run does that a signal ends, so that a queue sees the same status
         if loop.stop.received():
             raise SystemExit(128 + (loop.stop.number or 0))
         if number < 0:
@@ -293,6 +297,7 @@ def _validation_seconds(loop: TrainLoop) -> float:
             shuffle=False, set_dataset_epoch=False
         )
         number = min(len(batches), cfg.dataset.max_valid_steps or len(batches))
+        # validation batches are about alike: some of them stand for all
         some = min(number, VALID_BATCHES)
         started = time.perf_counter()
         with metrics.aggregate(new_root=True):

@@ -19,6 +19,7 @@ def _status(key: str) -> int | None:
     """Return a figure of the kernel's about this process in bytes, else its peak so far."""
     try:
         found = [line.split() for line in STATUS.read_text().splitlines() if line.startswith(key)]
+        # the kernel states kB, which are 1024 bytes
         return int(found[0][1]) * 1024
     except (OSError, IndexError, ValueError):
         pass
@@ -28,6 +29,7 @@ def _status(key: str) -> int | None:
         return None
     # unlike the figures above, this one begins with the peak of the process that started ours
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS states bytes, other systems kB
     return peak if sys.platform == "darwin" else peak * 1024
 
 
@@ -108,10 +110,12 @@ def saved_for_backward(weights: Iterable[Tensor]) -> Iterator[dict[int, int]]:
         bytes by address, filled while the block runs; memory that several tensors share is there
         once. What a function keeps by other means than ``save_for_backward`` is missing.
     """
+    # layers save their weights for the backward pass, but these take no further memory
     kept_anyway = {x.untyped_storage().data_ptr() for x in weights}
     sizes: dict[int, int] = {}
 
     def note(x: Tensor) -> Tensor:
+        # views of one storage, such as transposed ones, are kept once
         address = x.untyped_storage().data_ptr()
         if address not in kept_anyway:
             sizes[address] = x.untyped_storage().nbytes()

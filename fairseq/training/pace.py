@@ -45,6 +45,7 @@ def updates_left(
     if settings.max_update:
         limits[f"--max-update {settings.max_update}"] = settings.max_update - at.updates
     if settings.max_epoch:
+        # epochs behind the present one are whole; of the present one the rest counts
         epochs = settings.max_epoch - at.epoch
         limits[f"--max-epoch {settings.max_epoch}"] = epochs * at.epoch_updates + at.left_of_epoch
     if settings.max_tokens_total and tokens_an_update:
@@ -53,6 +54,7 @@ def updates_left(
         limits[name] = math.ceil(tokens / tokens_an_update)
     if not limits:
         return None, ""
+    # whichever limit is reached first ends the run
     first = min(limits, key=lambda name: limits[name])
     return max(0, limits[first]), first
 
@@ -105,6 +107,7 @@ def clock(seconds: float) -> str:
 def scaled(number: float) -> str:
     """Return a number with three digits and the prefix of its size: ``4.2 M``, ``311 G``."""
     prefixes = ["", "k", "M", "G", "T", "P", "E"]
+    # 999.5 would be shown as 1e+03
     while abs(number) >= 999.5 and len(prefixes) > 1:
         number /= 1000
         del prefixes[0]

@@ -66,6 +66,8 @@ class _WordCache(dict[str, str]):
         pieces = self._encode(" " + word)
         if len(word) <= MAX_CACHED_LENGTH:
             if len(self) >= MAX_CACHED_WORDS:
+                # starting anew is simpler than telling old words from new ones, and common words
+                # are soon back
                 self.clear()
             self[word] = pieces
         return pieces
@@ -101,6 +103,8 @@ class BytePairEncoder:
                 f"{where}: the token {missing!r} has no id. Are the vocabulary and the merges of "
                 "one and the same tokenizer?"
             )
+        # spelled with characters; as Latin-1 code points are the bytes themselves, they turn back
+        # at once
         to_latin = str.maketrans({character: chr(byte) for character, byte in alphabet.items()})
         spelled = {token: token.translate(to_latin).encode("latin-1") for token in learned}
         self._bytes_of = {
@@ -111,7 +115,10 @@ class BytePairEncoder:
         self._engine = tiktoken.Encoding(
             name=where,
             pat_str=WORDS,
+            # tiktoken merges by rank; the bytes come first, then merges in the order they were
+            # learned
             mergeable_ranks={piece: rank for rank, piece in enumerate(spelled.values())},
+            # none: a text that spells a special symbol is text
             special_tokens={},
         )
         self._cache = _WordCache(self._encode_any)
@@ -143,6 +150,7 @@ class BytePairEncoder:
         """
         get = self._bytes_of.get
         pieces = [get(piece) or piece.encode(errors="replace") for piece in x.split()]
+        # joined first: a character of several bytes may lie in several pieces
         return b"".join(pieces).decode("utf-8", errors="replace")
 
     def is_beginning_of_word(self, x: str) -> bool:

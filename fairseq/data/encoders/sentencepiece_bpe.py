@@ -57,6 +57,7 @@ class SentencepieceBPE:
             alpha = cfg.sentencepiece_alpha
             self._sampling = {
                 "enable_sampling": True,
+                # draw from all segmentations, not from the best n
                 "nbest_size": -1,
                 "alpha": DEFAULT_ALPHA if alpha is None else alpha,
             }

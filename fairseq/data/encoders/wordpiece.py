@@ -51,6 +51,7 @@ class Wordpiece:
 
         self.config = cfg
         self.vocabulary, self.lowercase = str(path), not cfg.wordpiece_cased
+        # None lets the library decide: accents go if capitals do
         accents = {"auto": None, "keep": False, "strip": True}[cfg.wordpiece_accents]
         self._engine = BertWordPieceTokenizer(
             self.vocabulary,
@@ -63,6 +64,7 @@ class Wordpiece:
         """Return a tokenizer of the library ``tokenizers`` that does the same, to be changed."""
         from tokenizers import Tokenizer
 
+        # a copy, by way of its text
         return Tokenizer.from_str(self._engine._tokenizer.to_str())
 
     def tokens(self) -> list[str]:

@@ -56,6 +56,7 @@ class Encoder:
 
     def forget(self, seed: int) -> None:
         """Begin again with random weights, a function of the seed."""
+        # weights are drawn from torch's global generator, which is put back afterwards
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "random encoder"))
             self.use(self.task.build_model(self.config.model))
@@ -65,6 +66,7 @@ class Encoder:
         dictionary = self.task.source_dictionary
         pieces = texts if self.bpe is None else [self.bpe.encode(text) for text in texts]
         rows = [[dictionary.index(word) for word in text.split()] for text in pieces]
+        # <s> and </s> take two
         limit = int(self.model.max_positions()) - 2
         for number, row in enumerate(rows, 1):
             if len(row) > limit:
@@ -92,6 +94,7 @@ class Encoder:
         longest = max(len(row) for row in ids)
         if kind == "positions" and longest > positions:
             raise ConfigError(f"--max-positions {positions}: a sentence has {longest} tokens")
+        # like lengths together; the first of what is left is the longest of its batch
         order = sorted(range(len(ids)), key=lambda place: -len(ids[place]))
         pooled: dict[int, Tensor] = {}
         while len(pooled) < len(order):
@@ -112,6 +115,7 @@ class Encoder:
         states_STC = states_STC.float()
         if kind == "first":
             return states_STC[:, 0]
+        # <s> is in the first column; </s> of the longest row in the last, of others it is outside
         states_STC = states_STC[:, 1:-1]
         outside_ST = (torch.arange(states_STC.shape[1]) >= length_S[:, None]).to(self.device)
         if kind == "mean":
@@ -133,6 +137,7 @@ def one_hot(ids: Sequence[Tensor], known_V: Tensor, positions: int) -> Tensor:
     for row_LV, own_T in zip(table_SLV, ids, strict=True):
         own_T = own_T[:positions]
         place_T = torch.searchsorted(known_V, own_T).clamp(max=len(known_V) - 1)
+        # searchsorted gives a place for unknown tokens, too
         hit_T = (known_V[place_T] == own_T).nonzero()[:, 0]
         row_LV[hit_T, place_T[hit_T]] = 1
     return table_SLV.flatten(1)

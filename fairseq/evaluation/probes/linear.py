@@ -70,6 +70,7 @@ def _logistic(train: Split, valid: Split, classes: int) -> tuple[Classifier, dic
     """Minimise mean cross-entropy + l2/2 |W|^2 for every l2; keep what validates best."""
     x_SD = train.features_SD
     mean_D, scale_D = x_SD.mean(0), x_SD.std(0)
+    # features that never change, such as those behind the end of all sentences, stay zero
     scale_D = torch.where(scale_D > 1e-6, scale_D, 1.0)
     x_SD = (x_SD - mean_D) / scale_D
     weight_KD = torch.zeros(classes, x_SD.shape[1], requires_grad=True)
@@ -90,6 +91,7 @@ def _logistic(train: Split, valid: Split, classes: int) -> tuple[Classifier, dic
         optimizer.step(closure)
         fitted = _standardised(weight_KD.detach().clone(), bias_K.detach().clone(), mean_D, scale_D)
         score = accuracy(fitted, valid)
+        # of equal ones the stronger penalty stays
         if score > best:
             best, chosen, classifier = score, l2, fitted
     return classifier, {"l2": chosen}
@@ -117,9 +119,11 @@ def _published(train: Split, classes: int, seed: int) -> Classifier:
     step = 0
     for _ in range(epochs):
         for rows in torch.randperm(len(train.class_S), generator=generator).split(size):
+            # the lower of two lines, one that rises and one that falls to zero
             rate = min(1.0, step / warmup, (total - step) / max(1, total - warmup))
             optimizer.param_groups[0]["lr"] = 1e-3 * rate
             x_SD = train.features_SD[rows]
+            # dropout from our generator: that of torch would depend on what ran before
             kept_SD = torch.rand(x_SD.shape, generator=generator) >= 0.1
             loss = F.cross_entropy(head(x_SD * kept_SD / 0.9), train.class_S[rows])
             optimizer.zero_grad()
@@ -137,7 +141,9 @@ def _ridge(train: Split, classes: int) -> Classifier:
     Source: the adversarial objective of Liu et al. 2023, as published.
     """
     x_SD = F.normalize(train.features_SD.double(), dim=1)
+    # minus the mean of a one-hot row, as there is no bias to take it up
     target_SK = F.one_hot(train.class_S, classes).double() - 1 / classes
+    # both give the same weights: X'(XX' + rI)^-1 = (X'X + rI)^-1 X'
     if x_SD.shape[0] < x_SD.shape[1]:
         gram_SS = x_SD @ x_SD.t()
         gram_SS.diagonal().add_(RIDGE)

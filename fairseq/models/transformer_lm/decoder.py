@@ -65,11 +65,13 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         dim, kind = config.decoder_embed_dim, config.position_kind()
         self.padding_idx = embed_tokens.padding_idx
         self.pad = dictionary.pad()
+        # the original's mark of its current layout, by which it knows how to read a file
         self.register_buffer("version", torch.tensor([3.0]))
         self.embed_tokens = embed_tokens
         # embeddings start with std C^-1/2; times C^1/2 they are as large as the positions they
         # are added to
         self.embed_scale = 1.0 if config.no_scale_embedding else dim**0.5
+        # a grown model with rows of unit length keeps the factor of the width it comes from
         if config.embedding_multiplier is not None:
             self.embed_scale = config.embedding_multiplier
         self.project_in_dim = _projection(embed_tokens.embedding_dim, dim)
