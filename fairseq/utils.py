@@ -185,11 +185,14 @@ def clip_grad_norm_(
     grads = [p.grad.detach() for p in params if p.grad is not None]
     total = torch.tensor(0.0)
     if grads:
+        # squares of fp16 gradients overflow beyond 256 and vanish below 2**-12
         norms = torch._foreach_norm([g.float() for g in grads])
+        # the norm of the norms is the norm of all
         total = torch.linalg.vector_norm(torch.stack([norm.to(grads[0].device) for norm in norms]))
     if aggregate_norm_fn is not None:
         total = aggregate_norm_fn(total)
     if max_norm > 0 and grads:
+        # as torch's clip_grad_norm_ does; a norm of nothing gives no division by zero
         scale = (max_norm / (total + 1e-6)).clamp(max=1)
         torch._foreach_mul_(grads, scale)
     return total

@@ -71,6 +71,7 @@ def collate_tokens(
         padding_side="left" if left_pad else "right",
     )
     rows, longest = padded_BT.shape
+    # minus twice, as // rounds down and this must round up
     width = -(-max(longest, pad_to_length or 0) // pad_to_multiple) * pad_to_multiple
     left, right = (width - longest, 0) if left_pad else (0, width - longest)
     below = max(0, (pad_to_bsz or 0) - rows)
@@ -97,6 +98,7 @@ def numpy_seed(seed: int | None, *addl_seeds: int) -> Iterator[None]:
         yield
         return
     if addl_seeds:
+        # hashes of tuples of ints are the same in every process, unlike those of texts
         seed = int(hash((seed, *addl_seeds)) % 1e6)
     state = np.random.get_state()
     np.random.seed(seed)

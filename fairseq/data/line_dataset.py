@@ -49,6 +49,7 @@ class LineDataset(OwnSizes, BaseWrapperDataset):
         places, lengths, short, unknown = [], [], 0, 0
         for line in range(len(sizes)):
             marked_T = self._marked(np.asarray(dataset[line]))
+            # a piece from the middle of a line gets both marks, for which there must be room
             step = longest - 2 if len(marked_T) > longest else longest
             for start in range(0, len(marked_T), step):
                 piece_T = self._marked(marked_T[start : start + step])

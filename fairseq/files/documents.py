@@ -137,6 +137,7 @@ def text_of(record: object, key: str, where: str, remedy: str = SKIP) -> str:
         ConfigError: if there are token ids.
     """
     fields, value = record if isinstance(record, Mapping) else {}, record
+    # a field whose own name has a dot wins over a path
     for part in [key] if key in fields else key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     if isinstance(value, str):
@@ -196,6 +197,7 @@ class JsonLines:
         with gzip.open(path, "rb") as handle:
             while True:
                 try:
+                    # whole lines of about so many bytes
                     lines = handle.readlines(line_reader.BLOCK_BYTES)
                 except (OSError, EOFError, zlib.error) as error:
                     raise DataError(
@@ -214,6 +216,7 @@ class JsonLines:
             ConfigError: if the key holds token ids.
         """
         data = block.columns[0]
+        # not splitlines(), which also parts at a lone carriage return
         lines = data.removesuffix(b"\n").split(b"\n")
         numbered = [(n, line) for n, line in enumerate(lines, block.first_line) if line.strip()]
         texts, bad = _readable(
@@ -245,6 +248,7 @@ def parse_split(split: str) -> tuple[str, Fraction, Fraction]:
     """
     found = SPLIT.fullmatch(split.strip())
     try:
+        # left out, the second group is 0 and the third 1; fractions, as 0.9999 of n must not round
         low, high = [Fraction(found[place] or place - 2) for place in (2, 3)] if found else (0, 0)
     except (ValueError, ZeroDivisionError):
         low = high = Fraction(0)
@@ -292,6 +296,7 @@ class Table:
         for values in found.values(column, start, int(high * count)):
             records += [{column: value} for value in values]
             size += sum(len(value) for value in values if isinstance(value, str))
+            # short texts are bounded by their number, as what each row needs besides is not counted
             if size >= line_reader.BLOCK_BYTES or len(records) >= 1000:
                 yield Rows(records, start)
                 start, records, size = start + len(records), [], 0

@@ -66,9 +66,11 @@ def try_lock(handle: IO[Any], per_process: bool = False) -> bool:
     """
     try:
         if fcntl is not None:
+            # lockf belongs to a process, flock to an open file, which children inherit
             lock = fcntl.lockf if per_process else fcntl.flock
             lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        # these two say that somebody has the lock; all others that there are no locks here
         return error.errno not in (errno.EACCES, errno.EAGAIN)
     return True
 
@@ -95,6 +97,7 @@ def _remove_leftovers_of(path: PathLike) -> None:
     leftover = re.compile(re.escape(f".{name}.tmp-") + r"[0-9]+")
     with contextlib.suppress(OSError):
         for other in filter(leftover.fullmatch, os.listdir(folder)):
+            # a lock needs a file that is open for writing, but its content must stay
             with open(os.path.join(folder, other), "rb+") as handle:
                 if fcntl is not None and try_lock(handle):
                     os.unlink(handle.name)
@@ -103,11 +106,13 @@ def _remove_leftovers_of(path: PathLike) -> None:
 def put_in_place(handle: IO[Any], path: PathLike) -> None:
     """Give a file of :func:`open_temporary` its final name, once its bytes are on the disk."""
     handle.flush()
+    # a rename can reach the disk before the content does: a power cut would leave an empty file
     os.fsync(handle.fileno())
     if os.name == "nt":  # which renames no open file; elsewhere the lock holds until the rename
         handle.close()
     described = _described.get()
     if described is not None:
+        # before the rename: whoever changes the file afterwards is found out by the digest
         described[os.fspath(path)] = os.path.getsize(handle.name), sha256_of(handle.name)
     os.replace(handle.name, path)
 
@@ -145,6 +150,7 @@ def atomic_write(path: PathLike, mode: str = "wb", **open_kwargs: object) -> Ite
         with open_temporary(path, mode, **open_kwargs) as handle:
             yield handle
             put_in_place(handle, path)
+    # also for KeyboardInterrupt, which is no Exception
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary_name(path))

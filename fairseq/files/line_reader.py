@@ -61,6 +61,7 @@ class LineReader:
                 yield block
                 offsets = [a + len(data) for a, data in zip(offsets, block.columns, strict=True)]
                 line += len(head)
+            # the first file has ended: no other may have a line left
             self._require_same_length([len(handle.readline()) for handle in handles], line)
 
     def _require_same_length(self, counts: list[int], line: int) -> None:
@@ -87,9 +88,11 @@ class LineReader:
                 f"{name}: not UTF-8 at byte {block.offsets[place] + error.start} (line {line}, "
                 f"byte 0x{data[error.start]:02x}). Convert the file, for example with iconv"
             ) from error
+        # only at the head of a file; further on the mark is a character
         if block.offsets[place] == 0:
             text = text.removeprefix(BYTE_ORDER_MARK)
         lines = text.split("\n")
+        # behind the last line end is no line
         if data.endswith(b"\n"):
             lines.pop()
         if self.jsonl_field is None:

@@ -47,6 +47,7 @@ def safe_context() -> BaseContext:
 def can_be_sent(value: object) -> bool:
     """Tell whether a value can reach a process that is no fork of this one."""
     try:
+        # what is large costs no memory: nothing is kept
         pickle.Pickler(_Nowhere()).dump(value)
     except (pickle.PicklingError, AttributeError, TypeError, RecursionError):
         return False
@@ -75,5 +76,7 @@ def exit_with_parent() -> None:
 def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
+    # returns when the parent is gone, even if it was killed
     parent.join()
+    # not sys.exit, which would end this thread only
     os._exit(1)

@@ -54,6 +54,7 @@ class GeneratorHubInterface(nn.Module):
         limits = [model.max_positions() for model in self.models]  # type: ignore[operator]
         self.max_positions = utils.resolve_max_positions(task.max_positions(), *limits)
         self.register_buffer("_float_tensor", torch.tensor([0.0]), persistent=False)
+        # it moves with the module, which tells where the models are; the original has it, too
         self._float_tensor: Tensor
         self.eval()
 
@@ -195,6 +196,7 @@ class GeneratorHubInterface(nn.Module):
                 generator, list(self.models), batch, **(inference_step_args or {})
             )
             results.update(zip(batch["id"].tolist(), found, strict=True))
+        # batches come in order of length, results in that of the prompts
         ordered = [results[number] for number in sorted(results)]
         if verbose:
             self._log(list(tokenized_sentences), results)
@@ -229,6 +231,7 @@ class GeneratorHubInterface(nn.Module):
             max_sentences=getattr(data, "batch_size", None),
             max_positions=self.max_positions,
             ignore_invalid_inputs=skip_invalid_size_inputs,
+            # each call has a dataset of its own: a cache would keep them all alive
             disable_iterator_cache=True,
         ).next_epoch_itr(shuffle=False)
 

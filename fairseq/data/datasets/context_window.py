@@ -62,6 +62,7 @@ class LMContextWindowDataset(BaseWrapperDataset):
             tokens_BT[row, start : start + length] = tokens[row]
             targets_BT[row, start : start + length] = targets[row]
         net_input = dict(sample["net_input"], src_tokens=tokens_BT)
+        # the context counts as input, though not as target
         net_input["src_lengths"] = net_input["src_lengths"] + torch.tensor(starts)
         batch = dict(
             sample,
@@ -74,9 +75,12 @@ class LMContextWindowDataset(BaseWrapperDataset):
 
     def _context(self, item: dict[str, Any]) -> torch.Tensor:
         """Return the last tokens before an item that fit in front of it."""
+        # an item longer than the others leaves less room in front of it
         room = self.tokens_per_sample + self.context_window - len(item["source"])
         wanted = max(0, min(room, self.context_window))
+        # an empty part, so that the first item has something to join
         index, tokens, parts = int(item["id"]), 0, [item["source"][:0]]
+        # items may be shorter than the window: as many as it takes are read
         while index > 0 and tokens < wanted:
             index -= 1
             source_T = self.dataset[index]["source"]

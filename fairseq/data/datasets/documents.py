@@ -28,6 +28,7 @@ def number_documents(tokens_BT: Tensor, *, eos: int, pad: int, shifted: bool = F
     """
     ends_BT = tokens_BT.eq(eos)
     parts_BT = torch.zeros_like(ends_BT)
+    # a second </s> in a row is an empty line, which parts documents
     parts_BT[:, 1:] = ends_BT[:, 1:] & ends_BT[:, :-1]
     number_BT = parts_BT.cumsum(1)
     if not shifted:  # not counted until the place behind it

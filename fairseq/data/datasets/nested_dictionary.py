@@ -42,6 +42,7 @@ class NestedDictionaryDataset(FairseqDataset):
         for name, dataset in self.defn.items():
             if not isinstance(dataset, torch.utils.data.Dataset):
                 raise DataError(f"expected a dataset for '{name}', found {type(dataset).__name__}")
+        # placeholders have no items of their own: they answer for every index
         lengths = {name: len(dataset) for name, dataset in self.defn.items() if len(dataset)}
         if len(set(lengths.values())) > 1:
             raise DataError(f"the datasets to combine have different lengths: {lengths}")
@@ -137,5 +138,6 @@ def _collate(dataset: FairseqDataset, samples: list[Any]) -> Any:
     """Collate with the dataset's own method, or torch's if it has none."""
     try:
         return dataset.collater(samples)
+    # plug-ins may put any dataset of torch into a leaf
     except (AttributeError, NotImplementedError):
         return default_collate(samples)

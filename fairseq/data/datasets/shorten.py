@@ -76,7 +76,10 @@ class RandomCropDataset(OwnSizes, BaseWrapperDataset):
     def _start(self, index: int, excess: int) -> int:
         """Draw where the piece begins."""
         if self.data_rng == "philox":
+            # by index and epoch: a crop depends neither on the order of the items nor on the
+            # workers
             rng = philox(self.seed, "random-crop", self.epoch, index)
+            # the last possible place counts, too: without it the last token would never be seen
             return int(rng.integers(0, excess, endpoint=True))
         legacy = np.random.RandomState(legacy_item_seed(self.seed, self.epoch, index))
         return int(legacy.randint(0, excess))

@@ -95,6 +95,7 @@ def write_manifest(
     paths = [os.path.join(folder, name) for name in names]
     known = {path: FileEntry(*entry) for path, entry in (described or {}).items()}
     with ThreadPoolExecutor(num_workers) as pool:
+        # threads will do: digests are computed without the interpreter's lock
         entries = pool.map(lambda path: known.get(path) or _describe(path), paths)
         new = dict(zip(names, entries, strict=True))
     files = {
@@ -103,6 +104,7 @@ def write_manifest(
         if os.path.exists(os.path.join(folder, name))
     }
     merged = sorted({**old.datasets, **datasets}.items())
+    # a dataset counts while all of its files are there
     kept = {name: entry for name, entry in merged if files.keys() >= {*entry.file_names(name)}}
     manifest = Manifest(files, kept)
     with atomic_write(path, "w") as handle:
@@ -142,6 +144,7 @@ def read_manifest(folder: PathLike) -> Manifest:
 
 
 def _plain(name: str) -> str:
+    # a manifest may come from elsewhere: it must not lead out of its folder
     if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise ValueError(f"{name!r} is not the name of a file in this folder")
     return name
@@ -149,6 +152,7 @@ def _plain(name: str) -> str:
 
 def _entry(kind: type[Any], row: Mapping[str, Any]) -> Any:
     entry = kind(**row)
+    # JSON knows no dataclasses: a text in the place of a number would fail far from here
     for name, type_name in kind.__annotations__.items():
         if type(getattr(entry, name)).__name__ != type_name:
             raise ValueError(f"{name} is {getattr(entry, name)!r}, not of type {type_name}")
@@ -182,6 +186,7 @@ def verify_manifest(folder: PathLike, digests: bool = False) -> Manifest | None:
             raise _mismatch(path, f"its sha256 is {digest} instead of {entry.sha256}")
     for name, dataset in manifest.datasets.items():
         dictionary = manifest.files.get(dataset.dictionary)
+        # sizes cannot tell a changed dictionary, which would give every id another meaning
         if dictionary is None or dictionary.sha256 != dataset.dictionary_sha256:
             raise _mismatch(
                 os.path.join(folder, name), f"it was made with another {dataset.dictionary}"

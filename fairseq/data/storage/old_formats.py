@@ -67,6 +67,7 @@ class IndexedDataset(BinaryDataset):
         if num_sizes != count or len(index) != _HEADER.size + 8 * (2 * (count + 1) + count):
             raise damaged(name, f"{len(index)} bytes do not hold {count} items of one dimension")
         numbers = index[_HEADER.size :].view(_OFFSET)
+        # count + 1 places in the list of dimensions, count + 1 places in the data, count sizes
         self._dims, self._starts = numbers[: count + 1], numbers[count + 1 : 2 * (count + 1)]
         self.sizes = numbers[2 * (count + 1) :]
         if len(data) % width:
@@ -110,6 +111,7 @@ class IndexedDatasetBuilder(BinaryDatasetBuilder):
         dtype: stored dtype of a token plus one.
     """
 
+    # its first readers were written in Lua, which counts from one
     token_shift = 1
 
     def __init__(self, out_file: PathLike, dtype: npt.DTypeLike = np.int32) -> None:
@@ -122,6 +124,7 @@ class IndexedDatasetBuilder(BinaryDatasetBuilder):
     def _write_index(self, index: IO[bytes]) -> None:
         header = (1, self.dtype_code, self.dtype.itemsize, self.num_items, self.num_items)
         index.write(_HEADER.pack(LEGACY_MAGIC, *header))
+        # in pieces: indices can be as large as memory
         for first in range(0, self.num_items + 1, 1 << 18):
             last = min(first + (1 << 18), self.num_items + 1)
             index.write(np.arange(first, last, dtype=_OFFSET).tobytes())

@@ -81,6 +81,7 @@ def open_pretrained(path: str, dict_dir: str | None = None, **settings: Any) -> 
             "GLUE needs an encoder such as roberta"
         )
     if dictionary.symbols[-1] == MASK:
+        # the task puts <mask> back in the last row
         dictionary = dictionary.resized(len(dictionary) - 1, (MASK,)) or dictionary
     architecture = {key: value for key, value in plain(config.model).items() if value is not None}
     return Pretrained(
@@ -178,6 +179,7 @@ def prepare(
     prepared = Prepared(str(folder), digest, tokens, len(train), counts)
     with atomic_write(record, "w") as handle:
         json.dump(prepared.__dict__, handle, indent=1)
+    # last: a folder with the mark is begun anew
     (folder / UNFINISHED).unlink()
     return prepared
 
@@ -203,6 +205,7 @@ def _digest(sources: list[Any], pretrained: Pretrained) -> str:
     import hashlib
 
     settings = {
+        # files count by content, so that a folder that was moved is still right
         key: sha256_of(value) if isinstance(value, str) and Path(value).is_file() else value
         for key, value in pretrained.encoder_settings.items()
     }
@@ -213,6 +216,7 @@ def _digest(sources: list[Any], pretrained: Pretrained) -> str:
 def _label_numbers(task: GlueTask, content: Examples) -> list[str]:
     """Return labels as they are written: places among the classes, or scores from 0 to 1."""
     if task.is_regression():
+        # repr gives back the same number when it is read
         return [repr(float(label) / STS_B_MAXIMUM) for label in content.labels]
     places = {name: str(place) for place, name in enumerate(task.classes)}
     return [places[label] for label in content.labels]
@@ -238,6 +242,7 @@ def _encoded(content: Examples, pretrained: Pretrained, longest: int) -> list[li
     for pieces in examples:
         surplus = _length(pieces) - longest
         while surplus > 0:
+            # piece by piece from whichever is longer, as BERT does
             pieces[max(range(len(pieces)), key=lambda place: len(pieces[place]))].pop()
             surplus -= 1
     return examples
@@ -251,6 +256,7 @@ def _length(pieces: list[list[str]]) -> int:
 def _write(examples: list[list[list[str]]], labels: list[str], texts: Path, split: str) -> int:
     """Write the columns of a split, short examples first; return its tokens."""
     lengths = [_length(pieces) for pieces in examples]
+    # neighbours make up batches: like lengths waste no padding
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for place in range(len(examples[0])):
         lines = "".join(" ".join(examples[number][place]) + "\n" for number in order)

@@ -42,6 +42,7 @@ class _Layer(nn.Module):
         self.quant_noise, self.quant_noise_block_size = cfg.quant_noise.pq, 8
         self.normalize_before = side.normalize_before
         self.dropout_module = FairseqDropout(cfg.dropout)
+        # the older name of the same setting
         self.activation_dropout_module = FairseqDropout(cfg.activation_dropout or cfg.relu_dropout)
         self.activation_fn = get_activation_fn(cfg.activation_fn)
 
@@ -69,6 +70,8 @@ class _Layer(nn.Module):
 
     def _block(self, norm: nn.Module, x_TBC: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Run a block with its norm before or after it, dropout and the residual."""
+        # pre-norm keeps the residual path free; post-norm is that of the paper (Vaswani et al.
+        # 2017)
         given_TBC = norm(x_TBC) if self.normalize_before else x_TBC
         x_TBC = self.residual_connection(self.dropout_module(compute(given_TBC)), x_TBC)
         return x_TBC if self.normalize_before else norm(x_TBC)
@@ -116,6 +119,7 @@ class TransformerEncoderLayerBase(_Layer):
             attn_mask: (T, T): true, or a number added to the score, where nothing is to be seen.
         """
         if attn_mask is not None and attn_mask.dtype == torch.bool:
+            # as in the original: finite, so that a row in which everything is hidden has no NaN
             attn_mask = x.new_zeros(attn_mask.shape).masked_fill(attn_mask, -1e8)
 
         def attend(given_TBC: Tensor) -> Tensor:
@@ -256,6 +260,7 @@ class TransformerDecoderLayerBase(_Layer):
                 value=encoder_out,
                 key_padding_mask=encoder_padding_mask,
                 incremental_state=incremental_state,
+                # the encoder's states stay the same from step to step: their keys are computed once
                 static_kv=True,
                 need_weights=need_attn or (not self.training and self.need_attn),
                 need_head_weights=need_head_weights,
