@@ -84,7 +84,7 @@ def by_flag(*files: Path, words: tuple[str, ...] = ()) -> FairseqConfig:
     parser = options.get_training_parser(argv=())
     parser.add_argument("--config")
     configs = [word for file in files for word in ("--config", str(file))]
-    return options.parse_config(parser, ["bin", *configs, *words])
+    return options.parse_config(parser, ["bin", *configs, *words]).thawed()
 
 
 def by_both(folder: Path, name: str) -> FairseqConfig:

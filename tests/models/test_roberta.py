@@ -172,7 +172,8 @@ def test_max_positions_fall_back_to_the_task(
 ) -> None:
     config = RobertaConfig(**{**TINY, "max_positions": stated})
     model = RobertaModel.build_model(config, a_task(DICTIONARY, per_sample, limit))
-    assert model.max_positions() == config.max_positions == expected
+    assert model.max_positions() == model.config.max_positions == expected
+    assert config.max_positions == stated  # what was given is left as it was
     positions: Any = model.encoder.sentence_encoder.embed_positions
     assert positions.weight.shape == (expected + PAD + 1, 8)
     longest = torch.full((1, expected), 7)

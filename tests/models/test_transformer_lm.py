@@ -251,4 +251,5 @@ def test_too_long_a_text_is_refused_where_positions_end() -> None:
 def test_positions_fall_back_to_the_sample_length() -> None:
     config = TransformerLanguageModelConfig(**{**TINY, "tokens_per_sample": 7})
     model = TransformerLanguageModel.build_model(config, a_task())
-    assert model.max_positions() == config.max_target_positions == 7
+    assert model.max_positions() == model.config.max_target_positions == 7
+    assert config.max_target_positions is None  # what was given is left as it was
