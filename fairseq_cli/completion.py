@@ -63,7 +63,7 @@ class Words:
             elif action.help != argparse.SUPPRESS:
                 names = [name for name in action.option_strings if name.startswith("--")]
                 self.flags.update(names)
-                choices = [str(choice) for choice in action.choices or ()]
+                choices = {str(choice) for choice in action.choices or ()}
                 for name in names if choices else ():  # two models may take different ones
                     self.values[name] = sorted({*self.values.get(name, ()), *choices})
 

@@ -150,10 +150,10 @@ class ByteLevelBPE(BytePairEncoder):
         """Return the tokenizer of the library ``tokenizers``."""
         if self._whole is None:
             library = require_library("tokenizers", f"what {self._path} does to text")
-            tokenizer = library.Tokenizer.from_file(str(self._path))
-            tokenizer.no_truncation()  # a file may ask for both, as some of the hub do
-            tokenizer.no_padding()
-            self._whole = tokenizer
+            whole = library.Tokenizer.from_file(str(self._path))
+            whole.no_truncation()  # a file may ask for both, as some of the hub do
+            whole.no_padding()
+            self._whole = whole
         return self._whole
 
     def encode(self, x: str) -> str:

@@ -39,13 +39,11 @@ class SmallTask:
         self.cfg = MaskedLmConfig()
 
 
-def masked_lm(words: int = 4) -> tuple[Objective, dict[str, Any]]:
+def masked_lm(words: int = 4, **settings: Any) -> tuple[Objective, dict[str, Any]]:
     task = SmallTask(words)
     torch.manual_seed(0)
-    config = RobertaConfig(
-        encoder_layers=1, encoder_embed_dim=4, encoder_ffn_embed_dim=4, encoder_attention_heads=2,
-        max_positions=5,
-    )  # fmt: skip
+    sizes = {"encoder_layers": 1, "encoder_embed_dim": 4, "encoder_ffn_embed_dim": 4}
+    config = RobertaConfig(encoder_attention_heads=2, max_positions=5, **{**sizes, **settings})
     model = RobertaModel(config, RobertaEncoder(config, task.dictionary)).double()
     scale(model)
     ids_BT = torch.tensor([[0, 4, 5, 6, 2], [0, 7, 4, 2, 1]])
@@ -328,6 +326,23 @@ def test_key_biases_have_no_curvature_without_rotary_positions() -> None:
         Curvature(objective, parameters, [sample]).products, torch.zeros(4).double()
     )
     assert found_PP.abs().max() < 1e-15
+
+
+def test_a_layer_of_zeros_has_curvature_in_its_two_output_biases_alone() -> None:
+    """Pre-norm, as a model is when layers that change nothing are put on it."""
+    objective, sample = masked_lm(encoder_layers=2, encoder_normalize_before=True)
+    layer = objective.model.encoder.sentence_encoder.layers[1]
+    for parameter in layer.parameters():
+        torch.nn.init.zeros_(parameter)
+    parameters = ParameterSet(objective.model, r"layers\.1\.")
+    start_P = torch.zeros(parameters.size).double()
+    for matrix in ("hessian", "ggn"):
+        found_PP = whole_matrix(
+            Curvature(objective, parameters, [sample], matrix).products, start_P
+        )
+        traces = parameters.by_name(found_PP.diagonal())
+        alive = {name.partition("layers.1.")[2] for name, value in traces.items() if value != 0}
+        assert alive == {"self_attn.out_proj.bias", "fc2.bias"}
 
 
 def test_traces_of_the_reference_folder(shared: Path) -> None:
