@@ -68,7 +68,7 @@ def shrink(words: list[str]) -> list[str]:
     words = [str(ROOT / word) if word.startswith("examples/") else word for word in words]
     words = _capped(list(words), CAPS.get(command, {}))
     if command == "train":
-        side = "decoder" if {"language_modeling", "dummy_lm"} & set(words) else "encoder"
+        side = "decoder" if {"language_modeling", "dummy_lm", "causal"} & set(words) else "encoder"
         size = narrow(side)
         if any(sign in " ".join(words) for sign in WIDE):
             size = [{"1": "2", "16": "32", "2": "4"}.get(word, word) for word in size]

@@ -246,7 +246,7 @@ def test_overrides_reach_every_section_and_name_components(trained: Path) -> Non
 
 @pytest.mark.parametrize("place", ["cfg", "record", "args"])
 def test_user_dir_is_never_taken_from_a_file(place: str) -> None:
-    before = plain_config()
+    before = plain_config().thawed()
     before.common.user_dir = "/tmp/evil"
     state: dict[str, Any] = {"cfg": original_cfg(before)}
     if place == "record":
