@@ -177,7 +177,7 @@ def known_flags() -> set[str]:
     programs = [*ROOT.glob("examples/*/study.py"), *ROOT.glob("benchmarks/*.py")]
     studies = "".join(map(text_of, programs))
     flags |= set(re.findall(r'add_argument\("(--[a-z-]+)"', studies))
-    return flags | refused | {"--config", "--show-config", "--json", "--help"}
+    return flags | refused | {"--config", "--show-config", "--estimate", "--json", "--help"}
 
 
 def test_every_flag_that_is_named_exists() -> None:
