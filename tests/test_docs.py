@@ -28,6 +28,8 @@ from documents import (
     text_of,
 )
 
+from fairseq_cli import completion
+
 MIGRATING = ROOT / "docs" / "migrating.md"
 # Flags of other programs, and of commands that only the original has.
 FOREIGN_FLAGS = {"--index-url", "--extra-index-url", "--node-rank", "--signal"}
@@ -177,7 +179,7 @@ def known_flags() -> set[str]:
     programs = [*ROOT.glob("examples/*/study.py"), *ROOT.glob("benchmarks/*.py")]
     studies = "".join(map(text_of, programs))
     flags |= set(re.findall(r'add_argument\("(--[a-z-]+)"', studies))
-    return flags | refused | {"--config", "--show-config", "--estimate", "--json", "--help"}
+    return flags | refused | {"--config", "--show-config", "--json", "--help", completion.FLAG}
 
 
 def test_every_flag_that_is_named_exists() -> None:
