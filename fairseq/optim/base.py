@@ -204,7 +204,7 @@ class FairseqOptimizer:
 
         The step counts all the same.
         """
-        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        self.optimizer.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
 
     def average_params(self) -> None:
         """Replace the parameters by an average, for optimizers that keep one."""

@@ -1,16 +1,18 @@
 """A step never asks the device for a number, and mixes neither types nor devices.
 
-Fake tensors have no values: whatever looks at one raises. Where torch was built for CUDA they are
-on "cuda" (no GPU is needed), so that tensors left behind on the CPU show, too, and autocast can be
-traced; backward passes run on fake CPU tensors only. What asks the CPU whether there is padding,
-and spares a GPU the question, is answered yes.
+Fake tensors have no values: whatever looks at one raises. They are on "cuda", which needs neither a
+GPU nor a build of torch for one, so that tensors left behind on the CPU show, too. Backward passes
+want a real device: they run on fake CPU tensors. Whether there is padding, which only a CPU is
+asked, is answered yes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,11 +33,13 @@ from fairseq import tasks
 from fairseq.config.components import make_config
 from fairseq.errors import ConfigError
 from fairseq.ops.attention_context import Alibi
+from fairseq.optim import FP16Optimizer, MemoryEfficientFP16Optimizer, build_optimizer
+from fairseq.optim.adam import FairseqAdamConfig
+from fairseq.optim.base import FairseqOptimizer
 
 Knobs = dict[str, Any]
 # these look for the rows of each band of words, or for distinct tokens: one wait for each batch
 WAITING = ("adaptive_loss", "contrastive_weight_tying")
-DEVICE = "cuda" if torch.version.cuda else "cpu"
 BACKENDS = ("auto", "sdpa", "explicit", "reference")
 
 
@@ -72,55 +76,124 @@ def waits(knobs: Knobs) -> bool:
     return knobs.get("criterion") in WAITING or "adaptive_input" in knobs
 
 
+def step_by_step(x: Tensor, where: Any) -> tuple[Tensor, list[Tensor | None]]:
+    """Return a view of ``x``, and what is left of an index into it: tensors by dimension."""
+    parts = list(where) if isinstance(where, tuple) else [where]
+    if Ellipsis in [part for part in parts if not isinstance(part, Tensor)]:
+        at = next(n for n, part in enumerate(parts) if part is Ellipsis)
+        given = sum(part is not None for part in parts) - 1
+        parts[at : at + 1] = [slice(None)] * (x.dim() - given)
+    left: list[Tensor | None] = []
+    for part in parts:
+        if part is None:
+            x = x.unsqueeze(len(left))
+        elif isinstance(part, int):
+            x = x.select(len(left), part)
+            continue
+        elif isinstance(part, slice):
+            x = torch.ops.aten.slice(x, len(left), part.start, part.stop, part.step or 1)
+        left.append(part if isinstance(part, Tensor) else None)
+    return x, left
+
+
+def getitem(x: Tensor, where: Any) -> Tensor:
+    view, left = step_by_step(x, where)
+    return torch.ops.aten.index(view, left) if any(t is not None for t in left) else view
+
+
+def setitem(x: Tensor, where: Any, value: Any) -> None:
+    view, left = step_by_step(x, where)
+    value = (
+        value if isinstance(value, Tensor) else torch.full((), value, dtype=x.dtype).to(x.device)
+    )
+    if any(t is not None for t in left):
+        torch.ops.aten.index_put_(view, left, value)
+    else:
+        torch.ops.aten.copy_(view, value)
+
+
 @pytest.fixture(autouse=True)
 def padding_is_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "any", lambda self, *where: True)
 
 
+@contextmanager
+def no_device_is_asked(device: str) -> Iterator[None]:
+    """Replace operators that, in a build without CUDA, want a device before they see a fake."""
+    with pytest.MonkeyPatch.context() as patch:
+        if device == "cuda" and not torch.version.cuda:
+            patch.setattr(Tensor, "__invert__", lambda self: torch.ops.aten.bitwise_not(self))
+            patch.setattr(Tensor, "__getitem__", getitem)
+            patch.setattr(Tensor, "__setitem__", setitem)
+            patch.setattr(Tensor, "copy_", lambda self, other: torch.ops.aten.copy_(self, other))
+        yield
+
+
+@contextmanager
+def autocast_without_a_gpu() -> Iterator[None]:
+    """Do what torch.autocast does, which leaves it where there is no GPU."""
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    torch.set_autocast_enabled("cuda", True)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.autocast_decrement_nesting()
+        torch.clear_autocast_cache()
+
+
 def traced(kind: str, knobs: Knobs, backend: str, half: str, data: Path) -> None:
-    if half == "autocast" and DEVICE == "cpu":
-        pytest.skip("needs a CUDA build of torch (no GPU)")
+    trace(kind, knobs, backend, half, data, "cuda")
+    if half != "autocast":
+        trace(kind, knobs, backend, half, data, "cpu")
+
+
+def trace(kind: str, knobs: Knobs, backend: str, half: str, data: Path, device: str) -> None:
     try:
         model, criterion, batch = make(kind, knobs, data, backend)
     except ConfigError:
         pytest.skip("a combination that is refused")
     if half == "bf16":
         model = model.bfloat16()
-    context = torch.autocast("cuda", torch.bfloat16) if half == "autocast" else nullcontext()
-    gradients = torch.set_grad_enabled(DEVICE == "cpu")
-    with FakeTensorMode(allow_non_fake_inputs=True), gradients, context:
-        replace(model), replace(criterion)
-        batch = tree_map_only(Tensor, fake, batch)
+    context = autocast_without_a_gpu() if half == "autocast" else nullcontext()
+    gradients = torch.set_grad_enabled(device == "cpu")
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    with fakes, gradients, context, no_device_is_asked(device):
+        replace(model, device), replace(criterion, device)
+        batch = tree_map_only(Tensor, partial(fake, device=device), batch)
         if waits(knobs):
             with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
                 criterion(model, batch)
             return
         loss, _, _ = criterion(model, batch)
-        assert loss.device.type == DEVICE and loss.dtype == torch.float32
-        if DEVICE == "cpu":
+        assert loss.device.type == device and loss.dtype == torch.float32
+        if device == "cpu":
             loss.backward()
             for name, parameter in model.named_parameters():
                 assert parameter.grad is not None and parameter.grad.dtype == parameter.dtype, name
 
 
-def fake(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=DEVICE)
+def fake(tensor: Tensor, device: str) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
 
 
-def replace(whole: nn.Module) -> None:
+def replace(whole: nn.Module, device: str) -> None:
     """Put fake tensors in place of all that a module holds; a shared one stays shared."""
     shared: dict[nn.Parameter, nn.Parameter] = {}
     for module in whole.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter not in shared:
-                shared[parameter] = nn.Parameter(fake(parameter), parameter.requires_grad)
+                # autocast would keep the graph of what it casts, whatever the mode
+                trained = parameter.requires_grad and device == "cpu"
+                shared[parameter] = nn.Parameter(fake(parameter, device), trained)
             module._parameters[name] = parameter if parameter is None else shared[parameter]
     for module in whole.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = fake(buffer)
+                module._buffers[name] = fake(buffer, device)
         if isinstance(getattr(module, "alibi", None), Alibi):
-            module.alibi.slopes_H = fake(module.alibi.slopes_H)
+            module.alibi.slopes_H = fake(module.alibi.slopes_H, device)
 
 
 @pytest.mark.matrix
@@ -131,13 +204,41 @@ def test_all_forward_passes(kind: str, knobs: Knobs, backend: str, half: str, da
     traced(kind, knobs, backend, half, data)
 
 
+@pytest.mark.parametrize("flags", [{}, {"bf16": True}, {"memory_efficient_bf16": True}], ids=str)
+def test_the_step_of_the_optimizer(flags: Knobs) -> None:
+    """Gradients are averaged, clipped, judged and applied, and nobody asks for a number."""
+    common = {"memory_efficient_bf16": False, "bf16": bool(flags), "fp16": False, **flags}
+    settings = FairseqAdamConfig(lr=[0.1], weight_decay=0.01)
+    cfg = SimpleNamespace(common=SimpleNamespace(**common), optimizer=settings)
+    settings._name = "adam"
+    dtype = torch.bfloat16 if flags else torch.float32
+    with FakeTensorMode(), torch.no_grad(), no_device_is_asked("cuda"):
+        weight = nn.Parameter(torch.empty(4, 8, dtype=dtype, device="cuda"))
+        if not flags:
+            optimizer: FairseqOptimizer = build_optimizer(settings, [weight])
+        else:
+            frugal = "memory_efficient_bf16" in flags
+            kind = MemoryEfficientFP16Optimizer if frugal else FP16Optimizer
+            optimizer = kind.build_optimizer(cfg, [weight])
+        for _ in range(2):
+            optimizer.zero_grad()
+            weight.grad = torch.empty_like(weight)
+            optimizer.multiply_grads(0.5)
+            norm = optimizer.clip_grad_norm(1.0)
+            assert norm.device.type == "cuda" and optimizer.skips_on_device
+            optimizer.skip_unless(norm.isfinite())
+            optimizer.step()
+        (state,) = optimizer.optimizer.state.values()
+        assert state["exp_avg"].device.type == "cuda" and state["exp_avg"].dtype == torch.float32
+
+
 FEW = [
     ("encoder", COVERING[0]),
     ("other", {**DECODER, **HEADS["tied"], **POSITIONS["alibi"], **CRITERIONS["cross_entropy"]}),
 ]
 
 
-@pytest.mark.parametrize("half", ["fp32", "bf16"])
+@pytest.mark.parametrize("half", ["fp32", "bf16", "autocast"])
 @pytest.mark.parametrize("kind, knobs", FEW, ids=["encoder", "decoder"])
 def test_some_forward_passes(kind: str, knobs: Knobs, half: str, data: Path) -> None:
     traced(kind, knobs, "auto", half, data)
