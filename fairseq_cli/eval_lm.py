@@ -49,13 +49,13 @@ def main(cfg: object, **unused: object) -> dict[str, Any]:
     from fairseq.logging.progress_bar import setup_logging
 
     setup_logging()
-    found = evaluate(stated_settings(cfg, "language_modeling"))
-    for line in found.pop("lines", []):
+    figures = evaluate(stated_settings(cfg, "language_modeling"))
+    for line in figures.pop("lines", []):
         print(line)
-    tokens, seconds = found["tokens"], found["seconds"]
+    tokens, seconds = figures["tokens"], figures["seconds"]
     print(f"Evaluated {tokens:,} tokens in {seconds:.1f}s ({tokens / seconds:.2f} tokens/s)")
-    print(f"Loss (base 2): {found['loss']:.4f}, Perplexity: {found['perplexity']:.2f}")
-    return found
+    print(f"Loss (base 2): {figures['loss']:.4f}, Perplexity: {figures['perplexity']:.2f}")
+    return figures
 
 
 def run(argv: Sequence[str] | None = None) -> int:

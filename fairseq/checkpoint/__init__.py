@@ -222,11 +222,11 @@ def _delete_old(cfg: CheckpointConfig, end_of_epoch: bool) -> None:
     suffix = re.escape(_suffix(cfg))
     surplus: list[str] = []
     if not end_of_epoch and cfg.keep_interval_updates > 0:
-        found = checkpoint_paths(cfg.save_dir, rf"checkpoint_\d+_(\d+){suffix}\.pt", True)
+        numbered = checkpoint_paths(cfg.save_dir, rf"checkpoint_\d+_(\d+){suffix}\.pt", True)
         pattern = cfg.keep_interval_updates_pattern
         if pattern > 0:
-            found = [(path, step) for path, step in found if int(step) % pattern != 0]
-        surplus += [path for path, _ in found[cfg.keep_interval_updates :]]
+            numbered = [(path, step) for path, step in numbered if int(step) % pattern != 0]
+        surplus += [path for path, _ in numbered[cfg.keep_interval_updates :]]
     if cfg.keep_last_epochs > 0:
         surplus += checkpoint_paths(cfg.save_dir, rf"checkpoint(\d+){suffix}\.pt")[
             cfg.keep_last_epochs :

@@ -177,14 +177,14 @@ def checkpoint_paths(
     """
     if not os.path.isdir(path):
         return []
-    found = []
+    numbered = []
     for position, name in enumerate(sorted(os.listdir(path))):
         match = re.fullmatch(pattern, name)
         if match is not None:
             number = float(match[1]) if match.groups() else position
-            found.append((number, name, match[1] if match.groups() else ""))
-    found.sort(reverse=True)
-    full = [(os.path.join(path, name), group) for _, name, group in found]
+            numbered.append((number, name, match[1] if match.groups() else ""))
+    numbered.sort(reverse=True)
+    full = [(os.path.join(path, name), group) for _, name, group in numbered]
     return full if keep_match else [name for name, _ in full]
 
 

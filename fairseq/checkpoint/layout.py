@@ -216,7 +216,7 @@ def _make(given: dict[str, Any], nested: dict[str, Any]) -> FairseqConfig:
     sections = {key: value for key, value in nested.items() if value is not None}
     for section, flag in COMPONENTS.items():
         values = sections.get(section)
-        name = given.get(flag) or (values.get("_name") if isinstance(values, Mapping) else values)
+        name = flat.get(flag) or (values.get("_name") if isinstance(values, Mapping) else values)
         essential = section in ("model", "task")  # building it will say what is unknown
         if name is not None and not essential and name not in options.known_names(flag):
             logger.warning("the checkpoint's %s '%s' is not known here", flag, name)

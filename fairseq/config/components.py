@@ -73,7 +73,7 @@ def _legacy_defaults(cls: type, is_model: bool) -> dict[str, Any]:
 
 
 def make_config(
-    given: Mapping[str, object],
+    flat: Mapping[str, object],
     sections: Mapping[str, object] | None = None,
     strict: bool = True,
     settle: bool = True,
@@ -81,7 +81,7 @@ def make_config(
     """Put a configuration together and settle it; see :func:`fairseq.config.build.build_config`.
 
     Args:
-        given: flat values, such as flags.
+        flat: flat values, such as flags.
         sections: nested values, such as YAML.
         strict: unknown keys in ``sections`` are errors.
         settle: run :func:`fairseq.config.resolve.resolve`.
@@ -89,10 +89,10 @@ def make_config(
     nested: dict[str, Any] = plain(sections or {})
     if strict:
         nested = without_replaced(
-            nested, given, describe_component, lambda recipe: make_config({}, recipe)
+            nested, flat, describe_component, lambda recipe: make_config({}, recipe)
         )
-    config = build_config(given, nested, describe=describe_component, strict=strict)
-    config.stated = statements(given, nested, config) if strict else {}
+    config = build_config(flat, nested, describe=describe_component, strict=strict)
+    config.stated = statements(flat, nested, config) if strict else {}
     return resolve(config) if settle else config
 
 

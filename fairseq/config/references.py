@@ -82,8 +82,8 @@ def _settle(section: object, root: FairseqConfig, name: str, strict: bool = True
                 _settle(inner, root, place, strict)
                 setattr(section, field.name, inner)
             elif is_reference(value):
-                found = _value(value, default_of(field), root, place, strict)
-                setattr(section, field.name, coerce(found, kind, place))
+                settled = _value(value, default_of(field), root, place, strict)
+                setattr(section, field.name, coerce(settled, kind, place))
 
 
 def _value(text: str, default: Any, root: FairseqConfig, place: str, strict: bool) -> Any:

@@ -111,10 +111,10 @@ class DataclassView(Mapping[str, Any]):
         self._registry = registry
 
     def __getitem__(self, name: str) -> Any:
-        found = config_class(self._registry[name])
-        if found is None:
+        kind = config_class(self._registry[name])
+        if kind is None:
             raise KeyError(name)
-        return found
+        return kind
 
     def __iter__(self) -> Iterator[str]:
         return (name for name in self._registry if config_class(self._registry[name]) is not None)

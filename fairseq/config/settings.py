@@ -42,9 +42,9 @@ def config_from_settings(
     for flag, name in names.items():
         class_of(flag, name)  # one that does not exist is an error before its flags are
     chosen = options.complete_parser(parser, [], names)
-    given = {**chosen, **_by_field(parser, named)}
-    given["no_seed_provided"] = "seed" not in {**given, **(recipe.get("common") or {})}
-    return make_config(given, recipe)
+    flat = {**chosen, **_by_field(parser, named)}
+    flat["no_seed_provided"] = "seed" not in {**flat, **(recipe.get("common") or {})}
+    return make_config(flat, recipe)
 
 
 def _stem(name: str) -> str:
@@ -66,7 +66,7 @@ def _by_field(parser: argparse.ArgumentParser, named: Mapping[str, Any]) -> dict
     flags = {_stem(flag): act for act in parser._actions for flag in act.option_strings}
     flags |= {act.dest: act for act in parser._actions}
     flags.pop("help", None)
-    given = {}
+    values = {}
     for name, value in named.items():
         if name not in flags:
             raise ConfigError(
@@ -75,5 +75,5 @@ def _by_field(parser: argparse.ArgumentParser, named: Mapping[str, Any]) -> dict
             )
         action = flags[name]
         opposite = name != action.dest and isinstance(action.const, bool)
-        given[action.dest] = action.const is coerce(value, bool, name) if opposite else value
-    return given
+        values[action.dest] = action.const is coerce(value, bool, name) if opposite else value
+    return values

@@ -139,32 +139,33 @@ class DistillationCriterion(FairseqCriterion):
         self._teacher, self._cache = teacher, cache
         if teacher is None or not any(self.alphas[k] for k in ("cos", "pkd", "attention", "value")):
             return
-        student, theirs = Stack(model), Stack(teacher.model)
+        student, teacher_stack = Stack(model), Stack(teacher.model)
         if self.alphas["cos"]:
-            self._project("features", student.features, theirs.features)
+            self._project("features", student.features, teacher_stack.features)
         if self.alphas["pkd"]:
             self.layers = self.layers or dict(
-                enumerate(choose_layers("spread", theirs.layers, student.layers))
+                enumerate(choose_layers("spread", teacher_stack.layers, student.layers))
             )
             for student_layer, other in self.layers.items():
-                if student_layer >= student.layers or other >= theirs.layers:
+                if student_layer >= student.layers or other >= teacher_stack.layers:
                     raise ConfigError(
-                        f"--layer-map {other}:{student_layer}: the teacher has {theirs.layers} "
-                        f"layers, the student {student.layers}, counted from 0"
+                        f"--layer-map {other}:{student_layer}: the teacher has "
+                        f"{teacher_stack.layers} layers, the student {student.layers}, counted "
+                        "from 0"
                     )
                 self._project(f"layer{student_layer}", *(side.width_of(n) for side, n in (
-                    (student, student_layer), (theirs, other))))  # fmt: skip
+                    (student, student_layer), (teacher_stack, other))))  # fmt: skip
         if self.alphas["attention"] or self.alphas["value"]:
-            student.check_relations(theirs, self.cfg.minilm_relation_heads)
+            student.check_relations(teacher_stack, self.cfg.minilm_relation_heads)
         if student.drops_layers:
             raise ConfigError("terms of hidden layers need a student without layer drop")
         # MiniLM compares the relations of the last layers alone, which leaves the student free in
         # how many layers it has (section 3.1)
-        self._last = student.layers - 1, theirs.layers - 1
+        self._last = student.layers - 1, teacher_stack.layers - 1
 
-    def _project(self, name: str, own: int, other: int) -> None:
-        if own != other:
-            self.projections[name] = nn.Linear(own, other, bias=False)
+    def _project(self, name: str, student_width: int, teacher_width: int) -> None:
+        if student_width != teacher_width:
+            self.projections[name] = nn.Linear(student_width, teacher_width, bias=False)
 
     def _as_teacher(self, name: str, hidden_BTC: Tensor) -> Tensor:
         """Return hidden states in the width of the teacher's."""
@@ -243,22 +244,22 @@ class DistillationCriterion(FairseqCriterion):
         )
         if not isinstance(operands, Projection):
             raise ConfigError("--criterion distillation needs a student with a table of all logits")
-        theirs, their_extra = None, dict[str, Any]()
+        teacher_operands, teacher_extra = None, dict[str, Any]()
         if teacher is not None:
             live = at_logits and stored is None
-            theirs, their_extra = teacher.outputs(
+            teacher_operands, teacher_extra = teacher.outputs(
                 net_input, positions_N if live else None, **self._requests(teacher, 1)
             )
         more = len(positions_N) - len(predicted_N)
-        asked = len(positions_N) if theirs is not None else 0
+        asked = len(positions_N) if teacher_operands is not None else 0
         self._count(model, net_input["src_tokens"], more, asked)
         target_N = sample["target"].reshape(-1)[positions_N]
-        source = theirs if stored is None else stored
+        source = teacher_operands if stored is None else stored
         loss, sums = self._logit_terms(
             operands, source if at_logits else None, target_N, scale, model.training
         )
         if teacher is not None:
-            for name, value_BT in self._hidden_terms(net_input["src_tokens"], extra, their_extra):
+            for name, value_BT in self._hidden_terms(net_input["src_tokens"], extra, teacher_extra):
                 sums[name] = value_BT.sum()
                 loss = loss + self.alphas[name] * scale["real"] * sums[name]
         log: LoggingOutput = {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
@@ -271,21 +272,21 @@ class DistillationCriterion(FairseqCriterion):
             log[f"{name}_count"] = counts[_COUNTS[name]]
         return loss, len(predicted_N), log
 
-    def _count(self, model: Model, tokens_BT: Tensor, more: int, theirs: int) -> None:
+    def _count(self, model: Model, tokens_BT: Tensor, more: int, teacher_positions: int) -> None:
         """Note what was computed beyond the student's forward at the predicted positions.
 
         Args:
             model: the student.
             tokens_BT: the batch.
             more: positions projected beside the predicted ones.
-            theirs: positions that the teacher projected.
+            teacher_positions: positions that the teacher projected.
         """
         shape = model.flop_shape() if more and hasattr(model, "flop_shape") else None
         student_flops = 0 if shape is None else TRAINING * 2 * more * shape.predicted_weights
         # a teacher of another library does not tell
         tell = getattr(getattr(self._teacher, "model", None), "flops", None)
         self._extra_flops = student_flops + (
-            0 if tell is None else tell(*tokens_BT.shape, theirs) or 0
+            0 if tell is None else tell(*tokens_BT.shape, teacher_positions) or 0
         )
 
     def extra_flops(self) -> int:
@@ -362,24 +363,25 @@ class DistillationCriterion(FairseqCriterion):
         return result.loss, sums
 
     def _hidden_terms(
-        self, tokens_BT: Tensor, own: dict[str, Any], theirs: dict[str, Any]
+        self, tokens_BT: Tensor, student_extra: dict[str, Any], teacher_extra: dict[str, Any]
     ) -> list[tuple[str, Tensor]]:
         """Return the terms of hidden states as (name, values_BT), zero at pads."""
         pad_BT, alphas = tokens_BT.eq(self.padding_idx), self.alphas
         terms: list[tuple[str, Tensor]] = []
         if alphas["cos"]:
-            mapped_BTC = self._as_teacher("features", own["features"])
-            terms.append(("cos", cosine_distance(mapped_BTC, theirs["features"])))
+            mapped_BTC = self._as_teacher("features", student_extra["features"])
+            terms.append(("cos", cosine_distance(mapped_BTC, teacher_extra["features"])))
         if alphas["pkd"]:
             layers = [
                 direction_distance(
-                    self._as_teacher(f"layer{mine}", _state(own, mine)), _state(theirs, other)
+                    self._as_teacher(f"layer{mine}", _state(student_extra, mine)),
+                    _state(teacher_extra, other),
                 )
                 for mine, other in self.layers.items()
             ]
             terms.append(("pkd", torch.stack(layers).sum(0)))
         if alphas["attention"] or alphas["value"]:
-            qkv = own["qkv"][self._last[0]], theirs["qkv"][self._last[1]]
+            qkv = student_extra["qkv"][self._last[0]], teacher_extra["qkv"][self._last[1]]
             # of (queries, keys, values): queries are related to keys, values to each other
             for name, left, right in (("attention", 0, 1), ("value", 2, 2)):
                 if alphas[name]:

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fairseq.evaluation")
 
 
-def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def validate(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Evaluate a checkpoint with its own settings, except for those that are given.
 
     Args:
-        given: flat settings: ``path`` (several checkpoints are joined with ``:``; the first is
+        flat: flat settings: ``path`` (several checkpoints are joined with ``:``; the first is
             evaluated), ``data``, ``valid_subset`` and whatever else should differ from the
             checkpoint, such as ``tokens_per_sample``.
 
@@ -46,13 +46,13 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         ConfigError: if no path is given.
         DataError: if there is nothing to evaluate.
     """
-    models, config, task = load_by_settings(given)
+    models, config, task = load_by_settings(flat)
     device = choose_device(config)
     dtype = weights_dtype(config.common, device)
     model = models[0].to(device=device, dtype=dtype)
     criterion = task.build_criterion(config.criterion)
     attach_teacher(config, task, model, criterion, required=False)
-    path = utils.split_paths(given["path"])[0]
+    path = utils.split_paths(flat["path"])[0]
     load_criterion(criterion, path)
     criterion = criterion.to(device=device, dtype=dtype)
     ema = _load_ema(config, model, path) if task.uses_ema else None
@@ -66,7 +66,7 @@ def validate(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     results = {}
     for subset in subsets_of(config):
         task.load_dataset(subset, combine=False, epoch=1)
-        results[subset] = _validate_subset(config, task, model, subset, step, given)
+        results[subset] = _validate_subset(config, task, model, subset, step, flat)
     return results
 
 
@@ -110,7 +110,7 @@ def _validate_subset(
     model: BaseFairseqModel,
     subset: str,
     step: Callable[[Any], Any],
-    given: Mapping[str, Any],
+    flat: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the statistics of a subset, or of its first batches: a limit of the training's own
     validations does not count here.
@@ -118,13 +118,13 @@ def _validate_subset(
     data = config.dataset
     validation.begin_validation(config, task, model, epoch=1)
     every = validation.valid_batches(config, task, model, subset)
-    if data.data_rng != "philox" and "data_rng" not in given:
+    if data.data_rng != "philox" and "data_rng" not in flat:
         _say_other_mode(subset, getattr(every, "frozen_batches", []), data)
     batches = every.next_epoch_itr(shuffle=False)
     bar = progress_of(config.common, batches, f"valid on '{subset}' subset")
     with workers_ended(), bar as progress:
         figures = validation.figures_of(
-            config, task, model, subset, progress, step, given.get("max_valid_steps")
+            config, task, model, subset, progress, step, flat.get("max_valid_steps")
         )
         assert figures is not None, "nothing stops it"
         progress.print(figures[0], tag=subset)

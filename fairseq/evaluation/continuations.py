@@ -201,8 +201,8 @@ def _score_batch(
         )
         right_N = log_p_NV.argmax(1).eq(target_N[part])
         log_p_N = log_p_NV.gather(1, target_N[part, None])[:, 0].double()
-        found = zip(owners[part], log_p_N.tolist(), right_N.tolist(), strict=True)
-        for owner, log_p, right in found:
+        scored = zip(owners[part], log_p_N.tolist(), right_N.tolist(), strict=True)
+        for owner, log_p, right in scored:
             scores[owner].log_prob += log_p
             scores[owner].greedy &= right
 
@@ -299,26 +299,26 @@ def last_word(
 # -- checkpoints and files -------------------------------------------------------------------------
 
 
-def load(given: Mapping[str, Any]) -> tuple[list[Any], Any, Any, Any, torch.device]:
+def load(flat: Mapping[str, Any]) -> tuple[list[Any], Any, Any, Any, torch.device]:
     """Load ``(models, configuration, task, text encoder or None, device)`` for scoring text.
 
     Files of the encoder (``tokenizer.json``, ``encoder.json`` ...) are found beside the dictionary
     or the checkpoint, whatever the checkpoint names, unless a flag names others.
 
     Args:
-        given: flat settings: ``path`` (several are joined with ``:``), ``data`` (the folder of the
+        flat: flat settings: ``path`` (several are joined with ``:``), ``data`` (the folder of the
             first checkpoint if not given), ``bpe`` (``none`` if the words are the dictionary's),
             and what else should differ from the checkpoint.
 
     Raises:
         ConfigError: if no path is given.
     """
-    if not given.get("path"):
+    if not flat.get("path"):
         raise ConfigError("--path is missing: name the checkpoint to evaluate")
-    paths = [os.path.abspath(path) for path in utils.split_paths(given["path"])]
+    paths = [os.path.abspath(path) for path in utils.split_paths(flat["path"])]
     folder = os.path.dirname(paths[0])
-    data = os.path.abspath(utils.split_paths(given.get("data") or folder)[0])
-    settings = {key: value for key, value in given.items() if key not in ("path", "data")}
+    data = os.path.abspath(utils.split_paths(flat.get("data") or folder)[0])
+    settings = {key: value for key, value in flat.items() if key not in ("path", "data")}
     # texts are scored by one process, however many the checkpoint was trained by
     settings.setdefault("distributed_world_size", 1)
     loaded = from_pretrained(folder, os.pathsep.join(paths), data, **settings)
@@ -356,28 +356,28 @@ def watched(common: CommonConfig, prefix: str) -> Callable[[Batches], Iterable[A
 
 
 def evaluate_last_words(
-    given: Mapping[str, Any], path: str, text_key: str = "text"
+    flat: Mapping[str, Any], path: str, text_key: str = "text"
 ) -> dict[str, Any]:
     """Load checkpoints and predict the last words of a file; see :func:`last_word`.
 
     Args:
-        given: see :func:`load`; ``batch_size`` counts, too.
+        flat: see :func:`load`; ``batch_size`` counts, too.
         path: JSON lines.
         text_key: key of the text.
     """
-    models, config, task, bpe, device = load(given)
+    models, config, task, bpe, device = load(flat)
     watch = watched(config.common, "last words")
     texts = read_texts(path, text_key)
-    batch_size = given.get("batch_size") or BATCH_SIZE
+    batch_size = flat.get("batch_size") or BATCH_SIZE
     return last_word(models, task, bpe, texts, batch_size, device, watch)
 
 
-def describe(found: Mapping[str, Any]) -> str:
+def describe(result: Mapping[str, Any]) -> str:
     """Return a line for people from what :func:`last_word` found."""
     text = (
-        f"last word: accuracy {found['accuracy']:.2%}, perplexity {found['perplexity']:.2f} "
-        f"({found['texts']:,} texts, {found['tokens']:,} tokens"
+        f"last word: accuracy {result['accuracy']:.2%}, perplexity {result['perplexity']:.2f} "
+        f"({result['texts']:,} texts, {result['tokens']:,} tokens"
     )
     for name in ("truncated", "skipped", "unknown"):
-        text += f", {found[name]:,} {name}" if found[name] else ""
+        text += f", {result[name]:,} {name}" if result[name] else ""
     return text + ")"

@@ -33,11 +33,11 @@ logger = logging.getLogger("fairseq.causal_lm_scores")
 DEFAULT_MAX_TOKENS = 36000
 
 
-def evaluate(given: Mapping[str, Any]) -> dict[str, Any]:
+def evaluate(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate checkpoints on a subset; several form an ensemble of averaged probabilities.
 
     Args:
-        given: flat settings: ``path``, ``data``, ``gen_subset`` (``test`` if not given),
+        flat: flat settings: ``path``, ``data``, ``gen_subset`` (``test`` if not given),
             ``context_window``, ``batch_size`` or ``max_tokens``, and whatever else should differ
             from the checkpoint. With a context window W, blocks are W tokens shorter, so that
             block and context fill ``tokens_per_sample``.
@@ -51,14 +51,14 @@ def evaluate(given: Mapping[str, Any]) -> dict[str, Any]:
             no room.
         DataError: if there is nothing to evaluate.
     """
-    models, config, task = load_causal_models(given)
+    models, config, task = load_causal_models(flat)
     evaluated = config.eval_lm
     task = _with_room(task, evaluated.context_window)
     device = choose_device(config)
-    models = [_ready(model, device, bool(given.get("fp16"))) for model in models]
+    models = [_ready(model, device, bool(flat.get("fp16"))) for model in models]
     subset = config.dataset.gen_subset
     task.load_dataset(subset)
-    batches = _batches(models, config, task, subset, given)
+    batches = _batches(models, config, task, subset, flat)
     started = time.perf_counter()
     with batches as progress:
         result = eval_lm(
@@ -101,10 +101,10 @@ def _batches(
     config: FairseqConfig,
     task: FairseqTask,
     subset: str,
-    given: Mapping[str, Any],
+    flat: Mapping[str, Any],
 ) -> Any:
     data = config.dataset
-    max_tokens, batch_size = given.get("max_tokens"), given.get("batch_size")
+    max_tokens, batch_size = flat.get("max_tokens"), flat.get("batch_size")
     window = config.eval_lm.context_window
     longest = utils.resolve_max_positions(*(model.max_positions() for model in models))
     batches = task.eval_lm_dataloader(

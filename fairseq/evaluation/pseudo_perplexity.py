@@ -29,13 +29,13 @@ logger = logging.getLogger("fairseq.masked_lm_scores")
 TOKENS_AT_ONCE = 8192
 
 
-def pseudo_perplexity(given: Mapping[str, Any], most: int | None = None) -> dict[str, Any]:
+def pseudo_perplexity(flat: Mapping[str, Any], most: int | None = None) -> dict[str, Any]:
     """Score the blocks of a subset token by token, each masked in turn.
 
     Source: Salazar et al. 2020 (Masked Language Model Scoring), equations 1 and 3.
 
     Args:
-        given: settings as for :func:`fairseq.evaluation.validate`; ``sample_break_mode="eos"``
+        flat: settings as for :func:`fairseq.evaluation.validate`; ``sample_break_mode="eos"``
             scores sentence by sentence.
         most: so many blocks of each subset, from its start; None for all.
 
@@ -48,7 +48,7 @@ def pseudo_perplexity(given: Mapping[str, Any], most: int | None = None) -> dict
     Raises:
         ConfigError: if the checkpoint is no masked LM.
     """
-    models, config, task = load_by_settings(given)
+    models, config, task = load_by_settings(flat)
     if not hasattr(task, "unmasked_blocks"):
         raise ConfigError("--pseudo-ppl needs a model trained with --task masked_lm")
     device = choose_device(config)
@@ -135,11 +135,11 @@ def _parts(places: Tensor, size: int) -> Iterator[Tensor]:
         yield places[first : first + size]
 
 
-def at_lengths(given: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, dict[str, Any]]:
+def at_lengths(flat: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Evaluate the same text in blocks of several lengths, about as many tokens a batch each.
 
     Args:
-        given: settings as for :func:`fairseq.evaluation.validate`.
+        flat: settings as for :func:`fairseq.evaluation.validate`.
         lengths: tokens a block.
 
     Returns:
@@ -149,8 +149,8 @@ def at_lengths(given: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, di
     # eight of the longest blocks a batch, and as many tokens of shorter ones
     tokens = max(lengths) * 8
     for length in lengths:
-        settings = {**given, "tokens_per_sample": length}
-        if not given.get("batch_size") and not given.get("max_tokens"):
+        settings = {**flat, "tokens_per_sample": length}
+        if not flat.get("batch_size") and not flat.get("max_tokens"):
             settings["batch_size"] = max(1, tokens // length)
         try:
             figures: dict[str, Any] = evaluation.validate(settings)

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 COLUMNS = ("subset", "id", "length", "predicted", "student_bits", "teacher_bits", "kl_bits")
 
 
-def write_sample_scores(given: Mapping[str, Any], path: Path, plot: Path | None = None) -> int:
+def write_sample_scores(flat: Mapping[str, Any], path: Path, plot: Path | None = None) -> int:
     """Write a CSV file with a line for each sample: its length and bits per predicted token.
 
     Columns are ``COLUMNS``: the cross-entropies of student and teacher, and KL(teacher || student)
     at temperature 1, each the mean over the predicted tokens of the sample.
 
     Args:
-        given: flat settings, see :func:`fairseq.evaluation.validate`; the student is ``path``,
+        flat: flat settings, see :func:`fairseq.evaluation.validate`; the student is ``path``,
             its own settings or ``teacher_path`` name the teacher.
         path: the file to write.
         plot: a PNG file: the student's bits against the teacher's, a point for each sample.
@@ -48,7 +48,7 @@ def write_sample_scores(given: Mapping[str, Any], path: Path, plot: Path | None 
     from fairseq.distributed.device import choose_device
     from fairseq.teacher import load_teacher
 
-    models, config, task = load_by_settings(given)
+    models, config, task = load_by_settings(flat)
     if not getattr(config.criterion, "teacher_path", None):
         raise ConfigError(
             "--per-sample compares with a teacher: evaluate a distilled student, or name one with "
@@ -110,9 +110,9 @@ def _rows(
     target_N = sample["target"].reshape(-1)[positions_N]
     with torch.no_grad():
         student_operands = student(**net_input, predicted_positions=positions_N)[0]
-        theirs = teacher.outputs(net_input, positions_N)[0]
-        both = linear_distillation(student_operands, theirs, target_N)
-        teacher_N = theirs.losses(target_N)
+        teacher_operands = teacher.outputs(net_input, positions_N)[0]
+        both = linear_distillation(student_operands, teacher_operands, target_N)
+        teacher_N = teacher_operands.losses(target_N)
     tokens_BT = net_input["src_tokens"]
     row_N = positions_N // tokens_BT.shape[1]
     values_3N = torch.stack([both.nll_N, teacher_N, both.divergence_N]).double() / math.log(2)

@@ -137,14 +137,14 @@ def default_sentences() -> list[str]:
     import statistics
     import textwrap
 
-    found: dict[str, None] = {}
+    unique: dict[str, None] = {}
     for module in (statistics, random, argparse, textwrap, json, contextlib, shutil, inspect, re):
         members = [module, *(getattr(module, name) for name in sorted(dir(module)))]
         for member in members:
             text = " ".join((inspect.getdoc(member) or "").split())
             sentences = re.findall(r"[A-Z][a-z][^.<>=_\[\]{}]{20,150}\.(?= |$)", text)
-            found.update(dict.fromkeys(sentences))
-    return list(found)[:SENTENCES]
+            unique.update(dict.fromkeys(sentences))
+    return list(unique)[:SENTENCES]
 
 
 # -- what a model says of sentences --------------------------------------------------------------
@@ -173,7 +173,7 @@ def compare(
     """
     pad, mask = hub.task.source_dictionary.pad(), hub._mask()
     headless = hub.model.encoder.lm_head is None
-    found, lost = Agreement(), []
+    agreement, lost = Agreement(), []
 
     def said(ours_BT: Tensor, theirs_BT: Tensor, kept_BT: Tensor) -> tuple[Tensor, Tensor]:
         expected = hub.model(ours_BT, features_only=headless)[0]
@@ -183,18 +183,18 @@ def compare(
     pairs = zip(batches(tokens, pad), batches(mapped, pad), strict=True)
     for (ours_BT, kept_BT), (theirs_BT, _) in pairs:
         expected, given = said(ours_BT, theirs_BT, kept_BT)
-        found.add(expected[kept_BT], given[kept_BT], headless)
+        agreement.add(expected[kept_BT], given[kept_BT], headless)
         if headless:
             continue
         masked_BT, hidden_BT = masked(ours_BT, kept_BT, mask)
         expected, given = said(masked_BT, theirs_BT.masked_fill(hidden_BT, mask), kept_BT)
-        found.add(expected[hidden_BT], given[hidden_BT], headless)
+        agreement.add(expected[hidden_BT], given[hidden_BT], headless)
         right_N = ours_BT[hidden_BT]
         has_row_N = right_N < expected.shape[-1]
         both = (expected[hidden_BT][has_row_N], given[hidden_BT][has_row_N])
         lost.append((nats(both[0], right_N[has_row_N]), nats(both[1], right_N[has_row_N])))
-    found.perplexities = perplexities(lost)
-    return found
+    agreement.perplexities = perplexities(lost)
+    return agreement
 
 
 # -- to Hugging Face -----------------------------------------------------------------------------

@@ -97,8 +97,8 @@ class _explained:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         # ArrowInvalid is a ValueError, ArrowKeyError a KeyError, damaged pages are OSErrors
-        theirs = OSError | ValueError | KeyError | NotImplementedError
-        if isinstance(error, theirs) and not isinstance(error, FairseqError):
+        foreign = OSError | ValueError | KeyError | NotImplementedError
+        if isinstance(error, foreign) and not isinstance(error, FairseqError):
             raise DataError(f"{self._name}: cannot be read ({error})") from error
 
 
@@ -204,9 +204,9 @@ def _json(folder: str, file: str, key: str) -> Any:
 
 def _saved(folder: str, split: str) -> tuple[str, ...]:
     """Return the Arrow files of one saved dataset."""
-    own = _json(folder, STATE, "_split")
-    if split and own and split != own:
-        raise ConfigError(f"{folder} holds the split '{own}', not '{split}'")
+    stored = _json(folder, STATE, "_split")
+    if split and stored and split != stored:
+        raise ConfigError(f"{folder} holds the split '{stored}', not '{split}'")
     files = _json(folder, STATE, "_data_files")
     try:  # names of files, not paths: what a folder says does not lead out of it
         names = [os.path.join(folder, os.path.basename(file["filename"])) for file in files]
@@ -229,12 +229,12 @@ def _folder_of_parquet(place: str, split: str) -> tuple[str, ...]:
             f"{place} is a folder, but neither one that save_to_disk of the package datasets "
             "wrote nor one of Parquet files. Name files, or the folder of the dataset"
         )
-    found: dict[str, list[str]] = {}
+    by_split: dict[str, list[str]] = {}
     for file in files:
         match = SHARD.fullmatch(os.path.basename(file))
-        found.setdefault(match[1] if match else "", []).append(file)
-    if found.keys() == {""}:
+        by_split.setdefault(match[1] if match else "", []).append(file)
+    if by_split.keys() == {""}:
         if split:
             raise ConfigError(f"the names of the files in {place} tell no splits: drop '{split}'")
         return tuple(files)
-    return tuple(found[_chosen(place, split, found)])
+    return tuple(by_split[_chosen(place, split, by_split)])

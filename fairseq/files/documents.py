@@ -246,18 +246,18 @@ def parse_split(split: str) -> tuple[str, Fraction, Fraction]:
     Raises:
         ConfigError: unless 0 <= lo < hi <= 1.
     """
-    found = SPLIT.fullmatch(split.strip())
+    match = SPLIT.fullmatch(split.strip())
     try:
         # left out, the second group is 0 and the third 1; fractions, as 0.9999 of n must not round
-        low, high = [Fraction(found[place] or place - 2) for place in (2, 3)] if found else (0, 0)
+        low, high = [Fraction(match[place] or place - 2) for place in (2, 3)] if match else (0, 0)
     except (ValueError, ZeroDivisionError):
         low = high = Fraction(0)
-    if not found or not 0 <= low < high <= 1:
+    if not match or not 0 <= low < high <= 1:
         raise ConfigError(
             f"--split {split}: expected a name, or a name and fractions of its rows with "
             "0 <= lo < hi <= 1, such as 'train(0:0.9999)' or 'train(0.9999:)'"
         )
-    return found[1].strip(), Fraction(low), Fraction(high)
+    return match[1].strip(), Fraction(low), Fraction(high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,19 +281,19 @@ class Table:
             DataError: if the files are damaged, or there is no such column.
         """
         split, low, high = parse_split(self.options.split or "")
-        found = columns.open_columns(self.name, split)
-        key, names = self.options.text_key, found.column_names
+        table = columns.open_columns(self.name, split)
+        key, names = self.options.text_key, table.column_names
         column = key if key in names else key.split(".")[0]
         if column not in names:
             raise DataError(
                 f"{self.name}: there is no column '{key}', only {', '.join(names)}. Name the one "
                 "of the text with --text-key"
             )
-        count = len(found)
+        count = len(table)
         start = int(low * count)
         records: list[dict[str, Any]] = []
         size = 0
-        for values in found.values(column, start, int(high * count)):
+        for values in table.values(column, start, int(high * count)):
             records += [{column: value} for value in values]
             size += sum(len(value) for value in values if isinstance(value, str))
             # short texts are bounded by their number, as what each row needs besides is not counted

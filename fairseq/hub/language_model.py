@@ -114,7 +114,7 @@ class GeneratorHubInterface(nn.Module):
         if isinstance(sentences, str):
             return self.sample([sentences], beam, verbose, **kwargs)[0]
         hypotheses = self.generate([self.encode(s) for s in sentences], beam, verbose, **kwargs)
-        return [self.decode(found[0]["tokens"]) for found in hypotheses]
+        return [self.decode(nbest[0]["tokens"]) for nbest in hypotheses]
 
     def translate(
         self, sentences: str | Sequence[str], beam: int = 5, verbose: bool = False, **kwargs: object
@@ -143,7 +143,7 @@ class GeneratorHubInterface(nn.Module):
             else self.encode(sentence)
             for sentence in sentences
         ]
-        return [found[0] for found in self.generate(tokenized, score_reference=True, **kwargs)]
+        return [nbest[0] for nbest in self.generate(tokenized, score_reference=True, **kwargs)]
 
     def generate(
         self,
@@ -192,10 +192,10 @@ class GeneratorHubInterface(nn.Module):
         results: dict[int, list[dict[str, Any]]] = {}
         for batch in self._build_batches(list(tokenized_sentences), skip_invalid_size_inputs):
             batch = utils.move_to_device(batch, self.device)
-            found = self.task.inference_step(
+            hypotheses = self.task.inference_step(
                 generator, list(self.models), batch, **(inference_step_args or {})
             )
-            results.update(zip(batch["id"].tolist(), found, strict=True))
+            results.update(zip(batch["id"].tolist(), hypotheses, strict=True))
         # batches come in order of length, results in that of the prompts
         ordered = [results[number] for number in sorted(results)]
         if verbose:
@@ -205,8 +205,8 @@ class GeneratorHubInterface(nn.Module):
     def _settings(self, beam: int, given: Mapping[str, object]) -> argparse.Namespace:
         """Return the settings of the section ``generation``, changed as given."""
         known = [field.name for field, _ in public_fields(GenerationConfig)]
-        own = getattr(self.cfg, "generation", None) or GenerationConfig()
-        settings = {name: getattr(own, name) for name in known} | {"beam": beam}
+        section = getattr(self.cfg, "generation", None) or GenerationConfig()
+        settings = {name: getattr(section, name) for name in known} | {"beam": beam}
         for name, value in given.items():
             if name in REFUSED and name not in MORE_SETTINGS:
                 check_refused(name, value)

@@ -100,7 +100,7 @@ def read_sentences(path: PathLike, terminals: Sequence[str]) -> list[np.ndarray]
         MissingFileError: if there is no such file.
     """
     number = {word: place for place, word in enumerate(terminals)}
-    found = []
+    sentences = []
     with open(require_file(path, "text", "Check the path."), encoding="utf-8") as handle:
         try:
             for row, line in enumerate(handle, 1):
@@ -112,9 +112,9 @@ def read_sentences(path: PathLike, terminals: Sequence[str]) -> list[np.ndarray]
                         "text with the grammar that it was drawn from"
                     )
                 if words:
-                    found.append(np.array([number[word] for word in words], dtype=np.int64))
+                    sentences.append(np.array([number[word] for word in words], dtype=np.int64))
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8 text: {error}") from None
-    if not found:
+    if not sentences:
         raise DataError(f"{path} holds no sentence")
-    return found
+    return sentences

@@ -211,7 +211,7 @@ def _memory(trainer: Trainer, saved: int, resident: int, restored: bool) -> dict
     own["process"] = 0 if trainer.device.type == "cuda" else max(0, resident - there)
     total = sum(own.values())
     peak = peak_memory(trainer.device) or total
-    return {**own, "working": max(0, peak - total), "peak": peak}
+    return {**parts, "working": max(0, peak - total), "peak": peak}
 
 
 def _room(dataset: Any, batch: Any) -> int:

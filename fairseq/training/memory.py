@@ -18,9 +18,9 @@ STATUS = Path("/proc/self/status")  # of Linux
 def _status(key: str) -> int | None:
     """Return a figure of the kernel's about this process in bytes, else its peak so far."""
     try:
-        found = [line.split() for line in STATUS.read_text().splitlines() if line.startswith(key)]
+        lines = [line.split() for line in STATUS.read_text().splitlines() if line.startswith(key)]
         # the kernel states kB, which are 1024 bytes
-        return int(found[0][1]) * 1024
+        return int(lines[0][1]) * 1024
     except (OSError, IndexError, ValueError):
         pass
     try:

@@ -57,11 +57,11 @@ OTHER_KINDS = {
 
 
 def _check_plain(
-    path: Path, part: str, found: object, accepted: Mapping[str, tuple[Any, ...]], kind: object
+    path: Path, part: str, content: object, accepted: Mapping[str, tuple[Any, ...]], kind: object
 ) -> None:
     """Raise unless a part of the file is as accepted, naming the way to use such a tokenizer."""
     for key, values in accepted.items():
-        value = found.get(key) if isinstance(found, dict) else None
+        value = content.get(key) if isinstance(content, dict) else None
         if value not in values:
             way = OTHER_KINDS.get(str(kind))
             raise UnsupportedError(

@@ -192,11 +192,11 @@ class RobertaHubInterface(nn.Module):
         values, indices = probability_V.masked_fill(~allowed_V, -1).topk(
             min(topk, int(allowed_V.sum()))
         )
-        found = []
+        fillings = []
         for value, index in zip(values.tolist(), indices.tolist(), strict=True):
             text, token = self.fill_first(masked_input, index)
-            found.append((text, value, token))
-        return found
+            fillings.append((text, value, token))
+        return fillings
 
     def fillable(self) -> Tensor:
         """Return which ids may fill a mask, bool of shape (V,)."""

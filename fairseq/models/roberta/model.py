@@ -401,13 +401,13 @@ class RobertaModel(FairseqEncoderModel):
             known = name in self.classification_heads
             if not known and self.config.load_checkpoint_heads and complete:
                 self.register_classification_head(name, *shape[:2])
-            own: Any = dict(self.classification_heads.items()).get(name)
-            if own is None or own.shape != shape:
+            head: Any = dict(self.classification_heads.items()).get(name)
+            if head is None or head.shape != shape:
                 reason = "there is none here"
-                if own is not None:
+                if head is not None:
                     reason = (
                         "the one here has another shape and begins with new weights ((classes, "
-                        f"inner width, input width) are {own.shape} here, {shape} in the file)"
+                        f"inner width, input width) are {head.shape} here, {shape} in the file)"
                     )
                 logger.warning("classification head '%s' is not loaded: %s", name, reason)
                 for key in [key for key in state if key.startswith(f"{prefix}{name}.")]:

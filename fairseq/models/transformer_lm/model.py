@@ -226,7 +226,7 @@ def _rename(state: StateDict) -> None:
             continue
         if key == "decoder.embed_out":
             key = "decoder.output_projection.weight"
-        key = re.sub(r"\.layer_norms\.([012])\.", lambda found: f".{norms[found[1]]}.", key)
+        key = re.sub(r"\.layer_norms\.([012])\.", lambda norm: f".{norms[norm[1]]}.", key)
         joint = re.fullmatch(r"(.*\.)in_proj_(weight|bias)", key)
         if joint is None:
             state[key] = value
