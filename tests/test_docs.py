@@ -179,7 +179,8 @@ def known_flags() -> set[str]:
     programs = [*ROOT.glob("examples/*/study.py"), *ROOT.glob("benchmarks/*.py")]
     studies = "".join(map(text_of, programs))
     flags |= set(re.findall(r'add_argument\("(--[a-z-]+)"', studies))
-    return flags | refused | {"--config", "--show-config", "--json", "--help", completion.FLAG}
+    first = {"--config", "--show-config", "--estimate", "--json", "--help", completion.FLAG}
+    return flags | refused | first
 
 
 def test_every_flag_that_is_named_exists() -> None:

@@ -211,7 +211,7 @@ def _config_of(
     raise CheckpointError("this file holds no configuration; is it a fairseq checkpoint?")
 
 
-def _make(given: dict[str, Any], nested: dict[str, Any]) -> FairseqConfig:
+def _make(flat: dict[str, Any], nested: dict[str, Any]) -> FairseqConfig:
     """Build the configuration; components that are unknown here and not essential are dropped."""
     sections = {key: value for key, value in nested.items() if value is not None}
     for section, flag in COMPONENTS.items():
@@ -221,7 +221,7 @@ def _make(given: dict[str, Any], nested: dict[str, Any]) -> FairseqConfig:
         if name is not None and not essential and name not in options.known_names(flag):
             logger.warning("the checkpoint's %s '%s' is not known here", flag, name)
             del sections[section]
-    return options.make_config(given, sections, strict=False, settle=False)
+    return options.make_config(flat, sections, strict=False, settle=False)
 
 
 def _name_the_model(nested: dict[str, Any]) -> None:

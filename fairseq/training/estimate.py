@@ -200,16 +200,16 @@ def _memory(trainer: Trainer, saved: int, resident: int, restored: bool) -> dict
     model, criterion, trained = trainer.get_model(), trainer.criterion, trainer.parameters()
     teacher = getattr(getattr(criterion, "_teacher", None), "model", None)
     average = None if trainer.ema is None else trainer.ema.get_model()
-    own = {
+    parts = {
         "weights": bytes_of(module_tensors(model, criterion)),
         "gradients": gradient_bytes(trainer.optimizer, trained),
         "optimizer": optimizer_bytes(trainer.optimizer, trained) or 0,
         "other_models": bytes_of(module_tensors(teacher, average)),
         "activations": saved,
     }
-    there = own["weights"] + own["other_models"] + own["optimizer"] * restored
-    own["process"] = 0 if trainer.device.type == "cuda" else max(0, resident - there)
-    total = sum(own.values())
+    there = parts["weights"] + parts["other_models"] + parts["optimizer"] * restored
+    parts["process"] = 0 if trainer.device.type == "cuda" else max(0, resident - there)
+    total = sum(parts.values())
     peak = peak_memory(trainer.device) or total
     return {**parts, "working": max(0, peak - total), "peak": peak}
 
