@@ -17,6 +17,7 @@ if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
 fi
 status=0
 # the kernels' tests need pytest and nothing else; 5 of the 9 minutes at most
-timeout 300 "$PYTHON" -m pytest -o addopts="" -q -rs tests/ops/test_on_gpu.py || status=1
+timeout 300 "$PYTHON" -m pytest -o addopts="" -q -rs tests/ops/test_on_gpu.py \
+    tests/training/test_step_on_gpu.py || status=1
 timeout 210 "$PYTHON" benchmarks/gpu.py --seconds 180 --output "$OUTPUT" || status=1
 exit $status
