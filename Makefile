@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.installed-test
 EXCHANGEABLE := $(VENV)/.installed-hf
 
-.PHONY: help setup demo test check docs faults matrix interpreters bench study-implicit-bias data train clean
+.PHONY: help setup plan demo test check docs faults matrix interpreters bench study-corpus study-implicit-bias data train clean
 
 help:
 	@echo "make demo     install, build a corpus, train a small model, fill masks, write a report"
