@@ -54,6 +54,19 @@ SMALL = {
     "log_interval": 1,
 }
 
+# What turns the tiny masked model into another.
+CLAP = {"head": "clap", "position": "alibi", "mask_embedding": "zero"}
+HEADLESS = {"criterion": "contrastive_weight_tying", "head": "none"}
+DECODER = {
+    "task": "language_modeling",
+    "criterion": "cross_entropy",
+    "arch": "transformer_lm",
+    "decoder_layers": 2,
+    "decoder_embed_dim": 32,
+    "decoder_ffn_embed_dim": 64,
+    "decoder_attention_heads": 2,
+}
+
 
 def make_corpus(folder: Path, train_lines: int = 40, valid_lines: int = 8) -> Path:
     """Write binarized sentences that count through the words; an epoch has six batches of four."""

@@ -10,22 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import Recorder, config, content, make_corpus, train
+from tiny_run import CLAP, DECODER, Recorder, config, content, make_corpus, train
 from torch import nn
 
 from fairseq.errors import ConfigError
 from fairseq.training import compiled
 
-DECODER = {
-    "task": "language_modeling",
-    "criterion": "cross_entropy",
-    "arch": "transformer_lm",
-    "decoder_layers": 2,
-    "decoder_embed_dim": 32,
-    "decoder_ffn_embed_dim": 64,
-    "decoder_attention_heads": 2,
-}
-CLAP = {"head": "clap", "position": "alibi", "mask_embedding": "zero"}
 QUIET = {"dropout": 0.0, "attention_dropout": 0.0, "disable_validation": True, "max_update": 3}
 CASES = [("layer", CLAP), ("layer", DECODER)]
 LONG = [pytest.param("full", flags, marks=pytest.mark.matrix) for flags in (CLAP, DECODER)]

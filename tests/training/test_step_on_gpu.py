@@ -8,23 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import config, make_corpus, train
+from tiny_run import CLAP, DECODER, HEADLESS, config, make_corpus, train
 
 from fairseq.optim.adam import Adam
 from fairseq.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-CLAP = {"head": "clap", "position": "alibi", "mask_embedding": "zero"}
-HEADLESS = {"criterion": "contrastive_weight_tying", "head": "none"}
-DECODER = {
-    "task": "language_modeling",
-    "criterion": "cross_entropy",
-    "arch": "transformer_lm",
-    "decoder_layers": 2,
-    "decoder_embed_dim": 32,
-    "decoder_ffn_embed_dim": 64,
-    "decoder_attention_heads": 2,
-}
 KINDS: dict[str, dict[str, Any]] = {
     "masked": {},
     "clap, alibi": {**CLAP, "attention_dropout": 0.0},

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import config, content, digest, make_corpus, train
+from tiny_run import CLAP, DECODER, HEADLESS, config, content, digest, make_corpus, train
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -35,17 +35,9 @@ BY_INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 MODELS: dict[str, dict[str, Any]] = {
     "masked": {},
-    "clap, alibi": {"head": "clap", "position": "alibi", "mask_embedding": "zero"},
-    "causal": {
-        "task": "language_modeling",
-        "criterion": "cross_entropy",
-        "arch": "transformer_lm",
-        "decoder_layers": 2,
-        "decoder_embed_dim": 32,
-        "decoder_ffn_embed_dim": 64,
-        "decoder_attention_heads": 2,
-    },
-    "headless": {"criterion": "contrastive_weight_tying", "head": "none"},
+    "clap, alibi": CLAP,
+    "causal": DECODER,
+    "headless": HEADLESS,
 }
 
 
