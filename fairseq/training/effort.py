@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fairseq.criterions.base import FairseqCriterion
 from fairseq.logging import metrics
@@ -24,6 +25,7 @@ MARK = "_effort_"  # begins their names among what a criterion logs
 # product as flat as those of training can be half as fast again as a square one.
 GEMMS = {"cuda": ((8192, 8192, 8192),)}
 GEMMS_ELSEWHERE = ((512, 512, 512), (2048, 256, 1024))
+SLOW = 0.01  # seconds for a sixteenth of such a product
 
 
 class Effort:
@@ -137,10 +139,16 @@ def peak_of(
     for m, k, n in GEMMS.get(device.type, GEMMS_ELSEWHERE):
         # ones draw no random number
         a, b = (torch.ones(*size, device=device, dtype=dtype) for size in ((m, k), (k, n)))
-        seconds = []
-        for _ in range(4):  # the first one warms up
-            started = time.perf_counter()
-            float((a @ b)[0, 0])  # reading a number waits for the device
-            seconds.append(time.perf_counter() - started)
-        best = max(best, 2 * m * k * n / min(seconds[1:]))
+        rows = m // 16
+        # the first one warms up; a type without units, as fp16 on a CPU, stays with these rows
+        if min(_seconds(a[:rows], b) for _ in range(2)) < SLOW:
+            rows = m
+        seconds = min(_seconds(a[:rows], b) for _ in range(3))
+        best = max(best, 2 * rows * k * n / seconds)
     return best * devices
+
+
+def _seconds(a: Tensor, b: Tensor) -> float:
+    started = time.perf_counter()
+    float((a @ b)[0, 0])  # reading a number waits for the device
+    return time.perf_counter() - started

@@ -78,7 +78,7 @@ class Failing(Numbers):
 
 class Sleeping(Numbers):
     def __getitem__(self, index):
-        time.sleep(2)
+        time.sleep(6)  # long after the time-out, however busy the machine
 
 
 DIED = r"process that reads data died \(Killed\): pid \d+.*--num-workers 0"
