@@ -90,8 +90,8 @@ class CommonConfig(FairseqDataclass):
     )
     compile: Literal["off", "layer", "full"] = option(
         "off",
-        "run each Transformer layer, or the whole model, through torch.compile; on a CPU that is "
-        "slower (.80 to .97 of the speed, up to 98 s for the first step), on a GPU not measured",
+        "run each Transformer layer, or the whole model, through torch.compile; the first step "
+        "waits for the compiler, and on a CPU the others were slower, too; not measured on a GPU",
         new=True,
     )
     allow_tf32: bool = option(True, "allow TF32 matrix products on GPUs", positive=True, new=True)
