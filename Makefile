@@ -96,6 +96,7 @@ bench: $(EXCHANGEABLE)
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/step.py --peers $(BIN)/python --only masked,V8001,d0.1,1t \
 		masked,V8001,d0,1t
+	$(BIN)/python benchmarks/products.py
 	$(BIN)/python benchmarks/distillation.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/pcfg.py

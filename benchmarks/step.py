@@ -44,6 +44,8 @@ ROWS, LENGTH, LAYERS, WIDTH, INNER, HEADS = 32, 128, 4, 256, 1024, 4
 STEPS = 2  # of a turn
 ENDLESS = 1_000_000
 TRANSFORMERS = ("transformers", "gathering + sdpa", "gathering + eager")
+FLOORS = ("floor", "faster floor")
+HERE = (*FLOORS, "step alone")  # need no peers
 FAMILIES: dict[str, tuple[str, ...]] = {
     "masked": (*TRANSFORMERS, "plain PyTorch"),
     "clap-alibi": (),
@@ -183,8 +185,8 @@ def contestants(case: Case, data: Path, args: argparse.Namespace) -> list[Contes
     found = [Contestant("fairseq-train", ours, environment(case.threads))]
     described = json.dumps({**vars(case), "data": str(data), "train": train_command(case, data)})
     peers = str(ROOT / "benchmarks" / "step_peers.py")
-    for name in ("floor", "step alone", *FAMILIES[case.family]):
-        here = name in ("floor", "step alone") or args.peers is None
+    for name in (*HERE, *FAMILIES[case.family]):
+        here = name in HERE or args.peers is None
         python = sys.executable if here else args.peers
         command = [python, peers, name, described]
         found.append(Contestant(name, command, environment(case.threads)))
@@ -222,11 +224,12 @@ def summary(case: Case, times: dict[str, list[tuple[float, float]]]) -> dict[str
         "ms_clock": {name: quartiles([t[1] for t in turns], 1) for name, turns in times.items()},
         "share_of_gemm_floor": quartiles(ratios(chosen["floor"], ours), 3)[1],
         "quartiles_of_share": quartiles(ratios(chosen["floor"], ours), 3)[::2],
+        "share_of_faster_floor": quartiles(ratios(chosen["faster floor"], ours), 3),
         "floor_GFLOP_s": round(gemm_flops(case) / statistics.median(chosen["floor"]) / 1e6, 1),
         "beside": {},
     }
     for name, values in chosen.items():
-        if name not in ("fairseq-train", "floor"):
+        if name not in ("fairseq-train", *FLOORS):
             result["beside"][name] = verdict(ratios(values, ours))
     return result
 

@@ -2,7 +2,8 @@
 
 Usage: python benchmarks/step_peers.py NAME CASE (as `step.py` calls it)
 
-`floor` multiplies what a step multiplies, into buffers that exist; `step alone` is our model and
+`floor` multiplies what a step multiplies, into buffers that exist, `faster floor` by oneDNN where
+that is preferred (`fairseq/ops/linear.py`); `step alone` is our model and
 criterion in a loop of its own; the others are loops around transformers and PyTorch. All have fused
 AdamW, and eight batches that were made before.
 """
@@ -53,6 +54,26 @@ def floor(case: Case, described: dict[str, Any]) -> Step:
         for x, w, y, dx, dw, out in operands:
             torch.matmul(x, w.mT, out=out)
             torch.matmul(y, w, out=dx)
+            torch.matmul(y.mT, x, out=dw)
+
+    return step
+
+
+def faster_floor(case: Case, described: dict[str, Any]) -> Step:
+    """Return the same products, each by whichever of torch's libraries our step would take."""
+    from fairseq.ops.linear import product
+
+    operands = []
+    for batch, m, k, n in products(case):
+        shape = (batch,) if batch > 1 else ()
+        x, w, y = (torch.randn(*shape, *size) for size in ((m, k), (n, k), (m, n)))
+        multiply = torch.matmul if batch > 1 else product
+        operands.append((multiply, x, w, y, torch.empty_like(w)))
+
+    def step() -> None:
+        for multiply, x, w, y, dw in operands:
+            multiply(x, w.mT)
+            multiply(y, w)
             torch.matmul(y.mT, x, out=dw)
 
     return step
@@ -204,6 +225,7 @@ def alone(case: Case, described: dict[str, Any]) -> Step:
 
 CONTESTANTS: dict[str, Callable[[Case, dict[str, Any]], Step]] = {
     "floor": floor,
+    "faster floor": faster_floor,
     "step alone": alone,
     "transformers": lambda case, _: transformers_masked(case, False, "sdpa"),
     "gathering + sdpa": lambda case, _: transformers_masked(case, True, "sdpa"),

@@ -16,6 +16,7 @@ ORDER = (
     "preprocess",
     "bpe",
     "step",
+    "products",
     "training",
     "estimate",
     "heads",
@@ -29,11 +30,11 @@ ORDER = (
 HEAD = """# Benchmarks
 
 `make bench` measures again (all of it takes about ten minutes); `python benchmarks/run.py NAME`
-measures one; `estimate.py`, `heads.py`, `minilm.py`, `muon.py` and `pcfg.py` are programs of their
-own. Each record in [results](results) names its command, machine, date and versions. What is
-compared with another program runs in the same process, interleaved. "Times original" is against
-1.3 MB/s (preprocess) and 1.4 MB/s (BPE), which the original fairseq reached on another two-core
-machine.
+measures one; `estimate.py`, `heads.py`, `minilm.py`, `muon.py`, `pcfg.py` and `products.py` are
+programs of their own. Each record in [results](results) names its command, machine, date and
+versions. What is compared with another program runs in the same process, interleaved. "Times
+original" is against 1.3 MB/s (preprocess) and 1.4 MB/s (BPE), which the original fairseq reached on
+another two-core machine.
 `ratio` is tokens a second against a plain `transformers.RobertaForMaskedLM` loop with the same
 dropout and fused AdamW;
 `ratio_to_gathering` against such a loop that projects the masked positions only. In `heads`, CE is
@@ -43,6 +44,9 @@ project's plain reference, which builds more than the loss as its paper writes i
 way here, with equal values. `distillation` compares forms of T^2 KL between two
 projections, forward and backward, with equal values. `growth` is a step that learns a growth
 operator beside one that trains the large model itself.
+In `step`, the floor is the products of a step by `torch.matmul`, the faster floor those by the
+library that a step takes, which is oneDNN for some on some processors; a share of the former may
+exceed 1.
 In `estimate`, ratios are what `fairseq-train --estimate` said over what the run took.
 In `pcfg`, figures are sentences per second of
 processor time of one core: drawn, drawn and written as text, all conditionals of one hidden word,
@@ -87,7 +91,7 @@ def grid(name: str, part: dict[str, dict[str, Any]]) -> str:
 def steps(result: dict[str, Any]) -> str:
     """Return a row for each case of `step.py`; a peer that was not there leaves its cell empty."""
     peers = list(dict.fromkeys(name for case in result.values() for name in case["beside"]))
-    columns = ["case", "ms", "share of the floor", "rounds", "load", *peers]
+    columns = ["case", "ms", "share of the floor", "of the faster floor", "rounds", "load", *peers]
     lines = [columns, ["---"] * len(columns)]
     for name, case in result.items():
         low, high = case["quartiles_of_share"]
@@ -96,6 +100,8 @@ def steps(result: dict[str, Any]) -> str:
             case["ms"]["fairseq-train"][1],
             f"{case['share_of_gemm_floor']} ({low}-{high})",
         ]
+        faster = case.get("share_of_faster_floor")
+        line.append(f"{faster[1]} ({faster[0]}-{faster[2]})" if faster else "")
         line += [case["rounds"], case["load"]]
         for peer in peers:
             beside = case["beside"].get(peer)

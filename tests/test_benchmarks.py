@@ -58,6 +58,16 @@ def test_the_benchmark_of_heads_runs() -> None:
         assert row["CWT, distinct"]["ms"] < row["CE, every token"]["ms"]
 
 
+def test_the_benchmark_of_products_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "products.py"), "--quick"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    products, attention = json.loads(done.stdout)["result"].values()
+    assert all(rate > 0 for row in products.values() for rate in row.values())
+    assert all(set(row) >= {"rows, dropout", "sdpa"} for row in attention.values())
+
+
 def test_the_benchmark_of_distillation_runs() -> None:
     """All forms give the same loss, or the program says so and fails."""
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Layer normalisation: PyTorch's by default, NVIDIA apex's on request."""
+"""What is done to every position by itself: layer norms, products with a weight, activations."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq.errors import ConfigError, did_you_mean
+from fairseq.ops.linear import linear as multiply
+
+
+class Linear(nn.Linear):
+    """PyTorch's, multiplied by :func:`fairseq.ops.linear.linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``input W^T + b``, shape (..., out_features)."""
+        return multiply(input, self.weight, self.bias)
 
 
 def LayerNorm(

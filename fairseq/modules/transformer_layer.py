@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fairseq.aliases import NAMES
 from fairseq.lazy import lazy_names
-from fairseq.modules.pointwise import LayerNorm, get_activation_fn
+from fairseq.modules.pointwise import LayerNorm, Linear, get_activation_fn
 from fairseq.modules.positions import rotate
 from fairseq.ops.attention import attention, check_backend
 from fairseq.ops.attention_context import NOTHING, AttentionContext
@@ -102,10 +102,10 @@ class MultiheadAttention(nn.Module):
         check_backend(backend)
         self.backend = backend
         # this order is the order of the optimizer state in checkpoints
-        self.k_proj = nn.Linear(embed_dim, embed_dim)
-        self.v_proj = nn.Linear(embed_dim, embed_dim)
-        self.q_proj = nn.Linear(embed_dim, embed_dim)
-        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        self.k_proj = Linear(embed_dim, embed_dim)
+        self.v_proj = Linear(embed_dim, embed_dim)
+        self.q_proj = Linear(embed_dim, embed_dim)
+        self.out_proj = Linear(embed_dim, embed_dim)
         if xavier:
             # 1/sqrt(2) as if the three were one (3C, C) matrix, which is how they began
             for projection in (self.k_proj, self.v_proj, self.q_proj):
@@ -199,8 +199,8 @@ class TransformerLayer(nn.Module):
         self.ffn_layernorm = norm(shape.ffn_dim, shape.scale_fc)
         # factors of one, so that a new layer computes what it would without them
         self.w_resid = nn.Parameter(torch.ones(dim)) if shape.scale_resids else None
-        self.fc1 = nn.Linear(dim, shape.ffn_dim)
-        self.fc2 = nn.Linear(shape.ffn_dim, dim)
+        self.fc1 = Linear(dim, shape.ffn_dim)
+        self.fc2 = Linear(shape.ffn_dim, dim)
         self.final_layer_norm = LayerNorm(dim, shape.eps, implementation=shape.norm)
 
     def forward(

@@ -15,12 +15,16 @@ from torch import Tensor
 from fairseq.errors import ConfigError, did_you_mean
 from fairseq.ops.attention_context import NOTHING, AttentionContext
 from fairseq.ops.attention_fused import FUSED, best_on_gpu, fused_attention, require
+from fairseq.ops.attention_rows import attention_by_rows
+from fairseq.ops.dropout import LEVELS
 from fairseq.ops.dropout import dropout as drop
 
-BACKENDS = ("sdpa", "explicit", "reference")
+BACKENDS = ("sdpa", "explicit", "reference", "rows")
 ALIASES = {"auto": "sdpa", "hf": "sdpa", "flash_attention": "flash"}
 # Fused kernels want a number of channels that is a multiple of this.
 CHANNEL_GROUP = 8
+# Products of scores in a row of the batch from which on it is attended to by itself on a CPU.
+WORTH_A_ROW = 1 << 21
 
 
 def check_backend(backend: str) -> str:
@@ -62,8 +66,9 @@ def attention(
         backend: ``sdpa`` (PyTorch's fused attention), ``explicit`` (scores in memory, products in
             the type of the input), ``reference`` (the same, all in fp32), ``flex``, ``flash`` or
             ``xformers`` (see :mod:`fairseq.ops.attention_fused`; where there are fewer queries
-            than keys, as in incremental decoding, they are sdpa), or ``auto``: explicit on a CPU
-            that drops weights, where the fused attention is not fused; on a GPU what
+            than keys, as in incremental decoding, they are sdpa), ``rows`` (a row of the batch at
+            a time, in fp32; see :mod:`fairseq.ops.attention_rows`), or ``auto``: on a CPU that
+            drops weights, where the fused attention is not fused, rows or explicit; on a GPU what
             :func:`fairseq.ops.attention_fused.best_on_gpu` says; sdpa otherwise.
 
     Raises:
@@ -73,18 +78,27 @@ def attention(
     """
     name = ALIASES.get(backend, backend)
     if backend == "auto" and query_BHTD.device.type == "cpu":
-        name = "explicit" if dropout > 0 else "sdpa"
+        name = _best_on_cpu(query_BHTD, key_BHSD, dropout)
     elif backend == "auto":
         name = best_on_gpu(query_BHTD, context, dropout)
     # fused kernels align the first query with the first key, not the last with the last
     if name in FUSED and query_BHTD.shape[2] != key_BHSD.shape[2]:
         name = "sdpa"
-    functions = {"sdpa": _sdpa, "explicit": _explicit, "reference": _reference}
+    functions = {"sdpa": _sdpa, "explicit": _explicit, "reference": _reference, "rows": _rows}
     function = functions.get(name) or functools.partial(fused_attention, check_backend(name))
     # autocast would round the bias to half precision
     with torch.autocast(query_BHTD.device.type, enabled=False):
         attended_BHTD = function(query_BHTD, key_BHSD, value_BHSD, context, dropout)
     return attended_BHTD.to(query_BHTD.dtype)
+
+
+def _best_on_cpu(query_BHTD: Tensor, key_BHSD: Tensor, dropout: float) -> str:
+    if dropout == 0:
+        return "sdpa"
+    _, heads, queries, channels = query_BHTD.shape
+    # a compiler would unroll the loop over rows; small rows are not worth the calls of one
+    small = heads * queries * key_BHSD.shape[2] * channels < WORTH_A_ROW
+    return "explicit" if small or torch.compiler.is_compiling() else "rows"
 
 
 def _sdpa(
@@ -115,10 +129,9 @@ def _sdpa(
     else:
         # the kernels' own causality starts counting at the first query, not at the last key
         kernel_is_causal = causal and queries == keys and hidden_BS is None and others_B1TS is None
-        masks = [] if hidden_BS is None else [hidden_BS[:, None, None, :]]
-        masks += [] if others_B1TS is None else [others_B1TS]
-        masks += [_future(query_BHTD, key_BHSD)] if causal and not kernel_is_causal else []
-        mask = ~functools.reduce(torch.logical_or, masks) if masks else None
+        future = causal and not kernel_is_causal
+        hidden = context.hidden(queries, keys, query_BHTD.device, future)
+        mask = None if hidden is None else ~hidden
         causal = kernel_is_causal
     # the scale of the channels as they came: of those with some more it would be another
     attended_BHTD = F.scaled_dot_product_attention(
@@ -144,14 +157,6 @@ def _hide_by_channel(
     huge = torch.finfo(key.dtype).min / 2
     key[..., first] = hidden_BS[:, None, :].to(key.dtype) * huge
     return query, key, value
-
-
-def _future(query_BHTD: Tensor, key_BHSD: Tensor) -> Tensor:
-    """Return a (T, S) mask, True where the key lies after the query."""
-    queries, keys = query_BHTD.shape[2], key_BHSD.shape[2]
-    # the last query is the last key: earlier queries are the T - S before it
-    everything = torch.ones(queries, keys, dtype=torch.bool, device=query_BHTD.device)
-    return everything.triu(keys - queries + 1)
 
 
 def _reference(
@@ -181,13 +186,28 @@ def _explicit(
     bias_1HTS = context.bias(queries, keys, query_BHTD.device)
     if bias_1HTS is not None:
         scores_BHTS = scores_BHTS + bias_1HTS
-    lowest = torch.finfo(wide).min  # not -inf: rows without any visible key must stay finite
-    if context.key_padding_mask_BS is not None:
-        scores_BHTS = scores_BHTS.masked_fill(context.key_padding_mask_BS[:, None, None, :], lowest)
-    others_B1TS = context.other_documents(queries)
-    if others_B1TS is not None:
-        scores_BHTS = scores_BHTS.masked_fill(others_B1TS, lowest)
-    if context.causal and queries > 1 and bias_1HTS is None:  # else the bias hides the future
-        scores_BHTS = scores_BHTS.masked_fill(_future(query_BHTD, key_BHSD), lowest)
+    # the bias hides the future itself
+    future = context.causal and queries > 1 and bias_1HTS is None
+    hidden = context.hidden(queries, keys, query_BHTD.device, future)
+    if hidden is not None:  # not by -inf: rows without any visible key must stay finite
+        scores_BHTS = scores_BHTS.masked_fill(hidden, torch.finfo(wide).min)
     weights_BHTS = drop(scores_BHTS.softmax(-1), dropout)
     return weights_BHTS.to(value_BHSD.dtype) @ value_BHSD
+
+
+def _rows(
+    query_BHTD: Tensor,
+    key_BHSD: Tensor,
+    value_BHSD: Tensor,
+    context: AttentionContext,
+    dropout: float,
+) -> Tensor:
+    if round(dropout * LEVELS) == LEVELS:  # nothing is kept: no factor makes up for it
+        return _explicit(query_BHTD, key_BHSD, value_BHSD, context, dropout)
+    wide = torch.promote_types(query_BHTD.dtype, torch.float32)
+    query_BHTD, key_BHSD, value_BHSD = (t.to(wide) for t in (query_BHTD, key_BHSD, value_BHSD))
+    queries, keys = query_BHTD.shape[2], key_BHSD.shape[2]
+    bias_1HTS = context.bias(queries, keys, query_BHTD.device)
+    future = context.causal and queries > 1 and bias_1HTS is None
+    hidden = context.hidden(queries, keys, query_BHTD.device, future)
+    return attention_by_rows(query_BHTD, key_BHSD, value_BHSD, bias_1HTS, hidden, dropout)

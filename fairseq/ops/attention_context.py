@@ -5,6 +5,7 @@ Shapes: B batch, H heads, T queries (the last T of the tokens so far), S keys, R
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -103,6 +104,32 @@ class AttentionContext:
             return None
         asking_BT = self.documents_BS[:, -queries:]
         return asking_BT[:, None, :, None] != self.documents_BS[:, None, None, :]
+
+    def hidden(
+        self, queries: int, keys: int, device: torch.device | str, future: bool
+    ) -> Tensor | None:
+        """Return a mask, True at pairs that must not be seen; None if all may be.
+
+        Args:
+            queries: T.
+            keys: S.
+            device: of the mask.
+            future: hide keys after their query, too.
+
+        Returns:
+            a mask that broadcasts to (B, 1, T, S).
+        """
+        masks = []
+        if self.key_padding_mask_BS is not None:
+            masks.append(self.key_padding_mask_BS[:, None, None, :])
+        others_B1TS = self.other_documents(queries)
+        if others_B1TS is not None:
+            masks.append(others_B1TS)
+        if future:
+            # the last query is the last key: earlier queries are the T - S before it
+            everything_TS = torch.ones(queries, keys, dtype=torch.bool, device=device)
+            masks.append(everything_TS.triu(keys - queries + 1)[None, None])
+        return functools.reduce(torch.logical_or, masks) if masks else None
 
 
 NOTHING = AttentionContext()

@@ -8,6 +8,8 @@ the expectation is exact.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -54,10 +56,7 @@ class _Packed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _DropoutContext, x: Tensor, dropped: int) -> Tensor:
         """Apply a fresh mask."""
-        n = x.numel()
-        words = torch.empty((n + 3) // 4, dtype=torch.int64, device=x.device)
-        # None stands for the end of the range: 2**63 itself is no int64
-        bits = words.random_(-(2**63), None).view(torch.int16)[:n].view(x.shape)
+        bits = draw_bits(x.shape, x.device)
         ctx.save_for_backward(bits)
         ctx.dropped = dropped
         return _kept(x, bits, dropped)
@@ -67,6 +66,14 @@ class _Packed(torch.autograd.Function):
         """Apply the same mask to the gradient."""
         (bits,) = ctx.saved_tensors
         return _kept(gradients[0], bits, ctx.dropped), None
+
+
+def draw_bits(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Return uniform int16 numbers from torch's global generator, one 64-bit draw for four."""
+    n = math.prod(shape)
+    words = torch.empty((n + 3) // 4, dtype=torch.int64, device=device)
+    # None stands for the end of the range: 2**63 itself is no int64
+    return words.random_(-(2**63), None).view(torch.int16)[:n].view(shape)
 
 
 def _kept(x: Tensor, bits: Tensor, dropped: int) -> Tensor:

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq.errors import ConfigError, did_you_mean
+from fairseq.ops.linear import linear, product
 from fairseq.ops.loss_peers import OPTIONAL, optional_backend, triton_serves
 from fairseq.ops.single_backward import single_backward
 from fairseq.protocols import Context
@@ -126,13 +126,6 @@ def factor_type(hidden: Tensor, backend: str) -> torch.dtype:
     return torch.float32
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Return the matrix product; that of bf16 factors, which only occur on GPUs, in fp32."""
-    if left.dtype == torch.bfloat16:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left @ right
-
-
 def _reference(
     hidden_NC: Tensor,
     weight_VC: Tensor,
@@ -142,7 +135,7 @@ def _reference(
     want_argmax: bool,
     want_sum: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    logits_NV = F.linear(hidden_NC, weight_VC, bias_V)
+    logits_NV = linear(hidden_NC, weight_VC, bias_V)
     lse_N = logits_NV.logsumexp(-1)
     keep_N = target_N != ignore_index
     # gather refuses ids outside of the classes, such as -100, even where they do not count
@@ -164,8 +157,7 @@ def logit_chunks(
         step = max(16, elements // max(1, weight_VC.shape[0]))
     for start in range(0, len(hidden_NC), step):
         rows = slice(start, start + step)
-        logits_RV = _product(hidden_NC[rows], weight_VC.t())
-        yield rows, logits_RV if bias_V is None else logits_RV.add_(bias_V)
+        yield rows, product(hidden_NC[rows], weight_VC.t(), bias_V)
 
 
 class _ChunkedContext(Context, Protocol):
@@ -277,13 +269,13 @@ class ProjectionGradients:
             self.bias_V += dlogits_RV.sum(0)
         dlogits_RV = dlogits_RV.to(weight_VC.dtype)
         if self.hidden_NC is not None:
-            self.hidden_NC[rows] = _product(dlogits_RV, weight_VC)
+            self.hidden_NC[rows] = product(dlogits_RV, weight_VC)
         if self.weight_VC is not None:
             # addmm_ sums in place, but cannot multiply bf16 factors into an fp32 sum
             if self.weight_VC.dtype == weight_VC.dtype:
                 self.weight_VC.addmm_(dlogits_RV.t(), hidden_NC[rows])
             else:
-                self.weight_VC += _product(dlogits_RV.t(), hidden_NC[rows])
+                self.weight_VC += product(dlogits_RV.t(), hidden_NC[rows])
 
     def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the gradients of hidden, weight and bias; None where nobody asked."""

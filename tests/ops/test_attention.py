@@ -174,6 +174,41 @@ def test_causality_alone_makes_no_mask() -> None:
     assert seen.elements <= H * 128 * 8 < 128 * 128
 
 
+@pytest.mark.parametrize("masks", MASKS)
+def test_rows_drop_the_weights_that_explicit_drops(
+    monkeypatch: pytest.MonkeyPatch, masks: str
+) -> None:
+    """Values, gradients and second derivatives, by heads in pieces that do not divide them."""
+    monkeypatch.setattr("fairseq.ops.attention_rows.AT_ONCE", 60)
+    tensors, context = problem(4, 8, masks)
+    inputs = [tensor.requires_grad_() for tensor in tensors]
+
+    def derivatives(backend: str) -> list[Tensor]:
+        torch.manual_seed(7)
+        out = attention(*inputs, context, dropout=0.3, backend=backend)
+        torch.manual_seed(7)
+        again = attention(*inputs, context, dropout=0.3, backend=backend)
+        first = torch.autograd.grad(out.pow(2).sum(), inputs)
+        recorded = torch.autograd.grad(again.pow(2).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(g.pow(2).sum() for g in recorded), inputs)
+        return [out, *first, *recorded, *second]
+
+    for ours, theirs in zip(derivatives("rows"), derivatives("explicit"), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_auto_takes_rows_where_they_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    for name in ("_rows", "_explicit", "_sdpa"):
+        monkeypatch.setattr(
+            f"fairseq.ops.attention.{name}",
+            lambda query, *_, name=name: taken.append(name) or query,
+        )
+    for tokens, dropout in ((128, 0.1), (64, 0.1), (128, 0.0)):
+        attention(*[torch.zeros(2, 4, tokens, 32)] * 3, dropout=dropout)
+    assert taken == ["_rows", "_explicit", "_sdpa"]
+
+
 def test_dropout_drops_weights_and_scales_the_rest() -> None:
     torch.manual_seed(0)
     zeros, eye = torch.zeros(1, 1, 400, 400), torch.eye(400)[None, None]

@@ -85,7 +85,7 @@ class RobertaConfig(FairseqDataclass):
         minimum=0,
     )
     attention_backend: str = option(
-        "auto", "auto, sdpa, explicit, reference, flex, flash or xformers", new=True
+        "auto", "auto, sdpa, explicit, rows, reference, flex, flash or xformers", new=True
     )
     layer_norm: Literal["torch", "apex"] = option(
         "torch", "implementation of layer norms", new=True

@@ -120,7 +120,7 @@ class TransformerLanguageModelConfig(FairseqDataclass):
     )
     layer_norm_eps: float = option(1e-5, "added to variances", new=True, minimum=0)
     attention_backend: str = option(
-        "auto", "auto, sdpa, explicit, reference, flex, flash or xformers", new=True
+        "auto", "auto, sdpa, explicit, rows, reference, flex, flash or xformers", new=True
     )
     layer_norm: Literal["torch", "apex"] = option(
         "torch", "implementation of layer norms", new=True

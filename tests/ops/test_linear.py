@@ -1,0 +1,95 @@
+"""Products with a weight: both libraries give the formula's values and derivatives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fairseq.ops import linear as products
+from fairseq.ops.linear import BACKENDS, linear, product
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (64, 16), (2, 33, 5), (0, 4), (7, 1)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_and_gradients_equal_the_formula(
+    backend: str, bias: bool, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    x, weight_MK = torch.randn(shape), torch.randn(9, shape[-1])
+    tensors = [x, weight_MK, *([torch.randn(9)] if bias else [])]
+    ours = [tensor.requires_grad_() for tensor in tensors]
+    theirs = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    out = linear(*ours, backend=backend)
+    expected = torch.einsum("...k,mk->...m", *theirs[:2]) + (theirs[2] if bias else 0)
+    upstream = torch.linspace(-1, 1, out.numel()).view_as(out)
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(out.double(), expected, **close)
+    gradients = torch.autograd.grad(out, ours, upstream)
+    for gradient, want in zip(
+        gradients, torch.autograd.grad(expected, theirs, upstream.double()), strict=True
+    ):
+        torch.testing.assert_close(gradient.double(), want, **close)
+
+
+def test_inputs_in_any_order_of_memory() -> None:
+    x, weight_KM = torch.randn(5, 80, 3).transpose(0, 1), torch.randn(5, 9)
+    x = x.transpose(1, 2)  # (80, 3, 5)
+    expected = torch.einsum("abk,km->abm", x, weight_KM)
+    for backend in BACKENDS:
+        torch.testing.assert_close(linear(x, weight_KM.t(), backend=backend), expected)
+
+
+def test_only_the_gradients_that_are_needed() -> None:
+    x, weight_MK, bias_M = torch.randn(3, 4), torch.randn(2, 4), torch.randn(2)
+    weight_MK.requires_grad_()
+    linear(x, weight_MK, bias_M, backend="onednn").sum().backward()
+    assert x.grad is None and bias_M.grad is None and weight_MK.grad is not None
+
+
+def test_the_second_derivative() -> None:
+    tensors = [torch.randn(shape, requires_grad=True) for shape in ((3, 4), (2, 4), (2,))]
+
+    def second(backend: str) -> tuple[torch.Tensor, ...]:
+        loss = linear(*tensors, backend=backend).pow(3).sum()
+        gradients = torch.autograd.grad(loss, tensors, create_graph=True)
+        return torch.autograd.grad(sum(g.pow(2).sum() for g in gradients), tensors)
+
+    for ours, theirs in zip(second("onednn"), second("torch"), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("prefers", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_by_either_library(
+    monkeypatch: pytest.MonkeyPatch, prefers: bool, bias: bool
+) -> None:
+    monkeypatch.setattr(products, "processor_prefers_onednn", lambda: prefers)
+    left, right, bias_M = torch.randn(70, 5), torch.randn(5, 9), torch.randn(9) if bias else None
+    expected = left.double() @ right.double() + (bias_M if bias else 0)
+    for by_column in (False, True):
+        given = right.t().contiguous().t() if by_column else right
+        torch.testing.assert_close(product(left, given, bias_M).double(), expected, **CLOSE)
+        other = left.t().contiguous().t()
+        torch.testing.assert_close(product(other, given, bias_M).double(), expected, **CLOSE)
+
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def test_few_rows_other_types_and_compilers_are_left_to_pytorch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(products, "processor_prefers_onednn", lambda: True)
+
+    def refuse(*_: object) -> torch.Tensor:
+        raise AssertionError("oneDNN was called")
+
+    monkeypatch.setattr(products, "_by_onednn", refuse)
+    weight = torch.randn(9, 5)
+    with pytest.raises(AssertionError):
+        linear(torch.randn(64, 5), weight)
+    linear(torch.randn(63, 5), weight)
+    linear(torch.randn(64, 5).double(), weight.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(torch.randn(64, 5), weight).dtype == torch.bfloat16
