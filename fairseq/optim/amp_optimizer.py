@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fairseq.optim import build_optimizer
-from fairseq.optim.base import FairseqOptimizer, Params
+from fairseq.optim.base import FairseqOptimizer
 from fairseq.optim.read_settings import setting
+from fairseq.optim.wrapping import WrappingOptimizer
 from fairseq.protocols import StateDict
 
 if TYPE_CHECKING:
-    from fairseq.config.sections import FairseqConfig
     from fairseq.protocols import Settings
 
 
@@ -36,7 +35,7 @@ def amp_dtype(cfg: object, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if chosen == "bf16" else torch.float16
 
 
-class AMPOptimizer(FairseqOptimizer):
+class AMPOptimizer(WrappingOptimizer):
     """An fp32 optimizer behind torch's ``GradScaler`` (which is off under bfloat16).
 
     Args:
@@ -48,10 +47,9 @@ class AMPOptimizer(FairseqOptimizer):
     def __init__(
         self, cfg: Settings, params: Iterable[Tensor], fp32_optimizer: FairseqOptimizer
     ) -> None:
-        super().__init__(setting(cfg, "optimizer"))
+        super().__init__(cfg, params, fp32_optimizer)
         self.fp32_optimizer = fp32_optimizer
-        self._optimizer = fp32_optimizer.optimizer
-        device = next(iter(params)).device
+        device = self.model_params[0].device
         self.dtype = amp_dtype(cfg, device)
         self.min_loss_scale = setting(cfg, "common.min_loss_scale", 1e-4)
         self.scaler = torch.amp.GradScaler(
@@ -61,30 +59,10 @@ class AMPOptimizer(FairseqOptimizer):
             enabled=self.dtype == torch.float16,
         )
 
-    @classmethod
-    def build_optimizer(cls, cfg: FairseqConfig, params: Params, **kwargs: object) -> AMPOptimizer:
-        """Build the optimizer of ``cfg.optimizer`` over ``params`` and wrap it."""
-        rules = setting(cfg, "optimization.param_groups", "")
-        optimizer = build_optimizer(cfg.optimizer, params, param_groups=rules)
-        return cls(cfg, list(optimizer.params), optimizer, **kwargs)
-
-    @property
-    def optimizer_config(self) -> dict[str, Any]:
-        """The settings of the wrapped optimizer."""
-        return self.fp32_optimizer.optimizer_config
-
     @property
     def next_loss_scale(self) -> float:
         """The loss scale after one more overflow."""
         return self.scaler.get_scale() * self.scaler.get_backoff_factor()
-
-    def get_lr(self) -> float:
-        """Return the learning rate of the wrapped optimizer."""
-        return self.fp32_optimizer.get_lr()
-
-    def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the wrapped optimizer."""
-        self.fp32_optimizer.set_lr(lr)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped optimizer's state and, under a key of its own, the scaler's."""
@@ -93,7 +71,6 @@ class AMPOptimizer(FairseqOptimizer):
     def load_state_dict(
         self, state_dict: StateDict, optimizer_overrides: Mapping[str, object] | None = None
     ) -> None:
-        """Load a state of ours or of the original; see the base class."""
         self.fp32_optimizer.load_state_dict(state_dict, optimizer_overrides)
         if self.scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.scaler.load_state_dict(state_dict["grad_scaler"])
@@ -101,10 +78,6 @@ class AMPOptimizer(FairseqOptimizer):
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of the scaled ``loss`` (a 0-dim tensor)."""
         self.scaler.scale(loss).backward()
-
-    def all_reduce_grads(self, module: object) -> None:
-        """Reduce gradients over the workers; see the base class."""
-        self.fp32_optimizer.all_reduce_grads(module)
 
     def clip_grad_norm(
         self, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None
@@ -145,8 +118,3 @@ class AMPOptimizer(FairseqOptimizer):
     def skips_on_device(self) -> bool:
         """Whether a step can be left out on the device: not where the scale depends on it."""
         return not self.scaler.is_enabled() and super().skips_on_device
-
-    @property
-    def supports_flat_params(self) -> bool:
-        """Whether the wrapped optimizer takes one vector for all parameters."""
-        return self.fp32_optimizer.supports_flat_params

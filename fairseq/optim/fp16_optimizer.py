@@ -23,6 +23,7 @@ from fairseq.optim import build_optimizer, groups_by_name
 from fairseq.optim.base import FairseqOptimizer, Params, match_state, named_trainable, trainable
 from fairseq.optim.loss_scaler import DynamicLossScaler
 from fairseq.optim.read_settings import setting
+from fairseq.optim.wrapping import WrappingOptimizer
 from fairseq.protocols import StateDict
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def build_scaler(cfg: object) -> DynamicLossScaler | None:
     )
 
 
-class HalfPrecisionOptimizer(FairseqOptimizer):
+class HalfPrecisionOptimizer(WrappingOptimizer):
     """What both kinds share: the loss scale and the factor that the gradients still lack.
 
     Args:
@@ -68,29 +69,14 @@ class HalfPrecisionOptimizer(FairseqOptimizer):
     def __init__(
         self, cfg: Settings, params: Iterable[Tensor], optimizer: FairseqOptimizer
     ) -> None:
-        super().__init__(setting(cfg, "optimizer"))
-        self.fp16_params = list(params)
-        self.wrapped_optimizer = optimizer
-        self._optimizer = optimizer.optimizer
+        super().__init__(cfg, params, optimizer)
+        self.fp16_params = self.model_params
         self.scaler = build_scaler(cfg)
         self._factor: float | Tensor = 1.0
         self._reset_factor()
 
     def _reset_factor(self) -> None:
         self._factor = 1.0 if self.scaler is None else 1.0 / self.scaler.loss_scale
-
-    @property
-    def optimizer_config(self) -> dict[str, Any]:
-        """The settings of the wrapped optimizer."""
-        return self.wrapped_optimizer.optimizer_config
-
-    def get_lr(self) -> float:
-        """Return the learning rate of the wrapped optimizer."""
-        return self.wrapped_optimizer.get_lr()
-
-    def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the wrapped optimizer."""
-        self.wrapped_optimizer.set_lr(lr)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped optimizer's state with the loss scale and its counters."""
@@ -103,7 +89,6 @@ class HalfPrecisionOptimizer(FairseqOptimizer):
     def load_state_dict(
         self, state_dict: StateDict, optimizer_overrides: Mapping[str, object] | None = None
     ) -> None:
-        """Load a state of ours or of the original; see the base class."""
         self.wrapped_optimizer.load_state_dict(state_dict, optimizer_overrides)
         if self.scaler is not None and "loss_scale" in state_dict:
             self.scaler.loss_scale = float(state_dict["loss_scale"])
@@ -113,10 +98,6 @@ class HalfPrecisionOptimizer(FairseqOptimizer):
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of the scaled ``loss`` (a 0-dim tensor)."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-
-    def all_reduce_grads(self, module: object) -> None:
-        """Reduce gradients over the workers; see the base class."""
-        self.wrapped_optimizer.all_reduce_grads(module)
 
     def multiply_grads(self, c: float | Tensor) -> None:
         """Remember to multiply the gradients by ``c``."""
@@ -146,7 +127,6 @@ class HalfPrecisionOptimizer(FairseqOptimizer):
         scale: float | Tensor = 1.0,
         groups: Sequence[str] | None = None,
     ) -> None:
-        """Update the weights; see the base class."""
         self.wrapped_optimizer.step(closure, scale=scale / self._factor, groups=groups)
         if self.scaler is not None:
             self.scaler.update()
@@ -162,11 +142,6 @@ class HalfPrecisionOptimizer(FairseqOptimizer):
     def skips_on_device(self) -> bool:
         """Whether a step can be left out on the device: not where the scale depends on it."""
         return self.scaler is None and super().skips_on_device
-
-    @property
-    def supports_flat_params(self) -> bool:
-        """Whether the wrapped optimizer takes one vector for all parameters."""
-        return self.wrapped_optimizer.supports_flat_params
 
 
 class MemoryEfficientFP16Optimizer(HalfPrecisionOptimizer):
@@ -196,22 +171,10 @@ class MemoryEfficientFP16Optimizer(HalfPrecisionOptimizer):
             )
         super().__init__(cfg, params, optimizer)
 
-    @classmethod
-    def build_optimizer(
-        cls, cfg: FairseqConfig, params: Params, **kwargs: Any
-    ) -> MemoryEfficientFP16Optimizer:
-        """Build the optimizer of ``cfg.optimizer`` over ``params`` and wrap it."""
-        rules = setting(cfg, "optimization.param_groups", "")
-        optimizer = build_optimizer(cfg.optimizer, params, param_groups=rules)
-        return cls(cfg, optimizer.params, optimizer, **kwargs)
-
     def load_state_dict(
         self, state_dict: StateDict, optimizer_overrides: Mapping[str, object] | None = None
     ) -> None:
-        """Load a state of ours or of the original; see the base class.
-
-        torch rounds statistics to the type of their parameter; they are put back in full.
-        """
+        """Load a state, whose statistics torch rounds: they are put back in full."""
         super().load_state_dict(state_dict, optimizer_overrides)
         for _, saved, param in match_state(state_dict, self.optimizer):
             state = self.optimizer.state[param] if saved else {}
@@ -247,7 +210,7 @@ class FP16Optimizer(HalfPrecisionOptimizer):
         self._stale = False
 
     @classmethod
-    def build_optimizer(cls, cfg: FairseqConfig, params: Params, **kwargs: object) -> FP16Optimizer:
+    def build_optimizer(cls, cfg: FairseqConfig, params: Params, **kwargs: Any) -> FP16Optimizer:
         """Copy ``params`` to fp32 and build the optimizer of ``cfg.optimizer`` on the copies.
 
         fp16 keeps one flat vector like the original, unless ``--fp16-no-flatten-grads`` or what
@@ -323,7 +286,6 @@ class FP16Optimizer(HalfPrecisionOptimizer):
         )
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of the scaled ``loss`` (a 0-dim tensor)."""
         super().backward(loss)
         self._stale = True
 
@@ -345,7 +307,6 @@ class FP16Optimizer(HalfPrecisionOptimizer):
     def clip_grad_norm(
         self, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Return the norm of the true gradients and remember to clip; see the base class."""
         self._collect()
         return super().clip_grad_norm(max_norm, aggregate_norm_fn)
 
