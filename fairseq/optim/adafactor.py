@@ -20,9 +20,8 @@ from fairseq.config.schema import (
 )
 from fairseq.errors import ConfigError
 from fairseq.optim import register_optimizer
-from fairseq.optim.base import FairseqOptimizer, Group, Params, State
+from fairseq.optim.base import ConfiguredOptimizer, Group, Params, State
 from fairseq.optim.fp32_rule import PerTensorOptimizer
-from fairseq.optim.read_settings import learning_rates, pair
 
 
 @dataclass
@@ -92,7 +91,6 @@ class Adafactor(PerTensorOptimizer):
         super().__init__(params, defaults)
 
     def init_state(self, param: Tensor, group: Group) -> dict[str, Any]:
-        """Return zero statistics."""
         state: dict[str, Any] = {"step": 0}
         if group["beta1"] is not None:
             state["exp_avg"] = torch.zeros_like(param)
@@ -104,7 +102,6 @@ class Adafactor(PerTensorOptimizer):
         return state
 
     def rule(self, param: Tensor, grad: Tensor, state: State, group: Group) -> None:
-        """Apply one update of the algorithm."""
         state["step"] += 1
         # 0 at the first step (the start at zero needs no correction), towards 1 later
         decay = 1.0 - state["step"] ** group["decay_rate"]
@@ -132,36 +129,29 @@ class Adafactor(PerTensorOptimizer):
 
 
 @register_optimizer("adafactor", dataclass=FairseqAdafactorConfig)
-class FairseqAdafactor(FairseqOptimizer):
+class FairseqAdafactor(ConfiguredOptimizer):
     """``--optimizer adafactor``.
-
-    Args:
-        cfg: a :class:`FairseqAdafactorConfig`.
-        params: tensors or torch parameter groups.
 
     Raises:
         ConfigError: for ``--relative-step`` and ``--warmup-init``, which contradict ``--lr``.
     """
 
+    torch_class = Adafactor
+    arguments = {
+        "eps": "adafactor_eps",
+        "clip_threshold": "clip_threshold",
+        "decay_rate": "decay_rate",
+        "beta1": "beta1",
+        "weight_decay": "weight_decay",
+        "scale_parameter": "scale_parameter",
+    }
+    pairs = ("eps",)
+
     def __init__(self, cfg: FairseqAdafactorConfig, params: Params) -> None:
-        super().__init__(cfg)
         if cfg.relative_step or cfg.warmup_init:
             raise ConfigError(
                 "--relative-step and --warmup-init make adafactor choose its own learning rate, "
                 "which contradicts --lr and --lr-scheduler; leave them out "
                 "(--lr-scheduler inverse_sqrt decays alike)"
             )
-        self._optimizer = Adafactor(params, **self.optimizer_config)
-
-    @property
-    def optimizer_config(self) -> dict[str, Any]:
-        """Keyword arguments of :class:`Adafactor`."""
-        return {
-            "lr": learning_rates(self.cfg)[0],
-            "eps": pair(self.cfg.adafactor_eps, "--adafactor-eps"),
-            "clip_threshold": self.cfg.clip_threshold,
-            "decay_rate": self.cfg.decay_rate,
-            "beta1": self.cfg.beta1,
-            "weight_decay": self.cfg.weight_decay,
-            "scale_parameter": self.cfg.scale_parameter,
-        }
+        super().__init__(cfg, params)

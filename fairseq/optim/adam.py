@@ -37,9 +37,8 @@ from fairseq.config.schema import (
 )
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.optim import register_optimizer
-from fairseq.optim.base import FairseqOptimizer, Group, Params, State, scale_
+from fairseq.optim.base import ConfiguredOptimizer, Group, Params, State, scale_
 from fairseq.optim.fp32_rule import Item, PerTensorOptimizer
-from fairseq.optim.read_settings import learning_rates, pair
 from fairseq.protocols import StateDict
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
@@ -252,20 +251,18 @@ def _without_decay_on_vectors(params: list[Tensor] | list[Group]) -> list[dict[s
 
 
 @register_optimizer("adam", dataclass=FairseqAdamConfig)
-class FairseqAdam(FairseqOptimizer):
+class FairseqAdam(ConfiguredOptimizer):
     """``--optimizer adam``.
-
-    Args:
-        cfg: a :class:`FairseqAdamConfig`.
-        params: tensors or torch parameter groups.
 
     Raises:
         ConfigError: if the chosen implementation is not available for these parameters.
         UnsupportedError: for ``--fp16-adam-stats``.
     """
 
+    arguments = {"betas": "adam_betas", "eps": "adam_eps", "weight_decay": "weight_decay"}
+    pairs = ("betas",)
+
     def __init__(self, cfg: FairseqAdamConfig, params: Params) -> None:
-        super().__init__(cfg)
         items: list[Any] = list(params)
         if getattr(cfg, "fp16_adam_stats", False):
             raise UnsupportedError(
@@ -274,12 +271,12 @@ class FairseqAdam(FairseqOptimizer):
             )
         if getattr(cfg, "weight_decay_mode", "all") == "matrices":
             items = _without_decay_on_vectors(items)
-        self._optimizer = self._make(items)
+        super().__init__(cfg, items)
 
-    def _make(self, params: list[Tensor] | list[Group]) -> Adam:
+    def _make(self, params: list[Any]) -> Adam:
         return Adam(params, impl=self._implementation(params), **self.optimizer_config)
 
-    def _implementation(self, params: list[Tensor] | list[Group]) -> str:
+    def _implementation(self, params: list[Any]) -> str:
         chosen = getattr(self.cfg, "adam_impl", "auto")
         if getattr(self.cfg, "use_old_adam", False):
             chosen = "reference"
@@ -294,16 +291,6 @@ class FairseqAdam(FairseqOptimizer):
         if chosen == "apex" and devices != {"cuda"}:
             raise ConfigError("--adam-impl apex runs on CUDA only; use fused")
         return chosen
-
-    @property
-    def optimizer_config(self) -> dict[str, Any]:
-        """Keyword arguments of :class:`Adam`."""
-        return {
-            "lr": learning_rates(self.cfg)[0],
-            "betas": pair(self.cfg.adam_betas, "--adam-betas"),
-            "eps": self.cfg.adam_eps,
-            "weight_decay": self.cfg.weight_decay,
-        }
 
     def load_state_dict(
         self, state_dict: StateDict, optimizer_overrides: Mapping[str, object] | None = None

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fairseq.distributed.utils import average_gradients
 from fairseq.errors import CheckpointError, ConfigError, did_you_mean
+from fairseq.optim.read_settings import learning_rates, pair
 from fairseq.protocols import Settings, StateDict
 from fairseq.utils import clip_grad_norm_
 
@@ -208,6 +209,40 @@ class FairseqOptimizer:
 
     def average_params(self) -> None:
         """Replace the parameters by an average, for optimizers that keep one."""
+
+
+class ConfiguredOptimizer(FairseqOptimizer):
+    """An optimizer whose class takes the learning rate and fields of the configuration.
+
+    Args:
+        cfg: of the class that the optimizer is registered with.
+        params: tensors or torch parameter groups.
+
+    Attributes:
+        torch_class: what is wrapped.
+        arguments: its keywords -> names of the fields.
+        pairs: those keywords that take two numbers, which the configuration may hold as a text.
+    """
+
+    torch_class: ClassVar[Callable[..., torch.optim.Optimizer]]
+    arguments: ClassVar[Mapping[str, str]] = {"weight_decay": "weight_decay"}
+    pairs: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, cfg: Settings, params: Params) -> None:
+        super().__init__(cfg)
+        self._optimizer = self._make(list(params))
+
+    def _make(self, params: list[Any]) -> torch.optim.Optimizer:
+        return type(self).torch_class(params, **self.optimizer_config)
+
+    @property
+    def optimizer_config(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {"lr": learning_rates(self.cfg)[0]}
+        for keyword, field in self.arguments.items():
+            value = getattr(self.cfg, field)
+            is_pair = keyword in self.pairs
+            settings[keyword] = pair(value, f"--{field.replace('_', '-')}") if is_pair else value
+        return settings
 
 
 class LegacyFairseqOptimizer(FairseqOptimizer):

@@ -134,7 +134,6 @@ class Muon(Adam):
         self.skips_on_device = False  # matrices have another rule
 
     def init_state(self, param: Tensor, group: Group) -> dict[str, Any]:
-        """Return a zero buffer, or Adam's state."""
         if not group["muon"]:
             return super().init_state(param, group)
         return {"momentum_buffer": torch.zeros_like(param)}
@@ -146,7 +145,6 @@ class Muon(Adam):
         parent.update(self, items, group, scale)
 
     def rule(self, param: Tensor, grad: Tensor, state: State, group: Group) -> None:
-        """Apply the formula of this module, or Adam's."""
         if not group["muon"]:
             super().rule(param, grad, state, group)
             return
@@ -177,11 +175,7 @@ class Muon(Adam):
 
 @register_optimizer("muon", dataclass=FairseqMuonConfig)
 class FairseqMuon(FairseqAdam):
-    """``--optimizer muon``.
-
-    Args:
-        cfg: a :class:`FairseqMuonConfig`.
-        params: groups with the key ``"muon"``, which ``build_optimizer`` makes from names.
+    """``--optimizer muon``, over groups with the key ``"muon"`` that ``build_optimizer`` makes.
 
     Raises:
         ConfigError: if settings are out of range, or torch's implementation is not there.
@@ -189,7 +183,7 @@ class FairseqMuon(FairseqAdam):
 
     splits_by_name = True
 
-    def _make(self, params: list[Tensor] | list[Group]) -> Muon:
+    def _make(self, params: list[Any]) -> Muon:
         cfg = self.cfg
         if not 0 <= cfg.muon_momentum < 1 or not 1 <= cfg.muon_steps < 100:
             raise ConfigError("--muon-momentum must be in [0, 1), --muon-steps from 1 to 99")

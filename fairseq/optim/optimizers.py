@@ -17,9 +17,8 @@ from fairseq.config.schema import (
     option,
 )
 from fairseq.optim import register_optimizer
-from fairseq.optim.base import FairseqOptimizer, Group, Params, State
+from fairseq.optim.base import ConfiguredOptimizer, Group, Params, State
 from fairseq.optim.fp32_rule import PerTensorOptimizer
-from fairseq.optim.read_settings import learning_rates, pair
 
 
 @dataclass
@@ -34,23 +33,12 @@ class SGDConfig(FairseqDataclass):
 
 
 @register_optimizer("sgd", dataclass=SGDConfig)
-class SGD(FairseqOptimizer):
+class SGD(ConfiguredOptimizer):
     """``--optimizer sgd``: torch's stochastic gradient descent."""
 
+    torch_class = torch.optim.SGD
+    arguments = {"momentum": "momentum", "weight_decay": "weight_decay"}
     supports_flat_params = True
-
-    def __init__(self, cfg: SGDConfig, params: Params) -> None:
-        super().__init__(cfg)
-        self._optimizer = torch.optim.SGD(params, **self.optimizer_config)
-
-    @property
-    def optimizer_config(self) -> dict[str, Any]:
-        """Keyword arguments of ``torch.optim.SGD``."""
-        return {
-            "lr": learning_rates(self.cfg)[0],
-            "momentum": self.cfg.momentum,
-            "weight_decay": self.cfg.weight_decay,
-        }
 
 
 @dataclass
@@ -64,19 +52,11 @@ class AdagradConfig(FairseqDataclass):
 
 
 @register_optimizer("adagrad", dataclass=AdagradConfig)
-class Adagrad(FairseqOptimizer):
+class Adagrad(ConfiguredOptimizer):
     """``--optimizer adagrad``: torch's Adagrad."""
 
+    torch_class = torch.optim.Adagrad
     supports_flat_params = True
-
-    def __init__(self, cfg: AdagradConfig, params: Params) -> None:
-        super().__init__(cfg)
-        self._optimizer = torch.optim.Adagrad(params, **self.optimizer_config)
-
-    @property
-    def optimizer_config(self) -> dict[str, Any]:
-        """Keyword arguments of ``torch.optim.Adagrad``."""
-        return {"lr": learning_rates(self.cfg)[0], "weight_decay": self.cfg.weight_decay}
 
 
 @dataclass
@@ -93,24 +73,12 @@ class AdadeltaConfig(FairseqDataclass):
 
 
 @register_optimizer("adadelta", dataclass=AdadeltaConfig)
-class Adadelta(FairseqOptimizer):
+class Adadelta(ConfiguredOptimizer):
     """``--optimizer adadelta``: torch's Adadelta."""
 
+    torch_class = torch.optim.Adadelta
+    arguments = {"rho": "adadelta_rho", "eps": "adadelta_eps", "weight_decay": "weight_decay"}
     supports_flat_params = True
-
-    def __init__(self, cfg: AdadeltaConfig, params: Params) -> None:
-        super().__init__(cfg)
-        self._optimizer = torch.optim.Adadelta(params, **self.optimizer_config)
-
-    @property
-    def optimizer_config(self) -> dict[str, Any]:
-        """Keyword arguments of ``torch.optim.Adadelta``."""
-        return {
-            "lr": learning_rates(self.cfg)[0],
-            "rho": self.cfg.adadelta_rho,
-            "eps": self.cfg.adadelta_eps,
-            "weight_decay": self.cfg.weight_decay,
-        }
 
 
 @dataclass
@@ -141,11 +109,9 @@ class NAG(PerTensorOptimizer):
         super().__init__(params, defaults)
 
     def init_state(self, param: Tensor, group: Group) -> dict[str, Any]:
-        """Return a velocity of zero."""
         return {"momentum_buffer": torch.zeros_like(param)}
 
     def rule(self, param: Tensor, grad: Tensor, state: State, group: Group) -> None:
-        """Apply the formula of this class."""
         lr, momentum = group["lr"], group["momentum"]
         # the velocity holds the old rate: rescale it; after a rate of 0 there is none to divide by
         change = lr / group["lr_old"] if group["lr_old"] > 0 else lr
@@ -162,21 +128,11 @@ class NAG(PerTensorOptimizer):
 
 
 @register_optimizer("nag", dataclass=FairseqNAGConfig)
-class FairseqNAG(FairseqOptimizer):
+class FairseqNAG(ConfiguredOptimizer):
     """``--optimizer nag``: Nesterov's accelerated gradient."""
 
-    def __init__(self, cfg: FairseqNAGConfig, params: Params) -> None:
-        super().__init__(cfg)
-        self._optimizer = NAG(params, **self.optimizer_config)
-
-    @property
-    def optimizer_config(self) -> dict[str, Any]:
-        """Keyword arguments of :class:`NAG`."""
-        return {
-            "lr": learning_rates(self.cfg)[0],
-            "momentum": self.cfg.momentum,
-            "weight_decay": self.cfg.weight_decay,
-        }
+    torch_class = NAG
+    arguments = {"momentum": "momentum", "weight_decay": "weight_decay"}
 
 
 @dataclass
@@ -221,7 +177,6 @@ class Adamax(PerTensorOptimizer):
         super().__init__(params, defaults)
 
     def init_state(self, param: Tensor, group: Group) -> dict[str, Any]:
-        """Return zero statistics."""
         return {
             "step": 0,
             "exp_avg": torch.zeros_like(param),
@@ -229,7 +184,6 @@ class Adamax(PerTensorOptimizer):
         }
 
     def rule(self, param: Tensor, grad: Tensor, state: State, group: Group) -> None:
-        """Apply the formula of this class."""
         state["step"] += 1
         beta1, beta2 = group["betas"]
         mean, largest = state["exp_avg"], state["exp_inf"]
@@ -241,20 +195,13 @@ class Adamax(PerTensorOptimizer):
 
 
 @register_optimizer("adamax", dataclass=FairseqAdamaxConfig)
-class FairseqAdamax(FairseqOptimizer):
+class FairseqAdamax(ConfiguredOptimizer):
     """``--optimizer adamax``: Adam with the maximum norm."""
 
-    def __init__(self, cfg: FairseqAdamaxConfig, params: Params) -> None:
-        super().__init__(cfg)
-        self._optimizer = Adamax(params, **self.optimizer_config)
+    torch_class = Adamax
+    arguments = {"betas": "adamax_betas", "eps": "adamax_eps", "weight_decay": "weight_decay"}
+    pairs = ("betas",)
 
     @property
     def optimizer_config(self) -> dict[str, Any]:
-        """Keyword arguments of :class:`Adamax`."""
-        return {
-            "lr": learning_rates(self.cfg)[0],
-            "betas": pair(self.cfg.adamax_betas, "--adamax-betas"),
-            "eps": self.cfg.adamax_eps,
-            "weight_decay": self.cfg.weight_decay,
-            "bias_correction": not self.cfg.no_bias_correction,
-        }
+        return {**super().optimizer_config, "bias_correction": not self.cfg.no_bias_correction}
