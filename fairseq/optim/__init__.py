@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fairseq.config.refused import REFUSED_WORDS, why_refused
 from fairseq.config.registries import OPTIMIZER_REGISTRY
 from fairseq.config.registry import setup_registry
 from fairseq.errors import ConfigError, UnsupportedError
@@ -24,7 +25,6 @@ from fairseq.optim.read_settings import setting
 __all__ = [
     "OPTIMIZER_DATACLASS_REGISTRY",
     "OPTIMIZER_REGISTRY",
-    "REFUSED",
     "AMPOptimizer",
     "FP16Optimizer",
     "FairseqOptimizer",
@@ -34,13 +34,6 @@ __all__ = [
     "groups_by_name",
     "register_optimizer",
 ]
-
-# Optimizers of the original that are left out on purpose: name -> why, and what to use instead.
-REFUSED = {
-    "lamb": "it needs the LAMB kernel of NVIDIA apex; use adam",
-    "cpu_adam": "it needs DeepSpeed; adam is fused on the CPU, too",
-    "composite": "parameter groups with own optimizers are not supported; use one optimizer",
-}
 
 _build, register_optimizer, _rows, OPTIMIZER_DATACLASS_REGISTRY = setup_registry(
     "--optimizer", base_class=FairseqOptimizer, required=True, registry=OPTIMIZER_REGISTRY
@@ -85,8 +78,8 @@ def build_optimizer(
         UnsupportedError: if the original's optimizer is left out here; the reason is given.
     """
     name, params = _name(cfg), list[Any](params)
-    if name in REFUSED and name not in OPTIMIZER_REGISTRY:
-        raise UnsupportedError(f"--optimizer {name} is not supported: {REFUSED[name]}")
+    if name in REFUSED_WORDS and name not in OPTIMIZER_REGISTRY:
+        raise UnsupportedError(f"--optimizer {why_refused(name)}")
     if not groups_by_name(cfg, param_groups):
         return _build(cfg, trainable(params), *extra)
     named = named_trainable(params)

@@ -56,7 +56,6 @@ class ReduceLROnPlateauLRSchedule(FairseqLRScheduler):
         }
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Restore what :meth:`state_dict` returned, or the state of the original."""
         self.lr_scheduler.best = state_dict["best"]
         self.lr_scheduler.last_epoch = state_dict.get("last_epoch", self.lr_scheduler.last_epoch)
         self.lr_scheduler.num_bad_epochs = state_dict.get("num_bad_epochs", 0)
@@ -133,21 +132,17 @@ class ManualSchedule(FairseqLRScheduler):
         self.lr = _latest(self.epochs, 1, first_of_updates)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rate of the epoch."""
         return {"lr": self.lr}
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Restore the rate of the epoch, if the state has one."""
         self.lr = state_dict.get("lr", self.lr)
 
     def step_begin_epoch(self, epoch: int) -> float:
-        """Set the rate of ``epoch``."""
         self.lr = _latest(self.epochs, epoch, self.lr)
         self.optimizer.set_lr(self.lr)
         return self.optimizer.get_lr()
 
     def step_update(self, num_updates: int) -> float:
-        """Set and return the rate after ``num_updates`` updates."""
         self.optimizer.set_lr(_latest(self.updates, num_updates, self.lr))
         return self.optimizer.get_lr()
 
@@ -171,21 +166,16 @@ class PassThroughScheduleSchedule(FairseqLRScheduler):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the optimizer's schedule."""
         return self.inner.state_dict()
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Restore the state of the optimizer's schedule."""
         self.inner.load_state_dict(state_dict)
 
     def step_begin_epoch(self, epoch: int) -> Any:
-        """Pass the beginning of ``epoch`` on."""
         return self.inner.step_begin_epoch(epoch)
 
     def step(self, epoch: int, val_loss: float | None = None) -> Any:
-        """Pass the end of ``epoch`` on."""
         return self.inner.step(epoch, val_loss)
 
     def step_update(self, num_updates: int) -> float:
-        """Pass the number of updates on."""
         return self.inner.step_update(num_updates)

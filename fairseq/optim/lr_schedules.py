@@ -26,12 +26,14 @@ logger = logging.getLogger(__name__)
 class PureSchedule(FairseqLRScheduler):
     """A schedule whose rate follows from the number of updates alone."""
 
+    num_updates = 0
+
     def rate(self, num_updates: int) -> float:
         """Return the rate after ``num_updates`` updates."""
         raise NotImplementedError
 
     def step_update(self, num_updates: int) -> float:
-        """Set and return the rate after ``num_updates`` updates."""
+        self.num_updates = num_updates
         self.optimizer.set_lr(self.rate(num_updates))
         return self.optimizer.get_lr()
 
@@ -56,18 +58,14 @@ class FixedLRSchedule(PureSchedule):
         super().__init__(cfg, optimizer)
         self.rates = learning_rates(cfg)
         self.lr = self.rates[0]
-        self.num_updates = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rate of the epoch."""
         return {"lr": self.lr}
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Restore the rate of the epoch, if the state has one."""
         self.lr = state_dict.get("lr", self.lr)
 
     def step_begin_epoch(self, epoch: int) -> float:
-        """Set the rate of ``epoch``."""
         anneal = self.cfg.force_anneal
         if anneal is None or epoch < anneal:
             self.lr = self.rates[min(epoch, len(self.rates)) - 1]
@@ -75,13 +73,7 @@ class FixedLRSchedule(PureSchedule):
             self.lr = self.rates[-1] * self.cfg.lr_shrink ** (epoch + 1 - anneal)
         return self.step_update(self.num_updates)
 
-    def step_update(self, num_updates: int) -> float:
-        """Set and return the rate after ``num_updates`` updates."""
-        self.num_updates = num_updates
-        return super().step_update(num_updates)
-
     def rate(self, num_updates: int) -> float:
-        """Return the rate of the epoch, or the warm-up's share of it."""
         return lr_formulas.fixed(num_updates, self.cfg.warmup_updates, self.lr)
 
 
@@ -121,7 +113,6 @@ class PolynomialDecayLRSchedule(PureSchedule):
             )
         self.rates = learning_rates(cfg)
         self.lr = self.rates[0]
-        self.num_updates = 0
         self.annealed_epoch = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -132,7 +123,6 @@ class PolynomialDecayLRSchedule(PureSchedule):
         return state
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Restore what :meth:`state_dict` returned, or the state of the original."""
         super().load_state_dict(state_dict)
         self.lr = state_dict.get("lr", self.lr)
         self.annealed_epoch = state_dict.get("annealed_epoch", 0)
@@ -148,13 +138,7 @@ class PolynomialDecayLRSchedule(PureSchedule):
             self.annealed_epoch = epoch
         return self.step_update(self.num_updates)
 
-    def step_update(self, num_updates: int) -> float:
-        """Set and return the rate after ``num_updates`` updates."""
-        self.num_updates = num_updates
-        return super().step_update(num_updates)
-
     def rate(self, num_updates: int) -> float:
-        """Return the rate after ``num_updates`` updates."""
         return lr_formulas.polynomial_decay(
             num_updates,
             self.cfg.warmup_updates,
@@ -185,7 +169,6 @@ class InverseSquareRootSchedule(PureSchedule):
             raise ConfigError("inverse_sqrt needs a warm-up: --warmup-updates must be 1 or more")
 
     def rate(self, num_updates: int) -> float:
-        """Return the rate after ``num_updates`` updates."""
         start = unless_negative(self.cfg.warmup_init_lr, 0.0)
         return lr_formulas.inverse_sqrt(num_updates, self.cfg.warmup_updates, self.lr, start)
 
@@ -228,7 +211,6 @@ class CosineLRSchedule(PureSchedule):
             )
 
     def rate(self, num_updates: int) -> float:
-        """Return the rate after ``num_updates`` updates."""
         cfg = self.cfg
         start = unless_negative(cfg.warmup_init_lr, cfg.min_lr)
         return lr_formulas.cosine(
@@ -284,7 +266,6 @@ class TriStageLRSchedule(PureSchedule):
             raise ConfigError("--final-lr-scale must be positive: the decay is exponential")
 
     def rate(self, num_updates: int) -> float:
-        """Return the rate after ``num_updates`` updates."""
         warmup, hold, decay = self.steps
         scales = self.cfg.init_lr_scale, self.cfg.final_lr_scale
         return lr_formulas.tri_stage(num_updates, warmup, hold, decay, self.lr, *scales)
@@ -317,7 +298,6 @@ class TriangularLRSchedule(PureSchedule):
             raise ConfigError("triangular: --lr-period-updates must be 2 or more")
 
     def rate(self, num_updates: int) -> float:
-        """Return the rate after ``num_updates`` updates."""
         cfg = self.cfg
         return lr_formulas.triangular(
             num_updates, cfg.lr_period_updates, self.lr, self.max_lr, cfg.lr_shrink, cfg.shrink_min
@@ -350,7 +330,6 @@ class StepLRSchedule(PureSchedule):
             raise ConfigError("--lr-decay-period must be 1 or more")
 
     def rate(self, num_updates: int) -> float:
-        """Return the rate after ``num_updates`` updates."""
         cfg = self.cfg
         start = unless_negative(cfg.warmup_init_lr, cfg.min_lr)
         period, decay = cfg.lr_deacy_period, cfg.lr_decay
@@ -387,7 +366,6 @@ class WSDSchedule(PureSchedule):
     def __init__(self, cfg: WSDScheduleConfig, optimizer: FairseqOptimizer) -> None:
         super().__init__(cfg, optimizer)
         self.lr = single_rate(cfg, "wsd")
-        self.num_updates = 0
         self.total, self.decay_from = math.inf, math.inf
         if cfg.decay_updates < 0:
             raise ConfigError("--decay-updates must not be negative")
@@ -425,13 +403,7 @@ class WSDSchedule(PureSchedule):
                 *(done, saved, self.decay_from, done),
             )
 
-    def step_update(self, num_updates: int) -> float:
-        """Set and return the rate after ``num_updates`` updates."""
-        self.num_updates = num_updates
-        return super().step_update(num_updates)
-
     def rate(self, num_updates: int) -> float:
-        """Return the rate after ``num_updates`` updates."""
         cfg = self.cfg
         start = unless_negative(cfg.warmup_init_lr, 0.0)
         ends = self.decay_from, self.total
