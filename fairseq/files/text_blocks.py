@@ -269,8 +269,10 @@ def _ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
 
 
 @contextlib.contextmanager
-def progress(label: str, size: int, unit: str = "bytes") -> Iterator[Callable[[int], None]]:
+def progress(label: str, size: int | None, unit: str = "bytes") -> Iterator[Callable[[int], None]]:
     """Give a function that is told how many of ``size`` bytes, or other units, are done.
+
+    The size is None where nobody knows it.
 
     A bar with the time to go appears on standard error after two seconds, if that is a terminal.
     """

@@ -15,15 +15,12 @@ import itertools
 import logging
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 from fairseq.data.encoders import TextEncoder
-from fairseq.errors import ConfigError, DataError, FairseqError, MissingFileError
+from fairseq.errors import ConfigError, DataError, MissingFileError
 from fairseq.files.documents import (
     BLANK,
     EMPTY,
@@ -35,12 +32,11 @@ from fairseq.files.documents import (
 )
 from fairseq.files.io import PathLike, atomic_write
 from fairseq.files.line_reader import STANDARD, Block, LineReader, open_output
-from fairseq.files.processes import begin_worker, safe_context
+from fairseq.files.text_blocks import map_tasks, progress
 from fairseq.lazy import require_library
 
 logger = logging.getLogger(__name__)
 
-REDRAW_SECONDS = 0.2
 LONGEST_WORD = 1000
 _TOO_LONG = re.compile(rf"(\S{{{LONGEST_WORD}}})(?=\S)")
 
@@ -120,27 +116,23 @@ class DocumentJob:
 
     def __call__(self, block: Any) -> tuple[list[bytes], Summary]:
         """Return the bytes of a block's documents, and its counts."""
-        found = self.reader.texts(block)
+        read = self.reader.texts(block)
         encode = self.bpe.encode
         # a line may come to nothing, of control characters alone: it must not part the document
-        coded = [list(filter(None, map(encode, lines_of(text)))) for text in found.texts]
+        coded = [list(filter(None, map(encode, lines_of(text)))) for text in read.texts]
         documents = [lines for lines in coded if lines]
-        lines = sum([text.count("\n") + 1 for text in found.texts])
+        lines = sum([text.count("\n") + 1 for text in read.texts])
         written = sum(map(len, documents))
         summary = Summary(
             lines=lines,
             written=written,
             dropped=lines - written,
-            records=len(found.texts) + found.bad.total() + found.blank,
+            records=len(read.texts) + read.bad.total() + read.blank,
             documents=len(documents),
-            skipped=found.bad.total(),
-            left_out={
-                **found.bad,
-                BLANK: found.blank,
-                EMPTY: len(found.texts) - len(documents),
-            },
+            skipped=read.bad.total(),
+            left_out={**read.bad, BLANK: read.blank, EMPTY: len(read.texts) - len(documents)},
             tokens=sum(map(_count_pieces, documents)),
-            bytes_read=found.size,
+            bytes_read=read.size,
         )
         text = "\n".join(["".join([line + "\n" for line in lines]) for lines in documents])
         return [text.encode("utf-8", errors="replace")], summary
@@ -151,20 +143,6 @@ AnyJob = Job | DocumentJob
 
 def _count_pieces(lines: list[str]) -> int:
     return sum([line.count(" ") + 1 for line in lines if line])
-
-
-_worker_job: AnyJob | None = None
-
-
-def _start_worker(job: AnyJob) -> None:
-    global _worker_job
-    _worker_job = job
-    begin_worker()
-
-
-def _work(block: Any) -> tuple[list[bytes], Summary]:
-    assert _worker_job is not None
-    return _worker_job(block)
 
 
 def available_cores() -> int:
@@ -178,59 +156,9 @@ def _map_blocks(job: AnyJob, workers: int) -> Generator[tuple[list[bytes], Summa
     """Yield ``job(block)`` in the order of the blocks, few of which are in memory at a time."""
     blocks: Iterator[Any] = job.reader.blocks()
     head = list(itertools.islice(blocks, 2))
-    if workers == 1 or len(head) < 2:
-        yield from map(job, itertools.chain(head, blocks))
-        return
-    pool = ProcessPoolExecutor(workers, safe_context(), _start_worker, (job,))
-    pending: collections.deque[Future[tuple[list[bytes], Summary]]] = collections.deque()
-    try:
-        for block in itertools.chain(head, blocks):
-            pending.append(pool.submit(_work, block))
-            if len(pending) > 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise FairseqError(
-            "a worker process died, perhaps for lack of memory; try again with --workers 1"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-class ProgressLine:
-    """One line on a terminal: bytes done, share, speed, time left; silent elsewhere.
-
-    Args:
-        total: bytes to come, None if unknown.
-        stream: where to draw, standard error by default.
-    """
-
-    def __init__(self, total: int | None, stream: IO[str] | None = None) -> None:
-        self._total, self._stream = total, stream or sys.stderr
-        self._done, self._start, self._drawn = 0, time.monotonic(), 0.0
-
-    def advance(self, size: int) -> None:
-        """Count ``size`` more bytes and redraw the line, five times a second at most."""
-        self._done += size
-        now = time.monotonic()
-        if not self._stream.isatty() or now - self._drawn < REDRAW_SECONDS:
-            return
-        self._drawn = now
-        rate = self._done / max(now - self._start, 1e-9)
-        line = f"{self._done / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s"
-        if self._total:
-            left = int(max(self._total - self._done, 0) / rate)
-            share = f"{min(self._done / self._total, 1):.0%} of {self._total / 1e6:.1f} MB"
-            line = f"{share}, {rate / 1e6:.1f} MB/s, {left // 60}:{left % 60:02d} left"
-        self._stream.write(f"\r{line:<60}")
-        self._stream.flush()
-
-    def close(self) -> None:
-        """Wipe the line."""
-        if self._drawn:
-            self._stream.write("\r" + " " * 60 + "\r")
-            self._stream.flush()
+    # a single block is not worth a process
+    workers = workers if len(head) > 1 else 1
+    yield from map_tasks(job, itertools.chain(head, blocks), workers, "converting text")
 
 
 def _total_size(names: Sequence[str]) -> int | None:
@@ -258,27 +186,26 @@ def _convert(jobs: Sequence[AnyJob], outputs: Sequence[str], workers: int) -> Su
     start, total = time.monotonic(), Summary()
     names = [name for job in jobs for name in job.reader.names]
     _check_names(names, outputs, workers)
-    progress = ProgressLine(_total_size(names))
     with contextlib.ExitStack() as stack:
-        stack.callback(progress.close)
+        show = stack.enter_context(progress("converting text", _total_size(names)))
         targets = iter([open_output(name, stack) for name in outputs])
         for job in jobs:
             files = list(itertools.islice(targets, len(job.reader.names)))
             results = stack.enter_context(contextlib.closing(_map_blocks(job, workers)))
-            own, separator = Summary(), b""
+            of_job, separator = Summary(), b""
             for texts, count in results:
                 for file, text in zip(files, texts, strict=True):
                     file.write(separator + text if text else b"")
                     separator = job.separator if text else separator
-                own.add(count)
-                progress.advance(count.bytes_read)
-            if own.skipped and not own.documents:
+                of_job.add(count)
+                show(total.bytes_read + of_job.bytes_read)
+            if of_job.skipped and not of_job.documents:
                 raise DataError(
-                    f"{job.reader.names[0]}: none of its {own.skipped:,} records has a text under "
-                    "the key; check --text-key, or see the first one's fault without "
+                    f"{job.reader.names[0]}: none of its {of_job.skipped:,} records has a text "
+                    "under the key; check --text-key, or see the first one's fault without "
                     "--skip-bad-records"
                 )
-            total.add(own)
+            total.add(of_job)
     total.seconds = time.monotonic() - start
     return total
 
@@ -343,9 +270,9 @@ def _lines(
             continue
         records, seen = reader_of(name, documents), 1
         for rows in records.blocks():
-            found = records.texts(rows)  # type: ignore[arg-type]
-            lines = [line for text in found.texts for line in lines_of(text)]
-            yield _without_long_words(lines, f"the text of {name}", seen), found.size
+            read = records.texts(rows)  # type: ignore[arg-type]
+            lines = [line for text in read.texts for line in lines_of(text)]
+            yield _without_long_words(lines, f"the text of {name}", seen), read.size
             seen += len(lines)
 
 
@@ -404,13 +331,14 @@ def train_byte_level(
     if not os.path.isdir(folder):
         raise MissingFileError(f"--output {output}: there is no folder {folder}; make it first")
     library = require_library("tokenizers", "training a tokenizer")
-    progress = ProgressLine(_total_size(inputs))
 
     def lines() -> Iterator[list[str]]:
-        for part, size in _lines(inputs, jsonl_field, documents):
-            yield part
-            progress.advance(size)
-        progress.close()
+        done = 0
+        with progress("reading text", _total_size(inputs)) as show:
+            for part, size in _lines(inputs, jsonl_field, documents):
+                yield part
+                done += size
+                show(done)
 
     tokenizer = library.Tokenizer(library.models.BPE())
     byte_level: Callable[..., Any] = library.pre_tokenizers.ByteLevel

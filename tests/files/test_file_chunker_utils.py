@@ -144,3 +144,11 @@ def test_progress_is_shown_for_long_runs_on_a_terminal(tmp_path, monkeypatch, te
     for _ in map_blocks(write(tmp_path, "word\n" * 200), len, label="counting"):
         time.sleep(0.002)
     assert ("counting" in stream.getvalue()) == (terminal and after == 0.0)
+
+
+def test_progress_of_an_unknown_size_is_shown(monkeypatch):
+    monkeypatch.setattr(text_blocks, "_BAR_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(sys, "stderr", stream := Terminal())
+    with text_blocks.progress("reading", None) as show:
+        show(3_000_000)
+    assert "reading" in stream.getvalue() and "3.0/? MB" in stream.getvalue()

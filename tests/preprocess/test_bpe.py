@@ -20,7 +20,6 @@ from fairseq.errors import ConfigError, DataError, FairseqError, MissingFileErro
 from fairseq.files import line_reader, processes
 from fairseq.preprocess import encode as bpe_module
 from fairseq.preprocess.encode import (
-    ProgressLine,
     Summary,
     decode_files,
     encode_files,
@@ -197,41 +196,9 @@ class Deadly:
 
 def test_a_dead_worker_is_reported(tmp_path: Path, small_blocks: None) -> None:
     source = write(tmp_path / "in", *LINES * 20)
-    with pytest.raises(FairseqError, match="a worker process died"):
+    with pytest.raises(FairseqError, match="a process was killed while converting text"):
         encode_files(Deadly(), [source], [str(tmp_path / "out")], workers=2)
     assert os.listdir(tmp_path) == ["in"]
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_shows_share_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([100.0, 102.0, 102.1, 110.0, 112.0])
-    monkeypatch.setattr(bpe_module.time, "monotonic", lambda: next(clock))
-    stream = Terminal()
-    progress = ProgressLine(400_000_000, stream)
-    progress.advance(2_000_000)
-    progress.advance(1)  # too soon to draw again
-    progress.advance(97_999_999)
-    progress.close()
-    draws = [draw.strip() for draw in stream.getvalue().split("\r")]
-    assert draws == [
-        "",
-        "0% of 400.0 MB, 1.0 MB/s, 6:38 left",
-        "25% of 400.0 MB, 10.0 MB/s, 0:30 left",
-        "",
-        "",
-    ]
-
-
-def test_progress_without_size_or_terminal() -> None:
-    stream, quiet = Terminal(), io.StringIO()
-    ProgressLine(None, stream).advance(3_000_000)
-    assert "3.0 MB, " in stream.getvalue()
-    ProgressLine(None, quiet).advance(3_000_000)
-    assert quiet.getvalue() == ""
 
 
 def test_training_is_repeatable_and_bounded(tmp_path: Path) -> None:
