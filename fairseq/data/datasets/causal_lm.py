@@ -14,7 +14,7 @@ import torch
 from fairseq.data.collate import collate_tokens
 from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.datasets.documents import number_documents
-from fairseq.data.datasets.wrappers import OwnSizes
+from fairseq.data.datasets.wrappers import BaseWrapperDataset, OwnSizes
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError
 
@@ -71,7 +71,7 @@ def collate(
     return batch
 
 
-class MonolingualDataset(OwnSizes, FairseqDataset):
+class MonolingualDataset(OwnSizes, BaseWrapperDataset):
     """Items ``{"id", "source", "target"}`` of a causal language model."""
 
     def __init__(
@@ -110,11 +110,10 @@ class MonolingualDataset(OwnSizes, FairseqDataset):
         Raises:
             ConfigError: if a target is unknown.
         """
-        super().__init__()
+        super().__init__(dataset)
         unknown = set(targets or ()) - set(TARGETS)
         if unknown:
             raise ConfigError(f"invalid targets {sorted(unknown)}; choose from {TARGETS}")
-        self.dataset = dataset
         self._sizes = np.asarray(sizes, dtype=np.int64)
         self.vocab = src_vocab
         self.tgt_vocab = src_vocab if tgt_vocab is None else tgt_vocab
@@ -141,9 +140,6 @@ class MonolingualDataset(OwnSizes, FairseqDataset):
             elif target is not None:
                 target = torch.cat([bos, target])
         return {"id": index, "source": source_T, "target": target}
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     def _by_name(
         self, source_T: torch.Tensor, future_T: torch.Tensor, past_T: torch.Tensor
@@ -185,17 +181,3 @@ class MonolingualDataset(OwnSizes, FairseqDataset):
         """Return all indices by length, items of equal length at random or in order."""
         ties = np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
         return np.lexsort([ties, self._sizes])
-
-    @property
-    def supports_prefetch(self) -> bool:
-        """Tell whether items can be loaded ahead of time."""
-        return getattr(self.dataset, "supports_prefetch", False)
-
-    def prefetch(self, indices: Sequence[int]) -> None:
-        """Load items ahead of time."""
-        self.dataset.prefetch(indices)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the wrapped dataset the epoch."""
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)

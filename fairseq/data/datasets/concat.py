@@ -13,7 +13,33 @@ from fairseq.data.datasets.base import FairseqDataset
 from fairseq.errors import DataError
 
 
-class ConcatDataset(FairseqDataset):
+class ManyDatasets(FairseqDataset):
+    """Reads several datasets: tells all of them what one is told."""
+
+    datasets: Sequence[Any]
+
+    @property
+    def supports_prefetch(self) -> bool:
+        return any(getattr(dataset, "supports_prefetch", False) for dataset in self.datasets)
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        for dataset in self.datasets:
+            if getattr(dataset, "supports_prefetch", False):
+                dataset.prefetch(indices)
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        return all(
+            getattr(dataset, "can_reuse_epoch_itr_across_epochs", True) for dataset in self.datasets
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        for dataset in self.datasets:
+            if hasattr(dataset, "set_epoch"):
+                dataset.set_epoch(epoch)
+
+
+class ConcatDataset(ManyDatasets):
     """The items of several datasets, one dataset after the other, some of them repeated."""
 
     def __init__(self, datasets: Sequence[Any], sample_ratios: int | Sequence[int] = 1) -> None:
@@ -69,7 +95,6 @@ class ConcatDataset(FairseqDataset):
         return np.concatenate([np.tile(np.asarray(ds.sizes), ratio) for ds, ratio in pairs])
 
     def size(self, index: int) -> int | tuple[int, ...]:
-        """Return the length or lengths of an item, for filtering."""
         dataset_index, sample_index = self._get_dataset_and_sample_index(index)
         return self.datasets[dataset_index].size(sample_index)
 
@@ -78,7 +103,6 @@ class ConcatDataset(FairseqDataset):
         return int(np.max(self.size(index)))
 
     def attr(self, attr: str, index: int) -> Any:
-        """Return an attribute of the dataset that holds the item."""
         dataset_index, _ = self._get_dataset_and_sample_index(index)
         return getattr(self.datasets[dataset_index], attr, None)
 
@@ -88,30 +112,15 @@ class ConcatDataset(FairseqDataset):
 
     @property
     def supports_prefetch(self) -> bool:
-        """Tell whether all datasets can load items ahead of time."""
         return all(getattr(dataset, "supports_prefetch", False) for dataset in self.datasets)
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Load items ahead of time."""
         places = [self._get_dataset_and_sample_index(index) for index in indices]
         for which, dataset in enumerate(self.datasets):
             dataset.prefetch([sample for place, sample in places if place == which])
 
-    @property
-    def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """Tell whether all datasets keep their sizes and order in every epoch."""
-        return all(
-            getattr(dataset, "can_reuse_epoch_itr_across_epochs", True) for dataset in self.datasets
-        )
 
-    def set_epoch(self, epoch: int) -> None:
-        """Tell all datasets the epoch."""
-        for dataset in self.datasets:
-            if hasattr(dataset, "set_epoch"):
-                dataset.set_epoch(epoch)
-
-
-class ConcatSentencesDataset(FairseqDataset):
+class ConcatSentencesDataset(ManyDatasets):
     """Joins item i of every dataset into one sequence of tokens (T,)."""
 
     def __init__(self, *datasets: Any) -> None:
@@ -133,7 +142,6 @@ class ConcatSentencesDataset(FairseqDataset):
         return len(self.datasets[0])
 
     def collater(self, samples: list[torch.Tensor]) -> Any:
-        """Merge items as the first dataset does."""
         return self.datasets[0].collater(samples)
 
     @property
@@ -142,30 +150,11 @@ class ConcatSentencesDataset(FairseqDataset):
         return np.sum([np.asarray(ds.sizes, dtype=np.int64) for ds in self.datasets], axis=0)
 
     def num_tokens(self, index: int) -> int:
-        """Return the length of an item, for batching by tokens."""
         return sum(dataset.num_tokens(index) for dataset in self.datasets)
 
     def size(self, index: int) -> int:
-        """Return the length of an item, for filtering."""
         return sum(dataset.size(index) for dataset in self.datasets)
 
     def ordered_indices(self) -> np.ndarray:
         """Return the first dataset's order."""
         return self.datasets[0].ordered_indices()
-
-    @property
-    def supports_prefetch(self) -> bool:
-        """Tell whether any of the datasets can load items ahead of time."""
-        return any(getattr(dataset, "supports_prefetch", False) for dataset in self.datasets)
-
-    def prefetch(self, indices: Sequence[int]) -> None:
-        """Load items ahead of time where that is possible."""
-        for dataset in self.datasets:
-            if getattr(dataset, "supports_prefetch", False):
-                dataset.prefetch(indices)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell all datasets the epoch."""
-        for dataset in self.datasets:
-            if hasattr(dataset, "set_epoch"):
-                dataset.set_epoch(epoch)

@@ -11,10 +11,11 @@ import torch.utils.data
 from torch.utils.data.dataloader import default_collate
 
 from fairseq.data.datasets.base import FairseqDataset
+from fairseq.data.datasets.concat import ManyDatasets
 from fairseq.errors import DataError
 
 
-class NestedDictionaryDataset(FairseqDataset):
+class NestedDictionaryDataset(ManyDatasets):
     """Reads the same index from every dataset of a nested dictionary.
 
     An item is a flat dictionary with keys such as ``net_input.src_tokens``; a batch has the nested
@@ -38,6 +39,7 @@ class NestedDictionaryDataset(FairseqDataset):
         """
         super().__init__()
         self.defn: OrderedDict[str, Any] = OrderedDict(_flatten(defn, ""))
+        self.datasets = list(self.defn.values())
         self.sizes: list[Any] = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
         for name, dataset in self.defn.items():
             if not isinstance(dataset, torch.utils.data.Dataset):
@@ -75,31 +77,6 @@ class NestedDictionaryDataset(FairseqDataset):
         """Return the length of an item, or a tuple if there are several."""
         lengths = tuple(int(array[index]) for array in self.sizes)
         return lengths[0] if len(lengths) == 1 else lengths
-
-    @property
-    def supports_prefetch(self) -> bool:
-        """Tell whether any of the datasets can load items ahead of time."""
-        return any(getattr(dataset, "supports_prefetch", False) for dataset in self.defn.values())
-
-    def prefetch(self, indices: Sequence[int]) -> None:
-        """Load items ahead of time where that is possible."""
-        for dataset in self.defn.values():
-            if getattr(dataset, "supports_prefetch", False):
-                dataset.prefetch(indices)
-
-    @property
-    def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """Tell whether all datasets keep their sizes and order in every epoch."""
-        return all(
-            getattr(dataset, "can_reuse_epoch_itr_across_epochs", True)
-            for dataset in self.defn.values()
-        )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell all datasets the epoch."""
-        for dataset in self.defn.values():
-            if hasattr(dataset, "set_epoch"):
-                dataset.set_epoch(epoch)
 
 
 def _flatten(value: object, name: str) -> list[tuple[str, Any]]:

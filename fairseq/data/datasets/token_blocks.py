@@ -121,12 +121,10 @@ class TokenBlockDataset(OwnSizes, FairseqDataset):
         return joined[offset - lookback : offset + end - begin]
 
     def attr(self, attr: str, index: int) -> Any:
-        """Return an attribute of the wrapped dataset, or None."""
         return getattr(self.dataset, "attr", super().attr)(attr, index)
 
     @property
     def supports_prefetch(self) -> bool:
-        """Tell whether sentences can be loaded ahead of time."""
         return getattr(self.dataset, "supports_prefetch", False)
 
     def prefetch(self, indices: Sequence[int]) -> None:

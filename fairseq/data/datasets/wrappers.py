@@ -21,7 +21,7 @@ class BaseWrapperDataset(FairseqDataset):
     """Hands every question to the wrapped dataset; subclasses answer some themselves.
 
     What the wrapped one cannot answer, being a mere sequence, is answered as any FairseqDataset
-    does.
+    does, and merged as torch does.
     """
 
     def __init__(self, dataset: Items) -> None:
@@ -35,7 +35,6 @@ class BaseWrapperDataset(FairseqDataset):
         return len(self.dataset)
 
     def collater(self, samples: list[Any]) -> Any:
-        """Merge items as the wrapped dataset does, or as torch does if it has no way."""
         return getattr(self.dataset, "collater", default_collate)(samples)
 
     @property
@@ -44,40 +43,31 @@ class BaseWrapperDataset(FairseqDataset):
         return self.dataset.sizes
 
     def num_tokens(self, index: int) -> int:
-        """Return the length of an item, for batching by tokens."""
         return self.dataset.num_tokens(index)
 
     def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
-        """Return the lengths of many items."""
         return getattr(self.dataset, "num_tokens_vec", super().num_tokens_vec)(indices)
 
     def size(self, index: int) -> int | tuple[int, ...]:
-        """Return the length or lengths of an item, for filtering."""
         return self.dataset.size(index)
 
     def ordered_indices(self) -> np.ndarray:
-        """Return all indices in the order in which batches are to be cut."""
         return getattr(self.dataset, "ordered_indices", super().ordered_indices)()
 
     @property
     def supports_prefetch(self) -> bool:
-        """Tell whether items can be loaded ahead of time."""
         return getattr(self.dataset, "supports_prefetch", False)
 
     def attr(self, attr: str, index: int) -> Any:
-        """Return an attribute that may differ from item to item."""
         return getattr(self.dataset, "attr", super().attr)(attr, index)
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Load items ahead of time."""
         self.dataset.prefetch(indices)
 
     def get_batch_shapes(self) -> Sequence[tuple[int, int]] | None:
-        """Return the wrapped dataset's fixed shapes."""
         return getattr(self.dataset, "get_batch_shapes", super().get_batch_shapes)()
 
     def batch_by_size(self, indices: np.ndarray, *args: Any, **kwargs: Any) -> list[np.ndarray]:
-        """Cut ``indices`` into batches as the wrapped dataset does."""
         return getattr(self.dataset, "batch_by_size", super().batch_by_size)(
             indices, *args, **kwargs
         )
@@ -85,18 +75,15 @@ class BaseWrapperDataset(FairseqDataset):
     def filter_indices_by_size(
         self, indices: np.ndarray, max_sizes: float | Sequence[float | None] | None
     ) -> tuple[np.ndarray, list[int]]:
-        """Split ``indices`` by size as the wrapped dataset does."""
         return getattr(self.dataset, "filter_indices_by_size", super().filter_indices_by_size)(
             indices, max_sizes
         )
 
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """Tell whether the wrapped dataset keeps its sizes and order in every epoch."""
         return getattr(self.dataset, "can_reuse_epoch_itr_across_epochs", True)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the wrapped dataset the epoch."""
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
@@ -122,9 +109,7 @@ class OwnSizes:
         """Return the lengths of many items."""
         return self._sizes[indices]
 
-    def size(self, index: int) -> int:
-        """Return the length of an item, for filtering."""
-        return int(self._sizes[index])
+    size = num_tokens
 
     # Not the wrapped dataset's, which would see the wrapped lengths.
     batch_by_size = FairseqDataset.batch_by_size
@@ -136,34 +121,32 @@ def sizes_of(dataset: FairseqDataset) -> np.ndarray:
     return np.asarray(dataset.sizes, dtype=np.int64)
 
 
-class PrependTokenDataset(OwnSizes, BaseWrapperDataset):
+class _TokenAdded(OwnSizes, BaseWrapperDataset):
+    in_front: bool
+
+    def __init__(self, dataset: FairseqDataset, token: int | None = None) -> None:
+        super().__init__(dataset)
+        self.token = token
+        self._sizes = sizes_of(dataset) + (token is not None)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        item_T = self.dataset[index]
+        if self.token is None:
+            return item_T
+        added_1 = item_T.new_tensor([self.token])
+        return torch.cat([added_1, item_T] if self.in_front else [item_T, added_1])
+
+
+class PrependTokenDataset(_TokenAdded):
     """Puts one token in front of every item (none if ``token`` is None)."""
 
-    def __init__(self, dataset: FairseqDataset, token: int | None = None) -> None:
-        super().__init__(dataset)
-        self.token = token
-        self._sizes = sizes_of(dataset) + (token is not None)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        item_T = self.dataset[index]
-        if self.token is None:
-            return item_T
-        return torch.cat([item_T.new_tensor([self.token]), item_T])
+    in_front = True
 
 
-class AppendTokenDataset(OwnSizes, BaseWrapperDataset):
+class AppendTokenDataset(_TokenAdded):
     """Puts one token behind every item (none if ``token`` is None)."""
 
-    def __init__(self, dataset: FairseqDataset, token: int | None = None) -> None:
-        super().__init__(dataset)
-        self.token = token
-        self._sizes = sizes_of(dataset) + (token is not None)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        item_T = self.dataset[index]
-        if self.token is None:
-            return item_T
-        return torch.cat([item_T, item_T.new_tensor([self.token])])
+    in_front = False
 
 
 class PadDataset(BaseWrapperDataset):
@@ -215,7 +198,6 @@ class SortDataset(BaseWrapperDataset):
             raise DataError(f"SortDataset: keys of {lengths} items for {len(dataset)} items")
 
     def ordered_indices(self) -> np.ndarray:
-        """Return all indices sorted by the keys."""
         return np.lexsort(self.sort_order)
 
 
@@ -246,7 +228,6 @@ class NumSamplesDataset(FairseqDataset):
         return 0
 
     def collater(self, samples: list[int]) -> int:
-        """Return the number of samples."""
         return sum(samples)
 
 
@@ -294,21 +275,16 @@ class ListDataset(BaseWrapperDataset):
         yield from self.dataset
 
     def collater(self, samples: list[Any]) -> list[Any]:
-        """Return the list of items."""
         return samples
 
     @property
     def sizes(self) -> Any:
-        """Lengths of all items, as given."""
         return self._sizes
 
     def num_tokens(self, index: int) -> int:
-        """Return the length of an item, for batching by tokens."""
         return self.sizes[index]
 
-    def size(self, index: int) -> int:
-        """Return the length of an item, for filtering."""
-        return self.sizes[index]
+    size = num_tokens
 
 
 class StripTokenDataset(BaseWrapperDataset):

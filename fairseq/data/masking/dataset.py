@@ -16,7 +16,7 @@ import torch
 
 from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.datasets.documents import number_documents
-from fairseq.data.datasets.wrappers import OwnSizes
+from fairseq.data.datasets.wrappers import BaseWrapperDataset, OwnSizes
 from fairseq.data.masking import MaskSpec, mask_tokens
 from fairseq.data.masking.mask import check_data_rng, mask_item
 from fairseq.errors import ConfigError
@@ -30,7 +30,7 @@ class MaskedLMItem(TypedDict):
     tokens: np.ndarray
 
 
-class MaskedLMDataset(OwnSizes, FairseqDataset):
+class MaskedLMDataset(OwnSizes, BaseWrapperDataset):
     """Masked batches of ``blocks``; see :meth:`collater` for their layout."""
 
     def __init__(
@@ -66,11 +66,10 @@ class MaskedLMDataset(OwnSizes, FairseqDataset):
         Raises:
             ConfigError: if ``data_rng`` is unknown or cannot take this seed.
         """
-        super().__init__()
+        super().__init__(blocks)
         assert len(sizes) == len(blocks), (len(sizes), len(blocks))
         if check_data_rng(data_rng) != "philox" and not 0 <= seed < 1 << 32:
             raise ConfigError(f"--data-rng {data_rng} needs a --seed in [0, 2**32), not {seed}")
-        self.blocks = blocks
         self.spec = spec
         self._sizes = sizes
         self.pad = pad
@@ -96,24 +95,14 @@ class MaskedLMDataset(OwnSizes, FairseqDataset):
         words = philox(self.seed, "order").bit_generator.random_raw(len(self))
         return np.lexsort([words, self._sizes])
 
-    @property
-    def supports_prefetch(self) -> bool:
-        """Tell whether the blocks can be loaded ahead of time."""
-        return bool(getattr(self.blocks, "supports_prefetch", False))
-
-    def prefetch(self, indices: Sequence[int]) -> None:
-        """Load these blocks ahead of time."""
-        self.blocks.prefetch(indices)
-
     def set_epoch(self, epoch: int) -> None:
         """Change the masks, and the blocks' epoch."""
+        super().set_epoch(epoch)
         self.epoch = epoch
-        if hasattr(self.blocks, "set_epoch"):
-            self.blocks.set_epoch(epoch)
 
     def __getitem__(self, index: int) -> MaskedLMItem:
         """Return one unmasked item."""
-        return {"id": int(index), "tokens": np.asarray(self.blocks[index])}
+        return {"id": int(index), "tokens": np.asarray(self.dataset[index])}
 
     def collater(self, samples: Sequence[MaskedLMItem]) -> dict[str, Any]:
         """Pad and mask items into one batch.
