@@ -7,7 +7,7 @@ its message without a traceback and exit with status 1. ``assert`` is kept for o
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class FairseqError(ValueError):
@@ -56,3 +56,21 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def check_choice(what: str, name: str, accepted: Collection[str]) -> None:
+    """Raise unless a word is among those accepted.
+
+    Args:
+        what: what it stands for, such as the flag.
+        name: the word.
+        accepted: the words.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    if name not in accepted:
+        raise ConfigError(
+            f"unknown {what} '{name}'{did_you_mean(name, accepted)}; "
+            f"choose from {', '.join(accepted)}"
+        )

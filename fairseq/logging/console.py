@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Literal, TextIO
 
-from fairseq.errors import ConfigError, did_you_mean
+from fairseq.errors import check_choice
 
 LINE_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
 DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -80,11 +80,7 @@ def setup_logging(
         return
     name = (level or os.environ.get("LOGLEVEL") or "INFO").upper()
     levels = logging.getLevelNamesMapping()
-    if name not in levels:
-        raise ConfigError(
-            f"unknown log level {name!r}{did_you_mean(name, levels)}; "
-            f"set $LOGLEVEL to one of: {', '.join(levels)}"
-        )
+    check_choice("log level ($LOGLEVEL)", name, levels)
     for handler in list(root.handlers):
         root.removeHandler(handler)
     root.addHandler(ConsoleHandler(stream))

@@ -22,7 +22,7 @@ from numbers import Number
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fairseq.errors import ConfigError, did_you_mean
+from fairseq.errors import check_choice
 from fairseq.logging.console import setup_logging as setup_logging
 from fairseq.logging.deferred import to_python
 from fairseq.logging.meters import AverageMeter, StopwatchMeter, TimeMeter
@@ -321,11 +321,7 @@ def _short(stat: object) -> str:
 
 
 def _resolve_format(log_format: str) -> str:
-    if log_format not in LOG_FORMATS:
-        raise ConfigError(
-            f"unknown --log-format {log_format!r}{did_you_mean(log_format, LOG_FORMATS)}; "
-            f"choose one of: {', '.join(LOG_FORMATS)}"
-        )
+    check_choice("--log-format", log_format, LOG_FORMATS)
     if log_format not in ("rich", "tqdm"):
         return log_format
     live = sys.stderr is not None and sys.stderr.isatty() and importlib.util.find_spec("rich")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.utils.data
 
-from fairseq.data.batches.counting import MAX_BUFFER, BufferedIterator, CountingIterator
+from fairseq.data.batches.counting import CountingIterator, read_ahead
 from fairseq.data.batches.protocol import EpochBatchIterating
 from fairseq.data.batches.read import WatchedBatches, set_epoch
 from fairseq.distributed.signals import outlive_stop_signals
@@ -67,11 +67,6 @@ class StreamingEpochBatchIterator(EpochBatchIterating):
     def __len__(self) -> int:
         return len(self._loader)
 
-    @property
-    def next_epoch_idx(self) -> int:
-        """Return the epoch that :meth:`next_epoch_itr` would begin."""
-        return self.epoch + 1 if self.end_of_epoch() else self.epoch
-
     def next_epoch_itr(
         self,
         shuffle: bool = True,
@@ -83,19 +78,15 @@ class StreamingEpochBatchIterator(EpochBatchIterating):
         if set_dataset_epoch:
             set_epoch(self.dataset, self.epoch)
         batches: Any = _Stream(self._loader)
-        ahead = max(self.buffer_size, min(self._loader.num_workers, 1))
-        if ahead > 0:
-            batches = BufferedIterator(min(ahead, MAX_BUFFER), batches)
+        batches = read_ahead(batches, self.buffer_size, self._loader.num_workers)
         self._current = CountingIterator(batches, start=0)
         return self._current
 
     def end_of_epoch(self) -> bool:
-        """Tell whether the last batch of the epoch has been read."""
         return self._current is not None and not self._current.has_next()
 
     @property
     def iterations_in_epoch(self) -> int:
-        """Return the number of batches read in this epoch."""
         return self._current.n if self._current is not None else 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -225,6 +225,13 @@ class BufferedIterator:
         self._close()
 
 
+def read_ahead(batches: Counted, buffer_size: int, num_workers: int) -> Counted:
+    """Return the batches, read ahead by a thread if so many are to be kept ready."""
+    # with workers always: a thread that waits for a dead one must not be the run's own
+    ahead = max(buffer_size, min(num_workers, 1))
+    return BufferedIterator(min(ahead, MAX_BUFFER), batches) if ahead > 0 else batches
+
+
 def _end(thread: threading.Thread, stop: threading.Event) -> None:
     stop.set()
     # the collector may drop the iterator from inside that very thread

@@ -25,12 +25,12 @@ import numpy as np
 from fairseq.aliases import NAMES
 from fairseq.config.sections import FairseqConfig
 from fairseq.data.batches.counting import (
-    MAX_BUFFER,
     BufferedIterator,
     CountingIterator,
     GroupedIterator,
     ShardedIterator,
     check_shard,
+    read_ahead,
 )
 from fairseq.data.batches.order import (
     RESET,
@@ -43,7 +43,7 @@ from fairseq.data.batches.order import (
 from fairseq.data.batches.protocol import EpochBatchIterating
 from fairseq.data.batches.read import BatchLoader, Request, set_epoch
 from fairseq.data.datasets.base import FairseqDataset
-from fairseq.errors import CheckpointError, ConfigError, DataError, did_you_mean
+from fairseq.errors import CheckpointError, ConfigError, DataError, check_choice
 from fairseq.lazy import lazy_names
 from fairseq.rng import DATA_RNGS
 
@@ -155,9 +155,7 @@ class EpochBatchIterator(EpochBatchIterating):
             ConfigError: if there is no such shard or ``data_rng``.
         """
         check_shard(num_shards, shard_id)
-        if data_rng not in DATA_RNGS:
-            hint = did_you_mean(data_rng, DATA_RNGS)
-            raise ConfigError(f"unknown --data-rng '{data_rng}'{hint}")
+        check_choice("--data-rng", data_rng, DATA_RNGS)
         self.dataset = dataset
         self.collate_fn = collate_fn
         self.batch_sampler = batch_sampler
@@ -226,13 +224,7 @@ class EpochBatchIterator(EpochBatchIterating):
             return self._cur_epoch_itr.n
         return self._plan.start if self._plan is not None else 0
 
-    @property
-    def next_epoch_idx(self) -> int:
-        """Return the epoch that :meth:`next_epoch_itr` would begin or go on with."""
-        return self.epoch + 1 if self.end_of_epoch() else self.epoch
-
     def end_of_epoch(self) -> bool:
-        """Tell whether the last batch of the epoch has been read."""
         return self._cur_epoch_itr is not None and not self._cur_epoch_itr.has_next()
 
     def next_epoch_itr(
@@ -241,14 +233,6 @@ class EpochBatchIterator(EpochBatchIterating):
         fix_batches_to_gpus: bool = False,
         set_dataset_epoch: bool = True,
     ) -> CountingIterator:
-        """Return an iterator over the next epoch, or over the rest of one that was loaded.
-
-        Args:
-            shuffle: shuffle the batches; a position that was loaded keeps its own shuffling.
-            fix_batches_to_gpus: always read a batch in the same shard, if the dataset has
-                ``supports_prefetch``.
-            set_dataset_epoch: tell the dataset the epoch; off for a fixed validation set.
-        """
         # a plan without an iterator was loaded from a checkpoint: go on with it, in its own order
         if self._plan is None or self._cur_epoch_itr is not None:
             self._go_to_epoch(self.next_epoch_idx)
@@ -289,17 +273,13 @@ class EpochBatchIterator(EpochBatchIterating):
         if getattr(self.dataset, "supports_prefetch", False):
             self.dataset.prefetch(sample_ids(mine).tolist())
         batches: Any = _Loaded(self._loader, [(epoch, batch) for batch in mine])
-        # with workers always: a thread that waits for a dead one must not be the run's own
-        ahead = max(self.buffer_size, min(self._loader.num_workers, 1))
-        if ahead > 0:
-            batches = BufferedIterator(min(ahead, MAX_BUFFER), batches)
+        batches = read_ahead(batches, self.buffer_size, self._loader.num_workers)
         itr = CountingIterator(batches, start=plan.start)
         if self.skip_remainder_batch:
             itr.take(len(itr) - 1)
         return itr
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position, as plain Python values."""
         state: dict[str, Any] = {
             "version": 2,
             "epoch": self.epoch,

@@ -17,7 +17,7 @@ class EpochBatchIterating:
     @property
     def next_epoch_idx(self) -> int:
         """Return the epoch that :meth:`next_epoch_itr` would begin or go on with."""
-        raise NotImplementedError
+        return self.epoch + 1 if self.end_of_epoch() else self.epoch
 
     def next_epoch_itr(
         self,
@@ -29,8 +29,9 @@ class EpochBatchIterating:
 
         Args:
             shuffle: shuffle the batches; a position that was loaded keeps its own shuffling.
-            fix_batches_to_gpus: always read a batch in the same shard, where the dataset caches.
-            set_dataset_epoch: tell the dataset the epoch.
+            fix_batches_to_gpus: always read a batch in the same shard, if the dataset has
+                ``supports_prefetch``.
+            set_dataset_epoch: tell the dataset the epoch; off for a fixed validation set.
         """
         raise NotImplementedError
 

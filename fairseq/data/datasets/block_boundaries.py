@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from fairseq.errors import ConfigError, did_you_mean
+from fairseq.errors import ConfigError, check_choice
 
 BREAK_MODES = ("none", "complete", "complete_doc", "eos")
 
@@ -39,11 +39,7 @@ def block_slices(
         ConfigError: if the mode is unknown, or has no positive block size.
     """
     mode = break_mode or "none"
-    if mode not in BREAK_MODES:
-        raise ConfigError(
-            f"unknown --sample-break-mode '{mode}'{did_you_mean(mode, BREAK_MODES)}; "
-            f"choose from {', '.join(BREAK_MODES)}"
-        )
+    check_choice("--sample-break-mode", mode, BREAK_MODES)
     ends_M = np.cumsum(sizes_M, dtype=np.int64)
     if mode == "eos":
         return np.stack([ends_M - sizes_M, ends_M], axis=1)

@@ -9,7 +9,7 @@ import torch
 
 from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.datasets.wrappers import BaseWrapperDataset, OwnSizes, sizes_of
-from fairseq.errors import ConfigError, did_you_mean
+from fairseq.errors import ConfigError, check_choice
 from fairseq.rng import legacy_item_seed, philox
 
 
@@ -116,12 +116,7 @@ def maybe_shorten_dataset(
     Raises:
         ConfigError: if the method is unknown.
     """
-    methods = ("none", "truncate", "random_crop")
-    if shorten_method not in methods:
-        hint = did_you_mean(shorten_method, methods)
-        raise ConfigError(
-            f"unknown --shorten-method '{shorten_method}'{hint}; choose from {', '.join(methods)}"
-        )
+    check_choice("--shorten-method", shorten_method, ("none", "truncate", "random_crop"))
     splits = shorten_data_split_list.split(",") if shorten_data_split_list else [split]
     if shorten_method == "none" or split not in splits:
         return dataset

@@ -6,7 +6,7 @@ import numpy as np
 
 from fairseq.data.masking import MaskSpec, mask_tokens
 from fairseq.data.masking.original_masks import replay_mask
-from fairseq.errors import ConfigError, did_you_mean
+from fairseq.errors import check_choice
 from fairseq.rng import DATA_RNGS
 
 
@@ -16,11 +16,7 @@ def check_data_rng(name: str) -> str:
     Raises:
         ConfigError: if it is not.
     """
-    if name not in DATA_RNGS:
-        raise ConfigError(
-            f"unknown --data-rng '{name}'{did_you_mean(name, DATA_RNGS)}; "
-            f"choose from {', '.join(DATA_RNGS)}"
-        )
+    check_choice("--data-rng", name, DATA_RNGS)
     return name
 
 
