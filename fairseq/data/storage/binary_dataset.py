@@ -9,6 +9,7 @@ import contextlib
 import mmap
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -147,6 +148,30 @@ class BinaryDataset:
         """Return the position of item ``i`` in ``flat``."""
         raise NotImplementedError
 
+    def _map(self, header: struct.Struct, magic: bytes) -> tuple[np.ndarray, tuple[int, ...]]:
+        """Map both files; return the index, uint8, and what its header says behind the version."""
+        self._index, self._data = open_index(self.path)
+        index, name = self._index.bytes_N, index_file_path(self.path)
+        if len(index) < header.size:
+            raise damaged(name, f"it has only {len(index)} bytes")
+        its_magic, version, *numbers = header.unpack(index[: header.size].tobytes())
+        if its_magic != magic or version != 1:
+            raise damaged(name, f"magic {its_magic!r} and version {version} are not this format's")
+        return index, tuple(numbers)
+
+    def _map_tokens(self, dtype: np.dtype[Any]) -> None:
+        """Set ``flat``."""
+        data = self._data.bytes_N
+        if len(data) % dtype.itemsize:
+            what = f"{len(data)} bytes are no whole number of tokens"
+            raise damaged(data_file_path(self.path), what)
+        self.flat = data.view(dtype)
+
+    def _check_total(self, total: int) -> None:
+        if total != len(self.flat):
+            what = f"it holds {len(self.flat)} tokens, its index names {total}"
+            raise damaged(data_file_path(self.path), what)
+
     def get_array(self, i: int) -> np.ndarray:
         """Return item ``i`` as a read-only view of the file, in the dtype it is stored in."""
         self._index.require_whole()
@@ -190,9 +215,7 @@ class BinaryDataset:
         """Return the number of tokens of item ``index``."""
         return int(self.sizes[index])
 
-    def num_tokens(self, index: int) -> int:
-        """Return the number of tokens of item ``index``."""
-        return int(self.sizes[index])
+    num_tokens = size
 
     @staticmethod
     def exists(path: PathLike) -> bool:

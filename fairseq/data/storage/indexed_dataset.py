@@ -21,7 +21,6 @@ from fairseq.data.storage.binary_dataset import (
     damaged,
     data_file_path,
     index_file_path,
-    open_index,
 )
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.data.storage.old_formats import (
@@ -32,7 +31,7 @@ from fairseq.data.storage.old_formats import (
     IndexedRawTextDataset,
     require_dictionary,
 )
-from fairseq.errors import ConfigError, UnsupportedError, did_you_mean
+from fairseq.errors import UnsupportedError, check_choice
 from fairseq.files.io import PathLike
 
 __all__ = [
@@ -70,14 +69,8 @@ class MMapIndexedDataset(BinaryDataset):
     """
 
     def _open(self, check: bool) -> None:
+        index, (code, count) = self._map(_HEADER, MAGIC)
         name = index_file_path(self.path)
-        self._index, self._data = open_index(self.path)
-        index, data = self._index.bytes_N, self._data.bytes_N
-        if len(index) < _HEADER.size:
-            raise damaged(name, f"it has only {len(index)} bytes")
-        magic, version, code, count = _HEADER.unpack(index[: _HEADER.size].tobytes())
-        if magic != MAGIC or version != 1:
-            raise damaged(name, f"magic {magic!r} and version {version} are not this format's")
         if code not in DTYPES:
             raise damaged(name, f"dtype code {code} is unknown")
         if len(index) != _HEADER.size + (_SIZE.itemsize + _START.itemsize) * count:
@@ -85,21 +78,10 @@ class MMapIndexedDataset(BinaryDataset):
         starts_at = _HEADER.size + _SIZE.itemsize * count
         self.sizes = index[_HEADER.size : starts_at].view(_SIZE)
         self._starts = index[starts_at:].view(_START)
-        if len(data) % DTYPES[code].itemsize:
-            raise damaged(
-                data_file_path(self.path), f"{len(data)} bytes are no whole number of tokens"
-            )
-        self.flat = data.view(DTYPES[code])
+        self._map_tokens(DTYPES[code])
         if check:
-            self._check(name)
-
-    def _check(self, name: str) -> None:
-        total = check_contiguous(name, self._starts, self.sizes, self.flat.itemsize)
-        if total != len(self.flat):
-            raise damaged(
-                data_file_path(self.path),
-                f"it holds {len(self.flat)} tokens, its index names {total}",
-            )
+            itemsize = self.flat.itemsize
+            self._check_total(check_contiguous(name, self._starts, self.sizes, itemsize))
 
     def _start(self, i: int) -> int:
         return int(self._starts[i]) // self.flat.itemsize
@@ -159,10 +141,7 @@ def check_dataset_impl(impl: str) -> None:
     """
     if impl in _REFUSED_IMPLS:
         raise UnsupportedError(f"--dataset-impl {impl} is not supported; use {', '.join(_IMPLS)}")
-    if impl not in _IMPLS:
-        raise ConfigError(
-            f"unknown --dataset-impl {impl!r}{did_you_mean(impl, _IMPLS)}; use {', '.join(_IMPLS)}"
-        )
+    check_choice("--dataset-impl", impl, _IMPLS)
 
 
 def make_builder(

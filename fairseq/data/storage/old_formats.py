@@ -23,7 +23,6 @@ from fairseq.data.storage.binary_dataset import (
     check_contiguous,
     damaged,
     index_file_path,
-    open_index,
 )
 from fairseq.errors import DataError
 from fairseq.files.io import PathLike
@@ -52,16 +51,8 @@ class IndexedDataset(BinaryDataset):
         super().__init__(path)
 
     def _open(self, check: bool) -> None:
+        index, (code, width, count, num_sizes) = self._map(_HEADER, LEGACY_MAGIC)
         name = index_file_path(self.path)
-        self._index, self._data = open_index(self.path)
-        index, data = self._index.bytes_N, self._data.bytes_N
-        if len(index) < _HEADER.size:
-            raise damaged(name, f"it has only {len(index)} bytes")
-        magic, version, code, width, count, num_sizes = _HEADER.unpack(
-            index[: _HEADER.size].tobytes()
-        )
-        if magic != LEGACY_MAGIC or version != 1:
-            raise damaged(name, f"magic {magic!r} and version {version} are not this format's")
         if code not in DTYPES or DTYPES[code].itemsize != width:
             raise damaged(name, f"dtype code {code} of {width} bytes is unknown")
         if num_sizes != count or len(index) != _HEADER.size + 8 * (2 * (count + 1) + count):
@@ -70,9 +61,7 @@ class IndexedDataset(BinaryDataset):
         # count + 1 places in the list of dimensions, count + 1 places in the data, count sizes
         self._dims, self._starts = numbers[: count + 1], numbers[count + 1 : 2 * (count + 1)]
         self.sizes = numbers[2 * (count + 1) :]
-        if len(data) % width:
-            raise damaged(f"{self.path}.bin", f"{len(data)} bytes are no whole number of tokens")
-        self.flat = data.view(DTYPES[code])
+        self._map_tokens(DTYPES[code])
         if check:
             self._check(name)
 
@@ -80,10 +69,7 @@ class IndexedDataset(BinaryDataset):
         total = check_contiguous(name, self._starts[:-1], self.sizes, unit=1)
         if self._starts[-1] != total or not np.array_equal(self._dims, np.arange(len(self) + 1)):
             raise damaged(name, "its offsets do not follow from its sizes")
-        if total != len(self.flat):
-            raise damaged(
-                f"{self.path}.bin", f"it holds {len(self.flat)} tokens, its index names {total}"
-            )
+        self._check_total(total)
 
     def _start(self, i: int) -> int:
         return int(self._starts[:-1][i])
@@ -201,9 +187,7 @@ class IndexedRawTextDataset:
         """Return the number of tokens of line ``index``."""
         return int(self.sizes[index])
 
-    def num_tokens(self, index: int) -> int:
-        """Return the number of tokens of line ``index``."""
-        return int(self.sizes[index])
+    num_tokens = size
 
     @staticmethod
     def exists(path: PathLike) -> bool:
