@@ -78,7 +78,7 @@ class Meter:
         return {}
 
     def load_state_dict(self, state_dict: MeterState) -> None:
-        """Continue from the figures that ``state_dict`` returned."""
+        """Continue from the figures that ``state_dict`` returned, numbers or tensors."""
 
     @property
     def smoothed_value(self) -> Any:
@@ -102,7 +102,6 @@ class AverageMeter(Meter):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything seen so far."""
         self._figures = WeightedSum()
 
     def update(self, val: object, n: object = 1) -> None:
@@ -134,16 +133,13 @@ class AverageMeter(Meter):
 
     @property
     def smoothed_value(self) -> Any:
-        """The rounded mean."""
         return self._rounded(self.avg)
 
     def state_dict(self) -> MeterState:
-        """Return ``val``, ``sum``, ``count`` and ``round``."""
         last, total, weight = self._figures.figures()
         return {"val": last, "sum": total, "count": weight, "round": self.round}
 
     def load_state_dict(self, state_dict: MeterState) -> None:
-        """Continue from saved figures, which may be numbers or tensors."""
         figures = (state_dict[key] for key in ("val", "sum", "count"))
         self._figures = WeightedSum(*figures)
         self.round = state_dict.get("round")
@@ -161,7 +157,6 @@ class SumMeter(Meter):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything seen so far."""
         self._figures = WeightedSum()
 
     def update(self, val: object) -> None:
@@ -176,15 +171,12 @@ class SumMeter(Meter):
 
     @property
     def smoothed_value(self) -> Any:
-        """The rounded sum."""
         return self._rounded(self.sum)
 
     def state_dict(self) -> MeterState:
-        """Return ``sum`` and ``round``."""
         return {"sum": self.sum, "round": self.round}
 
     def load_state_dict(self, state_dict: MeterState) -> None:
-        """Continue from a saved sum."""
         self._figures = WeightedSum(total=state_dict["sum"])
         self.round = state_dict.get("round")
 
@@ -231,7 +223,6 @@ class TimeMeter(Meter):
 
     @property
     def smoothed_value(self) -> float:
-        """The rounded speed."""
         return self._rounded(self.avg)
 
     def state_dict(self) -> MeterState:
@@ -239,7 +230,6 @@ class TimeMeter(Meter):
         return {"init": self.elapsed_time, "n": self.n, "round": self.round}
 
     def load_state_dict(self, state_dict: MeterState) -> None:
-        """Continue from a saved speed."""
         self.reset(init=to_python(state_dict["init"]), n=state_dict["n"])
         self.round = state_dict.get("round")
 
@@ -297,7 +287,6 @@ class StopwatchMeter(Meter):
         return self._rounded(self.avg if self.sum > 0 else self.elapsed_time)
 
     def state_dict(self) -> MeterState:
-        """Return ``sum``, ``n`` and ``round``."""
         return {"sum": self.sum, "n": self.n, "round": self.round}
 
     def load_state_dict(self, state_dict: MeterState) -> None:
@@ -320,7 +309,6 @@ class ConcatTensorMeter(Meter):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything seen so far."""
         self._parts: list[Any] = []
 
     def update(self, val: Tensor | None) -> None:
@@ -345,11 +333,9 @@ class ConcatTensorMeter(Meter):
         return []
 
     def state_dict(self) -> MeterState:
-        """Return ``tensor``, on the CPU."""
         return {"tensor": self.tensor.cpu()}
 
     def load_state_dict(self, state_dict: MeterState) -> None:
-        """Continue from a saved tensor."""
         tensor = state_dict["tensor"]
         self._parts = [tensor] if tensor.numel() else []
 

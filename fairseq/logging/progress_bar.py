@@ -149,21 +149,15 @@ class BaseProgressBar:
 
     def _line(self, stats: Stats) -> str | None:
         """Return the text for :meth:`log`, None for silence."""
-        raise NotImplementedError
+        return None
 
     def _summary(self, stats: Stats, tag: str | None) -> str | None:
         """Return the text for :meth:`print`, None for silence."""
-        raise NotImplementedError
+        return None
 
 
 class NoopProgressBar(BaseProgressBar):
     """Shows nothing; the sinks still get every record."""
-
-    def _line(self, stats: Stats) -> None:
-        return None
-
-    def _summary(self, stats: Stats, tag: str | None) -> None:
-        return None
 
 
 class JsonProgressBar(BaseProgressBar):
@@ -194,9 +188,7 @@ class SimpleProgressBar(BaseProgressBar):
     """Plain text lines."""
 
     def _line(self, stats: Stats) -> str:
-        shown = ", ".join(
-            f"{key}={str(_readable(key, stat)).strip()}" for key, stat in stats.items()
-        )
+        shown = ", ".join(f"{key}={_readable(key, stat)}" for key, stat in stats.items())
         return f"{self.prefix}:  {(self.i or 0) + 1:5d} / {self.size:d} {shown}"
 
     def _summary(self, stats: Stats, tag: str | None) -> str:
@@ -285,7 +277,6 @@ class RichProgressBar(SimpleProgressBar):
         self._display.update(self._task, completed=done, position=position)
 
     def close(self) -> None:
-        """Take the live line off the terminal."""
         if self._display is None:
             return
         self._display.stop()

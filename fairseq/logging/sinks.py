@@ -15,8 +15,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from fairseq.logging.deferred import to_python
 from fairseq.logging.meters import AverageMeter, StopwatchMeter, SumMeter, TimeMeter, exact
@@ -27,7 +28,7 @@ Stats = Mapping[str, Any]
 WANDB_FILE = "wandb.json"
 
 
-class MetricSink(Protocol):
+class MetricSink:
     """A destination of figures."""
 
     def log(
@@ -45,12 +46,14 @@ class MetricSink(Protocol):
             step: updates done so far.
             epoch: the epoch, from 1.
         """
+        raise NotImplementedError
 
     def update_config(self, config: Mapping[str, object]) -> None:
-        """Take the settings of the run."""
+        """Take the settings of the run; files do not need them, the run folder has them."""
 
     def close(self) -> None:
         """Write what is left and let go of files and connections."""
+        raise NotImplementedError
 
 
 def to_number(stat: object) -> int | float | None:
@@ -187,7 +190,7 @@ def _continued(path: str | os.PathLike[str], done: int | None) -> LineFile:
     return LineFile(path)
 
 
-class JsonlSink:
+class JsonlSink(MetricSink):
     """One JSON object a line: ``tag``, ``epoch``, ``update``, ``time`` (Unix) and the figures.
 
     Figures are plain numbers; NaN and infinities, which JSON has not, become null.
@@ -208,18 +211,13 @@ class JsonlSink:
         step: int | None = None,
         epoch: int | None = None,
     ) -> None:
-        """Append one record; figures that are not numbers are left out."""
         self._lines.write(json.dumps(as_record(stats, tag, step, epoch)))
 
-    def update_config(self, config: Mapping[str, object]) -> None:
-        """Do nothing: the run folder keeps the settings in a file of their own."""
-
     def close(self) -> None:
-        """Close the file."""
         self._lines.close()
 
 
-class TensorBoardSink:
+class TensorBoardSink(MetricSink):
     """Event files in ``<folder>/<tag>``, one for each tag; a figure's name is its TensorBoard tag.
 
     Args:
@@ -263,17 +261,13 @@ class TensorBoardSink:
                 writer.add_scalar(key, number, step)
         writer.flush()
 
-    def update_config(self, config: Mapping[str, object]) -> None:
-        """Do nothing: the run folder keeps the settings in a file of their own."""
-
     def close(self) -> None:
-        """Close all event files."""
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()
 
 
-class WandbSink:
+class WandbSink(MetricSink):
     """A Weights & Biases run; keys are ``<tag>/<figure>``.
 
     A training that goes on goes on in the same run, whose id the run folder keeps. ``WANDB_RUN_ID``
@@ -314,18 +308,15 @@ class WandbSink:
         step: int | None = None,
         epoch: int | None = None,
     ) -> None:
-        """Send all figures of one record."""
         numbers = {key: to_number(stat) for key, stat in stats.items()}
         prefix = f"{tag}/" if tag else ""
         shown = {prefix + key: number for key, number in numbers.items() if number is not None}
         self._run.log(shown, step=_step_of(stats, step))
 
     def update_config(self, config: Mapping[str, object]) -> None:
-        """Keep the settings with the run."""
         self._run.config.update(dict(config), allow_val_change=True)
 
     def close(self) -> None:
-        """Finish the run."""
         self._run.finish()
 
 
@@ -339,7 +330,7 @@ def _kept_id(folder: str | os.PathLike[str] | None, project: str) -> str | None:
     return str(record["id"]) if record.get("project") == project and record.get("id") else None
 
 
-class GuardedSink:
+class GuardedSink(MetricSink):
     """Passes calls on to a sink until one fails: then it warns once and does nothing more.
 
     Args:
@@ -380,7 +371,6 @@ class GuardedSink:
         step: int | None = None,
         epoch: int | None = None,
     ) -> None:
-        """Pass one record on."""
         self._call("log", stats, tag=tag, step=step, epoch=epoch)
 
     def write(self, line: str) -> None:
@@ -388,7 +378,6 @@ class GuardedSink:
         self._call("write", line)
 
     def update_config(self, config: Mapping[str, object]) -> None:
-        """Pass the settings of the run on."""
         self._call("update_config", config)
 
     def close(self) -> None:
@@ -401,18 +390,21 @@ class GuardedSink:
 _open_sinks: dict[tuple[str, str], GuardedSink] = {}
 
 
-def _opened(kind: str, where: str, open_sink: Callable[[], object]) -> GuardedSink:
-    """Return the process's sink of this kind and destination."""
+def _opened(
+    kind: str, where: str | os.PathLike[str], open_sink: Callable[..., object], *args: object
+) -> GuardedSink:
+    """Return the process's sink of this kind and destination, opened with ``args``."""
+    where = os.fspath(where)
     if not _open_sinks:
         atexit.register(close_sinks)
     if (kind, where) not in _open_sinks:
-        _open_sinks[kind, where] = GuardedSink(f"{kind} ({where})", open_sink)
+        _open_sinks[kind, where] = GuardedSink(f"{kind} ({where})", partial(open_sink, *args))
     return _open_sinks[kind, where]
 
 
 def open_text_log(path: str | os.PathLike[str]) -> GuardedSink:
     """Return the process's guarded :class:`LineFile` for ``path``."""
-    return _opened("log file", os.fspath(path), lambda: LineFile(path))
+    return _opened("log file", path, LineFile, path)
 
 
 def open_records(path: str | os.PathLike[str], done: int | None = None) -> GuardedSink:
@@ -422,7 +414,7 @@ def open_records(path: str | os.PathLike[str], done: int | None = None) -> Guard
         path: the file; it is continued as :class:`JsonlSink` continues its own.
         done: see there.
     """
-    return _opened("JSON lines", os.fspath(path), lambda: _continued(path, done))
+    return _opened("JSON lines", path, _continued, path, done)
 
 
 def open_sinks(
@@ -445,18 +437,14 @@ def open_sinks(
     """
     sinks = []
     if jsonl_path:
-        path = jsonl_path
-        sinks.append(_opened("JSON lines", os.fspath(path), lambda: JsonlSink(path, done)))
+        sinks.append(_opened("JSON lines", jsonl_path, JsonlSink, jsonl_path, done))
     if tensorboard_logdir:
         folder = tensorboard_logdir
-        sinks.append(
-            _opened("TensorBoard", os.fspath(folder), lambda: TensorBoardSink(folder, done))
-        )
+        sinks.append(_opened("TensorBoard", folder, TensorBoardSink, folder, done))
     if wandb_project:
-        project = wandb_project
-        where = f"{project}/{wandb_run_name}" if wandb_run_name else project
-        name, run = wandb_run_name, wandb_folder
-        sinks.append(_opened("Weights & Biases", where, lambda: WandbSink(project, name, run)))
+        where = "/".join(filter(None, (wandb_project, wandb_run_name)))
+        run = wandb_project, wandb_run_name, wandb_folder
+        sinks.append(_opened("Weights & Biases", where, WandbSink, *run))
     return sinks
 
 
