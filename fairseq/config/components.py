@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fairseq.config import plugins
 from fairseq.config.build import Component, build_config, plain
@@ -18,9 +18,6 @@ from fairseq.config.registry import config_class
 from fairseq.config.resolve import resolve
 from fairseq.config.sections import COMPONENTS, FairseqConfig
 from fairseq.config.stated import statements, without_replaced
-
-if TYPE_CHECKING:
-    pass
 
 
 def known_names(flag: str) -> list[str]:

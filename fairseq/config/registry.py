@@ -10,16 +10,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from fairseq.config.refused import REFUSED_WORDS, why_refused
 from fairseq.config.schema import FairseqDataclass
 from fairseq.errors import RegistryError, did_you_mean
-
-if TYPE_CHECKING:
-    pass
-
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +27,7 @@ def load_attribute(target: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-class Registry(MutableMapping[str, Any]):
+class Registry(UserDict[str, Any]):
     """A lazy mapping of names to objects.
 
     Args:
@@ -41,36 +38,21 @@ class Registry(MutableMapping[str, Any]):
     def __init__(self, kind: str, rows: Mapping[str, str] | None = None) -> None:
         self.kind = kind
         self._catalogue = dict(rows or {})
-        self._rows: dict[str, Any] = dict(self._catalogue)
+        super().__init__(self._catalogue)
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._rows:
+        if name not in self.data:
             if name in REFUSED_WORDS:
                 raise RegistryError(f"{self.kind} '{name}': {why_refused(name)}")
-            hint = did_you_mean(str(name), self._rows)
+            hint = did_you_mean(str(name), self.data)
             raise RegistryError(
-                f"unknown {self.kind} '{name}'{hint}. Known: {', '.join(sorted(self._rows))}. "
+                f"unknown {self.kind} '{name}'{hint}. Known: {', '.join(sorted(self.data))}. "
                 "Is a --user-dir missing?"
             )
-        value = self._rows[name]
+        value = self.data[name]
         if isinstance(value, str):
-            value = self._rows[name] = load_attribute(value)
+            value = self.data[name] = load_attribute(value)
         return value
-
-    def __setitem__(self, name: str, value: object) -> None:
-        self._rows[name] = value
-
-    def __delitem__(self, name: str) -> None:
-        del self._rows[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._rows
 
     def claim(self, name: str, value: object) -> bool:
         """Put ``value`` under ``name``, unless a plug-in has that name already.
@@ -81,10 +63,10 @@ class Registry(MutableMapping[str, Any]):
         Returns:
             False if the name belongs to another plug-in.
         """
-        row, holder = self._catalogue.get(name), self._rows.get(name)
+        row, holder = self._catalogue.get(name), self.data.get(name)
         if row is not None and _target(value) == row:
             if holder == row or holder is None:
-                self._rows[name] = value
+                self.data[name] = value
             return True
         if holder is not None and not (row is not None and row in (holder, _target(holder))):
             return False
@@ -95,7 +77,7 @@ class Registry(MutableMapping[str, Any]):
                 self.kind,
                 name,
             )
-        self._rows[name] = value
+        self.data[name] = value
         return True
 
 

@@ -68,8 +68,8 @@ def toys():
 def undo(monkeypatch):
     """Forget what a test registers in the project's own registries."""
     for registry in (TASK_REGISTRY, MODEL_REGISTRY, CRITERION_REGISTRY, ARCH_CONFIG_REGISTRY):
-        monkeypatch.setattr(registry, "_rows", dict(registry._rows))
-    monkeypatch.setattr(models.ARCH_MODEL_REGISTRY, "_rows", dict(models.ARCH_MODEL_REGISTRY._rows))
+        monkeypatch.setattr(registry, "data", dict(registry.data))
+    monkeypatch.setattr(models.ARCH_MODEL_REGISTRY, "data", dict(models.ARCH_MODEL_REGISTRY.data))
     kept = []
     for module, name in [
         (models, "ARCH_MODEL_NAME_REGISTRY"),

@@ -44,7 +44,7 @@ def undo(monkeypatch):
     """Forget what the plug-ins of a test registered and imported."""
     registries = TASK_REGISTRY, MODEL_REGISTRY, ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
     for registry in (*registries, CRITERION_REGISTRY):
-        monkeypatch.setattr(registry, "_rows", dict(registry._rows))
+        monkeypatch.setattr(registry, "data", dict(registry.data))
     monkeypatch.setattr(tasks, "TASK_CLASS_NAMES", set(tasks.TASK_CLASS_NAMES))
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)

@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fairseq.errors import DataError
 from fairseq.files.io import PathLike
 from fairseq.lazy import require_library
-
-if TYPE_CHECKING:
-    pass
-
 
 # GPT-2's cut into words. Contractions, then runs of letters, digits or other signs with at most one
 # space before them; the last space of a run of white space belongs to the word that follows.
