@@ -83,6 +83,6 @@ def test_python_m_runs_an_old_path() -> None:
 
 
 def test_a_patch_through_the_old_path_is_seen_by_the_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fairseq.checkpoint_utils.LAST", "other.pt")
+    monkeypatch.setattr("fairseq.checkpoint_utils.LAST_CHECKPOINT", "other.pt")
     checkpoint = importlib.import_module("fairseq.checkpoint")
-    assert isinstance(checkpoint, types.ModuleType) and checkpoint.LAST == "other.pt"
+    assert isinstance(checkpoint, types.ModuleType) and checkpoint.LAST_CHECKPOINT == "other.pt"

@@ -18,6 +18,7 @@ from fairseq.aliases import NAMES
 from fairseq.checkpoint import files
 from fairseq.checkpoint.files import checkpoint_paths, load_or_newest_good
 from fairseq.checkpoint.layout import config_of, upgrade_state
+from fairseq.config.sections import LAST_CHECKPOINT, RESETS
 from fairseq.errors import CheckpointError, MissingFileError
 from fairseq.files.io import PathManager
 from fairseq.files.safe_load import safe_load
@@ -37,8 +38,6 @@ logger = logging.getLogger("fairseq.checkpoint_utils")
 __all__ = ["checkpoint_paths", "load_checkpoint", "save_checkpoint"]
 
 __getattr__, __dir__, _ = lazy_names(__name__, NAMES[__name__])
-
-LAST = "checkpoint_last.pt"
 
 
 def verify_checkpoint_directory(save_dir: str) -> None:
@@ -254,12 +253,9 @@ def checkpoint_to_start_from(cfg: CheckpointConfig) -> tuple[str, dict[str, bool
     Raises:
         MissingFileError: if a file that the user named does not exist.
     """
-    resets = {
-        name: getattr(cfg, name)
-        for name in ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
-    }
+    resets = {name: getattr(cfg, name) for name in RESETS}
     suffix = _suffix(cfg)
-    if cfg.restore_file != LAST:
+    if cfg.restore_file != LAST_CHECKPOINT:
         path = with_suffix(cfg.restore_file, suffix)
         if not PathManager.exists(path):
             raise MissingFileError(
@@ -307,5 +303,5 @@ def _upgrade_state_dict(
 
 def load_newest(path: str) -> tuple[str, dict[str, Any]]:
     """Load a checkpoint or, if it is damaged, the newest good one beside it; upgraded."""
-    found, state = load_or_newest_good(path)
-    return found, upgrade_state(state)
+    loaded_from, state = load_or_newest_good(path)
+    return loaded_from, upgrade_state(state)

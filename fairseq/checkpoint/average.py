@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from fairseq.checkpoint.files import write_checkpoint
+from fairseq.checkpoint.files import checkpoint_paths, write_checkpoint
 from fairseq.checkpoint.layout import check_layout
 from fairseq.errors import CheckpointError, ConfigError
 from fairseq.files.safe_load import safe_load
@@ -82,14 +81,14 @@ def last_n_checkpoints(
     if not os.path.isdir(folder):
         raise ConfigError(f"{folder} is not a run folder; name the folder of its checkpoints")
     pattern = r"checkpoint_\d+_(\d+)\.pt" if update_based else r"checkpoint(\d+)\.pt"
-    numbered = []
-    for name in os.listdir(folder):
-        match = re.fullmatch(pattern, name)
-        if match and (upper_bound is None or int(match[1]) <= upper_bound):
-            numbered.append((int(match[1]), name))
-    if len(numbered) < n:
-        raise CheckpointError(f"{folder} has {len(numbered)} matching checkpoints, {n} are needed")
-    return [os.path.join(folder, name) for _, name in sorted(numbered, reverse=True)[:n]]
+    newest = [
+        path
+        for path, number in checkpoint_paths(folder, pattern, keep_match=True)
+        if upper_bound is None or int(number) <= upper_bound
+    ]
+    if len(newest) < n:
+        raise CheckpointError(f"{folder} has {len(newest)} matching checkpoints, {n} are needed")
+    return newest[:n]
 
 
 def write_average(inputs: Sequence[str], output: str) -> None:

@@ -189,7 +189,7 @@ def config_of(
 def _config_of(
     state: Mapping[str, object], overrides: Mapping[str, object] | None
 ) -> FairseqConfig:
-    given = dict(overrides or {})
+    stated = dict(overrides or {})
     cfg = record_of(state).get("config") or state.get("cfg")
     if isinstance(cfg, (Mapping, argparse.Namespace, FairseqDataclass)):
         nested = plain(cfg)
@@ -202,10 +202,10 @@ def _config_of(
         if nested["dataset"].get("data_rng", "auto") == "auto":
             nested["dataset"]["data_rng"] = data_rng_of(state)
         _name_the_model(nested)
-        return _make(given, nested)
+        return _make(stated, nested)
     if isinstance(state.get("args"), argparse.Namespace):
-        own = _old_args(vars(state["args"]))
-        flat = {**{k: v for k, v in own.items() if k not in PROCESSES}, **given}
+        old = _old_args(vars(state["args"]))
+        flat = {**{k: v for k, v in old.items() if k not in PROCESSES}, **stated}
         flat.setdefault("data_rng", "fairseq-0.12")
         return options.make_config(flat, settle=False)
     raise CheckpointError("this file holds no configuration; is it a fairseq checkpoint?")
@@ -283,8 +283,8 @@ def check_layout(state: StateDict) -> None:
     if not isinstance(state, dict) or not isinstance(state.get("model"), Mapping):
         raise CheckpointError("this file holds no model; is it a fairseq checkpoint?")
     for name, value in state["model"].items():
-        own_state = str(name).endswith("_extra_state")  # of a module, which may be anything
-        if not isinstance(name, str) or not (torch.is_tensor(value) or own_state):
+        of_module = str(name).endswith("_extra_state")  # which may be anything
+        if not isinstance(name, str) or not (torch.is_tensor(value) or of_module):
             raise CheckpointError(f"damaged checkpoint: {str(name)[:100]!r} is no tensor")
     history = state.get("optimizer_history") or []
     if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fairseq.config.references import not_evaluated
 from fairseq.config.yaml_text import read_yaml_file
 from fairseq.errors import ConfigError
 
@@ -60,10 +61,7 @@ def checked_recipes() -> Iterator[None]:
 def refuse_resolver(text: object, place: str) -> None:
     """Refuse ``${name:...}`` where Hydra would evaluate it while it composes."""
     if RESOLVER.search(str(text)):
-        raise ConfigError(
-            f"{place}: {text} is not evaluated; only ${{section.key}} is, no environment variables "
-            "and no resolvers. Write the value itself"
-        )
+        raise not_evaluated(text, place)
 
 
 def _check_recipe(file: Path) -> None:

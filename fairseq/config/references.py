@@ -105,10 +105,7 @@ def _follow(
     def value_at(reference: str) -> Any:
         match = REFERENCE.match(reference)
         if match is None:
-            raise ConfigError(
-                f"{place}: {reference} is not evaluated; only ${{section.key}} is, no environment "
-                "variables and no resolvers. Write the value itself"
-            )
+            raise not_evaluated(reference, place)
         path = match[1]
         if path in seen:
             raise ConfigError(f"circular reference: {' -> '.join((*seen, path))}")
@@ -124,6 +121,14 @@ def _follow(
     if "${" in _PLACE.sub("", text):
         return value_at(text)
     return _PLACE.sub(lambda match: str(value_at(match[0])), text)
+
+
+def not_evaluated(text: object, place: str) -> ConfigError:
+    """Return the error for a ``${...}`` that is more than a path."""
+    return ConfigError(
+        f"{place}: {text} is not evaluated; only ${{section.key}} is, no environment variables and "
+        "no resolvers. Write the value itself"
+    )
 
 
 def lookup(root: object, path: str) -> Any:

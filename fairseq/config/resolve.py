@@ -13,7 +13,7 @@ from typing import Any
 
 from fairseq.config.ranges import check_config
 from fairseq.config.schema import default_of, parse_literal, public_fields
-from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
+from fairseq.config.sections import COMPONENTS, LAST_CHECKPOINT, RESETS, SECTIONS, FairseqConfig
 from fairseq.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -86,18 +86,14 @@ def _batches(config: FairseqConfig) -> None:
 
 def _checkpoints(config: FairseqConfig) -> None:
     checkpoint = config.checkpoint
-    resets = [
-        name
-        for name in ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
-        if getattr(checkpoint, name)
-    ]
+    resets = [name for name in RESETS if getattr(checkpoint, name)]
     if checkpoint.finetune_from_model is not None:
         if resets:
             raise ConfigError(
                 "--finetune-from-model already starts everything but the weights afresh; drop "
                 + ", ".join("--" + name.replace("_", "-") for name in resets)
             )
-        if checkpoint.restore_file != "checkpoint_last.pt":
+        if checkpoint.restore_file != LAST_CHECKPOINT:
             raise ConfigError("--finetune-from-model and --restore-file exclude each other")
         if checkpoint.continue_once is not None:
             raise ConfigError("--finetune-from-model and --continue-once exclude each other")
@@ -114,7 +110,7 @@ def _growth(checkpoint: Any) -> None:
         if checkpoint.grow_method is not None or checkpoint.grow_layers:
             raise ConfigError("--grow-method and --grow-layers need --grow-from FILE")
         return
-    if checkpoint.restore_file != "checkpoint_last.pt":
+    if checkpoint.restore_file != LAST_CHECKPOINT:
         raise ConfigError("--grow-from and --restore-file exclude each other")
     for name in ("finetune_from_model", "continue_once", "reset_optimizer", "reset_lr_scheduler"):
         if getattr(checkpoint, name):

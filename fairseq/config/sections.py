@@ -273,12 +273,17 @@ class OptimizationConfig(FairseqDataclass):
     debug_param_names: bool = option(False, "name parameters in the optimizer's groups", inert=True)
 
 
+# what a run that starts from a checkpoint may leave out
+RESETS = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
+LAST_CHECKPOINT = "checkpoint_last.pt"
+
+
 @dataclass
 class CheckpointConfig(FairseqDataclass):
     """Where the run is kept and what it starts from."""
 
     save_dir: str = option("checkpoints", "the run folder", path=True)
-    restore_file: str = option("checkpoint_last.pt", "checkpoint to start from", path=True)
+    restore_file: str = option(LAST_CHECKPOINT, "checkpoint to start from", path=True)
     continue_once: str | None = option(
         None, "start from this file if there is no checkpoint_last", path=True
     )

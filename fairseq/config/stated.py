@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 KEY = "stated"
 
 
-def statements(given: Mapping[str, Any], sections: Mapping[str, Any], config: Settings) -> Sections:
+def statements(flat: Mapping[str, Any], sections: Mapping[str, Any], config: Settings) -> Sections:
     """Return what flags and a recipe state, by section.
 
     Args:
-        given: flat settings.
+        flat: flat settings.
         sections: the recipe; if it is a run's dump, what it says was stated counts.
         config: the configuration made of both.
     """
@@ -40,12 +40,12 @@ def statements(given: Mapping[str, Any], sections: Mapping[str, Any], config: Se
         built = getattr(config, section)
         if dataclasses.is_dataclass(built):
             names = {field.name for field, _ in public_fields(type(built))}
-            flat = upgrade_args(given, section, True, names if section in COMPONENTS else ())
+            values_here = upgrade_args(flat, section, True, names if section in COMPONENTS else ())
         else:
-            names, flat = set() if built is None else set(vars(built)), dict(given)
+            names, values_here = set() if built is None else set(vars(built)), dict(flat)
         # what the parser notes is not what somebody stated
         names.discard("no_seed_provided")
-        values |= {name: plain(value) for name, value in flat.items() if name in names}
+        values |= {name: plain(value) for name, value in values_here.items() if name in names}
         if dataclasses.is_dataclass(built):  # as the configuration reads it: plain, in its type
             values |= {
                 key: plain(getattr(built, key))
