@@ -189,6 +189,16 @@ def require_file(path: PathLike, what: str, remedy: str) -> Path:
 class PathManager:
     """Local file operations under the names that plug-ins of the original fairseq use."""
 
+    exists = staticmethod(os.path.exists)
+    isdir = staticmethod(os.path.isdir)
+    isfile = staticmethod(os.path.isfile)
+    islink = staticmethod(os.path.islink)
+    ls = staticmethod(os.listdir)
+    glob = staticmethod(glob.glob)
+    rm = staticmethod(os.remove)
+    rename = staticmethod(os.replace)
+    chmod = staticmethod(os.chmod)
+
     @staticmethod
     def open(path: PathLike, mode: str = "r", **kwargs: Any) -> IO[Any]:
         """Open ``path`` like the built-in ``open``, in UTF-8 unless told otherwise."""
@@ -202,16 +212,6 @@ class PathManager:
     def async_close() -> bool:
         """Return True: nothing is still being written."""
         return True
-
-    @staticmethod
-    def isdir(path: PathLike) -> bool:
-        """Tell whether ``path`` is a folder."""
-        return os.path.isdir(path)
-
-    @staticmethod
-    def copy_from_local(source: PathLike, target: PathLike, overwrite: bool = False) -> bool:
-        """Copy a file, see :meth:`copy`: every file is local here."""
-        return PathManager.copy(source, target, overwrite)
 
     @staticmethod
     def supports_rename(path: PathLike) -> bool:
@@ -231,44 +231,9 @@ class PathManager:
         )
 
     @staticmethod
-    def exists(path: PathLike) -> bool:
-        """Tell whether ``path`` exists."""
-        return os.path.exists(path)
-
-    @staticmethod
-    def isfile(path: PathLike) -> bool:
-        """Tell whether ``path`` is a file."""
-        return os.path.isfile(path)
-
-    @staticmethod
-    def islink(path: PathLike) -> bool:
-        """Tell whether ``path`` is a symbolic link."""
-        return os.path.islink(path)
-
-    @staticmethod
-    def ls(path: PathLike) -> list[str]:
-        """List the names inside the folder ``path``."""
-        return os.listdir(path)
-
-    @staticmethod
-    def glob(pattern: str) -> list[str]:
-        """List the paths that match ``pattern``."""
-        return glob.glob(pattern)
-
-    @staticmethod
     def mkdirs(path: PathLike) -> None:
         """Create the folder ``path`` and its parents; existing ones are fine."""
         os.makedirs(path, exist_ok=True)
-
-    @staticmethod
-    def rm(path: PathLike) -> None:
-        """Delete the file ``path``."""
-        os.remove(path)
-
-    @staticmethod
-    def rename(source: PathLike, target: PathLike) -> None:
-        """Rename ``source`` to ``target``, replacing it."""
-        os.replace(source, target)
 
     @staticmethod
     def copy(source: PathLike, target: PathLike, overwrite: bool = False) -> bool:
@@ -278,15 +243,12 @@ class PathManager:
         shutil.copyfile(source, target)
         return True
 
+    copy_from_local = copy  # every file is local here
+
     @staticmethod
     def get_local_path(path: str, **_: object) -> str:
         """Return ``path``: every path is local here."""
         return path
-
-    @staticmethod
-    def chmod(path: PathLike, mode: int) -> None:
-        """Change the permission bits of ``path``."""
-        os.chmod(path, mode)
 
     @staticmethod
     def path_requires_pathmanager(path: PathLike) -> bool:
