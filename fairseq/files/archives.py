@@ -43,14 +43,12 @@ class _Unsafe(Exception):
 
 
 def cache_folder() -> Path:
-    """Return where downloaded models are kept: ``$PYTORCH_FAIRSEQ_CACHE`` or torch's cache."""
-    named = os.environ.get("PYTORCH_FAIRSEQ_CACHE")
-    if named:
+    """Return where downloads are kept: ``$PYTORCH_FAIRSEQ_CACHE`` or a part of torch's cache."""
+    if named := os.environ.get("PYTORCH_FAIRSEQ_CACHE"):
         return Path(named)
-    torch_home = os.environ.get("TORCH_HOME") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "torch"
-    )
-    return Path(torch_home) / "pytorch_fairseq"
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    torch_home = os.environ.get("TORCH_HOME") or os.path.join(caches, "torch")
+    return Path(torch_home).expanduser() / "pytorch_fairseq"
 
 
 def cached_name(url: str, etag: str | None = None) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -87,19 +88,16 @@ class Columns:
                 return
 
 
-class _explained:
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
     """Turn what ``pyarrow`` raises about a file into a DataError."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        # ArrowInvalid is a ValueError, ArrowKeyError a KeyError, damaged pages are OSErrors
-        foreign = OSError | ValueError | KeyError | NotImplementedError
-        if isinstance(error, foreign) and not isinstance(error, FairseqError):
-            raise DataError(f"{self._name}: cannot be read ({error})") from error
+    try:
+        yield
+    except FairseqError:
+        raise
+    # ArrowInvalid is a ValueError, ArrowKeyError a KeyError, damaged pages are OSErrors
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise DataError(f"{name}: cannot be read ({error})") from error
 
 
 def _library(part: str) -> Any:

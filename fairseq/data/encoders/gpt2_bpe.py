@@ -7,14 +7,13 @@ fairseq keeps what it downloaded.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import os
 from pathlib import Path
 
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.data.encoders import register_bpe
 from fairseq.data.encoders.byte_pair import BytePairEncoder, read_json
 from fairseq.errors import DataError, MissingFileError
+from fairseq.files.archives import cache_folder, cached_name
 from fairseq.files.io import require_file
 
 DEFAULT_ENCODER_JSON = "https://dl.fbaipublicfiles.com/fairseq/gpt2_bpe/encoder.json"
@@ -37,18 +36,10 @@ class GPT2BPEConfig(FairseqDataclass):
     )
 
 
-def cache_folder() -> Path:
-    """Return the folder of downloaded files that the original fairseq uses."""
-    if folder := os.environ.get("PYTORCH_FAIRSEQ_CACHE"):
-        return Path(folder)
-    torch_home = os.environ.get("TORCH_HOME") or os.path.join("~", ".cache", "torch")
-    return Path(torch_home).expanduser() / "pytorch_fairseq"
-
-
 def local_file(source: str, flag: str) -> Path:
     """Return the local file for a path or a URL; nothing is downloaded.
 
-    A URL is looked up in :func:`cache_folder` under the SHA-256 of the URL, which the original may
+    A URL is looked up in the cache folder under the SHA-256 of the URL, which the original may
     follow with ``.`` and that of the server's version tag, and under its plain file name.
 
     Raises:
@@ -56,7 +47,7 @@ def local_file(source: str, flag: str) -> Path:
     """
     if not source.startswith(("http://", "https://")):
         return require_file(source, "file of the GPT-2 encoding", f"Check {flag}.")
-    digest, folder = hashlib.sha256(source.encode()).hexdigest(), cache_folder()
+    digest, folder = cached_name(source), cache_folder()
     downloads = [folder / digest, *sorted(folder.glob(f"{digest}.*"))]
     by_name = folder / source.rsplit("/", 1)[-1]
     for path in [*downloads, by_name]:
