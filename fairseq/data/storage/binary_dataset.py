@@ -276,19 +276,21 @@ class BinaryDatasetBuilder:
 
     Args:
         out_file: the ``.bin`` file; its folder must exist.
-        dtype: integer dtype of the stored tokens.
+        dtype: integer dtype of the stored tokens; that of the class if None.
 
     Attributes:
         num_items, num_tokens: what was added so far.
         max_id: greatest token id added by ``add_item`` and ``add_array``, -1 before the first.
     """
 
+    reader: ClassVar[type[BinaryDataset]]
+    default_dtype: ClassVar[type[np.integer[Any]]] = np.int64
     token_shift: ClassVar[int] = 0
     max_size: ClassVar[int] = np.iinfo(np.int64).max
 
-    def __init__(self, out_file: PathLike, dtype: npt.DTypeLike) -> None:
+    def __init__(self, out_file: PathLike, dtype: npt.DTypeLike | None = None) -> None:
         self.path = os.fspath(out_file)
-        self.dtype_code = integer_code(dtype)
+        self.dtype_code = integer_code(self.default_dtype if dtype is None else dtype)
         self.dtype = DTYPES[self.dtype_code]
         self.num_items = 0
         self.num_tokens = 0
@@ -354,8 +356,9 @@ class BinaryDatasetBuilder:
         self.num_items += len(sizes_M)
         self.num_tokens += int(sizes_M.sum())
 
-    def _append(self, other: BinaryDataset) -> None:
-        """Append all items of a dataset of the same format and dtype."""
+    def merge_file_(self, another_file: PathLike) -> None:
+        """Append the items of a dataset, given by its prefix, of the same format and dtype."""
+        other = self.reader(another_file)
         if other.flat.dtype != self.dtype:
             raise DataError(f"{other.path} holds {other.flat.dtype}, {self.path} {self.dtype}")
         with open(data_file_path(other.path), "rb") as source:

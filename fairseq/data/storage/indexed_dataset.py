@@ -11,7 +11,6 @@ import struct
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fairseq.data.storage.binary_dataset import (
     DTYPES,
@@ -88,21 +87,10 @@ class MMapIndexedDataset(BinaryDataset):
 
 
 class MMapIndexedDatasetBuilder(BinaryDatasetBuilder):
-    """Writer of the memory-mapped format.
+    """Writer of the memory-mapped format."""
 
-    Args:
-        out_file: the ``.bin`` file.
-        dtype: dtype of the stored tokens.
-    """
-
+    reader = MMapIndexedDataset
     max_size = int(np.iinfo(_SIZE).max)
-
-    def __init__(self, out_file: PathLike, dtype: npt.DTypeLike = np.int64) -> None:
-        super().__init__(out_file, dtype)
-
-    def merge_file_(self, another_file: PathLike) -> None:
-        """Append the items of the dataset with prefix ``another_file``."""
-        self._append(MMapIndexedDataset(another_file))
 
     def _write_index(self, index: IO[bytes]) -> None:
         index.write(_HEADER.pack(MAGIC, 1, self.dtype_code, self.num_items))

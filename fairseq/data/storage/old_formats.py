@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from fairseq.data.storage.binary_dataset import (
     DTYPES,
@@ -90,22 +89,12 @@ class IndexedCachedDataset(IndexedDataset):
 
 
 class IndexedDatasetBuilder(BinaryDatasetBuilder):
-    """Writer of the old binary format.
+    """Writer of the old binary format, which stores tokens plus one."""
 
-    Args:
-        out_file: the ``.bin`` file.
-        dtype: stored dtype of a token plus one.
-    """
-
+    reader = IndexedDataset
+    default_dtype = np.int32
     # its first readers were written in Lua, which counts from one
     token_shift = 1
-
-    def __init__(self, out_file: PathLike, dtype: npt.DTypeLike = np.int32) -> None:
-        super().__init__(out_file, dtype)
-
-    def merge_file_(self, another_file: PathLike) -> None:
-        """Append the items of the dataset with prefix ``another_file``."""
-        self._append(IndexedDataset(another_file))
 
     def _write_index(self, index: IO[bytes]) -> None:
         header = (1, self.dtype_code, self.dtype.itemsize, self.num_items, self.num_items)
