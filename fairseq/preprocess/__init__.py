@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from fairseq.config.preprocess import PreprocessConfig
 from fairseq.config.ranges import check_fields
@@ -35,10 +34,6 @@ from fairseq.preprocess.binarize import (
     scratch_folder,
 )
 from fairseq.preprocess.records import Records, records_of
-
-if TYPE_CHECKING:
-    from fairseq.protocols import Settings
-
 
 logger = logging.getLogger("fairseq_cli.preprocess")
 
@@ -74,11 +69,7 @@ def preprocess(config: PreprocessConfig) -> None:
     """Write dictionaries, datasets, ``preprocess.log`` and ``manifest.json`` into ``destdir``.
 
     Args:
-        config: has the attributes ``source_lang, target_lang, trainpref, validpref, testpref,
-            align_suffix, destdir, thresholdsrc, thresholdtgt, srcdict, tgtdict, nwordssrc,
-            nwordstgt, alignfile, dataset_impl, joined_dictionary, only_source, padding_factor,
-            workers, dict_only``, and may have ``byte_level_tokenizer, text_key,
-            skip_bad_records``.
+        config: the settings, or a Namespace that has some of them.
 
     Raises:
         ConfigError: if flags are missing, out of range or contradict each other.
@@ -87,7 +78,7 @@ def preprocess(config: PreprocessConfig) -> None:
         OutputExistsError: if ``destdir`` holds a dictionary that would be overwritten, or another
             ``preprocess`` is at work there.
     """
-    given, config = config, PreprocessConfig.from_namespace(config)
+    as_called, config = config, PreprocessConfig.from_namespace(config)
     check_fields(config)
     _check_flags(config)
     _check_destination(config)
@@ -101,7 +92,7 @@ def preprocess(config: PreprocessConfig) -> None:
         contextlib.ExitStack() as stack,
     ):
         _check_destination(config)  # again, now that nobody else can be at work there
-        logger.info(given)
+        logger.info(as_called)
         texts = _records_to_text(config, texts, stack)
         numbered = _read_train_texts(config, texts, stack)
         dictionaries = _dictionaries(config, texts, numbered)
@@ -140,12 +131,12 @@ def _check_flags(config: PreprocessConfig) -> None:
         raise ConfigError("no text: give --trainpref, --validpref or --testpref")
     if not config.trainpref and _is_dictionary_built(config):
         raise ConfigError("--trainpref is needed to build a dictionary; or give one by --srcdict")
-    if _tokenizer(config) and max(config.thresholdsrc, config.nwordssrc) > 0:
+    if config.byte_level_tokenizer and max(config.thresholdsrc, config.nwordssrc) > 0:
         raise ConfigError(
             "--byte-level-tokenizer keeps every piece, --thresholdsrc and --nwordssrc drop rare "
             "ones: give one of them"
         )
-    if _tokenizer(config) and not config.only_source:
+    if config.byte_level_tokenizer and not config.only_source:
         raise ConfigError("--byte-level-tokenizer needs --only-source")
 
 
@@ -156,14 +147,9 @@ def _is_dictionary_built(config: PreprocessConfig) -> bool:
     return not config.srcdict or not (config.only_source or config.tgtdict)
 
 
-def _tokenizer(config: Settings) -> str | None:
-    """Return the file of the byte-level encoding that made the texts, if it was named."""
-    return getattr(config, "byte_level_tokenizer", None)
-
-
-def _pieces(config: Settings) -> list[str]:
-    """Return every piece of that encoding, as texts have it."""
-    path = _tokenizer(config)
+def _pieces(config: PreprocessConfig) -> list[str]:
+    """Return every piece of the byte-level encoding that made the texts, as they have it."""
+    path = config.byte_level_tokenizer
     if path is None:
         return []
     remedy = "Check --byte-level-tokenizer."
@@ -179,11 +165,10 @@ def _dictionary_name(lang: str | None) -> str:
     return f"dict.{lang}.txt" if lang else "dict.txt"
 
 
-def _given_dictionaries(config: PreprocessConfig) -> list[str | None]:
+def _named_dictionaries(config: PreprocessConfig) -> list[str | None]:
     """Return the dictionary file that the user gave for each language, or None."""
     if config.joined_dictionary:
-        given = config.srcdict or config.tgtdict
-        return [given, given]
+        return [config.srcdict or config.tgtdict] * 2
     return [config.srcdict, config.tgtdict]
 
 
@@ -191,9 +176,9 @@ def _check_destination(config: PreprocessConfig) -> None:
     """Raise if a dictionary would be overwritten, or the manifest could not be extended."""
     if os.path.exists(config.destdir) and not os.path.isdir(config.destdir):
         raise OutputExistsError(f"--destdir {config.destdir} is a file; choose another name")
-    for lang, given in zip(_languages(config), _given_dictionaries(config), strict=False):
+    for lang, named in zip(_languages(config), _named_dictionaries(config), strict=False):
         path = os.path.join(config.destdir, _dictionary_name(lang))
-        if not given and os.path.exists(path):
+        if not named and os.path.exists(path):
             raise OutputExistsError(
                 f"{path} exists. To encode more text with it, give it by --srcdict (or --tgtdict); "
                 "to start afresh, delete it or choose another --destdir."
@@ -207,8 +192,10 @@ def _require_text(text: Text) -> None:
     place = text.records.name if text.records else text.path
     if text.records and os.path.isdir(place):
         return
-    found = require_file(place, "text file", "The --*pref flags name files without the language.")
-    if found.stat().st_size == 0:
+    text_file = require_file(
+        place, "text file", "The --*pref flags name files without the language."
+    )
+    if text_file.stat().st_size == 0:
         raise DataError(f"{place} is empty; leave out its flag, or give a text with some lines")
 
 
@@ -218,15 +205,15 @@ def _records_to_text(
     """Write the lines of texts that are records into a folder that is removed at the end."""
     if not any(text.records for text in texts):
         return texts
-    folder, found = stack.enter_context(scratch_folder(config.destdir)), []
+    folder, of_words = stack.enter_context(scratch_folder(config.destdir)), []
     for text in texts:
         if text.records:
             path = os.path.join(folder, text.output)
-            summary = text.records.write(path, _tokenizer(config), config.workers)
+            summary = text.records.write(path, config.byte_level_tokenizer, config.workers)
             logger.info(f"{text.name}: {summary.of_records()}, {summary.written:,} lines")
             text = replace(text, path=path)
-        found.append(text)
-    return found
+        of_words.append(text)
+    return of_words
 
 
 def _texts(config: PreprocessConfig) -> list[Text]:
@@ -258,12 +245,12 @@ def _read_train_texts(
     config: PreprocessConfig, texts: list[Text], stack: contextlib.ExitStack
 ) -> dict[str, NumberedText]:
     """Read the training texts whose dictionary is to be built, by path."""
-    given = dict(zip(_languages(config), _given_dictionaries(config), strict=False))
+    named = dict(zip(_languages(config), _named_dictionaries(config), strict=False))
     only_counts = config.dict_only or config.dataset_impl == "raw"
     folder = None if only_counts else config.destdir
     numbered = {}
     for text in texts:
-        if text.is_train and not given[text.lang]:
+        if text.is_train and not named[text.lang]:
             numbered[text.path] = NumberedText(text.path, folder, config.workers)
             stack.callback(numbered[text.path].close)
     return numbered
@@ -280,8 +267,8 @@ def _dictionaries(
     ]
     dictionaries = {}
     joined: Dictionary | None = None
-    given = _given_dictionaries(config)
-    for lang, path, (threshold, nwords) in zip(_languages(config), given, limits, strict=False):
+    paths = _named_dictionaries(config)
+    for lang, path, (threshold, nwords) in zip(_languages(config), paths, limits, strict=False):
         if joined is not None:
             dictionary = joined
         elif path:
@@ -289,8 +276,8 @@ def _dictionaries(
             missing = [piece for piece in _pieces(config) if piece not in dictionary]
             if missing:
                 raise DataError(
-                    f"{path} lacks {len(missing)} pieces of {_tokenizer(config)}, the first is "
-                    f"{missing[0]}; give the tokenizer's own dictionary, or drop "
+                    f"{path} lacks {len(missing)} pieces of {config.byte_level_tokenizer}, the "
+                    f"first is {missing[0]}; give the tokenizer's own dictionary, or drop "
                     "--byte-level-tokenizer to make such pieces <unk>"
                 )
         else:
@@ -347,7 +334,7 @@ def _copy_raw(
 
 def _copy_tokenizer(config: PreprocessConfig) -> None:
     """Put the tokenizer beside the dictionary, where models find it."""
-    source = _tokenizer(config)
+    source = config.byte_level_tokenizer
     target = os.path.join(config.destdir, "tokenizer.json")
     if source and not (os.path.exists(target) and os.path.samefile(source, target)):
         with open(source, "rb") as reader, atomic_write(target) as writer:

@@ -18,7 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,11 +32,9 @@ from fairseq.data.storage.indexed_dataset import make_builder
 from fairseq.files.io import PathLike
 from fairseq.files.text_blocks import (
     Tokenize,
-    block_spans,
     map_blocks,
     map_tasks,
     progress,
-    read_block,
     text_lines,
     tokenize_line,
 )
@@ -348,31 +346,4 @@ class FileBinarizer:
         for tokens_N, sizes_M, part in map_blocks(input_file, function, num_workers, "binarizing"):
             builder.add_array(tokens_N, sizes_M)
             summary.merge(part)
-        return summary
-
-    @staticmethod
-    def _binarize_file_chunk(
-        binarizer: Binarizer,
-        filename: PathLike,
-        offset_start: int,
-        offset_end: int,
-        output_prefix: PathLike,
-        dataset_impl: str,
-        vocab_size: int | None = None,
-    ) -> tuple[BinaryDatasetBuilder, BinarizeSummary]:
-        """Binarize the lines between two offsets (``offset_end`` <= 0: to the end of the file)."""
-        builder = make_builder(data_file_path(output_prefix), dataset_impl, vocab_size)
-        summary = BinarizeSummary()
-        function = binarizer.block_function()
-        for span in block_spans(filename, offset_start, offset_end if offset_end > 0 else None):
-            tokens_N, sizes_M, part = function(read_block(filename, span))
-            builder.add_array(tokens_N, sizes_M)
-            summary.merge(part)
-        return builder, summary
-
-    @classmethod
-    def _binarize_chunk_and_finalize(cls, *args: Any, **kwargs: Any) -> BinarizeSummary:
-        """Do :meth:`_binarize_file_chunk` and put the dataset in place."""
-        builder, summary = cls._binarize_file_chunk(*args, **kwargs)
-        builder.finalize(index_file_path(builder.path.removesuffix(".bin")))
         return summary

@@ -13,7 +13,7 @@ from fairseq.data.storage.dictionary import Dictionary
 from fairseq.data.storage.indexed_dataset import make_builder, make_dataset
 from fairseq.errors import DataError
 from fairseq.files import text_blocks
-from fairseq.files.text_blocks import find_offsets, tokenize_line
+from fairseq.files.text_blocks import tokenize_line
 from fairseq.preprocess.binarize import (
     Binarizer,
     BinarizeSummary,
@@ -127,26 +127,6 @@ def test_own_binarizer(tmp_path, text, sentences, workers):
     )
     assert read(tmp_path / "out") == [[len(word) for word in words] for words in sentences]
     assert summary.num_tok == sum(map(len, sentences)) and summary.replaced is None
-
-
-def test_chunks_make_up_the_file(tmp_path, text, dictionary, sentences):
-    binarizer = VocabularyDatasetBinarizer(dictionary)
-    offsets = find_offsets(text, 4)
-    parts, total = [], BinarizeSummary()
-    for i, (start, end) in enumerate(zip(offsets, offsets[1:], strict=False)):
-        prefix = str(tmp_path / f"part{i}")
-        total.merge(
-            FileBinarizer._binarize_chunk_and_finalize(
-                binarizer, text, start, end, prefix, "mmap", vocab_size=len(dictionary)
-            )
-        )
-        parts += read(prefix)
-    assert parts == expected_tokens(sentences, dictionary)
-    assert total.num_seq == len(parts)
-    whole = FileBinarizer._binarize_chunk_and_finalize(
-        binarizer, text, 0, -1, str(tmp_path / "whole"), "mmap"
-    )
-    assert whole == total
 
 
 def test_bad_text_leaves_no_files(tmp_path, text, dictionary):
