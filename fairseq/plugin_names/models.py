@@ -27,7 +27,6 @@ class FairseqIncrementalDecoder(base.FairseqIncrementalDecoder):
     def reorder_incremental_state(
         self, incremental_state: IncrementalState | None, new_order: Tensor
     ) -> None:
-        """Let every part that remembers rows keep those that ``new_order`` names."""
         reorder(self, incremental_state, new_order)
 
 

@@ -15,7 +15,6 @@ class _Published(RobertaModel):
 
     @classmethod
     def hub_models(cls) -> dict[str, Any]:
-        """Return the published models and their addresses."""
         return {name: f"{PUBLISHED}/{file}.tar.gz" for name, file in cls.names.items()}
 
     @classmethod
@@ -75,5 +74,4 @@ class GottbertModel(_Published):
 
     @classmethod
     def hub_models(cls) -> dict[str, Any]:
-        """Return the published model and its address."""
         return {"gottbert-base": "https://dl.gottbert.de/fairseq/models/gottbert-base.tar.gz"}

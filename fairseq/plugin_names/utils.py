@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq.config.schema import parse_literal
+from fairseq.config.schema import list_parser, parse_literal
+from fairseq.logging.console import setup_logging
 from fairseq.plugin_names.incremental_state import FairseqIncrementalState, IncrementalState
 from fairseq.utils import apply_to_sample, move_to_device
 
@@ -34,12 +34,7 @@ def fill_with_neg_inf(tensor: Tensor) -> Tensor:
 
 def eval_str_list(text: object, type: Callable[[Any], object] = float) -> list[Any] | None:
     """Read ``"[1, 2]"``, ``"3"`` or ``""`` as a list; never evaluates code."""
-    if text is None:
-        return None
-    if text == "":
-        return []
-    value = parse_literal(text) if isinstance(text, str) else text
-    return [type(x) for x in value] if isinstance(value, (list, tuple)) else [type(value)]
+    return None if text is None else list_parser(type)(text)
 
 
 def eval_str_dict(text: str | dict[Any, Any]) -> dict[Any, Any] | None:
@@ -123,9 +118,4 @@ def set_incremental_state(
 
 def reset_logging() -> None:
     """Drop every handler of the root logger and install ours."""
-    from fairseq.logging.console import setup_logging
-
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-    setup_logging()
+    setup_logging(force=True)

@@ -73,18 +73,7 @@ def batch_by_size_fn(
     max_sentences: int | None,
     bsz_mult: int,
 ) -> list[np.ndarray]:
-    """Cut ``indices`` into batches as :func:`batch_by_size_vec`, asking a function for lengths.
-
-    Args:
-        indices: int (N,), sample numbers in the wanted order.
-        num_tokens_fn: sample number -> its length.
-        max_tokens: most tokens in a batch, padding included; None, 0 or less for no limit.
-        max_sentences: most samples in a batch; None, 0 or less for no limit.
-        bsz_mult: batches have fewer samples than this, or a multiple of it.
-
-    Raises:
-        DataError: if one sample alone is longer than ``max_tokens``.
-    """
+    """Cut ``indices`` into batches as :func:`batch_by_size_vec`, asking a function for lengths."""
     indices_N = np.asarray(indices, dtype=np.int64)
     lengths_N = np.fromiter(map(num_tokens_fn, indices_N.tolist()), np.int64, len(indices_N))
     return batch_by_size_vec(indices_N, lengths_N, max_tokens, max_sentences, bsz_mult)

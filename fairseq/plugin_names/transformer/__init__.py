@@ -54,7 +54,6 @@ class TransformerModelBase(FairseqEncoderDecoderModel):
 
     @classmethod
     def build_model(cls, cfg: FairseqDataclass, task: Task) -> TransformerModelBase:
-        """Build encoder and decoder with the embeddings that the settings ask for."""
         source, target = task.source_dictionary, task.target_dictionary
         settings = TransformerConfig.from_namespace(cfg)
         encoder_table = cls.build_embedding(cfg, source, settings.encoder.embed_dim)
@@ -122,11 +121,9 @@ class TransformerModel(TransformerModelBase):
 
     @classmethod
     def build_encoder(cls, args: Settings, src_dict: Dictionary, embed_tokens: nn.Embedding) -> Any:
-        """Return the encoder."""
         return TransformerEncoder(args, src_dict, embed_tokens)
 
     @classmethod
     def build_decoder(cls, args: Settings, tgt_dict: Dictionary, embed_tokens: nn.Embedding) -> Any:
-        """Return the decoder."""
         skip = getattr(args, "no_cross_attention", False)
         return TransformerDecoder(args, tgt_dict, embed_tokens, no_encoder_attn=skip)

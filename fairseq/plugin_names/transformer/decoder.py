@@ -214,7 +214,6 @@ class TransformerDecoderBase(Side, FairseqIncrementalDecoder):
     def get_normalized_probs(
         self, net_output: Tensor | tuple[Tensor, Any], log_probs: bool, sample: Sample | None = None
     ) -> Tensor:
-        """Return (log-)probabilities in fp32, (B, T, V)."""
         if self.adaptive_softmax is None:
             return super().get_normalized_probs(net_output, log_probs, sample)
         log_p_BTV = self.adaptive_softmax.get_log_prob(net_output[0])
@@ -226,7 +225,6 @@ class TransformerDecoderBase(Side, FairseqIncrementalDecoder):
         return torch.full((length, length), float("-inf")).triu(1).to(tensor)
 
     def max_positions(self) -> int:
-        """Return the longest input."""
         if self.embed_positions is None:
             return self.max_target_positions
         return min(self.max_target_positions, self.embed_positions.max_positions)
@@ -254,11 +252,9 @@ class TransformerDecoder(TransformerDecoderBase):
         dictionary: Dictionary,
         embed_tokens: nn.Embedding | AdaptiveInput,
     ) -> None:
-        """See the base class."""
         super().build_output_projection(
             TransformerConfig.from_namespace(args), dictionary, embed_tokens
         )
 
     def build_decoder_layer(self, args: Settings, no_encoder_attn: bool = False) -> nn.Module:
-        """See the base class."""
         return TransformerDecoderLayer(TransformerConfig.from_namespace(args), no_encoder_attn)

@@ -130,7 +130,6 @@ class TransformerEncoderBase(Side, FairseqEncoder):
         }
 
     def max_positions(self) -> int:
-        """Return the longest input."""
         if self.embed_positions is None:
             return self.max_source_positions
         return min(self.max_source_positions, self.embed_positions.max_positions)
@@ -151,5 +150,4 @@ class TransformerEncoder(TransformerEncoderBase):
         self.args = args
 
     def build_encoder_layer(self, args: Settings) -> nn.Module:
-        """See the base class."""
         return TransformerEncoderLayer(TransformerConfig.from_namespace(args))

@@ -144,7 +144,6 @@ class TransformerEncoderLayer(TransformerEncoderLayerBase):
         self.args = args
 
     def build_self_attention(self, embed_dim: int, args: Settings) -> nn.Module:
-        """See the base class."""
         return super().build_self_attention(embed_dim, TransformerConfig.from_namespace(args))
 
 
@@ -290,12 +289,10 @@ class TransformerDecoderLayer(TransformerDecoderLayerBase):
     def build_self_attention(
         self, embed_dim: int, args: object, add_bias_kv: bool = False, add_zero_attn: bool = False
     ) -> nn.Module:
-        """See the base class."""
         config = TransformerConfig.from_namespace(args)
         return super().build_self_attention(embed_dim, config, add_bias_kv, add_zero_attn)
 
     def build_encoder_attention(self, embed_dim: int, args: Settings) -> nn.Module:
-        """See the base class."""
         return super().build_encoder_attention(embed_dim, TransformerConfig.from_namespace(args))
 
 
