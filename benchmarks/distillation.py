@@ -11,28 +11,23 @@ loss, which is checked first.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+import torch
+import torch.nn.functional as F
+from timing import main, milliseconds, peaks
+
+from fairseq.modules.heads import Projection
+from fairseq.ops.linear_distillation import linear_distillation
+
 FORMS = ("whole logits", "autograd by chunks", "linear_distillation")
 WIDTH, TEMPERATURE, ROWS_OF_CHUNK = 256, 2.0, 256
 
 
 def form(name: str, tokens: int, vocabulary: int, device: str, kept: list[float]) -> Any:
     """Return a function that runs a form forward and backward once and notes its loss."""
-    import torch
-    import torch.nn.functional as F
-
-    from fairseq.modules.heads import Projection
-    from fairseq.ops.linear_distillation import linear_distillation
-
     torch.manual_seed(0)
     s_NC, t_NC = torch.randn(2, tokens, WIDTH, device=device)
     own_VC, their_VC = torch.randn(2, vocabulary, WIDTH, device=device).mul_(WIDTH**-0.5)
@@ -73,51 +68,24 @@ def measure(tokens: int, vocabulary: int, rounds: int, device: str) -> dict[str,
     Raises:
         SystemExit: if the forms disagree on the loss.
     """
-    from heads import milliseconds, peak_in_a_child, peak_on_gpu
-
     kept: list[float] = []
     makes: list[Callable[[], Any]] = [
         functools.partial(form, name, tokens, vocabulary, device, kept) for name in FORMS
     ]
-    peak = peak_on_gpu if device == "cuda" else peak_in_a_child
-    peaks = [peak(make) for make in makes]
+    needed = peaks(makes, device)
     taken = milliseconds([make() for make in makes], rounds, device)
     if max(kept) - min(kept) > 1e-3 * max(kept):
         raise SystemExit(f"the forms disagree: {sorted(kept)}")
     table = {
         name: {"ms": round(ms, 1), "peak_MB": round(megabytes)}
-        for name, ms, megabytes in zip(FORMS, taken, peaks, strict=True)
+        for name, ms, megabytes in zip(FORMS, taken, needed, strict=True)
     }
     return {
         f"V={vocabulary // 1000}k, {tokens} tokens": table,
-        "memory_of_whole": round(peaks[-1] / peaks[0], 3),
+        "memory_of_whole": round(needed[-1] / needed[0], 3),
         "time_of_whole": round(taken[-1] / taken[0], 3),
     }
 
 
-def main() -> None:
-    """Measure, print the record and keep it."""
-    import torch
-    from run import RESULTS, machine
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a small problem; nothing is kept")
-    quick = parser.parse_args().quick
-    torch.set_num_threads(1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokens, vocabulary, rounds = (64, 2_000, 1) if quick else (2_048, 50_000, 5)
-    record = {
-        "benchmark": "distillation",
-        "command": " ".join(["python", "benchmarks/distillation.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "result": {"device": device, "threads": 1, **measure(tokens, vocabulary, rounds, device)},
-    }
-    text = json.dumps(record, indent=1)
-    print(text)
-    if not quick:
-        name = "distillation.json" if device == "cpu" else "distillation_gpu.json"
-        (RESULTS / name).write_text(text + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    main("distillation", __doc__, measure, (2_048, 50_000, 5), (64, 2_000, 1))

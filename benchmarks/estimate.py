@@ -23,7 +23,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks.run import RESULTS, machine, peak_of  # noqa: E402
+from benchmarks.run import RESULTS, peak_of, publish  # noqa: E402
 
 MODELS = ("masked", "causal", "zero_clap")
 VOCABULARY, WIDTH = 8000, 127
@@ -96,11 +96,7 @@ def main() -> None:
                 key = f"{name}, round {number + 1}"
                 result[key] = compare(name, data, Path(folder), updates, more)
             print(key, result[key], file=sys.stderr, flush=True)
-    command = "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    record = {"benchmark": "estimate", "command": command, "machine": machine(), "result": result}
-    if not args.quick:
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record, indent=1))
+    publish("estimate", result, None if args.quick else args.out)
 
 
 if __name__ == "__main__":

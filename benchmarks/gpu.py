@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from run import machine
+from run import commit, machine, publish
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,12 +43,10 @@ def this_machine() -> Row:
         except importlib.metadata.PackageNotFoundError:
             return None
 
-    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return {
         **machine(),
         "capability": torch.cuda.get_device_capability(),
-        "commit": commit or None,
+        "commit": commit(),
         "peers": {package: version(package) for package in PEERS},
     }
 
@@ -346,13 +342,7 @@ def main() -> None:
             print(f"{name:32} {way:16} {figure['ms']:9.3f} ms  MFU {figure['mfu']:.2f}", flush=True)
         for way, why in row["left_out"].items():
             print(f"{name:32} {way:16} left out: {why}", flush=True)
-    command = " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]])
-    record = {"benchmark": "gpu", "command": command, "machine": this_machine(), "result": found}
-    text = json.dumps(record, indent=1)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    publish("gpu", found, args.output, this_machine())
     sys.exit(failed)
 
 

@@ -13,44 +13,32 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
-import os
-import resource
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timing import RESULTS, Run, milliseconds, peaks, publish, training_step
+
+from benchmarks.run import machine
+from fairseq.ops.contrastive_weight_tying import contrastive_weight_tying
+from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+
 VOCABULARIES = (32_000, 50_000, 128_000, 256_000)
 WIDTH = 256
 LOSSES = ("CE, every token", "CE, predicted", "CWT, N x N", "CWT, distinct")
 
 
-def zipf(rows: int, vocabulary: int, seed: int) -> Any:
+def zipf(rows: int, vocabulary: int, seed: int) -> torch.Tensor:
     """Return int64 ids from 4 on, drawn with probability 1 / (rank + 2.7)."""
-    import numpy as np
-    import torch
-
     weights = 1 / (np.arange(vocabulary - 4) + 2.7)
     rng = np.random.default_rng(seed)
     return torch.from_numpy(4 + rng.choice(vocabulary - 4, size=rows, p=weights / weights.sum()))
 
 
-def loss_of(
-    name: str, tokens: int, predicted: int, vocabulary: int, device: str
-) -> Callable[[], None]:
+def loss_of(name: str, tokens: int, predicted: int, vocabulary: int, device: str) -> Run:
     """Return a function that runs a loss forward and backward once."""
-    import torch
-    import torch.nn.functional as F
-
-    from fairseq.ops.contrastive_weight_tying import contrastive_weight_tying
-    from fairseq.ops.linear_cross_entropy import linear_cross_entropy
-
     torch.manual_seed(0)
     rows = tokens if name == "CE, every token" else predicted
     hidden_NC = torch.randn(rows, WIDTH, device=device, requires_grad=True)
@@ -76,105 +64,36 @@ def loss_of(
     return run
 
 
-def peak_in_a_child(make: Callable[[], Callable[[], None]]) -> float:
-    """Return how many MB running once adds to the memory of a process, measured in a fork."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        run = make()
-        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
-        run()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-        os.write(write, json.dumps(peak - before).encode())
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    return float(json.loads(text))
-
-
-def peak_on_gpu(make: Callable[[], Callable[[], None]]) -> float:
-    """Return how many MB running once needs beyond the operands on the GPU."""
-    import torch
-
-    run = make()
-    run()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 1e6
-
-
-def milliseconds(runs: list[Callable[[], None]], rounds: int, device: str) -> list[float]:
-    """Return the median time of each function in ms; they take turns, the first not counted."""
-    import torch
-
-    times: list[list[float]] = [[] for _ in runs]
-    for turn in range(rounds + 1):
-        for run, taken in zip(runs, times, strict=True):
-            started = time.perf_counter()
-            run()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                taken.append(1000 * (time.perf_counter() - started))
-    return [statistics.median(taken) for taken in times]
-
-
 def losses(device: str, tokens: int, rounds: int, vocabularies: tuple[int, ...]) -> dict[str, Any]:
     """Return time and peak memory of every loss."""
-    found: dict[str, Any] = {}
+    prepared: dict[str, Any] = {}
     for kind, predicted in (("encoder", round(0.15 * tokens)), ("decoder", tokens)):
         for vocabulary in vocabularies:
             makes = [
                 functools.partial(loss_of, name, tokens, predicted, vocabulary, device)
                 for name in LOSSES
             ]
-            peak = peak_on_gpu if device == "cuda" else peak_in_a_child
-            peaks = [peak(make) for make in makes]
-            found[f"{kind} V={vocabulary // 1000}k"] = peaks, makes
-    # children are forked before this process computes: torch's threads do not survive a fork
+            prepared[f"{kind} V={vocabulary // 1000}k"] = peaks(makes, device), makes
     table: dict[str, Any] = {}
-    for row, (peaks, makes) in found.items():
+    for row, (needed, makes) in prepared.items():
         taken = milliseconds([make() for make in makes], rounds, device)
         table[row] = {
             name: {"ms": round(ms, 1), "peak_MB": round(megabytes)}
-            for name, ms, megabytes in zip(LOSSES, taken, peaks, strict=True)
+            for name, ms, megabytes in zip(LOSSES, taken, needed, strict=True)
         }
         print(row, table[row], file=sys.stderr, flush=True)
     return table
 
 
-def step_of(
-    headless: bool, vocabulary: int, batch: int, length: int, device: str
-) -> Callable[[], None]:
+def step_of(headless: bool, vocabulary: int, batch: int, length: int, device: str) -> Run:
     """Return a function that takes one training step of a decoder."""
-    import torch
-
-    from fairseq.config.components import make_config
-    from fairseq.criterions import build_criterion
-    from fairseq.data.storage.dictionary import Dictionary
-    from fairseq.models import build_model
-
-    dictionary = Dictionary()
-    for word in range(vocabulary - len(dictionary)):
-        dictionary.add_symbol(str(word))
-    config = make_config({
+    settings = {
         "task": "language_modeling", "arch": "transformer_lm_gpt", "decoder_layers": 4,
         "decoder_embed_dim": WIDTH, "decoder_ffn_embed_dim": 4 * WIDTH,
         "decoder_attention_heads": 4, "dropout": 0.0, "attention_dropout": 0.0,
-        "tokens_per_sample": length, "share_decoder_input_output_embed": True, "data": "none",
+        "tokens_per_sample": length, "share_decoder_input_output_embed": True,
         "criterion": "contrastive_weight_tying" if headless else "cross_entropy",
-    })  # fmt: skip
-    task = SimpleNamespace(
-        cfg=config.task, source_dictionary=dictionary, target_dictionary=dictionary
-    )
-    torch.manual_seed(0)
-    model = build_model(config.model, task).to(device).train()
-    criterion = build_criterion(config.criterion, task)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    }  # fmt: skip
     stream = zipf(batch * length + 1, vocabulary, 1).to(device)
     tokens = batch * length
     sample = {
@@ -184,30 +103,23 @@ def step_of(
         "ntokens": tokens,
         "nsentences": batch,
     }
-
-    def run() -> None:
-        optimizer.zero_grad()
-        loss, size, _ = criterion(model, sample)
-        (loss / size).backward()
-        optimizer.step()
-
-    return run
+    return training_step(settings, vocabulary, device, sample)
 
 
 def steps(device: str, batch: int, rounds: int, vocabularies: tuple[int, ...]) -> dict[str, Any]:
     """Return tokens a second of whole steps, vanilla and headless, and their ratio."""
-    length, found = 128, {}
+    length, table = 128, {}
     for vocabulary in vocabularies:
         runs = [step_of(headless, vocabulary, batch, length, device) for headless in (False, True)]
         vanilla, headless = milliseconds(runs, rounds, device)
         rates = [batch * length / ms * 1000 for ms in (vanilla, headless)]
-        found[f"V={vocabulary // 1000}k"] = {
+        table[f"V={vocabulary // 1000}k"] = {
             "vanilla_tokens_s": round(rates[0]),
             "headless_tokens_s": round(rates[1]),
             "ratio": round(rates[1] / rates[0], 2),
         }
-        print(f"V={vocabulary}", found[f"V={vocabulary // 1000}k"], file=sys.stderr, flush=True)
-    return found
+        print(f"V={vocabulary}", table[f"V={vocabulary // 1000}k"], file=sys.stderr, flush=True)
+    return table
 
 
 def main() -> None:
@@ -216,8 +128,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes; nothing is written")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     args = parser.parse_args()
-    from benchmarks.run import machine
-
     before = machine()
     on_gpu = args.device == "cuda"
     vocabularies = VOCABULARIES[:1] if args.quick else VOCABULARIES
@@ -231,13 +141,8 @@ def main() -> None:
             args.device, 2 if args.quick else tokens // 256, rounds, vocabularies
         ),
     }
-    command = "python benchmarks/heads.py" + (" --device cuda" if on_gpu else "")
-    record = {"benchmark": "heads", "command": command, "machine": before, "result": result}
-    print(json.dumps(record, indent=1))
-    if not args.quick:
-        name = "heads_gpu.json" if on_gpu else "heads.json"
-        text = json.dumps(record, indent=1) + "\n"
-        (ROOT / "benchmarks" / "results" / name).write_text(text, encoding="utf-8")
+    file = RESULTS / ("heads_gpu.json" if on_gpu else "heads.json")
+    publish("heads", result, None if args.quick else file, before)
 
 
 if __name__ == "__main__":

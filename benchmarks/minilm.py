@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import statistics
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks.run import RESULTS, machine  # noqa: E402
+from benchmarks.run import RESULTS, publish  # noqa: E402
 
 EPOCHS, BATCH, RATE, WARM_UP = 2, 32, 5e-5, 0.06
 Batch = tuple[Tensor, Tensor]
@@ -176,16 +175,7 @@ def main() -> None:
         folder = Path(name)
         result = {"interchange": interchange(args, folder / "imported", folder)}
         result["fine_tuning"] = train(args, folder / "imported")
-    record = {
-        "benchmark": "minilm",
-        "command": " ".join(["python", "benchmarks/minilm.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "result": result,
-    }
-    text = json.dumps(record, indent=1)
-    print(text)
-    if args.updates is None:
-        (RESULTS / "minilm.json").write_text(text + "\n", encoding="utf-8")
+    publish("minilm", result, RESULTS / "minilm.json" if args.updates is None else None)
 
 
 if __name__ == "__main__":

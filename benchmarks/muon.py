@@ -10,24 +10,23 @@ starts from the same weights and reads the same batches. Finished runs are kept 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import statistics
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+import comparison  # noqa: E402
 import studies  # noqa: E402
+import verdicts  # noqa: E402
 
-from benchmarks.run import RESULTS, machine  # noqa: E402
+from benchmarks.run import RESULTS, machine, publish  # noqa: E402
 
 PARTS = {"train": 3_000_000, "valid": 100_000, "test": 20_000}  # bytes of text
 VOCABULARY = 2000
 RATES = (0.002, 0.004, 0.008)
-SEEDS = (1, 2, 3)
-STUDENT = 4.303  # 97.5 % quantile of Student's t with len(SEEDS) - 1 = 2 degrees of freedom
+WIDEST = 10  # doublings or halvings of the rate at most
 COMMON = (
     "--task language_modeling --criterion cross_entropy --arch transformer_lm --decoder-layers 2 "
     "--decoder-embed-dim 128 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4 "
@@ -50,66 +49,38 @@ def beginning(text: Path, folder: Path) -> Path:
     return folder
 
 
-class Comparison:
-    """The runs of one comparison.
+def compare(
+    budget: Sequence[str], train: Callable[[Sequence[studies.Run]], Sequence[Any]]
+) -> dict[str, Any]:
+    """Tune both, train both with fresh seeds; return bits a token on valid.
 
     Args:
-        text: see the module.
-        out: folder of the runs.
-        smoke: three updates a run.
+        budget: flags of the length of a run.
+        train: trains runs and returns their results.
     """
-
-    def __init__(self, text: Path, out: Path, smoke: bool) -> None:
-        self.out = out
-        self.data = studies.prepare(beginning(text, out / "text"), out, VOCABULARY)
-        budget = "--warmup-updates 1 --max-update 3" if smoke else ""
-        self.words = f"{COMMON} {budget or '--warmup-updates 20 --max-update 200'}".split()
-
-    def losses(self, wanted: list[tuple[str, float, int]]) -> list[float]:
-        """Return the loss on valid in bits of each (optimizer, rate, seed)."""
-        runs = [
-            studies.Run(name, seed, (*self.words, *OPTIMIZERS[name].split(), "--lr", f"{rate:g}"))
-            for name, rate, seed in wanted
-        ]
-        found = studies.run_all(runs, self.data, self.out, jobs=1)
-        return [result["curve"][-1]["loss"] for result in found]
-
-    def tuned(self, name: str) -> dict[float, float]:
-        """Return losses by rate, so many that the best one is at no edge."""
-        found: dict[float, float] = {}
-        wanted = list(RATES)
-        while wanted:
-            losses = self.losses([(name, rate, 0) for rate in wanted])
-            found |= dict(zip(wanted, losses, strict=True))
-            best = min(found, key=lambda rate: found[rate])
-            wanted = [best / 2] if best == min(found) else [2 * best] if best == max(found) else []
-        return dict(sorted(found.items()))
-
-
-def paired(differences: list[float]) -> dict[str, Any]:
-    """Return mean and 95 % interval of paired differences, and what they say."""
-    mean = statistics.mean(differences)
-    half = STUDENT * statistics.stdev(differences) / math.sqrt(len(differences))
-    low, high = mean - half, mean + half
-    verdict = "Muon is better" if high < 0 else "AdamW is better" if low > 0 else "cannot be told"
-    return {"mean": round(mean, 4), "interval_95": [round(low, 4), round(high, 4)], "so": verdict}
-
-
-def compare(comparison: Comparison) -> dict[str, Any]:
-    """Tune both, train both with fresh seeds; return bits a token on valid."""
     result: dict[str, Any] = {}
     ends = {}
-    for name in OPTIMIZERS:
-        rates = comparison.tuned(name)
-        best = min(rates, key=lambda rate: rates[rate])
-        ends[name] = comparison.losses([(name, best, seed) for seed in SEEDS])
+    for name, flags in OPTIMIZERS.items():
+
+        def run(rate: float, seed: int = 0, name: str = name, flags: str = flags) -> studies.Run:
+            words = (*COMMON.split(), *budget, *flags.split(), "--lr", f"{rate:g}")
+            return studies.Run(name, seed, words)
+
+        best, losses = studies.tune(run, RATES, train, WIDEST)
+        ends[name] = comparison.finals(train([run(best, seed) for seed in studies.SEEDS]))
+        bits = {f"{rate:g}": round(loss, 4) for rate, loss in sorted(losses.items())}
         result[name] = {
-            "bits by rate, seed 0": {f"{rate:g}": round(loss, 4) for rate, loss in rates.items()},
+            "bits by rate, seed 0": bits,
             "best rate": best,
             "bits by seed": [round(loss, 4) for loss in ends[name]],
         }
-    pairs = zip(ends["Muon"], ends["AdamW"], strict=True)
-    result["Muon minus AdamW, bits"] = paired([muon - adam for muon, adam in pairs])
+    difference = verdicts.paired(ends["Muon"], ends["AdamW"])
+    words = ("Muon is better", "AdamW is better", "cannot be told")
+    result["Muon minus AdamW, bits"] = {
+        "mean": round(difference.mean, 4),
+        "interval_95": [round(difference.low, 4), round(difference.high, 4)],
+        "so": verdicts.verdict(difference, words=words),
+    }
     return result
 
 
@@ -121,13 +92,11 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="three updates; nothing is written")
     args = parser.parse_args()
     before = machine()
-    result = compare(Comparison(args.text, args.out, args.smoke))
-    command = "python benchmarks/muon.py --text ../shared/data/english --out runs"
-    record = {"benchmark": "muon", "command": command, "machine": before, "result": result}
-    print(json.dumps(record, indent=1))
-    if not args.smoke:
-        text = json.dumps(record, indent=1) + "\n"
-        (RESULTS / "muon.json").write_text(text, encoding="utf-8")
+    data = studies.prepare([beginning(args.text, args.out / "text")], args.out, VOCABULARY)
+    updates = (1, 3) if args.smoke else (20, 200)
+    budget = "--warmup-updates {} --max-update {}".format(*updates).split()
+    result = compare(budget, lambda runs: studies.run_all(runs, data, args.out, jobs=1))
+    publish("muon", result, None if args.smoke else RESULTS / "muon.json", before)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ processor, so that a shared machine distorts them less; the best of the repeats 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -93,16 +92,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few sentences; nothing is written")
     parser.add_argument("--grammar", metavar="FILE", help="rules to use instead")
     args = parser.parse_args()
-    from benchmarks.run import machine
+    from benchmarks.run import RESULTS, machine, publish
 
     before = machine()
     result = measure(args.grammar, 2_000 if args.quick else 40_000, 1 if args.quick else 3)
-    record = {"benchmark": "pcfg", "command": "python benchmarks/pcfg.py", "machine": before,
-              "result": result}  # fmt: skip
-    print(json.dumps(record, indent=1))
-    if not args.quick and not args.grammar:
-        text = json.dumps(record, indent=1) + "\n"
-        (ROOT / "benchmarks" / "results" / "pcfg.json").write_text(text, encoding="utf-8")
+    file = None if args.quick or args.grammar else RESULTS / "pcfg.json"
+    publish("pcfg", result, file, before)
 
 
 if __name__ == "__main__":

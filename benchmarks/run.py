@@ -53,14 +53,45 @@ def machine() -> dict[str, Any]:
     }
 
 
-def seconds(command: list[str]) -> tuple[float, int]:
-    """Run a command; return wall-clock seconds and its peak memory in kB."""
-    import resource
+def command() -> str:
+    """Return the command line of this process, as it is typed in the root of the project."""
+    program = Path(sys.argv[0]).resolve()
+    name = program.relative_to(ROOT) if program.is_relative_to(ROOT) else program.name
+    return " ".join(["python", str(name), *sys.argv[1:]])
 
-    started = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    elapsed = time.perf_counter() - started
-    return elapsed, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+
+def commit() -> str | None:
+    """Return the commit that is measured; None outside of a repository."""
+    asked = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def publish(
+    name: str,
+    result: dict[str, Any],
+    file: Path | None = None,
+    where: dict[str, Any] | None = None,
+) -> None:
+    """Print the record of a benchmark and, if a file is named, write it.
+
+    Args:
+        name: of the benchmark.
+        result: its figures.
+        file: the file.
+        where: what :func:`machine` said before the benchmark put its load on it.
+    """
+    record = {
+        "benchmark": name,
+        "command": command(),
+        "machine": where or machine(),
+        "result": result,
+    }
+    text = json.dumps(record, indent=1)
+    print(text, flush=True)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n", encoding="utf-8")
 
 
 def repeated(text: Path, megabytes: float, target: Path) -> float:
@@ -143,9 +174,9 @@ def bpe(text: Path, quick: bool) -> dict[str, Any]:
 
 def startup(text: Path, quick: bool) -> dict[str, Any]:
     """Seconds to import and to show help; best of five."""
-    import_torch = min(seconds([sys.executable, "-c", "import torch"])[0] for _ in range(5))
-    both = min(seconds([sys.executable, "-c", "import torch, fairseq"])[0] for _ in range(5))
-    shown = min(seconds([str(BIN / "fairseq-train"), "--help"])[0] for _ in range(5))
+    import_torch = min(peak_of([sys.executable, "-c", "import torch"])[0] for _ in range(5))
+    both = min(peak_of([sys.executable, "-c", "import torch, fairseq"])[0] for _ in range(5))
+    shown = min(peak_of([str(BIN / "fairseq-train"), "--help"])[0] for _ in range(5))
     return {
         "import_torch_s": round(import_torch, 3),
         "import_fairseq_over_torch_s": round(both - import_torch, 3),
@@ -175,27 +206,13 @@ def masking(text: Path, quick: bool) -> dict[str, Any]:
     return {"samples_s": round(best)}
 
 
-class Step:
-    """One training step of some implementation on shared batches."""
-
-    def __init__(self, model: Any, loss: Callable[[Any, dict[str, Any]], Any]) -> None:
-        import torch
-
-        self.model, self.loss = model.train(), loss
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def __call__(self, batch: dict[str, Any]) -> None:
-        """Forward, backward, step."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(self.model, batch)
-        loss.backward()
-        self.optimizer.step()
-
-
-def _ours(vocabulary: int) -> Any:
+def _our_step(case: Any) -> Callable[[], object]:
+    """Return a step of our model and loss on the batches of the peers."""
     import types
 
+    from benchmarks import step_peers
     from fairseq.models.roberta.model import RobertaConfig, RobertaEncoder, RobertaModel
+    from fairseq.modules.predictions import predict
 
     config = RobertaConfig(
         encoder_layers=4,
@@ -204,50 +221,16 @@ def _ours(vocabulary: int) -> Any:
         encoder_attention_heads=4,
         max_positions=128,
     )
-    size = types.SimpleNamespace(pad=lambda: 1, __len__=lambda self: vocabulary)
-    dictionary = type("Vocabulary", (), {"__len__": size.__len__, "pad": lambda self: 1})()
-    return RobertaModel(config, RobertaEncoder(config, dictionary))
+    words = {"__len__": lambda self: case.vocabulary, "pad": lambda self: 1}
+    model = RobertaModel(config, RobertaEncoder(config, type("Vocabulary", (), words)()))
 
+    def loss(batch: types.SimpleNamespace) -> Any:
+        target_N = batch.target.reshape(-1)[batch.places]
+        sample = {"net_input": {"src_tokens": batch.tokens}, "target": batch.target}
+        predictions = predict(model, sample, batch.places, masked_tokens=True)
+        return predictions.losses(target_N).mean()
 
-def _theirs(vocabulary: int) -> Any:
-    from transformers import RobertaConfig, RobertaForMaskedLM
-
-    return RobertaForMaskedLM(
-        RobertaConfig(
-            vocab_size=vocabulary,
-            hidden_size=256,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=1024,
-            max_position_embeddings=130,
-            type_vocab_size=1,
-            pad_token_id=1,
-        )
-    )
-
-
-def _losses() -> dict[str, Callable[[Any, dict[str, Any]], Any]]:
-    import torch.nn.functional as F
-
-    from fairseq.criterions.base import vocabulary_loss
-
-    def ours(model: Any, batch: dict[str, Any]) -> Any:
-        positions = batch["predicted_positions"]
-        target = batch["target"].reshape(-1)[positions]
-        loss = vocabulary_loss(model, batch, positions, target, "auto")
-        return loss.sum() / len(positions)
-
-    def plain(model: Any, batch: dict[str, Any]) -> Any:
-        labels = batch["target"].masked_fill(batch["target"] == 1, -100)
-        return model(input_ids=batch["net_input"]["src_tokens"], labels=labels).loss
-
-    def gathering(model: Any, batch: dict[str, Any]) -> Any:
-        hidden = model.roberta(input_ids=batch["net_input"]["src_tokens"])[0]
-        positions = batch["predicted_positions"]
-        logits = model.lm_head(hidden.flatten(0, 1)[positions])
-        return F.cross_entropy(logits, batch["target"].reshape(-1)[positions])
-
-    return {"ours": ours, "transformers": plain, "transformers_gathering": gathering}
+    return step_peers.loop(model, case, loss)
 
 
 def training(text: Path, quick: bool) -> dict[str, Any]:
@@ -264,44 +247,29 @@ def training(text: Path, quick: bool) -> dict[str, Any]:
 def _compare(vocabulary: int, bf16: bool, rounds: int) -> dict[str, Any]:
     import torch
 
+    from benchmarks.step import LENGTH, ROWS, Case
+    from benchmarks.step_peers import transformers_masked
+
     torch.manual_seed(0)
-    losses = _losses()
+    case = Case("masked", vocabulary, 0.1, torch.get_num_threads())
     steps = {
-        "ours": Step(_ours(vocabulary), losses["ours"]),
-        "transformers": Step(_theirs(vocabulary), losses["transformers"]),
-        "transformers_gathering": Step(_theirs(vocabulary), losses["transformers_gathering"]),
+        "ours": _our_step(case),
+        "transformers": transformers_masked(case, False, "sdpa"),
+        "transformers_gathering": transformers_masked(case, True, "sdpa"),
     }
-    batches = [_batch(vocabulary, seed) for seed in range(4)]
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 2):
         for name, step in steps.items():
             started = time.perf_counter()
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-                step(batches[number % 4])
+                step()
             if number >= 2:
                 times[name].append(time.perf_counter() - started)
     median = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
     return {
-        **{f"{name}_tokens_s": round(4096 / value) for name, value in median.items()},
+        **{f"{name}_tokens_s": round(ROWS * LENGTH / value) for name, value in median.items()},
         "ratio": round(median["transformers"] / median["ours"], 2),
         "ratio_to_gathering": round(median["transformers_gathering"] / median["ours"], 2),
-    }
-
-
-def _batch(vocabulary: int, seed: int) -> dict[str, Any]:
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(4, vocabulary - 1, (32, 128), generator=generator)
-    tokens[:, 0], tokens[:, -1] = 0, 2
-    masked = torch.rand(32, 128, generator=generator) < 0.15
-    target = tokens.where(masked, 1)
-    return {
-        "net_input": {"src_tokens": tokens.masked_fill(masked, vocabulary - 1)},
-        "target": target,
-        "predicted_positions": masked.flatten().nonzero()[:, 0],
-        "ntokens": 4096,
-        "nsentences": 32,
     }
 
 
@@ -316,17 +284,9 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=default, help="English text")
     parser.add_argument("--quick", action="store_true", help="fewer repeats, smaller files")
     args = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
     for name in args.names or BENCHMARKS:
-        record = {
-            "benchmark": name,
-            "command": " ".join(["python", "benchmarks/run.py", *sys.argv[1:]]),
-            "machine": machine(),
-            "result": BENCHMARKS[name](args.text, args.quick),
-        }
-        text = json.dumps(record, indent=1)
-        print(text, flush=True)
-        (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        where = machine()
+        publish(name, BENCHMARKS[name](args.text, args.quick), RESULTS / f"{name}.json", where)
 
 
 if __name__ == "__main__":

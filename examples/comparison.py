@@ -1,10 +1,9 @@
-"""What studies that compare ways to train share: tuning on a tenth, intervals, cost to a loss."""
+"""What studies that compare ways to train share: tuning on a tenth, costs, what the runs took."""
 
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,6 @@ import studies
 import verdicts
 
 from fairseq.report.runs import load_runs
-
-
-def shown(values: Sequence[float], digits: int = 1, unit: str = "") -> str:
-    """Return ``mean [low, high]``."""
-    mean, low, high = verdicts.interval(values)
-    return f"{mean:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def flops_of(folder: Path) -> float:
@@ -46,47 +39,46 @@ def reached(curve: Sequence[dict[str, float]], loss: float) -> float | None:
 
 def tuned(
     arm: str,
-    flags: Sequence[str],
-    updates: int,
     grid: Mapping[str, Sequence[str]],
-    data: Path,
-    out: Path,
-    schedule: Callable[[Sequence[str], int, dict[str, str]], tuple[str, ...]],
-    measure: Callable[[Path], dict[str, Any]] = lambda folder: {},
+    words_of: Callable[[dict[str, str]], tuple[str, ...]],
+    train_all: Callable[[Sequence[studies.Run]], Sequence[Any]],
 ) -> tuple[dict[str, str], list[Any]]:
     """Return the best choice for an arm on the first seed, and all that was tried.
 
     Args:
         arm: its name.
-        flags: what the arm adds to the command.
-        updates: of a trial.
         grid: flag -> values; all combinations are tried.
-        data: the data.
-        out: folder of the runs.
-        schedule: makes the words of a run from flags, updates and a choice.
-        measure: see :func:`studies.train`; its curve, if it has one, decides.
+        words_of: makes the words of a (short) run from a choice.
+        train_all: trains runs and returns their results.
     """
-    choices = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    runs = [
-        studies.Run(f"tune-{arm}", studies.SEEDS[0], schedule(flags, updates, choice))
-        for choice in choices
-    ]
-    done = [studies.train(run, data, out, measure) for run in runs]
-    losses = [result["curve"][-1]["loss"] for result in done]
-    best = min(range(len(choices)), key=losses.__getitem__)
-    tried = [{**choice, "loss": loss} for choice, loss in zip(choices, losses, strict=True)]
-    return choices[best], tried
+
+    def choice(values: tuple[str, ...]) -> dict[str, str]:
+        return dict(zip(grid, values, strict=True))
+
+    best, losses = studies.tune(
+        lambda values: studies.Run(f"tune-{arm}", studies.SEEDS[0], words_of(choice(values))),
+        list(itertools.product(*grid.values())),
+        train_all,
+        widest=0,
+    )
+    return choice(best), [{**choice(values), "loss": loss} for values, loss in losses.items()]
 
 
-def paired(new: Sequence[Any], old: Sequence[Any]) -> list[float]:
-    """Return the differences of final losses, seed by seed."""
-    return [
-        one["curve"][-1]["loss"] - other["curve"][-1]["loss"]
-        for one, other in zip(new, old, strict=True)
-    ]
+def finals(group: Sequence[Any]) -> list[float]:
+    """Return the final loss of every seed."""
+    return [result["curve"][-1]["loss"] for result in group]
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Return a record of results."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+def paired(new: Sequence[Any], old: Sequence[Any]) -> verdicts.Interval:
+    """Return the difference of final losses, seed by seed."""
+    return verdicts.paired(finals(new), finals(old))
+
+
+def cost(record: dict[str, Any], arms: Iterable[str]) -> str:
+    """Return what the runs took and where, and which of all arms were not run."""
+    results, machine = record["results"], record["machine"]
+    left = sorted(set(arms) - {result["name"] for result in results})
+    return (
+        f"{sum(result['seconds'] for result in results) / 60:.0f} minutes in all, one thread, "
+        f"torch {machine['torch']}, {machine['cpu']}. Not run: {', '.join(left) or 'none'}.\n"
+    )

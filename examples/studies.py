@@ -7,6 +7,7 @@ thread each and go on side by side.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
@@ -18,17 +19,21 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fairseq.files.io import sha256_of
 from fairseq.report.runs import load_runs, summarize, trained_seconds, trained_tokens
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.run import command, commit, machine
+
 BIN = Path(sys.executable).parent
 SEEDS = (1, 2, 3)
+Choice = TypeVar("Choice", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -187,9 +192,48 @@ def tables(
     for name, make in makers.items():
         path = results / f"{name}.json"
         if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            parts += [make(found), facts(found)]
+            parts += [make(read(path)), facts(read(path))]
     return "\n".join(parts)
+
+
+def read(path: Path) -> Any:
+    """Return a record of results."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def spent(record: dict[str, Any]) -> str:
+    """Return how long the runs of a record took, and where."""
+    seconds, where = sorted(result["seconds"] for result in record["results"]), record["machine"]
+    return (
+        f"{seconds[0]:.0f} to {seconds[-1]:.0f} s a run (median {statistics.median(seconds):.0f}), "
+        f"torch {where['torch']}, {where['cpu']}"
+    )
+
+
+def seeds_of_all() -> str:
+    """Return the seeds as text."""
+    return ", ".join(map(str, SEEDS))
+
+
+def arguments(
+    parser: argparse.ArgumentParser, show: Callable[[], str], needed: Sequence[str] = ("text",)
+) -> argparse.Namespace:
+    """Parse the command line of a study; print its tables and stop if that is asked for.
+
+    Args:
+        parser: with the flags that are its own.
+        show: makes the tables from the results.
+        needed: flags without which, and without ``--out``, nothing can be run.
+    """
+    parser.add_argument("--out", type=Path, help="folder for the runs")
+    parser.add_argument("--tables", "--table", action="store_true", help="print the tables alone")
+    args = parser.parse_args()
+    if args.tables:
+        print(show(), end="")
+        raise SystemExit
+    if not all(getattr(args, name.replace("-", "_")) for name in (*needed, "out")):
+        parser.error(f"give {', '.join(f'--{name}' for name in (*needed, 'out'))}, or --tables")
+    return args
 
 
 def draw(results: Sequence[Any], path: Path, title: str, skip: int = 0) -> None:
@@ -213,17 +257,12 @@ def draw(results: Sequence[Any], path: Path, title: str, skip: int = 0) -> None:
     pyplot.close(figure)
 
 
-def record(results: Sequence[Any], path: Path, command: str, out: Path, **more: Any) -> None:
+def record(results: Sequence[Any], path: Path, out: Path, **more: Any) -> None:
     """Write the results (and ``more``) with the machine, the versions, the commit and the command.
 
     The folder of the runs, ``out``, is called ``runs`` in the record, wherever it was.
     """
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from benchmarks.run import machine
-
-    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-    content = {"command": command, "commit": commit or None, "machine": machine(), **more,
+    content = {"command": command(), "commit": commit(), "machine": machine(), **more,
                "results": list(results)}  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1).replace(json.dumps(str(out))[1:-1], "runs")
@@ -248,16 +287,7 @@ def unigram_bits(out: Path, subset: str, ends: bool) -> float:
     return -statistics.mean(math.log2((counts[token] + 1) / total) for token in tokens(subset))
 
 
-def prepare(text: Path, out: Path, vocabulary: int) -> Path:
-    """Train a byte-level BPE on ``text/train.txt`` and binarize all three splits, once.
-
-    Returns:
-        the data folder.
-    """
-    return prepare_sources([text], out, vocabulary)
-
-
-def prepare_sources(sources: Sequence[Path], out: Path, vocabulary: int) -> Path:
+def prepare(sources: Sequence[Path], out: Path, vocabulary: int) -> Path:
     """Train a byte-level BPE on the training texts of all folders, and binarize, once.
 
     Training texts become one split; valid, valid1, ... and test, test1, ... are those of the
@@ -276,7 +306,7 @@ def prepare_sources(sources: Sequence[Path], out: Path, vocabulary: int) -> Path
     for split in ("valid", "test"):
         texts[split] = [one / f"{split}.txt" for one in sources]
     digests = {
-        f"{one.name}/{split}.txt": hashlib.sha256((one / f"{split}.txt").read_bytes()).hexdigest()
+        f"{one.name}/{split}.txt": sha256_of(one / f"{split}.txt")
         for one in sources
         for split in ("train", "valid", "test")
     }
@@ -303,30 +333,31 @@ def prepare_sources(sources: Sequence[Path], out: Path, vocabulary: int) -> Path
 
 
 def tune(
-    run_at: Callable[[float], Run],
-    rates: Sequence[float],
+    run_at: Callable[[Choice], Run],
+    choices: Sequence[Choice],
     train_all: Callable[[Sequence[Run]], Sequence[Any]],
     widest: int = 3,
-) -> tuple[float, dict[float, float]]:
-    """Find the learning rate with the lowest final validation loss.
+) -> tuple[Choice, dict[Choice, float]]:
+    """Find the choice, such as a learning rate, with the lowest final validation loss.
 
     Args:
-        run_at: the (short) run at a rate.
-        rates: those to begin with, ascending.
+        run_at: the (short) run of a choice.
+        choices: those to begin with.
         train_all: trains runs and returns their results.
-        widest: how often the best at an edge is followed by twice or half of it.
+        widest: how often the best at an edge is followed by twice or half of it; 0 for choices
+            that are no numbers.
 
     Returns:
-        the rate, and the loss of every rate tried; infinite for a run that came to no number.
+        the best, and the loss of all that were tried; infinite for a run that came to no number.
     """
-    losses: dict[float, float] = {}
+    losses: dict[Any, float] = {}
 
-    def attempt(new: Sequence[float]) -> None:
-        for rate, result in zip(new, train_all([run_at(rate) for rate in new]), strict=True):
+    def attempt(new: Sequence[Any]) -> None:
+        for choice, result in zip(new, train_all([run_at(one) for one in new]), strict=True):
             loss = float(result["curve"][-1]["loss"])
-            losses[rate] = loss if math.isfinite(loss) else math.inf
+            losses[choice] = loss if math.isfinite(loss) else math.inf
 
-    attempt(rates)
+    attempt(choices)
     for _ in range(widest):
         best = min(losses, key=losses.__getitem__)
         if best not in (min(losses), max(losses)):

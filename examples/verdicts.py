@@ -24,6 +24,10 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
+    def shown(self, digits: int = 1, unit: str = "") -> str:
+        """Return ``mean [low, high]`` of figures that are no differences."""
+        return f"{self.mean:.{digits}f}{unit} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Interval:
     """Return ``first - second``, seed by seed, as a mean with its interval."""
@@ -47,8 +51,17 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - reach, mean + reach)
 
 
-def verdict(of: Interval, below: float = 0.0) -> str:
-    """Tell whether the claim "the difference is below ``below``" stands, by the interval alone."""
+CLAIM = ("holds", "does not hold", "cannot be told")
+
+
+def verdict(of: Interval, below: float = 0.0, words: tuple[str, str, str] = CLAIM) -> str:
+    """Tell whether the claim "the difference is below ``below``" stands, by the interval alone.
+
+    Args:
+        of: the difference.
+        below: what it is held against.
+        words: to say that it is below, above, or neither.
+    """
     if of.high < below:
-        return "holds"
-    return "does not hold" if of.low > below else "cannot be told"
+        return words[0]
+    return words[1] if of.low > below else words[2]

@@ -95,19 +95,33 @@ def test_the_comparison_of_muon_extends_its_rates_and_pairs_its_seeds(
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     module = program("muon")
-    comparison = object.__new__(module.Comparison)
-    for best, rates in (
-        (0.004, [0.002, 0.004, 0.008]),
-        (0.03, [0.002, 0.004, 0.008, 0.016, 0.032]),
-    ):
-        comparison.losses = lambda wanted, best=best: [abs(rate - best) for _, rate, _ in wanted]
-        found = list(comparison.tuned("Muon"))
-        assert found[: len(rates)] == rates and found[-1] > best
+    best = {"AdamW": 0.004, "Muon": 0.03}
+
+    def compared(differences: list[float]) -> Any:
+        def train(runs: list[Any]) -> list[Any]:
+            results = []
+            for run in runs:
+                loss = abs(float(run.words[-1]) - best[run.name])
+                if run.seed:
+                    loss = differences[run.seed - 1] if run.name == "Muon" else 0.0
+                results.append({"curve": [{"loss": loss}]})
+            return results
+
+        return module.compare((), train)
+
+    result = compared([1.0, 2.0, 3.0])
+    assert [float(rate) for rate in result["AdamW"]["bits by rate, seed 0"]] == list(module.RATES)
+    rates = [float(rate) for rate in result["Muon"]["bits by rate, seed 0"]]
+    assert rates == [0.002, 0.004, 0.008, 0.016, 0.032, 0.064]
+    assert result["Muon"]["best rate"] == 0.032
     # 4.303 standard errors (1 / sqrt 3) on either side
-    assert module.paired([1.0, 2.0, 3.0]) == {
+    assert result["Muon minus AdamW, bits"] == {
         "mean": 2.0,
         "interval_95": [-0.4843, 4.4843],
         "so": "cannot be told",
     }
-    assert module.paired([-1.0, -1.1, -0.9])["so"] == "Muon is better"
-    assert module.paired([1.0, 1.1, 0.9])["so"] == "AdamW is better"
+    for differences, verdict in (
+        ([-1.0, -1.1, -0.9], "Muon is better"),
+        ([1.0, 1.1, 0.9], "AdamW is better"),
+    ):
+        assert compared(differences)["Muon minus AdamW, bits"]["so"] == verdict

@@ -176,7 +176,11 @@ def known_flags() -> set[str]:
     ]
     flags = {flag for parser in parsers for flag in of(parser)}
     refused = {f"--{name.replace('_', '-')}" for name in REFUSED}
-    programs = [*ROOT.glob("examples/*/study.py"), *ROOT.glob("benchmarks/*.py")]
+    programs = [
+        path
+        for pattern in ("examples/*.py", "examples/*/study.py", "benchmarks/*.py")
+        for path in ROOT.glob(pattern)
+    ]
     studies = "".join(map(text_of, programs))
     flags |= set(re.findall(r'add_argument\("(--[a-z-]+)"', studies))
     first = {"--config", "--show-config", "--estimate", "--json", "--help", completion.FLAG}

@@ -226,18 +226,11 @@ def main() -> None:
     """Run the study, or print its tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--text", type=Path, nargs="+", help="folders, one for each source")
-    parser.add_argument("--out", type=Path, help="folder for the runs")
     parser.add_argument("--tokens", type=int, default=10_000_000, help="of each run (10 million)")
     parser.add_argument("--result", type=Path, default=RESULT, help="the record to write")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side (2)")
-    parser.add_argument("--tables", action="store_true", help="print the tables and stop")
-    args = parser.parse_args()
-    if args.tables:
-        print(tables(json.loads(RESULT.read_text(encoding="utf-8"))), end="")
-        return
-    if not args.text or args.out is None:
-        parser.error("give --text and --out, or --tables")
-    data = studies.prepare_sources(args.text, args.out, 8000)
+    args = studies.arguments(parser, lambda: tables(studies.read(RESULT)))
+    data = studies.prepare(args.text, args.out, 8000)
     tuned: dict[str, Any] = {}
     for name in ARMS:
         rate, losses = studies.tune(
@@ -251,11 +244,10 @@ def main() -> None:
         run(name, seed, tuned[name]["rate"], args.tokens) for seed in studies.SEEDS for name in ARMS
     ]
     done = studies.run_all(runs, data, args.out, measure, args.jobs)
-    words = " ".join(["python", "examples/clap_alibi/split.py", *sys.argv[1:]])
-    sources = json.loads((args.out / "sources.json").read_text(encoding="utf-8"))
+    sources = studies.read(args.out / "sources.json")
     floors = floor(runs[0].folder(args.out) / "checkpoint_last.pt", data)
-    studies.record(done, args.result, words, args.out, tuned=tuned, sources=sources, floors=floors)
-    print(tables(json.loads(args.result.read_text(encoding="utf-8"))), end="")
+    studies.record(done, args.result, args.out, tuned=tuned, sources=sources, floors=floors)
+    print(tables(studies.read(args.result)), end="")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -135,12 +134,10 @@ def ablation_table(found: dict[str, Any]) -> str:
 def cost(found: dict[str, Any]) -> str:
     """Return a line on what the runs were and took."""
     results = found["results"]
-    seconds = sorted(result["seconds"] for result in results)
     return (
-        f"{len(results)} runs, seeds {', '.join(map(str, studies.SEEDS))}; "
+        f"{len(results)} runs, seeds {studies.seeds_of_all()}; "
         f"{results[0]['curve'][-1]['update']} updates and {results[0]['tokens']:,} tokens each; "
-        f"{seconds[0]:.0f} to {seconds[-1]:.0f} s a run (median {statistics.median(seconds):.0f}), "
-        f"torch {found['machine']['torch']}, {found['machine']['cpu']}.\n"
+        f"{studies.spent(found)}.\n"
     )
 
 
@@ -156,32 +153,24 @@ def main() -> None:
     """Run the study, or print its tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--text", type=Path, help="folder with train.txt, valid.txt, test.txt")
-    parser.add_argument("--out", type=Path, help="folder for the runs")
     parser.add_argument("--only", choices=list(TABLES), help="one part (default: both)")
     parser.add_argument("--smoke", action="store_true", help="three updates a run, one seed")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side (2)")
-    parser.add_argument("--tables", action="store_true", help="print the tables and stop")
-    args = parser.parse_args()
-    if args.tables:
-        print(tables(), end="")
-        return
-    if args.text is None or args.out is None:
-        parser.error("give --text and --out, or --tables")
-    data = studies.prepare(args.text, args.out, 8000)
+    args = studies.arguments(parser, tables)
+    data = studies.prepare([args.text], args.out, 8000)
     results = args.out / "results" if args.smoke else RESULTS
     for part, variants in (("main", MAIN), ("ablations", ABLATIONS)):
         if args.only not in (None, part):
             continue
         done = studies.run_all(runs(variants, args.smoke), data, args.out, at_lengths, args.jobs)
-        words = " ".join(["python", "examples/clap_alibi/study.py", *sys.argv[1:]])
         path = results / f"{part}.json"
         bits = {
             subset: studies.unigram_bits(args.out, subset, ends=False)
             for subset in ("valid", "test")
         }
-        studies.record(done, path, words, args.out, unigram=bits)
+        studies.record(done, path, args.out, unigram=bits)
         studies.draw(done, results / f"{part}.png", f"CLAP and ALiBi: {part}", skip=1)
-        print(TABLES[part](json.loads(path.read_text(encoding="utf-8"))), flush=True)
+        print(TABLES[part](studies.read(path)), flush=True)
 
 
 if __name__ == "__main__":

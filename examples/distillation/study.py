@@ -1,10 +1,10 @@
 """The distillation study: half of a teacher's layers, with and without its advice.
 
 Usage: python examples/distillation/study.py --text FOLDER --out RUNS [--arms "extracted: LM" ...]
-       python examples/distillation/study.py --table
+       python examples/distillation/study.py --tables
 
 FOLDER holds train.txt, valid.txt and test.txt. Finished runs are kept in RUNS: the same command
-goes on where it was stopped. ``--table`` prints the table of the README from the results.
+goes on where it was stopped. ``--tables`` prints the table of the README from the results.
 """
 
 from __future__ import annotations
@@ -123,8 +123,10 @@ def all_runs(arms: list[str], data: Path, out: Path, scale: int, seeds: Any) -> 
     for arm in arms:
         flags = flags_of(arm, path, data, out)
         choices[arm], tried[arm] = comparison.tuned(
-            arm, flags, max(4, updates // 10), GRID, data, out, schedule, measure
-        )
+            arm, GRID,
+            lambda choice, flags=flags: schedule(flags, max(4, updates // 10), choice),
+            lambda runs: [studies.train(run, data, out, measure) for run in runs],
+        )  # fmt: skip
     results = []
     for seed in seeds:
         costs: dict[str, float] = {}
@@ -145,80 +147,73 @@ def all_runs(arms: list[str], data: Path, out: Path, scale: int, seeds: Any) -> 
 # -- what came out ---------------------------------------------------------------------------------
 
 
-def table(found: dict[str, Any]) -> str:
+def table(record: dict[str, Any]) -> str:
     """Return final likelihoods, and what every run cost in units of the LM arm of its start."""
-    groups, rows = studies.by_name(found["results"]), []
+    groups, rows = studies.by_name(record["results"]), []
     for name, group in groups.items():
         base = groups[f"{ARMS[name][0]}: LM"]
-        finals = [one["curve"][-1]["loss"] for one in group]
         cost = group[0]["flops"] / base[0]["flops"]
-        against = "" if group is base else comparison.shown(comparison.paired(group, base), 3)
+        against = "" if group is base else comparison.paired(group, base).shown(3)
         updates = group[0]["curve"][-1]["update"]
-        rate = found["choices"][name]["--lr"]
-        rows.append([name, rate, updates, f"{cost:.2f}", studies.spread(finals, 3), against])
-    rows.append(["the teacher", "0.002", found["teacher"]["curve"][-1]["update"], "",
-                 f"{found['teacher']['curve'][-1]['loss']:.3f}", ""])  # fmt: skip
+        rate, loss = record["choices"][name]["--lr"], studies.spread(comparison.finals(group), 3)
+        rows.append([name, rate, updates, f"{cost:.2f}", loss, against])
+    end = record["teacher"]["curve"][-1]
+    rows.append(["the teacher", "0.002", end["update"], "", f"{end['loss']:.3f}", ""])
     header = ["student", "rate", "updates", "FLOPs, LM = 1", "NLL, bits a token",
               "change from LM, equal updates"]  # fmt: skip
     return studies.table(header, rows)
 
 
-def verdict(found: dict[str, Any]) -> str:
+def verdict(record: dict[str, Any]) -> str:
     """Return whether "CE + cos" beats "extract and train on", at equal updates and FLOPs."""
-    groups, lines = studies.by_name(found["results"]), []
+    groups, lines = studies.by_name(record["results"]), []
     for start in STARTS:
         for rival, title in (("LM", "equal updates"), (LONGER, "equal FLOPs")):
             new, old = groups.get(f"{start}: CE + cos"), groups.get(f"{start}: {rival}")
             if new is None or old is None:
                 continue
-            differences = comparison.paired(new, old)
-            _, low, high = verdicts.interval(differences)
-            word = "beats" if high < 0 else "loses to" if low > 0 else "is not told from"
+            difference = comparison.paired(new, old)
+            word = verdicts.verdict(difference, words=("beats", "loses to", "is not told from"))
             lines.append(
                 f'- {start} start, {title} (the teacher\'s forward included): "CE + cos" {word} '
-                f"likelihood alone, {comparison.shown(differences, 3)} bits."
+                f"likelihood alone, {difference.shown(3)} bits."
             )
     return "\n".join(lines) + "\n"
 
 
-def facts(found: dict[str, Any]) -> str:
+def facts(record: dict[str, Any]) -> str:
     """Return a line on what the runs were and took."""
-    results = found["results"]
-    left = sorted(set(ARMS) - {result["name"] for result in results})
+    results = record["results"]
     return (
         f"{len(results)} runs of {results[0]['tokens']:,} tokens (LM, longer: more), seeds "
-        f"{', '.join(map(str, studies.SEEDS))}; teacher of "
-        f"{found['teacher']['tokens']:,} tokens; "
-        f"{sum(result['seconds'] for result in results) / 60:.0f} minutes in all, one thread, "
-        f"torch {found['machine']['torch']}, {found['machine']['cpu']}. "
-        f"Not run: {', '.join(left) or 'none'}.\n"
+        f"{studies.seeds_of_all()}; teacher of {record['teacher']['tokens']:,} tokens; "
+        + comparison.cost(record, ARMS)
     )
+
+
+def page(path: Path = RECORD) -> str:
+    """Return the table and what follows from it."""
+    record = studies.read(path)
+    return "\n".join(part(record) for part in (table, facts, verdict))
 
 
 def main() -> None:
     """Run the study, or print its table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--text", type=Path, help="folder with train.txt, valid.txt, test.txt")
-    parser.add_argument("--out", type=Path, help="folder for the runs")
     parser.add_argument("--arms", nargs="+", default=DEFAULT, choices=list(ARMS), metavar="ARM",
                         help="; ".join(ARMS))  # fmt: skip
     parser.add_argument("--smoke", action="store_true", help="a fiftieth of the updates, two seeds")
-    parser.add_argument("--table", action="store_true", help="print the table and stop")
-    args = parser.parse_args()
-    if not args.table:
-        if args.text is None or args.out is None:
-            parser.error("give --text and --out, or --table")
-        out = args.out.resolve()
-        data = studies.prepare(args.text, out, VOCABULARY)
-        scale, seeds = (50, studies.SEEDS[:2]) if args.smoke else (1, studies.SEEDS)
-        more = all_runs(args.arms, data, out, scale, seeds)
-        record = out / "results" / RECORD.name if args.smoke else RECORD
-        words = " ".join(["python", "examples/distillation/study.py", *sys.argv[1:]])
-        results = more.pop("results")
-        studies.record(results, record, words, out, **more)
-        studies.draw(results, record.with_suffix(".png"), "Distillation: 4 layers to 2", skip=2)
-    found = comparison.read(record if not args.table else RECORD)
-    print(table(found), facts(found), verdict(found), sep="\n", end="", flush=True)
+    args = studies.arguments(parser, page)
+    out = args.out.resolve()
+    data = studies.prepare([args.text], out, VOCABULARY)
+    scale, seeds = (50, studies.SEEDS[:2]) if args.smoke else (1, studies.SEEDS)
+    more = all_runs(args.arms, data, out, scale, seeds)
+    record = out / "results" / RECORD.name if args.smoke else RECORD
+    results = more.pop("results")
+    studies.record(results, record, out, **more)
+    studies.draw(results, record.with_suffix(".png"), "Distillation: 4 layers to 2", skip=2)
+    print(page(record), end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
 """The growth study: a small encoder becomes a larger one, in every way that there is.
 
 Usage: python examples/growth/study.py --text FOLDER --out RUNS [--arms scratch,stack,...]
-       python examples/growth/study.py --table
+       python examples/growth/study.py --tables
 
 FOLDER holds train.txt, valid.txt and test.txt. Finished runs are kept in RUNS: the same command
-goes on where it was stopped. ``--table`` prints the table of the README from the results.
+goes on where it was stopped. ``--tables`` prints the table of the README from the results.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -108,10 +107,15 @@ def forming(vocabulary: int) -> float:
     return depth + width + 2 * vocabulary * d1 * (d2 - d1)
 
 
-def one(
-    arm: str, seed: int, choice: dict[str, str], data: Path, out: Path, scale: int
-) -> dict[str, Any]:
-    """Train an arm with what it needs before; return its curve and all costs."""
+def trained(run: studies.Run, data: Path, out: Path) -> Any:
+    """Train (or read back) a run; its FLOPs are its own."""
+    return studies.train(run, data, out, lambda folder: {"flops": comparison.flops_of(folder)})
+
+
+def begun(
+    arm: str, seed: int, data: Path, out: Path, scale: int
+) -> tuple[list[str], dict[str, tuple[float, float]]]:
+    """Train what an arm begins with; return its flags, and FLOPs and seconds of that."""
     flags, before = ARMS[arm], {"donor": (0.0, 0.0), "operator": (0.0, 0.0)}
     if flags:
         run = donor(seed, DONOR_UPDATES // scale)
@@ -123,32 +127,35 @@ def one(
             # forward, and twice as much backward, in every update
             cost = cost[0] + LEARNING_UPDATES // scale * 3 * forming(VOCABULARY), cost[1]
             before["operator"] = (0.0, 0.0) if arm == "ligo-0" else cost
-    run = studies.Run(arm, seed, schedule(flags.split(), UPDATES // scale, choice))
-    found = studies.train(run, data, out, lambda folder: {"flops": comparison.flops_of(folder)})
-    return {**found, "before": before}
+    return flags.split(), before
 
 
 def _first(
     run: studies.Run, word: str, flags: str, data: Path, out: Path
 ) -> tuple[str, tuple[float, float]]:
-    """Train what an arm begins with; return its flags with the file's name, FLOPs and seconds."""
-    done = studies.train(run, data, out, lambda folder: {"flops": comparison.flops_of(folder)})
+    """Train one of these; return the flags with its file's name, and its FLOPs and seconds."""
+    done = trained(run, data, out)
     named = flags.replace(word, str(run.folder(out) / "checkpoint_last.pt"))
     return named, (done["flops"], done["seconds"])
 
 
+def one(
+    arm: str, seed: int, choice: dict[str, str], data: Path, out: Path, scale: int
+) -> dict[str, Any]:
+    """Train an arm with what it needs before; return its curve and all costs."""
+    flags, before = begun(arm, seed, data, out, scale)
+    run = studies.Run(arm, seed, schedule(flags, UPDATES // scale, choice))
+    return {**trained(run, data, out), "before": before}
+
+
 def tune(arm: str, data: Path, out: Path, scale: int) -> tuple[dict[str, str], list[Any]]:
     """Choose rate and warm-up of an arm on a tenth of its updates, on the first seed."""
-    flags, seed = ARMS[arm], studies.SEEDS[0]
-    if flags:
-        run = donor(seed, DONOR_UPDATES // scale)
-        flags, _ = _first(run, "DONOR", flags, data, out)
-        if "OPERATOR" in flags:
-            source = run.folder(out) / "checkpoint_last.pt"
-            run = operator(arm, source, seed, LEARNING_UPDATES // scale)
-            flags, _ = _first(run, "OPERATOR", flags, data, out)
+    flags, _ = begun(arm, studies.SEEDS[0], data, out, scale)
     updates = max(4, UPDATES // scale // 10)
-    return comparison.tuned(arm, flags.split(), updates, GRID, data, out, schedule)
+    return comparison.tuned(
+        arm, GRID, lambda choice: schedule(flags, updates, choice),
+        lambda runs: [studies.train(run, data, out, lambda folder: {}) for run in runs],
+    )  # fmt: skip
 
 
 # -- what came out ---------------------------------------------------------------------------------
@@ -169,10 +176,10 @@ def saved(result: dict[str, Any], base: dict[str, Any], charge: tuple[str, ...],
     update = comparison.reached(result["curve"], base["curve"][-1]["loss"])
     if update is None:
         return None
-    whole = "flops", "seconds"
-    own = result[whole[what]] * update / result["curve"][-1]["update"]
-    cost = own + sum(result["before"][name][what] for name in charge)
-    return 1 - cost / base[whole[what]]
+    key = ("flops", "seconds")[what]
+    cost = result[key] * update / result["curve"][-1]["update"]
+    cost += sum(result["before"][name][what] for name in charge)
+    return 1 - cost / base[key]
 
 
 def cell(group: list[Any], base: list[Any], charge: tuple[str, ...], what: int) -> str:
@@ -181,32 +188,31 @@ def cell(group: list[Any], base: list[Any], charge: tuple[str, ...], what: int) 
     there = [100 * share for share in shares if share is not None]
     if len(there) < len(shares):
         return f"reached by {len(there)} of {len(shares)}"
-    return comparison.shown(there, 0, " %")
+    return verdicts.interval(there).shown(0, " %")
 
 
-def table(found: dict[str, Any]) -> str:
+def table(record: dict[str, Any]) -> str:
     """Return the table."""
-    groups = studies.by_name(found["results"])
+    groups = studies.by_name(record["results"])
     base = groups["scratch"]
     rows = []
     for name, group in groups.items():
-        finals = [one["curve"][-1]["loss"] for one in group]
-        choice = " / ".join(found["choices"][name].values())
+        choice = " / ".join(record["choices"][name].values())
         cells = ["", "", "", ""]
         if name != "scratch":
             free, charged = ("operator",), ("donor", "operator")
             cells = [cell(group, base, charge, what) for what in (0, 1) for charge in
                      (free, charged)]  # fmt: skip
-        rows.append([name, choice, studies.spread(finals, 3), *cells])
+        rows.append([name, choice, studies.spread(comparison.finals(group), 3), *cells])
     header = ["arm", "rate / warm-up", "final loss, bits", "FLOPs saved, donor free",
               "FLOPs saved, donor charged", "seconds saved, donor free",
               "seconds saved, donor charged"]  # fmt: skip
     return studies.table(header, rows)
 
 
-def verdict(found: dict[str, Any]) -> str:
+def verdict(record: dict[str, Any]) -> str:
     """Return what the intervals say of "44.7 % FLOPs saved", and of learning the operator."""
-    groups = studies.by_name(found["results"])
+    groups = studies.by_name(record["results"])
     base, lines = groups["scratch"], []
     group = groups.get("ligo-100")
     if group is None:
@@ -216,55 +222,48 @@ def verdict(found: dict[str, Any]) -> str:
         if None in shares:
             lines.append(f"Donor {title}: not every seed of ligo-100 reached scratch's loss.")
             continue
-        _, low, high = (100 * end for end in verdicts.interval(shares))
-        word = "above" if low > 44.7 else "below" if high < 44.7 else "compatible with"
-        mean = 100 * statistics.mean(shares)
+        share = verdicts.interval([100 * one for one in shares])
+        word = verdicts.verdict(share, 44.7, ("below", "above", "compatible with"))
         lines.append(
-            f"Donor {title}: ligo-100 saves {mean:.0f} % [{low:.0f}, {high:.0f}] of scratch's "
-            f"FLOPs, {word} the paper's 44.7 %."
+            f"Donor {title}: ligo-100 saves {share.shown(0, ' %')} of scratch's FLOPs, {word} the "
+            "paper's 44.7 %."
         )
     for rival in ("ligo-0", "stack", "fpi", "aki", "hyperclone", "random"):
         if rival in groups:
-            differences = comparison.paired(group, groups[rival])
-            _, low, high = verdicts.interval(differences)
-            word = "better than" if high < 0 else "worse than" if low > 0 else "not told from"
+            difference = comparison.paired(group, groups[rival])
+            words = ("better than", "worse than", "not told from")
+            word = verdicts.verdict(difference, words=words)
             lines.append(
-                f"At equal updates ligo-100 is {word} {rival}: "
-                f"{comparison.shown(differences, 3)} bits."
+                f"At equal updates ligo-100 is {word} {rival}: {difference.shown(3)} bits."
             )
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 
-def facts(found: dict[str, Any]) -> str:
+def facts(record: dict[str, Any]) -> str:
     """Return a line on what the runs were and took."""
-    results = found["results"]
-    left = sorted(set(ARMS) - {result["name"] for result in results})
+    results = record["results"]
     return (
         f"{len(results)} runs of {results[0]['curve'][-1]['update']} updates, "
-        f"{results[0]['tokens']:,} tokens each, seeds {', '.join(map(str, studies.SEEDS))}; "
-        f"{sum(result['seconds'] for result in results) / 60:.0f} minutes in all, one thread, "
-        f"torch {found['machine']['torch']}, {found['machine']['cpu']}. "
-        f"Not run: {', '.join(left) or 'none'}.\n"
+        f"{results[0]['tokens']:,} tokens each, seeds {studies.seeds_of_all()}; "
+        + comparison.cost(record, ARMS)
     )
+
+
+def page(path: Path = RECORD) -> str:
+    """Return the table and what follows from it."""
+    record = studies.read(path)
+    return "\n".join(part(record) for part in (table, facts, verdict))
 
 
 def main() -> None:
     """Run the study, or print its table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--text", type=Path, help="folder with train.txt, valid.txt, test.txt")
-    parser.add_argument("--out", type=Path, help="folder for the runs")
     parser.add_argument("--arms", default=DEFAULT, help=f"of {', '.join(ARMS)}")
     parser.add_argument("--smoke", action="store_true", help="a fiftieth of the updates, two seeds")
-    parser.add_argument("--table", action="store_true", help="print the table and stop")
-    args = parser.parse_args()
-    if args.table:
-        found = comparison.read(RECORD)
-        print(table(found), facts(found), verdict(found), sep="\n", end="")
-        return
-    if args.text is None or args.out is None:
-        parser.error("give --text and --out, or --table")
+    args = studies.arguments(parser, page)
     out = args.out.resolve()
-    data = studies.prepare(args.text, out, VOCABULARY)
+    data = studies.prepare([args.text], out, VOCABULARY)
     scale, seeds = (50, studies.SEEDS[:2]) if args.smoke else (1, studies.SEEDS)
     arms = [arm.strip() for arm in args.arms.split(";" if ";" in args.arms else ",")]
     choices, tried = {}, {}
@@ -272,17 +271,15 @@ def main() -> None:
         choices[arm], tried[arm] = tune(arm, data, out, scale)
         print(f"{arm}: {choices[arm]}", file=sys.stderr, flush=True)
     record = out / "results" / RECORD.name if args.smoke else RECORD
-    words = " ".join(["python", "examples/growth/study.py", *sys.argv[1:]])
     results = []
     for seed in seeds:
         for arm in arms:
             results.append(one(arm, seed, choices[arm], data, out, scale))
             loss = results[-1]["curve"][-1]["loss"]
             print(f"{arm} seed {seed}: {loss:.3f}", file=sys.stderr, flush=True)
-    studies.record(results, record, words, out, choices=choices, tried=tried)
+    studies.record(results, record, out, choices=choices, tried=tried)
     studies.draw(results, record.with_suffix(".png"), "Growth: 2L/64 to 4L/128")
-    found = comparison.read(record)
-    print(table(found), facts(found), verdict(found), sep="\n", end="", flush=True)
+    print(page(record), end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -337,14 +337,13 @@ def encoder_table(found: dict[str, Any]) -> str:
 
 def facts(found: dict[str, Any]) -> str:
     """Return a line on what the runs were and took."""
-    seconds = sorted(result["seconds"] for result in found["results"])
     ratios = ", ".join(
         f"{kind} {one['ratio']:.2f}x" for kind, one in found.get("speed", {}).items()
     )
+    took, _, where = studies.spent(found).partition(", ")
     return (
-        f"{len(seconds)} runs, seeds {', '.join(map(str, studies.SEEDS))}; {seconds[0]:.0f} to "
-        f"{seconds[-1]:.0f} s a run (median {statistics.median(seconds):.0f}), tokens/s headless "
-        f"against vanilla: {ratios}; torch {found['machine']['torch']}, {found['machine']['cpu']}.\n"  # noqa: E501
+        f"{len(found['results'])} runs, seeds {studies.seeds_of_all()}; {took}, "
+        f"tokens/s headless against vanilla: {ratios}; {where}.\n"
     )
 
 
@@ -369,7 +368,7 @@ def draw(results: Path) -> None:
     from matplotlib import pyplot
 
     found = {
-        part: json.loads(path.read_text(encoding="utf-8"))
+        part: studies.read(path)
         for part in ("decoder", "sweep")
         if (path := results / f"{part}.json").is_file()
     }
@@ -423,18 +422,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--text", type=Path, help="folder with train.txt, valid.txt, test.txt")
     parser.add_argument("--glue-dir", type=Path, help="folder with SST-2/train.tsv, SST-2/dev.tsv")
-    parser.add_argument("--out", type=Path, help="folder for the runs")
     parser.add_argument("--only", choices=list(TABLES), help="one part (default: all)")
     parser.add_argument("--smoke", action="store_true", help="a few updates a run, one seed")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side (2)")
-    parser.add_argument("--tables", action="store_true", help="print the tables and stop")
-    args = parser.parse_args()
-    if args.tables:
-        print(tables(), end="")
-        return
-    if args.text is None or args.out is None or args.glue_dir is None:
-        parser.error("give --text, --glue-dir and --out, or --tables")
-    study(args)
+    study(studies.arguments(parser, tables, ("text", "glue-dir")))
 
 
 def study(args: argparse.Namespace) -> None:
@@ -442,7 +433,7 @@ def study(args: argparse.Namespace) -> None:
     global DECODER_UPDATES, ENCODER_UPDATES, SWEEP_UPDATES, TENTH
     if args.smoke:
         DECODER_UPDATES, ENCODER_UPDATES, SWEEP_UPDATES, TENTH = 10, 7, 7, 1
-    data = studies.prepare(args.text, args.out, 8000)
+    data = studies.prepare([args.text], args.out, 8000)
     last_words(args.text, args.out)
     kept = args.out / "speed.json"
     if not kept.is_file():
@@ -468,12 +459,11 @@ def study(args: argparse.Namespace) -> None:
     for part, run in parts.items():
         if args.only in (None, part):
             done = run()
-            words = " ".join(["python", "examples/headless/study.py", *sys.argv[1:]])
             bits = studies.unigram_bits(args.out, "test", ends=True)
             path = results / f"{part}.json"
             counted = floors.text_bits(args.out / "train.bpe", args.out / "test.bpe")
-            studies.record(done, path, words, args.out, unigram=bits, floors=counted, speed=rates)
-            print(TABLES[part](json.loads(path.read_text(encoding="utf-8"))), flush=True)
+            studies.record(done, path, args.out, unigram=bits, floors=counted, speed=rates)
+            print(TABLES[part](studies.read(path)), flush=True)
     draw(results)
 
 

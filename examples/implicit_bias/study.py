@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -295,10 +294,7 @@ def print_all(found: Any) -> str:
     conventions = {p["convention"] for result in found["results"] for p in result["points"]}
     parts = [print_points, print_blocks, print_baselines, print_correlations, print_claims]
     tables = "\n".join(make(found) for make in parts)
-    seconds = [result["seconds"] for result in found["results"]]
-    facts = f"{len(seconds)} runs, {min(seconds):.0f} to {max(seconds):.0f} s a run (median "
-    machine = found["machine"]
-    facts += f"{statistics.median(seconds):.0f}), torch {machine['torch']}, {machine['cpu']}."
+    facts = f"{len(found['results'])} runs, {studies.spent(found)}."
     return f"{tables}\n{facts}\n\nTraces: {'; '.join(sorted(conventions))}.\n"
 
 
@@ -338,16 +334,9 @@ def _axis(axes: Any, points: Sequence[Point], at: Sequence[float], label: str, t
 def main() -> None:
     """Run the study, or print its tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="folder of the runs")
-    parser.add_argument("--tables", action="store_true", help="print the tables of the README")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a thread each (1)")
-    args = parser.parse_args()
     kept = RESULTS / "study.json"
-    if args.tables:
-        print(print_all(json.loads(kept.read_text(encoding="utf-8"))))
-        return
-    if args.out is None:
-        parser.error("say where the runs go: --out RUNS")
+    args = studies.arguments(parser, lambda: print_all(studies.read(kept)) + "\n", ())
     data = prepare(args.out.resolve())
     results: list[Any] = []
     every = runs(data)
@@ -356,11 +345,9 @@ def main() -> None:
         results += studies.run_all(
             some, None, args.out, functools.partial(measure, data), args.jobs
         )
-        command = "python examples/implicit_bias/study.py --out RUNS"
         digest = sha256_of(data / "g.rules")
-        studies.record(
-            results, kept, command, args.out.resolve(), grammar=GRAMMAR, grammar_sha256=digest
-        )
+        out = args.out.resolve()
+        studies.record(results, kept, out, grammar=GRAMMAR, grammar_sha256=digest)
         draw(results, RESULTS / "implicit_bias.png")
 
 

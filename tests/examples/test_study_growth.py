@@ -29,7 +29,7 @@ def test_the_readme_holds_what_is_printed(name: str) -> None:
     study = load(name)
     if not study.RECORD.is_file():
         pytest.skip("the study was not run")
-    found = comparison.read(study.RECORD)
+    found = studies.read(study.RECORD)
     readme = (EXAMPLES / name / "README.md").read_text(encoding="utf-8")
     for part in (study.table(found), study.facts(found), study.verdict(found)):
         assert part.strip() and part.strip() in readme

@@ -82,7 +82,7 @@ def test_one_run_and_its_floors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         for name, step in (("train", 1), ("valid", 4 + number), ("test", 5 + number)):
             (folder / f"{name}.txt").write_text("".join(lines[::step]))
     out = tmp_path / "out"
-    data = studies.prepare_sources(sources, out, 270)
+    data = studies.prepare(sources, out, 270)
     monkeypatch.setattr(split, "REDRAWS", (1,))
     run = split.run("baseline", 1, 0.001, 10, 1)
     (done,) = studies.run_all([run], data, out, split.measure)
