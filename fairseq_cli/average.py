@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from fairseq_cli.entry import run_command
+from fairseq_cli.entry import command, command_parser
 
 EXAMPLES = """examples:
   fairseq-average --inputs a.pt b.pt c.pt --output mean.pt
@@ -15,11 +15,8 @@ EXAMPLES = """examples:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
-    result = argparse.ArgumentParser(
-        "fairseq-average",
-        description="Average the weights of checkpoints.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    result = command_parser(
+        "fairseq-average", "Average the weights of checkpoints.", EXAMPLES, allow_abbrev=True
     )
     result.add_argument("--inputs", nargs="+", required=True, help="checkpoints, or one run folder")
     result.add_argument("--output", required=True, metavar="FILE", help="where the mean goes")
@@ -51,10 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def cli_main() -> None:
-    """Run the command."""
-    run_command(main)
-
+cli_main = command(main)
 
 if __name__ == "__main__":
     cli_main()

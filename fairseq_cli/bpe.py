@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fairseq.catalog import BPES
-from fairseq_cli.entry import run_command
+from fairseq_cli.entry import command, command_parser
+from fairseq_cli.flags import ENCODER_FILES, add_encoder_flags
 
 if TYPE_CHECKING:
     from fairseq.data.encoders import TextEncoder
@@ -65,36 +66,10 @@ examples:
       --inputs train.bpe --outputs train.txt
 """
 
-# encoder -> its flags (the first spelling is shown), the field of its configuration, help
-OPTIONS = {
-    "gpt2": [
-        (["--gpt2-encoder-json", "--encoder-json"], "gpt2_encoder_json", "GPT-2's encoder.json"),
-        (["--gpt2-vocab-bpe", "--vocab-bpe"], "gpt2_vocab_bpe", "GPT-2's vocab.bpe"),
-    ],
-    "byte_level": [
-        (
-            ["--tokenizer-file", "--byte-level-tokenizer"],
-            "byte_level_tokenizer",
-            "tokenizer.json written by fairseq-bpe train",
-        ),
-    ],
-    "wordpiece": [
-        (["--wordpiece-vocab", "--vocab"], "wordpiece_vocab", "BERT's vocab.txt"),
-    ],
-    "sentencepiece": [
-        (["--sentencepiece-model"], "sentencepiece_model", "SentencePiece .model file"),
-    ],
-}
-
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command and its three sub-commands."""
-    parser = argparse.ArgumentParser(
-        "fairseq-bpe",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("fairseq-bpe", DESCRIPTION, EXAMPLES, allow_abbrev=True)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{train,encode,decode}")
     train = _add_command(commands, "train", "learn a byte-level BPE from text", TRAIN_EXAMPLES)
     train.add_argument(
@@ -184,9 +159,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, metavar="N", help="processes (default: the cores of this machine)"
     )
     parser.add_argument("--bpe", choices=sorted(BPES), default="gpt2", help="encoder (gpt2)")
-    for name, options in OPTIONS.items():
-        for flags, field, text in options:
-            parser.add_argument(*flags, dest=field, metavar="FILE", help=f"{name}: {text}")
+    add_encoder_flags(parser)
     word: Any = {"default": argparse.SUPPRESS}
     parser.add_argument(
         "--wordpiece-cased", action="store_true", help="wordpiece: keep capital letters", **word
@@ -210,19 +183,17 @@ def _build(args: argparse.Namespace) -> TextEncoder:
     from fairseq.data.encoders import BPE_DATACLASS_REGISTRY, BPE_REGISTRY
     from fairseq.errors import ConfigError
 
-    for name, options in OPTIONS.items():
-        for flags, field, _ in options:
-            if name != args.bpe and getattr(args, field) is not None:
+    config = BPE_DATACLASS_REGISTRY[args.bpe]()
+    for name, flags, field, _ in ENCODER_FILES:
+        if getattr(args, field) is not None:
+            if name != args.bpe:
                 raise ConfigError(f"{flags[0]} belongs to --bpe {name}, not to --bpe {args.bpe}")
+            setattr(config, field, getattr(args, field))
     switches = {k: v for k, v in vars(args).items() if k.startswith("wordpiece_") and v is not None}
     if switches and args.bpe != "wordpiece":
         raise ConfigError(f"settings of wordpiece were given, but --bpe is {args.bpe}")
-    config = BPE_DATACLASS_REGISTRY[args.bpe]()
     for field, value in switches.items():
         setattr(config, field, value)
-    for _, field, _ in OPTIONS[args.bpe]:
-        if getattr(args, field) is not None:
-            setattr(config, field, getattr(args, field))
     encoder: TextEncoder = BPE_REGISTRY[args.bpe](config)
     return encoder
 
@@ -292,10 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def cli_main() -> None:
-    """Entry point of the console script."""
-    run_command(main)
-
+cli_main = command(main)
 
 if __name__ == "__main__":
     cli_main()

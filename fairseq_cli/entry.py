@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from fairseq.errors import FairseqError
+
+
+def command(main: Callable[[Sequence[str] | None], object]) -> Callable[..., None]:
+    """Return the entry point of a command, see :func:`run_command`; old callers give arguments."""
+
+    def cli_main(*unused: object, **more: object) -> None:
+        run_command(main)
+
+    return cli_main
+
+
+def command_parser(
+    prog: str, description: str, examples: str, allow_abbrev: bool = False, **more: Any
+) -> argparse.ArgumentParser:
+    """Return a parser whose help ends in examples that keep their lines."""
+    return argparse.ArgumentParser(
+        prog,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=allow_abbrev,
+        **more,
+    )
 
 
 def run_command(main: Callable[[Sequence[str] | None], object]) -> None:

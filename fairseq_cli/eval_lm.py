@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fairseq.lazy import lazy_names
-from fairseq_cli.entry import run_command
-
-if TYPE_CHECKING:
-    pass
-
+from fairseq_cli.entry import command
 
 USAGE = "fairseq-eval-lm DATA --path CHECKPOINT [options]"
 EXAMPLES = """examples:
@@ -91,10 +87,7 @@ def make_parser(argv: Sequence[str] = ()) -> Any:
     return parser
 
 
-def cli_main() -> None:
-    """Run the command."""
-    run_command(run)
-
+cli_main = command(run)
 
 if __name__ == "__main__":
     cli_main()

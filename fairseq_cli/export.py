@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from fairseq_cli.bpe import OPTIONS
-from fairseq_cli.entry import run_command
+from fairseq_cli.entry import command, command_parser
+from fairseq_cli.flags import add_encoder_flags, encoder_settings
 
 EXAMPLES = """examples:
   fairseq-export runs/mine/checkpoint_best.pt --to hf --out mine-hf
@@ -30,12 +30,8 @@ the greatest logit) is an error, and nothing is written.
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
-    parser = argparse.ArgumentParser(
-        "fairseq-export",
-        description="Convert a checkpoint to or from another toolkit.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Convert a checkpoint to or from another toolkit."
+    parser = command_parser("fairseq-export", description, EXAMPLES, allow_abbrev=True)
     parser.add_argument("source", type=Path, help="a checkpoint or, with --from, a model folder")
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--to", choices=["hf", "safetensors", "fairseq"], help="what to write")
@@ -54,11 +50,7 @@ def get_parser() -> argparse.ArgumentParser:
         "recorded; else byte_level if tokenizer.json lies beside dict.txt, gpt2 if that holds "
         "numbers)",
     )
-    parser.add_argument("--byte-level-tokenizer", help="tokenizer.json of --bpe byte_level")
-    parser.add_argument("--gpt2-encoder-json", help="encoder.json of --bpe gpt2")
-    parser.add_argument("--gpt2-vocab-bpe", help="vocab.bpe of --bpe gpt2")
-    parser.add_argument("--wordpiece-vocab", help="vocab.txt of --bpe wordpiece")
-    parser.add_argument("--sentencepiece-model", help="model of --bpe sentencepiece")
+    add_encoder_flags(parser)
     parser.add_argument(
         "--classification-head",
         metavar="NAME",
@@ -114,8 +106,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif args.origin == "hf":
         result = encoder_in.from_huggingface(args.source, args.out, lines, args.force)
     elif args.to == "hf":
-        names = ("bpe", *(field for row in OPTIONS.values() for _, field, _ in row))
-        settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
         write_hf = to_revisions if args.revisions else encoder_out.to_huggingface
         result = write_hf(
             args.source,
@@ -124,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lines,
             args.force,
             args.classification_head,
-            **settings,
+            **encoder_settings(args),
         )
         if args.push is not None:
             branches = result.get("revisions", [])
@@ -143,10 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def cli_main() -> None:
-    """Run the command."""
-    run_command(main)
-
+cli_main = command(main)
 
 if __name__ == "__main__":
     cli_main()

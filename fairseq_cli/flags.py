@@ -8,6 +8,30 @@ from typing import Any
 
 from fairseq.errors import ConfigError
 
+# text encoder, the flags that name its file (the first spelling is shown), the field, help
+ENCODER_FILES = (
+    ("gpt2", ("--gpt2-encoder-json", "--encoder-json"), "gpt2_encoder_json",
+     "GPT-2's encoder.json"),
+    ("gpt2", ("--gpt2-vocab-bpe", "--vocab-bpe"), "gpt2_vocab_bpe", "GPT-2's vocab.bpe"),
+    ("byte_level", ("--tokenizer-file", "--byte-level-tokenizer"), "byte_level_tokenizer",
+     "tokenizer.json written by fairseq-bpe train"),
+    ("wordpiece", ("--wordpiece-vocab", "--vocab"), "wordpiece_vocab", "BERT's vocab.txt"),
+    ("sentencepiece", ("--sentencepiece-model",), "sentencepiece_model",
+     "SentencePiece .model file"),
+)  # fmt: skip
+
+
+def add_encoder_flags(parser: Any) -> None:
+    """Add the flags that name the files of text encoders."""
+    for name, flags, field, text in ENCODER_FILES:
+        parser.add_argument(*flags, dest=field, metavar="FILE", help=f"{name}: {text}")
+
+
+def encoder_settings(args: Any) -> dict[str, Any]:
+    """Return the text encoder and its files, as far as a command line names them."""
+    fields = ("bpe", *(field for _, _, field, _ in ENCODER_FILES))
+    return {field: getattr(args, field) for field in fields if getattr(args, field) is not None}
+
 
 def stated_flags(parser: Any, argv: Sequence[str], task: str) -> dict[str, Any]:
     """Parse a command line; return what it states, and the encoder whose file it names.

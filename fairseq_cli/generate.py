@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fairseq_cli.entry import run_command
+from fairseq_cli.entry import command
 
 if TYPE_CHECKING:
     from fairseq.hub.continue_text import Continuation, Tally
@@ -182,10 +182,7 @@ def _scoring(name: str) -> str:
     return name
 
 
-def cli_main() -> None:
-    """Run the command."""
-    run_command(run)
-
+cli_main = command(run)
 
 if __name__ == "__main__":
     cli_main()

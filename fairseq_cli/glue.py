@@ -6,8 +6,8 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from fairseq_cli.bpe import OPTIONS
-from fairseq_cli.entry import run_command
+from fairseq_cli.entry import command, command_parser
+from fairseq_cli.flags import add_encoder_flags, encoder_settings
 
 DESCRIPTION = "Fine-tune a checkpoint on tasks of GLUE, several seeds each, and print the scores."
 EXAMPLES = """examples:
@@ -32,14 +32,8 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's own options; the rest are flags of fairseq-train."""
     from fairseq.catalog import BPES
 
-    parser = argparse.ArgumentParser(
-        "fairseq-glue",
-        usage="fairseq-glue CHECKPOINT --glue-dir FOLDER --out FOLDER [options] [training flags]",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    usage = "fairseq-glue CHECKPOINT --glue-dir FOLDER --out FOLDER [options] [training flags]"
+    parser = command_parser("fairseq-glue", DESCRIPTION, EXAMPLES, usage=usage)
     parser.add_argument("checkpoint", help="a pre-trained model")
     parser.add_argument("--glue-dir", required=True, metavar="FOLDER", help="the official files")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="results and run folders")
@@ -49,9 +43,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--dict-dir", metavar="FOLDER", help="folder with dict.txt (default: the checkpoint's)"
     )
     parser.add_argument("--bpe", choices=[*sorted(BPES), "none"], help="encoder (the checkpoint's)")
-    for name, encoder_options in OPTIONS.items():
-        for flags, field, text in encoder_options:
-            parser.add_argument(*flags, dest=field, metavar="FILE", help=f"{name}: {text}")
+    add_encoder_flags(parser)
     parser.add_argument(
         "--keep-checkpoints", action="store_true", help="keep the fine-tuned models"
     )
@@ -75,10 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     setup_logging("WARNING", "stderr")
     chosen = [find_task(name) for name in args.tasks or TASKS]
-    fields = [field for encoder_options in OPTIONS.values() for _, field, _ in encoder_options]
-    settings = {field: getattr(args, field) for field in ("bpe", *fields)}
-    flat = {field: value for field, value in settings.items() if value is not None}
-    pretrained = open_pretrained(args.checkpoint, args.dict_dir, **flat)
+    pretrained = open_pretrained(args.checkpoint, args.dict_dir, **encoder_settings(args))
     runs = run_glue(
         chosen,
         args.seeds,
@@ -94,10 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def cli_main() -> None:
-    """Run the command."""
-    run_command(main)
-
+cli_main = command(main)
 
 if __name__ == "__main__":
     cli_main()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairseq.catalog import GROWTH
-from fairseq_cli.entry import run_command
+from fairseq_cli.entry import command, command_parser
 
 if TYPE_CHECKING:
     from fairseq.config.schema import FairseqDataclass
@@ -36,13 +36,8 @@ def get_parser() -> argparse.ArgumentParser:
     from fairseq.config.schema import public_fields
     from fairseq.config.sections import CheckpointConfig
 
-    parser = argparse.ArgumentParser(
-        "fairseq-grow",
-        description="Grow a checkpoint into a larger model, or extract a smaller one.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    description = "Grow a checkpoint into a larger model, or extract a smaller one."
+    parser = command_parser("fairseq-grow", description, EXAMPLES)
     parser.add_argument("source", type=Path, help="a checkpoint")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
     parser.add_argument("--method", choices=sorted(GROWTH), metavar="NAME", help=", ".join(GROWTH))
@@ -104,10 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def cli_main() -> None:
-    """Run the command."""
-    run_command(main)
-
+cli_main = command(main)
 
 if __name__ == "__main__":
     cli_main()

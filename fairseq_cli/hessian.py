@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fairseq_cli.entry import run_command
+from fairseq_cli.entry import command, command_parser
 
 EXAMPLES = """examples:
   fairseq-hessian runs/mine/checkpoint_best.pt data-bin --probes 1000 --rel-se .02
@@ -31,12 +31,10 @@ MATRICES, LABELS, VECTORS = ("hessian", "ggn"), ("data", "model"), ("rademacher"
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="fairseq-hessian",
-        description="Measure the curvature of a checkpoint's loss: trace, blocks, eigenvalues.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        "fairseq-hessian",
+        "Measure the curvature of a checkpoint's loss: trace, blocks, eigenvalues.",
+        EXAMPLES,
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
@@ -136,10 +134,7 @@ def _figure(name: str, value: float, error: float) -> str:
     return f"{name:<12} {value:.6g} +- {error:.2g}"
 
 
-def cli_main() -> None:
-    """Run the command and exit with its status."""
-    run_command(main)
-
+cli_main = command(main)
 
 if __name__ == "__main__":
     cli_main()

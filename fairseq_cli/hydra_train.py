@@ -8,13 +8,9 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fairseq_cli.entry import run_command
-
-if TYPE_CHECKING:
-    pass
-
+from fairseq_cli.entry import command
 
 logger = logging.getLogger(__name__)
 
@@ -189,10 +185,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def cli_main() -> None:
-    """Run the command."""
-    run_command(run)
-
+cli_main = command(run)
 
 if __name__ == "__main__":
     cli_main()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fairseq_cli import generate
-from fairseq_cli.entry import run_command
+from fairseq_cli.entry import command
 
 USAGE = "fairseq-interactive [DATA] --path CHECKPOINT [options]"
 EXAMPLES = """examples:
@@ -50,10 +50,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 make_parser = functools.partial(generate.make_parser, interactive=True)
 
 
-def cli_main() -> None:
-    """Run the command."""
-    run_command(run)
-
+cli_main = command(run)
 
 if __name__ == "__main__":
     cli_main()

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fairseq_cli.entry import run_command
+from fairseq_cli.entry import command, command_parser
 
 if TYPE_CHECKING:
     from fairseq.pcfg.source import Source
@@ -62,13 +62,8 @@ entropy; logp_sentence and terminals. -inf: an impossible word; NaN: no word fit
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of the command and its sub-commands."""
-    parser = argparse.ArgumentParser(
-        "fairseq-pcfg",
-        description="Corpora whose true distribution is known.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    description = "Corpora whose true distribution is known."
+    parser = command_parser("fairseq-pcfg", description, EXAMPLES)
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="{grammar,sample,downstream,score,mask,probe}"
     )
@@ -340,10 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def cli_main() -> None:
-    """Entry point of the console script."""
-    run_command(main)
-
+cli_main = command(main)
 
 if __name__ == "__main__":
     cli_main()

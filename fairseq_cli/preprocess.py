@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fairseq_cli.entry import run_command
+from fairseq_cli.entry import command
 
 if TYPE_CHECKING:
     from fairseq.config.preprocess import PreprocessConfig
@@ -40,10 +40,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def cli_main() -> None:
-    """Run the command."""
-    run_command(run)
-
+cli_main = command(run)
 
 if __name__ == "__main__":
     cli_main()

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from fairseq_cli.entry import run_command
+from fairseq_cli.entry import command, command_parser
 
 EXAMPLES = """examples:
   fairseq-probe runs/mine/checkpoint_best.pt --train b1.csv --valid b2.csv --test b3.csv
@@ -26,13 +26,8 @@ KINDS, SOLVERS = ("positions", "mean", "first"), ("lbfgs", "sgd", "ridge")
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="fairseq-probe",
-        description="Fit linear classifiers on the features of frozen encoders.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    description = "Fit linear classifiers on the features of frozen encoders."
+    parser = command_parser("fairseq-probe", description, EXAMPLES)
     add = parser.add_argument
     add("checkpoints", metavar="CKPT", nargs="+", help="encoders")
     for split, needed in (("train", True), ("valid", True), ("test", False)):
@@ -92,10 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def cli_main() -> None:
-    """Run the command and exit with its status."""
-    run_command(main)
-
+cli_main = command(main)
 
 if __name__ == "__main__":
     cli_main()

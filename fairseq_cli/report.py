@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fairseq_cli.entry import run_command
+from fairseq_cli.entry import command, command_parser
 
 _EXAMPLES = """\
 examples:
@@ -39,13 +39,8 @@ Exit status: 0 done, 1 a run cannot be read, 2 wrong usage.
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="fairseq-report",
-        description="Write one self-contained HTML page, and PNG files, about training runs.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    description = "Write one self-contained HTML page, and PNG files, about training runs."
+    parser = command_parser("fairseq-report", description, _EXAMPLES)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folder (a --save-dir)")
     parser.add_argument(
         "--output", metavar="FOLDER", default="report", help="where to write (default: report)"
@@ -122,10 +117,7 @@ def _print_json(content: dict[str, Any]) -> None:
     print()
 
 
-def cli_main() -> None:
-    """Run the command and exit with its status."""
-    run_command(main)
-
+cli_main = command(main)
 
 if __name__ == "__main__":
     cli_main()

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fairseq_cli.entry import run_command
+from fairseq_cli.entry import command
 
 if TYPE_CHECKING:
     import argparse
@@ -162,10 +162,7 @@ def _add_estimate_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", action="store_true", help="with --estimate: as one JSON object")
 
 
-def cli_main(modify_parser: object = None) -> None:
-    """Run the command; the argument is for old callers."""
-    run_command(run)
-
+cli_main = command(run)
 
 if __name__ == "__main__":
     cli_main()

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fairseq_cli.entry import run_command
+from fairseq_cli.entry import command
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -217,10 +217,7 @@ def _scores(
     return 0
 
 
-def cli_main() -> None:
-    """Run the command."""
-    run_command(run)
-
+cli_main = command(run)
 
 if __name__ == "__main__":
     cli_main()
