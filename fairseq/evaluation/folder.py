@@ -11,6 +11,7 @@ from typing import Any
 
 from fairseq import evaluation
 from fairseq.errors import FairseqError, MissingFileError
+from fairseq.report.listing import aligned
 
 logger = logging.getLogger("fairseq.evaluation")
 
@@ -56,21 +57,13 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         if subset != "refused"
     ]
     names = list(dict.fromkeys(key for *_, stats in rows for key in stats))
-    cells = [["checkpoint", "subset", *names]] if rows else []
+    cells = [["checkpoint", "subset", *names]]
     for name, subset, stats in rows:
         cells.append([name, subset, *(_text(stats.get(key, "")) for key in names)])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(
-            text.ljust(width) if place < 2 else text.rjust(width)
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    ]
     refused = [
         f"{name}: {figures['refused']}" for name, figures in results.items() if "refused" in figures
     ]
-    return "\n".join(lines + refused)
+    return "\n".join([*([aligned(cells, {0, 1})] if rows else []), *refused])
 
 
 def _text(value: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,15 @@ def load_listed(folders: Sequence[str | os.PathLike[str]]) -> tuple[list[Run], l
 
 def table(runs: Sequence[Run]) -> str:
     """Return one line a run under a heading; what is unknown is a dash."""
-    rows = [COLUMNS, *map(_row, runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    last = len(COLUMNS) - 1
+    return aligned([COLUMNS, *map(_row, runs)], {0, len(COLUMNS) - 1})
+
+
+def aligned(rows: Sequence[Sequence[str]], texts: Collection[int]) -> str:
+    """Return rows of cells as lines: the columns ``texts`` to the left, all others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(
-            # the name and the state are texts, the others numbers
-            cell.ljust(width) if column in (0, last) else cell.rjust(width)
+            cell.ljust(width) if column in texts else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

@@ -14,6 +14,7 @@ from typing import Any
 from fairseq.errors import DataError
 from fairseq.evaluation.glue.tasks import TASKS
 from fairseq.files.io import atomic_write
+from fairseq.report.listing import aligned
 from fairseq.training.run_folder import versions
 
 Run = dict[str, Any]
@@ -103,10 +104,4 @@ def table(rows: list[dict[str, Any]]) -> str:
         figures = [100 * row[key] for key in ("best", "spread", "last", "majority")]
         shown = ["-" if math.isnan(figure) else f"{figure:.1f}" for figure in figures]
         cells.append([row["task"], row["score"], str(len(row["seeds"])), *shown])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for line in cells:
-        left = [text.ljust(width) for text, width in zip(line[:2], widths, strict=False)]
-        right = [text.rjust(width) for text, width in zip(line[2:], widths[2:], strict=True)]
-        lines.append("  ".join([*left, *right]).rstrip())
-    return "\n".join(lines)
+    return aligned(cells, {0, 1})

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq.errors import ConfigError, did_you_mean
 from fairseq.evaluation.hessian.objective import Objective, Sample
 from fairseq.evaluation.hessian.parameters import ParameterSet
 from fairseq.rng import derive_seed
@@ -74,9 +73,6 @@ class Curvature:
             matrix and needs no labels.
         labels: of the ``hessian``: of the ``data``, or drawn from the ``model``.
         seed: of the draws.
-
-    Raises:
-        ConfigError: for an unknown matrix or kind of label.
     """
 
     def __init__(
@@ -88,11 +84,6 @@ class Curvature:
         labels: str = "data",
         seed: int = 1,
     ) -> None:
-        for name, known in ((matrix, MATRICES), (labels, LABELS)):
-            if name not in known:
-                raise ConfigError(
-                    f"unknown '{name}'{did_you_mean(name, known)}: choose {' or '.join(known)}"
-                )
         self.objective, self.parameters, self.samples = objective, parameters, samples
         self.matrix, self.labels, self.seed = matrix, labels, seed
         self.loss = float("nan")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq.errors import ConfigError, DataError
+from fairseq.errors import ConfigError, DataError, did_you_mean
 from fairseq.evaluation.hessian.batches import Batches, open_checkpoint
 from fairseq.evaluation.hessian.curvature import LABELS, MATRICES, Curvature
 from fairseq.evaluation.hessian.estimators import (
@@ -94,7 +94,8 @@ class Settings:
             ("method", METHODS), ("matrix", MATRICES), ("labels", LABELS), ("vector", VECTORS)
         ):  # fmt: skip
             if values[name] not in known:
-                raise ConfigError(f"--{name} {values[name]}: choose {', '.join(known)}")
+                meant = did_you_mean(values[name], known)
+                raise ConfigError(f"--{name} {values[name]}{meant}: choose {', '.join(known)}")
         if self.method == "ggn":
             values |= {"method": "hutchinson", "matrix": "ggn"}
         if self.probes is None:
@@ -219,8 +220,7 @@ class Measurement:
 
     def _products(self, curvature: Curvature, total: int) -> Callable[[Tensor], Tensor]:
         """Return the products of a fixed matrix, watched."""
-        clock = _Clock(total)
-        bar = self._progress(total)
+        bar, started = self._progress(total), time.perf_counter()
         steps = iter(bar)
 
         def products(vectors_KP: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ class Measurement:
                 rows.append(curvature.products(part_KP))
                 for _ in part_KP:
                     done = next(steps, total - 1) + 1
-                    bar.log(clock.left(done), step=done)
+                    bar.log(_eta(started, done, total), step=done)
             return torch.cat(rows)
 
         return products
@@ -241,7 +241,7 @@ class Measurement:
             names += ["trace_ggn", "residual"]
         tally = {name: _Tally(self.parameters) for name in names}
         most, wanted = settings.probes or 0, settings.rel_se or 0.0
-        losses, total, clock = Mean(), tally["trace"].total, _Clock(most)
+        losses, total, started = Mean(), tally["trace"].total, time.perf_counter()
         with self._progress(most) as bar:
             for number in bar:
                 diagonals, loss = self._one(number)
@@ -249,7 +249,7 @@ class Measurement:
                     tally[name].add(diagonal_P)
                 losses.values.append(loss)
                 figures = {"trace": total.mean, "se": total.se, "loss": losses.mean}
-                bar.log(figures | clock.left(number + 1), step=number + 1)
+                bar.log(figures | _eta(started, number + 1, most), step=number + 1)
                 if number + 1 >= FEWEST and total.se <= wanted * abs(total.mean):
                     break
         result: Result = {**tally["trace"].report(), "loss": losses.mean, "loss_se": losses.se}
@@ -345,16 +345,9 @@ class Measurement:
         )
 
 
-class _Clock:
-    """Tells how long the rest takes."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.started = total, time.perf_counter()
-
-    def left(self, done: int) -> dict[str, float]:
-        """Return the seconds left, as a figure to show, if all steps are as long as those done."""
-        each = (time.perf_counter() - self.started) / done
-        return {"seconds_left": round(each * (self.total - done))}
+def _eta(started: float, done: int, total: int) -> dict[str, float]:
+    """Return the seconds left, as a figure to show, if all steps are as long as those done."""
+    return {"eta": round((time.perf_counter() - started) / done * (total - done))}
 
 
 class _Tally:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairseq.errors import ConfigError
 from fairseq.evaluation.hessian.estimators import (
     Mean,
     draws,
@@ -129,8 +128,3 @@ def test_the_whole_matrix_comes_in_parts() -> None:
 
     assert torch.equal(whole_matrix(products, matrix_PP[0], rows=4), matrix_PP)
     assert parts == [4, 4, 2]
-
-
-def test_unknown_vectors_are_named() -> None:
-    with pytest.raises(ConfigError, match="unknown vectors 'gausian'.*gaussian"):
-        draws("gausian", 3, torch.zeros(1), int)

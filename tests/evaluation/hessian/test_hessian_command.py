@@ -138,7 +138,7 @@ def test_the_text_names_the_convention_first(
     assert first.startswith("Hessian of the mean loss per target in nats (MaskedLmLoss, labels: ")
     assert "labels: model" in first and "params: all" in first and "fp32" in first
     assert second.startswith("trace") and "2 estimates" in second
-    assert "trace of the Hessian" in caplog.text and "seconds_left" in caplog.text
+    assert "trace of the Hessian" in caplog.text and "eta=0:" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,19 @@ def test_what_cannot_be_measured_is_refused(
     message = message.replace("5,000", "100")
     with pytest.raises(FairseqError, match=message):
         hessian.main([*runs["masked_lm"], *words, "--device", "cpu", "--log-format", "none"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"matrix": "hesian"}, "--matrix hesian .did you mean 'hessian'"),
+        ({"vector": "gausian"}, "--vector gausian .did you mean 'gaussian'"),
+        ({"labels": "none"}, "--labels none: choose data, model"),
+    ],
+)
+def test_unknown_names_are_refused_in_python_too(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(FairseqError, match=message):
+        Settings(**settings).settled()
 
 
 def test_the_command_knows_what_the_library_knows(capsys: pytest.CaptureFixture[str]) -> None:
