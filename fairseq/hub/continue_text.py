@@ -24,11 +24,11 @@ from fairseq.config.build import plain
 from fairseq.config.components import class_of
 from fairseq.config.registry import config_class
 from fairseq.config.schema import public_fields
-from fairseq.data import encoders
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import BYTE_ORDER_MARK, require_file
 from fairseq.files.safe_load import safe_load
+from fairseq.hub.language_model import GeneratorHubInterface
 from fairseq.hub.load import (
     companions,
     encoder_name,
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from fairseq.data.datasets.base import FairseqDataset
     from fairseq.data.storage.dictionary import Dictionary
     from fairseq.hub.fill_text import MaskFiller
-    from fairseq.models.base import BaseFairseqModel
     from fairseq.protocols import Sample
 
 logger = logging.getLogger("fairseq.generation")
@@ -90,20 +89,15 @@ class TextGenerator:
         models, self.config, self.task = loaded or load_causal_models({**_beside(given), **given})
         self.given = given
         self.device = choose_device(self.config)
-        self.models = [self._ready(model) for model in models]
+        self.hub = GeneratorHubInterface(self.config, self.task, models).to(self.device)
+        if given.get("fp16") and self.device.type != "cpu":
+            self.hub.half()
+        if given.get("bf16"):
+            self.hub.bfloat16()
+        self.models = list(self.hub.models)
         settings = {**plain(self.config.generation), "seed": self.config.common.seed}
         self.generator = self.task.build_generator(self.models, argparse.Namespace(**settings))
-        self.tokenizer = encoders.build_tokenizer(self.config.tokenizer)
-        self.bpe = encoders.build_bpe(self.config.bpe)
         self.tally = Tally()
-
-    def _ready(self, model: BaseFairseqModel) -> BaseFairseqModel:
-        model.prepare_for_inference_(self.config)
-        if self.given.get("fp16") and self.device.type != "cpu":
-            model = model.half()
-        if self.given.get("bf16"):
-            model = model.bfloat16()
-        return model.to(self.device)
 
     # -- sources ---------------------------------------------------------------------------------
 
@@ -135,11 +129,7 @@ class TextGenerator:
     def _continue_buffer(self, buffer: list[str], first: int) -> list[Continuation]:
         if not buffer:
             return []
-        dictionary = self.task.source_dictionary
-        tokens = [
-            dictionary.encode_line(self._encode(line), add_if_not_exist=False).long()
-            for line in buffer
-        ]
+        tokens = [self.hub.encode(line) for line in buffer]
         lengths = [len(sentence) for sentence in tokens]
         found: list[Continuation] = []
         for sample in self._batches(self.task.build_dataset_for_inference(tokens, lengths)):
@@ -199,23 +189,14 @@ class TextGenerator:
     def _hypothesis(self, found: Mapping[str, Any]) -> Hypothesis:
         pieces = self._pieces(self.task.target_dictionary, found["tokens"])
         bits = (found["positional_scores"].double() / math.log(2)).tolist()
-        return Hypothesis(pieces, self._decode(pieces), float(found["score"]) / math.log(2), bits)
+        text = self.hub.detokenize(self.hub.remove_bpe(pieces))
+        return Hypothesis(pieces, text, float(found["score"]) / math.log(2), bits)
 
     def _pieces(self, dictionary: Dictionary, tokens_T: Tensor) -> str:
         ignored = {dictionary.pad(), *self.generator.symbols_to_strip_from_output}
         return dictionary.string(
             tokens_T, self.config.common_eval.post_process, extra_symbols_to_ignore=ignored
         )
-
-    def _encode(self, text: str) -> str:
-        for encoder in (self.tokenizer, self.bpe):
-            text = text if encoder is None else encoder.encode(text)
-        return text
-
-    def _decode(self, pieces: str) -> str:
-        for encoder in (self.bpe, self.tokenizer):
-            pieces = pieces if encoder is None else encoder.decode(pieces)
-        return pieces
 
 
 def text_writer(given: Mapping[str, Any], guess: bool = False) -> TextGenerator | MaskFiller:
