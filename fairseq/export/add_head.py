@@ -29,7 +29,7 @@ from fairseq.errors import CheckpointError, DataError, UnsupportedError
 from fairseq.export.decoder_names import BIAS, OUTPUT, TABLE
 from fairseq.export.encoder_names import ENCODER, HEAD
 from fairseq.export.encoder_out import find_data
-from fairseq.export.model_files import write_model
+from fairseq.export.model_files import refuse_existing, write_model
 from fairseq.files.io import require_file
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ def add_head(
         UnsupportedError: for models that have a head, or that cannot have this one.
     """
     require_file(checkpoint, "checkpoint", "Give the .pt file.")
-    if out.exists() and not force:
-        raise DataError(f"{out} exists; choose another --out, or give --force to replace it")
+    refuse_existing(out, force)
     state = read_state(checkpoint)
     config = config_of(state)
     if getattr(config.model, "head", None) != "none":

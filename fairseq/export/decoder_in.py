@@ -22,23 +22,19 @@ from fairseq.errors import UnsupportedError
 from fairseq.export import decoder_out, decoder_tokenizer, encoder_out
 from fairseq.export.compare import ODD_TEXTS, same_tokens
 from fairseq.export.decoder_names import CAUSAL, OUTPUT, TABLE, CausalFamily, State, to_ours
+from fairseq.export.encoder_names import OUR_ACTS
 from fairseq.export.model_files import write_ours
 
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from fairseq.data.storage.dictionary import Dictionary
+
 
 _OUR_ACTS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_accurate",
-    "gelu_fast": "gelu_accurate",
-    "gelu_pytorch_tanh": "gelu_accurate",
-    "relu": "relu",
-    "silu": "swish",
-    "swish": "swish",
-    "tanh": "tanh",
-    "linear": "linear",
-}
+    **OUR_ACTS, "gelu_fast": "gelu_accurate", "gelu_pytorch_tanh": "gelu_accurate",
+    "silu": "swish", "swish": "swish", "tanh": "tanh", "linear": "linear",
+}  # fmt: skip
 # Settings of theirs with which they compute something else: name -> the values we know.
 _KNOWN: dict[str, tuple[Any, ...]] = {
     "scale_attn_weights": (True, None),
@@ -81,14 +77,7 @@ def convert(
     """
     described = transformers.AutoConfig.from_pretrained(str(clean)).to_dict()
     family = CAUSAL[described["model_type"]]
-    settings = our_settings(described)
-    heads = settings["decoder_attention_heads"]
-    state = to_ours(weights, family, heads, described.get("attention_bias", True))
-    settings.update(settle_head(state, described, family))
-    tokenizer = decoder_tokenizer.find_tokenizer(source)
-    rows = len(state[TABLE])
-    dictionary = decoder_tokenizer.make_dictionary(tokenizer, described, rows)
-    add_rows(state, len(dictionary) - rows)
+    state, settings, tokenizer, dictionary, added = read(source, described, weights)
     dictionary.save(folder / "dict.txt")
     if dictionary.nspecial:
         settings["add_bos_token"] = described.get("bos_token_id") == dictionary.bos()
@@ -120,10 +109,24 @@ def convert(
         "model_type": family.model_type,
         "head": settings["head"],
         "tokenizer": split,
-        "added_rows": len(dictionary) - rows,
+        "added_rows": added,
         "sentences": len(sentences) if not split.startswith("none") else 0,
         **agreement.facts(),
     }
+
+
+def read(
+    source: Path, described: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> tuple[State, dict[str, Any], decoder_tokenizer.FoundTokenizer, Dictionary, int]:
+    """Return a decoder in our terms: weights, settings, tokenizer, dictionary, and added rows."""
+    family, settings = CAUSAL[described["model_type"]], our_settings(described)
+    heads = settings["decoder_attention_heads"]
+    state = to_ours(weights, family, heads, described.get("attention_bias", True))
+    settings |= settle_head(state, described, family)
+    tokenizer, rows = decoder_tokenizer.find_tokenizer(source), len(state[TABLE])
+    dictionary = decoder_tokenizer.make_dictionary(tokenizer, described, rows)
+    add_rows(state, len(dictionary) - rows)
+    return state, settings, tokenizer, dictionary, len(dictionary) - rows
 
 
 # -- settings ------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq.errors import CheckpointError, UnsupportedError
+from fairseq.errors import UnsupportedError
 from fairseq.export import decoder_tokenizer, norm_bias, travelling
 from fairseq.export.compare import (
     ODD_TEXTS,
@@ -47,8 +47,10 @@ from fairseq.export.decoder_names import (
     State,
     to_theirs,
 )
+from fairseq.export.encoder_names import THEIR_ACTS
 from fairseq.export.encoder_tokenizer import missing_pieces
 from fairseq.export.loaded import Loaded, TheirModel
+from fairseq.export.model_files import filled
 from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
 
 if TYPE_CHECKING:
@@ -64,15 +66,7 @@ BETA = "decoder.output_projection.beta"
 # What a piece outside the dictionary scores below the unknown symbol, in nats: together they take
 # less than 1e-8 of its probability, and as labels they cost no more than this above it.
 BELOW_UNKNOWN = -30.0
-_ACTS = {
-    "relu": "relu",
-    "gelu": "gelu",
-    "gelu_fast": "gelu_new",
-    "gelu_accurate": "gelu_new",
-    "tanh": "tanh",
-    "linear": "linear",
-    "swish": "silu",
-}
+_ACTS = {**THEIR_ACTS, "tanh": "tanh", "linear": "linear", "swish": "silu"}
 
 
 # -- which family --------------------------------------------------------------------------------
@@ -273,13 +267,7 @@ def build_theirs(
     if headless:
         body = family.body.split(".")[0] + "."  # what the class with a head calls the body
         renamed = {key.removeprefix(body): value for key, value in renamed.items()}
-    built = getattr(transformers, family.classes[headless])(shape)
-    missing, unexpected = built.load_state_dict(renamed, strict=False)
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{type(built).__name__} and the checkpoint differ: {[*missing, *unexpected][:5]}"
-        )
-    return built.eval()
+    return filled(getattr(transformers, family.classes[headless])(shape), renamed)
 
 
 # -- comparison ----------------------------------------------------------------------------------

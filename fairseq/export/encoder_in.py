@@ -14,7 +14,7 @@ from fairseq.errors import CheckpointError, UnsupportedError
 from fairseq.export import decoder_in, encoder_out, encoder_tokenizers, heads, sentencepiece_files
 from fairseq.export.compare import ODD_TEXTS, Agreement, same_tokens
 from fairseq.export.decoder_names import CAUSAL
-from fairseq.export.encoder_names import ENCODER, FAMILIES, HEAD, to_ours
+from fairseq.export.encoder_names import ENCODER, FAMILIES, HEAD, OUR_ACTS, to_ours
 from fairseq.export.model_files import read_weights, sound_folder, write_ours
 from fairseq.export.plain_folder import plain_folder, read_json
 from fairseq.files.io import require_file
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 # Families that are RoBERTa with another tokenizer.
 FAMILY_OF = {"xlm-roberta": "roberta", "camembert": "roberta"}
-_OUR_ACTS = {"gelu": "gelu", "gelu_new": "gelu_accurate", "relu": "relu"}
 
 
 def from_huggingface(
@@ -167,7 +166,7 @@ def _compare(
 def encoder_settings(described: Mapping[str, Any], kind: str, state: Mapping[str, Tensor]) -> Any:
     """Return our settings of one of their models."""
     act = described.get("hidden_act", described.get("activation", "gelu"))
-    if act not in _OUR_ACTS:
+    if act not in OUR_ACTS:
         raise UnsupportedError(f"the activation {act!r} is not supported")
     get = described.get
     dropout = get("hidden_dropout_prob", get("dropout", 0.1))
@@ -183,7 +182,7 @@ def encoder_settings(described: Mapping[str, Any], kind: str, state: Mapping[str
         "encoder_embed_dim": get("hidden_size", get("dim")),
         "encoder_ffn_embed_dim": get("intermediate_size", get("hidden_dim")),
         "encoder_attention_heads": get("num_attention_heads", get("n_heads")),
-        "activation_fn": _OUR_ACTS[act],
+        "activation_fn": OUR_ACTS[act],
         "dropout": dropout,
         "attention_dropout": get("attention_probs_dropout_prob", get("attention_dropout", 0.1)),
         "layer_norm_eps": get("layer_norm_eps", 1e-12),

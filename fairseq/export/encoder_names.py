@@ -14,6 +14,9 @@ from fairseq.errors import CheckpointError
 
 State = dict[str, Tensor]
 ENCODER = "encoder.sentence_encoder."
+# our name of an activation -> theirs, and back
+THEIR_ACTS = {"gelu": "gelu", "gelu_fast": "gelu_new", "gelu_accurate": "gelu_new", "relu": "relu"}
+OUR_ACTS = {"gelu": "gelu", "gelu_new": "gelu_accurate", "relu": "relu"}
 HEAD = "encoder.lm_head."
 
 

@@ -19,8 +19,6 @@ from torch import Tensor
 
 from fairseq.checkpoint.layout import config_of, read_state
 from fairseq.errors import (
-    CheckpointError,
-    DataError,
     MissingFileError,
     UnsupportedError,
     install_hint,
@@ -36,8 +34,9 @@ from fairseq.export.compare import (
     perplexities,
     same_tokens,
 )
-from fairseq.export.encoder_names import ENCODER, FAMILIES, HEAD, to_theirs
+from fairseq.export.encoder_names import ENCODER, FAMILIES, HEAD, THEIR_ACTS, to_theirs
 from fairseq.export.loaded import Loaded, TheirModel
+from fairseq.export.model_files import filled, refuse_existing
 from fairseq.files.io import require_file
 from fairseq.models.base import FairseqLanguageModel
 from fairseq.models.roberta import RobertaModel
@@ -52,7 +51,6 @@ if TYPE_CHECKING:
 
 
 SENTENCES = 100
-_ACTS = {"gelu": "gelu", "gelu_fast": "gelu_new", "gelu_accurate": "gelu_new", "relu": "relu"}
 
 
 def require_transformers() -> Any:
@@ -75,8 +73,7 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
     Raises:
         DataError: if ``out`` exists and is not to be replaced.
     """
-    if out.exists() and not force:
-        raise DataError(f"{out} exists; choose another --out, or give --force to replace it")
+    refuse_existing(out, force)
     temporary = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -215,7 +212,7 @@ def native_family(config: RobertaConfig, headless: bool = False) -> str | None:
         and not config.scale_embedding
         and config.embedding_multiplier is None
         and not config.encoder_normalize_before
-        and config.activation_fn in _ACTS
+        and config.activation_fn in THEIR_ACTS
     )
     if not ordinary:
         return None
@@ -383,10 +380,7 @@ def _native(
         model = getattr(transformers, f"{prefix}Model")(their_config, **options_)
     else:
         model = getattr(transformers, f"{prefix}ForMaskedLM")(their_config)
-    missing, unexpected = model.load_state_dict(renamed, strict=False)
-    if lost := [key for key in missing if "position_ids" not in key] + list(unexpected):
-        raise CheckpointError(f"{type(model).__name__} and the checkpoint differ: {lost[:5]}")
-    return model.eval()
+    return filled(model, renamed)
 
 
 def _their_config(
@@ -401,7 +395,7 @@ def _their_config(
             "n_layers": config.layers(),
             "n_heads": config.encoder_attention_heads,
             "hidden_dim": config.encoder_ffn_embed_dim,
-            "activation": _ACTS[config.activation_fn],
+            "activation": THEIR_ACTS[config.activation_fn],
             "dropout": config.dropout,
             "attention_dropout": config.attention_dropout,
             "tie_weights_": True,
@@ -413,7 +407,7 @@ def _their_config(
         "num_hidden_layers": config.layers(),
         "num_attention_heads": config.encoder_attention_heads,
         "intermediate_size": config.encoder_ffn_embed_dim,
-        "hidden_act": _ACTS[config.activation_fn],
+        "hidden_act": THEIR_ACTS[config.activation_fn],
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": config.attention_dropout,
         "layer_norm_eps": config.layer_norm_eps,

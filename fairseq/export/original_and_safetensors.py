@@ -7,7 +7,8 @@ from typing import Any
 
 from fairseq.checkpoint.files import write_checkpoint
 from fairseq.checkpoint.layout import config_of, original_cfg, read_state
-from fairseq.errors import DataError, UnsupportedError
+from fairseq.errors import UnsupportedError
+from fairseq.export.model_files import refuse_existing
 from fairseq.files.io import atomic_write, require_file
 
 # Knobs without which the original computes something else: name -> the only value it knows.
@@ -34,8 +35,7 @@ ORIGINAL = {
 
 def _load(source: Path, out: Path, force: bool) -> dict[str, Any]:
     require_file(source, "checkpoint", "Give the .pt file.")
-    if out.exists() and not force:
-        raise DataError(f"{out} exists; choose another --out, or give --force to replace it")
+    refuse_existing(out, force)
     return read_state(source)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fairseq.data.encoders.byte_pair import read_json
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import UnsupportedError
-from fairseq.export import decoder_in, decoder_names, decoder_tokenizer
+from fairseq.export import decoder_in, decoder_names
 from fairseq.export.encoder_in import encoder_settings
 from fairseq.export.encoder_names import FAMILIES, to_ours
 from fairseq.export.encoder_tokenizer import MASK, read_pieces
@@ -74,17 +74,11 @@ def read_huggingface(source: Path) -> ReadModel:
         known = ", ".join([*FAMILIES, *decoder_names.CAUSAL])
         raise UnsupportedError(f"{source}: model_type {kind!r} cannot be read; {known} can")
     described = {**_DEFAULTS[kind], **described}
-    family, settings = decoder_names.CAUSAL[kind], decoder_in.our_settings(described)
-    state = decoder_names.to_ours(
-        read_weights(source), family, settings["decoder_attention_heads"],
-        described.get("attention_bias", True),
-    )  # fmt: skip
     if described["tie_word_embeddings"]:  # files need not hold a tied head
-        described.setdefault("architectures", [family.classes[0]])
-    settings |= decoder_in.settle_head(state, described, family)
-    tokenizer, rows = decoder_tokenizer.find_tokenizer(source), len(state[decoder_names.TABLE])
-    dictionary = decoder_tokenizer.make_dictionary(tokenizer, described, rows)
-    decoder_in.add_rows(state, len(dictionary) - rows)
+        described.setdefault("architectures", [decoder_names.CAUSAL[kind].classes[0]])
+    state, settings, tokenizer, dictionary, _ = decoder_in.read(
+        source, described, read_weights(source)
+    )
     return ReadModel(state, settings, dictionary if tokenizer.vocabulary else None)
 
 

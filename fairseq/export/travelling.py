@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fairseq.errors import CheckpointError
 from fairseq.export.encoder_names import ENCODER, HEAD
 from fairseq.export.loaded import Loaded
+from fairseq.export.model_files import filled
 from fairseq.modules.positions import alibi_slopes
 
 if TYPE_CHECKING:
@@ -149,12 +149,7 @@ def build(
     model = getattr(remote, f"FairseqRoberta{kind}")(remote.FairseqRobertaConfig(**settings))
     if kind in ("Model", "ForSequenceClassification"):
         state = {name: value for name, value in state.items() if not name.startswith("head_")}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{type(model).__name__} and the checkpoint differ: {[*missing, *unexpected][:5]}"
-        )
-    return model.eval()
+    return filled(model, state)
 
 
 def _their_name(key: str, body: str, classifier: str | None) -> str | None:

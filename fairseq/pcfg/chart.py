@@ -108,17 +108,7 @@ class Chart(Planner):
             if cell.j - cell.i == 1:
                 chart[cell.all_rows] = emission_NXB[cell.i, cell.low : cell.high]
             for block, splits in cell.steps:
-                pairs_QB: np.ndarray | None = None
-                for k in splits:
-                    left_LB = chart[plan.at[cell.i, k].rows(block.left)]
-                    right_CB = chart[plan.at[k, cell.j].rows(block.right)]
-                    product_QB = block.products(left_LB, right_CB)
-                    pairs_QB = (
-                        product_QB
-                        if pairs_QB is None
-                        else np.add(pairs_QB, product_QB, out=pairs_QB)
-                    )
-                assert pairs_QB is not None
+                pairs_QB = block.joined(plan, cell, splits, chart, np.add)
                 np.matmul(block.weight_PQ, pairs_QB, out=chart[cell.rows(block.parents)])
             if cell.closes:
                 own_U, closure_UX = self._closing(cell)

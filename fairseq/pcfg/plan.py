@@ -61,6 +61,18 @@ class Block:
         product_QB *= right_CB[self.right_Q]
         return product_QB
 
+    def joined(
+        self, plan: Plan, cell: Cell, splits: list[int], chart: np.ndarray, join: np.ufunc
+    ) -> np.ndarray:
+        """Return the products of every pair, joined over the splits of a cell, float64 (Q, B)."""
+        whole_QB: np.ndarray | None = None
+        for k in splits:
+            left_LB = chart[plan.at[cell.i, k].rows(self.left)]
+            product_QB = self.products(left_LB, chart[plan.at[k, cell.j].rows(self.right)])
+            whole_QB = product_QB if whole_QB is None else join(whole_QB, product_QB, out=whole_QB)
+        assert whole_QB is not None
+        return whole_QB
+
     def add_gradients(
         self, grad_QB: np.ndarray, values: tuple[np.ndarray, np.ndarray],
         grads: tuple[np.ndarray, np.ndarray],

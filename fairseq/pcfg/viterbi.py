@@ -75,12 +75,7 @@ class Viterbi:
         if cell.j - cell.i == 1:
             cell_XB[:] = emission_NXB[cell.i, cell.low : cell.high]
         for block, splits in cell.steps:
-            pairs_QB: np.ndarray | None = None
-            for k in splits:
-                left_LB = best[plan.at[cell.i, k].rows(block.left)]
-                product = block.products(left_LB, best[plan.at[k, cell.j].rows(block.right)])
-                pairs_QB = product if pairs_QB is None else np.maximum(pairs_QB, product)
-            assert pairs_QB is not None
+            pairs_QB = block.joined(plan, cell, splits, best, np.maximum)
             target = before[cell.rows(block.parents)]
             for pair_P, prob_P in zip(block.pair_PM.T, block.prob_PM.T, strict=True):
                 np.maximum(target, pairs_QB[pair_P] * prob_P[:, None], out=target)
