@@ -30,13 +30,13 @@ def form(name: str, tokens: int, vocabulary: int, device: str, kept: list[float]
     """Return a function that runs a form forward and backward once and notes its loss."""
     torch.manual_seed(0)
     s_NC, t_NC = torch.randn(2, tokens, WIDTH, device=device)
-    own_VC, their_VC = torch.randn(2, vocabulary, WIDTH, device=device).mul_(WIDTH**-0.5)
-    s_NC.requires_grad_(), own_VC.requires_grad_()
+    student_VC, teacher_VC = torch.randn(2, vocabulary, WIDTH, device=device).mul_(WIDTH**-0.5)
+    s_NC.requires_grad_(), student_VC.requires_grad_()
     target_N = torch.zeros(tokens, dtype=torch.int64, device=device)
 
     def kl(hidden_NC: Any, teacher_NC: Any) -> Any:
-        log_q = F.log_softmax(hidden_NC @ own_VC.T / TEMPERATURE, -1)
-        log_p = F.log_softmax(teacher_NC @ their_VC.T / TEMPERATURE, -1)
+        log_q = F.log_softmax(hidden_NC @ student_VC.T / TEMPERATURE, -1)
+        log_p = F.log_softmax(teacher_NC @ teacher_VC.T / TEMPERATURE, -1)
         return TEMPERATURE**2 * F.kl_div(log_q, log_p, reduction="sum", log_target=True)
 
     def run() -> None:
@@ -52,12 +52,12 @@ def form(name: str, tokens: int, vocabulary: int, device: str, kept: list[float]
                 loss += part.detach()
         else:
             loss = linear_distillation(
-                Projection(s_NC, own_VC, None), Projection(t_NC, their_VC, None), target_N,
+                Projection(s_NC, student_VC, None), Projection(t_NC, teacher_VC, None), target_N,
                 temperature=TEMPERATURE,
             ).loss  # fmt: skip
             loss.backward()
         kept.append(float(loss.detach()))
-        s_NC.grad = own_VC.grad = None
+        s_NC.grad = student_VC.grad = None
 
     return run
 

@@ -130,10 +130,10 @@ def a_loss(n: int, classes: int, channels: int, rounds: int, kind: str = "head")
         from fairseq.ops.triton.linear_cross_entropy import LinearCrossEntropyFunction
 
         scale_V = 1 / weight_VC.float().norm(dim=-1)
-        given = (hidden_NC, weight_VC, None, scale_V, target_N, -100, False, False, 2670)
-        backward(LinearCrossEntropyFunction.apply(*given)[0])
+        arguments = (hidden_NC, weight_VC, None, scale_V, target_N, -100, False, False, 2670)
+        backward(LinearCrossEntropyFunction.apply(*arguments)[0])
 
-    def plain() -> None:
+    def torch_alone() -> None:
         weight = F.normalize(weight_VC, dim=-1) if kind == "clap" else weight_VC
         logits_NV = F.linear(hidden_NC, weight)
         backward(F.cross_entropy(logits_NV.float(), target_N, reduction="none"))
@@ -143,7 +143,7 @@ def a_loss(n: int, classes: int, channels: int, rounds: int, kind: str = "head")
         "to hidden": gemm(n, classes, channels),
         "to weight": gemm(classes, n, channels),
     }
-    runs: dict[str, Run] = {"plain PyTorch": plain}
+    runs: dict[str, Run] = {"plain PyTorch": torch_alone}
     if kind == "cwt":
         runs = {
             way: lambda way=way: backward(
@@ -324,16 +324,16 @@ def main() -> None:
     began = time.monotonic()
     square = interleaved({"gemm": gemm(8192, 8192, 8192)}, args.rounds)["gemm"]["ms"]
     peak = 2 * 8192**3 / square / 1e9
-    found: Row = {"gemm_TFLOP_s": peak, "rows": {}, "left_out": []}
+    result: Row = {"gemm_TFLOP_s": peak, "rows": {}, "left_out": []}
     failed = False
     for name, measure in rows(args.rounds, args.small).items():
         if time.monotonic() - began > args.seconds:
-            found["left_out"].append(name)
+            result["left_out"].append(name)
             continue
         try:
-            found["rows"][name] = row = measure()
+            result["rows"][name] = row = measure()
         except RuntimeError as error:  # no memory, say: the other rows are still worth having
-            found["left_out"].append(f"{name}: {str(error).splitlines()[0]}")
+            result["left_out"].append(f"{name}: {str(error).splitlines()[0]}")
             failed = True
             continue
         torch.cuda.empty_cache()
@@ -342,7 +342,7 @@ def main() -> None:
             print(f"{name:32} {way:16} {figure['ms']:9.3f} ms  MFU {figure['mfu']:.2f}", flush=True)
         for way, why in row["left_out"].items():
             print(f"{name:32} {way:16} left out: {why}", flush=True)
-    publish("gpu", found, args.output, this_machine())
+    publish("gpu", result, args.output, this_machine())
     sys.exit(failed)
 
 

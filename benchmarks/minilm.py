@@ -148,7 +148,7 @@ def interchange(args: argparse.Namespace, imported: Path, folder: Path) -> dict[
     from fairseq.export.encoder_in import from_huggingface
 
     sentences = read(args.sst2 / "dev.tsv")[0][:200]
-    found = from_huggingface(args.model, imported, sentences)
+    agreement = from_huggingface(args.model, imported, sentences)
     hub = encoder_out.load_ours(imported / "model.pt", imported)
     tokenizer = AutoTokenizer.from_pretrained(str(args.model))
     equal = sum(hub.encode(text).tolist() == tokenizer(text)["input_ids"] for text in sentences)
@@ -157,7 +157,7 @@ def interchange(args: argparse.Namespace, imported: Path, folder: Path) -> dict[
     return {
         "sentences": len(sentences),
         "equal_token_ids": equal,
-        "import_max_difference": found["max_abs_difference"],
+        "import_max_difference": agreement["max_abs_difference"],
         "export_max_difference": back["max_abs_difference"],
         "export_loads_as": type(loaded).__name__,
     }

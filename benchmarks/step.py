@@ -182,18 +182,18 @@ class Contestant:
 def contestants(case: Case, data: Path, args: argparse.Namespace) -> list[Contestant]:
     """Start everything that a case compares: ours first, then the floor."""
     ours = [sys.executable, "-m", "fairseq_cli.train", *train_command(case, data)]
-    found = [Contestant("fairseq-train", ours, environment(case.threads))]
+    started = [Contestant("fairseq-train", ours, environment(case.threads))]
     described = json.dumps({**vars(case), "data": str(data), "train": train_command(case, data)})
     peers = str(ROOT / "benchmarks" / "step_peers.py")
     for name in (*HERE, *FAMILIES[case.family]):
         here = name in HERE or args.peers is None
         python = sys.executable if here else args.peers
         command = [python, peers, name, described]
-        found.append(Contestant(name, command, environment(case.threads)))
+        started.append(Contestant(name, command, environment(case.threads)))
     for other in args.against:
         name, _, checkout = other.partition("=")
-        found.append(Contestant(name, ours, environment(case.threads, Path(checkout))))
-    return found
+        started.append(Contestant(name, ours, environment(case.threads, Path(checkout))))
+    return started
 
 
 def measure(case: Case, data: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -246,24 +246,24 @@ def quartiles(values: Sequence[float], digits: int) -> list[float]:
     return [round(x, digits) for x in statistics.quantiles(values, n=4, method="inclusive")]
 
 
-def verdict(found: Sequence[float]) -> dict[str, Any]:
+def verdict(values: Sequence[float]) -> dict[str, Any]:
     """Return the median ratio, an interval for the median, and who is ahead.
 
     The interval reaches from the k-th smallest to the k-th largest ratio, with the largest k that
     keeps at least 95 % by the sign test; with fewer than six rounds there is none.
     """
-    n, k, outside = len(found), 0, 0.0
+    n, k, outside = len(values), 0, 0.0
     while outside + math.comb(n, k) / 2 ** (n - 1) <= 0.05:
         outside += math.comb(n, k) / 2 ** (n - 1)
         k += 1
-    ordered = sorted(found)
+    ordered = sorted(values)
     interval = [round(ordered[k - 1], 3), round(ordered[n - k], 3)] if k else None
     said = "cannot be told"
     if interval is not None and interval[0] > 1:
         said = "fairseq-train is ahead"
     elif interval is not None and interval[1] < 1:
         said = "fairseq-train is behind"
-    return {"ratio": round(statistics.median(found), 3), "interval": interval, "so": said}
+    return {"ratio": round(statistics.median(values), 3), "interval": interval, "so": said}
 
 
 def zipf(words: int) -> np.ndarray:
@@ -302,13 +302,13 @@ def gemm_flops(case: Case) -> float:
 
 def chosen_cases(args: argparse.Namespace) -> list[Case]:
     """Return the cases that ``--only`` names, all of them without."""
-    found = [
+    chosen = [
         case
         for case in cases()
         if not args.only
         or any(all(p in case.name.split("/") for p in one.split(",")) for one in args.only)
     ]
-    return found[:1] if args.quick and not args.only else found
+    return chosen[:1] if args.quick and not args.only else chosen
 
 
 def main() -> None:

@@ -191,7 +191,7 @@ class Plain(nn.Module):
         return F.cross_entropy(self.dense(x_NC) @ self.table.weight.T, target_N.flatten())
 
 
-def plain(case: Case) -> Step:
+def plain_pytorch(case: Case) -> Step:
     """Return a step of PyTorch's own layers."""
     model = Plain(case)
     return loop(model, case, model)
@@ -232,7 +232,7 @@ CONTESTANTS: dict[str, Callable[[Case, dict[str, Any]], Step]] = {
     "gathering + eager": lambda case, _: transformers_masked(case, True, "eager"),
     "transformers + sdpa": lambda case, _: transformers_causal(case, "sdpa"),
     "transformers + eager": lambda case, _: transformers_causal(case, "eager"),
-    "plain PyTorch": lambda case, _: plain(case),
+    "plain PyTorch": lambda case, _: plain_pytorch(case),
 }
 
 

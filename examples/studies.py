@@ -245,8 +245,9 @@ def draw(results: Sequence[Any], path: Path, title: str, skip: int = 0) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), constrained_layout=True)
     for name, group in by_name(results).items():
-        updates = [point["update"] for point in group[0]["curve"]][skip:]
-        rows = [[2 ** point["loss"] for point in result["curve"]][skip:] for result in group]
+        first = min(skip, len(group[0]["curve"]) - 1)  # of a short try something is shown, too
+        updates = [point["update"] for point in group[0]["curve"]][first:]
+        rows = [[2 ** point["loss"] for point in result["curve"]][first:] for result in group]
         columns = list(zip(*rows, strict=True))
         (line,) = axes.plot(updates, [statistics.mean(c) for c in columns], label=name)
         low, high = [min(c) for c in columns], [max(c) for c in columns]

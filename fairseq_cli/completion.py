@@ -80,21 +80,21 @@ def words_of(module: str) -> Words:
     from fairseq.config.flags import Parser
     from fairseq.config.options import add_component_flags
 
-    found = Words()
+    words = Words()
     with _caught_help() as parsers, contextlib.suppress(SystemExit):
         command = importlib.import_module(module)
         start: Callable[[list[str]], object] = getattr(command, "run", None) or command.main
         start(["--help"])
     (parser,) = parsers
-    found.add(parser)
+    words.add(parser)
     for component in getattr(parser, "components", ()):
         flag = f"--{component.replace('_', '-')}"
-        found.values[flag] = sorted(known_names(component))
-        for name in found.values[flag]:
-            own = Parser(add_help=False, conflict_handler="resolve")
-            add_component_flags(own, component, name)
-            found.add(own)
-    return found
+        words.values[flag] = sorted(known_names(component))
+        for name in words.values[flag]:
+            flags = Parser(add_help=False, conflict_handler="resolve")
+            add_component_flags(flags, component, name)
+            words.add(flags)
+    return words
 
 
 @contextlib.contextmanager
@@ -117,18 +117,18 @@ def script(shell: str) -> str:
     """
     if shell not in SHELLS:
         raise ConfigError(f"{FLAG} takes {' or '.join(SHELLS)}, not '{shell}'")
-    found = {command: words_of(module) for command, module in command_modules().items()}
+    commands = {command: words_of(module) for command, module in command_modules().items()}
     lines = FRAME.format(
         values=_cases(
-            {f"{c} {f}": v for c, words in found.items() for f, v in words.values.items()}
+            {f"{c} {f}": v for c, words in commands.items() for f, v in words.values.items()}
         ),
-        first=_cases({command: words.first for command, words in found.items() if words.first}),
-        flags=_cases({command: sorted(words.flags) for command, words in found.items()}),
-        commands=" ".join(found),
+        first=_cases({command: words.first for command, words in commands.items() if words.first}),
+        flags=_cases({command: sorted(words.flags) for command, words in commands.items()}),
+        commands=" ".join(commands),
     )
     # zsh reads the completion of bash after this
     return ("autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "") + lines
 
 
 def _cases(words: dict[str, list[str]]) -> str:
-    return "\n".join(f'    "{case}") words="{" ".join(own)}";;' for case, own in words.items())
+    return "\n".join(f'    "{case}") words="{" ".join(known)}";;' for case, known in words.items())

@@ -65,17 +65,17 @@ def main(cfg: object) -> Any:
     """
     from fairseq.hub.continue_text import generate, stated, write_texts
 
-    given = stated(cfg)
-    corpus = {name: given.pop(name) for name in CORPUS if name in given}
+    flat = stated(cfg)
+    corpus = {name: flat.pop(name) for name in CORPUS if name in flat}
     if corpus:
-        return write_corpus(given, corpus)
-    if texts := given.pop("text", None):
-        given = {"format": "text", **given}
-        return show(lambda settings: write_texts(settings, texts), given)
-    return show(generate, given)
+        return write_corpus(flat, corpus)
+    if texts := flat.pop("text", None):
+        flat = {"format": "text", **flat}
+        return show(lambda settings: write_texts(settings, texts), flat)
+    return show(generate, flat)
 
 
-def write_corpus(given: dict[str, Any], corpus: dict[str, Any]) -> dict[str, Any]:
+def write_corpus(flat: dict[str, Any], corpus: dict[str, Any]) -> dict[str, Any]:
     """Draw a corpus instead, and print what was written; return it.
 
     Raises:
@@ -87,32 +87,32 @@ def write_corpus(given: dict[str, Any], corpus: dict[str, Any]) -> dict[str, Any
     if not {"corpus", "corpus_out"} <= corpus.keys():
         raise ConfigError("a corpus needs --corpus, its sentences, and --corpus-out, a folder")
     settings = corpora.CorpusSettings(
-        **{CORPUS[name][0]: value for name, value in corpus.items()}, seed=given.pop("seed", 1)
+        **{CORPUS[name][0]: value for name, value in corpus.items()}, seed=flat.pop("seed", 1)
     )
-    as_json = given.pop("json", False)
-    record = corpora.write_corpus(given, settings)
+    as_json = flat.pop("json", False)
+    record = corpora.write_corpus(flat, settings)
     print(json.dumps(record) if as_json else "\n".join(f"{k}: {v}" for k, v in record.items()))
     return record
 
 
 def show(
     command: Callable[[dict[str, Any]], tuple[Iterator[Continuation], Tally]],
-    given: dict[str, Any],
+    flat: dict[str, Any],
     with_time: bool = False,
 ) -> Any:
     """Run a command of :mod:`fairseq.hub.continue_text` and print its results; return the tally.
 
     Args:
         command: the function.
-        given: flat settings; ``format`` is one of ``FORMATS`` (``fairseq``), ``json`` the last.
+        flat: flat settings; ``format`` is one of ``FORMATS`` (``fairseq``), ``json`` the last.
         with_time: also print the seconds of each sentence.
     """
     from fairseq.logging.progress_bar import setup_logging
 
     setup_logging(stream="stderr")
-    style, quiet = given.pop("format", "fairseq"), given.get("quiet", False)
-    style = "json" if given.pop("json", False) else style
-    continuations, tally = command(given)
+    style, quiet = flat.pop("format", "fairseq"), flat.get("quiet", False)
+    style = "json" if flat.pop("json", False) else style
+    continuations, tally = command(flat)
     for continuation in continuations:
         if quiet:
             continue
@@ -142,9 +142,9 @@ def parse_and_run(
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = make(argv)
     parser.prog, parser.usage, parser.epilog = prog, usage, examples
-    given = stated_flags(parser, argv, "language_modeling")
-    given.pop("scoring", None)
-    command(given)
+    flat = stated_flags(parser, argv, "language_modeling")
+    flat.pop("scoring", None)
+    command(flat)
     return 0
 
 

@@ -136,19 +136,19 @@ def bits(result: dict[str, Any], subset: str, seed: int = REDRAWS[0], length: in
     return None if "refused" in by_subset else by_subset[subset]["loss"]
 
 
-def tables(found: dict[str, Any]) -> str:
+def tables(record: dict[str, Any]) -> str:
     """Return the figures of all arms and floors, the differences, and what follows from them."""
-    groups = studies.by_name(found["results"])
+    groups = studies.by_name(record["results"])
     every = [name for names in SUBSETS.values() for name in names.split(",")]
     rows: list[list[object]] = []
     for name, group in groups.items():
         cells = [studies.spread([bits(one, subset) for one in group], 3) for subset in every]
         redraws = [statistics.stdev([bits(one, "test", seed) for seed in REDRAWS]) for one in group]
-        rows.append([name, found["tuned"][name]["rate"], *cells, f"{max(redraws):.3f}"])
+        rows.append([name, record["tuned"][name]["rate"], *cells, f"{max(redraws):.3f}"])
     for name in ("bidirectional bigram", "unigram"):
-        rows.append([name, "", *(f"{found['floors'][s][name]:.3f}" for s in every), ""])
+        rows.append([name, "", *(f"{record['floors'][s][name]:.3f}" for s in every), ""])
     header = ["arm", "rate", *every, "largest deviation of five redraws, test"]
-    return "\n".join([studies.table(header, rows), _claims(found, groups)])
+    return "\n".join([studies.table(header, rows), _claims(record, groups)])
 
 
 # The second is the first without one thing: what that thing changes.
@@ -159,7 +159,7 @@ PAIRS = (
 SHARE = 0.75  # of its epochs, which the fork says that its method needs
 
 
-def _claims(found: dict[str, Any], groups: dict[str, list[Any]]) -> str:
+def _claims(record: dict[str, Any], groups: dict[str, list[Any]]) -> str:
     """Return each claim with the interval it follows from."""
     rows: list[list[object]] = []
     subsets = [name for names in SUBSETS.values() for name in names.split(",")]
@@ -168,7 +168,7 @@ def _claims(found: dict[str, Any], groups: dict[str, list[Any]]) -> str:
             pair = ([bits(one, subset) for one in groups[group]] for group in (name, other))
             rows.append(_row(f"{name} is below {other} on {subset}", paired(*pair)))
         for name, group in groups.items():
-            counted = [found["floors"][subset]["bidirectional bigram"]] * len(group)
+            counted = [record["floors"][subset]["bidirectional bigram"]] * len(group)
             difference = paired([bits(one, subset) for one in group], counted)
             rows.append(_row(f"{name} is below the bidirectional bigram on {subset}", difference))
     rows += _longer_rows(groups, subsets)

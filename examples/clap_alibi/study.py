@@ -79,9 +79,9 @@ def at_lengths(folder: Path) -> dict[str, Any]:
     printed = json.loads(studies.call(words, folder / "valid.log").splitlines()[-1])
     return {
         "loss_at_length": {
-            length: found["refused"] if "refused" in found else
-            {subset: stats["loss"] for subset, stats in found.items()}
-            for length, found in printed.items()
+            length: subsets["refused"] if "refused" in subsets else
+            {subset: stats["loss"] for subset, stats in subsets.items()}
+            for length, subsets in printed.items()
         }
     }  # fmt: skip
 
@@ -101,25 +101,25 @@ def reached(group: list[Any], base: list[Any]) -> str:
     return "not" if None in firsts else studies.spread([first or 0 for first in firsts], 0)
 
 
-def main_table(found: dict[str, Any]) -> str:
+def main_table(record: dict[str, Any]) -> str:
     """Return the final perplexities, at longer blocks too, and who caught up with the baseline."""
-    groups = studies.by_name(found["results"])
+    groups = studies.by_name(record["results"])
     rows = []
     for name, group in groups.items():
         cells = [perplexities(group, subset) for subset in ("valid", "test")]
         cells += [perplexities(group, "test", length) for length in LENGTHS[1:]]
         shown = [studies.spread(values, 1) if values else "refused" for values in cells]
         rows.append([name, *shown, reached(group, groups["baseline"])])
-    reference = [f"{2 ** found['unigram'][subset]:.1f}" for subset in ("valid", "test")]
+    reference = [f"{2 ** record['unigram'][subset]:.1f}" for subset in ("valid", "test")]
     rows.append(["word frequencies", *reference, "", "", ""])
     longer = [f"test, T={length}" for length in LENGTHS[1:]]
     header = ["variant", "valid", "test", *longer, "as good as the baseline's end at update"]
     return studies.table(header, rows)
 
 
-def ablation_table(found: dict[str, Any]) -> str:
+def ablation_table(record: dict[str, Any]) -> str:
     """Return the perplexity of each change, and how far it is from the same seeds without it."""
-    groups = studies.by_name(found["results"])
+    groups = studies.by_name(record["results"])
     base = perplexities(groups["zero-clap"], "test")
     rows = []
     for name, group in groups.items():
@@ -131,13 +131,13 @@ def ablation_table(found: dict[str, Any]) -> str:
     return studies.table(["zero-clap with", "valid", "test", "change, seed by seed"], rows)
 
 
-def cost(found: dict[str, Any]) -> str:
+def cost(record: dict[str, Any]) -> str:
     """Return a line on what the runs were and took."""
-    results = found["results"]
+    results = record["results"]
     return (
         f"{len(results)} runs, seeds {studies.seeds_of_all()}; "
         f"{results[0]['curve'][-1]['update']} updates and {results[0]['tokens']:,} tokens each; "
-        f"{studies.spent(found)}.\n"
+        f"{studies.spent(record)}.\n"
     )
 
 

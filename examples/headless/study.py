@@ -82,7 +82,7 @@ def speed(data: Path, out: Path, updates: int = 60, rounds: int = 3) -> dict[str
         ),
         "encoder": (f"{ENCODER} --criterion masked_lm", f"{ENCODER} {HEADLESS}"),
     }
-    found: dict[str, Any] = {}
+    rates_of: dict[str, Any] = {}
     for kind, pair in flags.items():
         rates: tuple[list[float], list[float]] = ([], [])
         for number in range(rounds):
@@ -94,8 +94,8 @@ def speed(data: Path, out: Path, updates: int = 60, rounds: int = 3) -> dict[str
                 studies.call(["fairseq-train", *words], folder / "train.log")
                 rate.append(studies.curve(folder, "train_inner")[-1]["wps"])
         vanilla, headless = map(statistics.median, rates)
-        found[kind] = {"vanilla": rates[0], "headless": rates[1], "ratio": headless / vanilla}
-    return found
+        rates_of[kind] = {"vanilla": rates[0], "headless": rates[1], "ratio": headless / vanilla}
+    return rates_of
 
 
 # -- what is measured ------------------------------------------------------------------------------
@@ -149,12 +149,12 @@ def measure_decoder(folder: Path) -> dict[str, Any]:
     model, log = folder / "checkpoint_last.pt", folder / "measure.log"
     if "contrastive_weight_tying" not in (folder / "config.yaml").read_text(encoding="utf-8"):
         return {"as trained": score(model, folder.parent, log)}
-    found = {
+    scores = {
         "tied head": score(with_head(folder, "tied-head.pt"), folder.parent, log),
         "tied head + bias": score(with_bias(folder), folder.parent, log),
     }
     negatives = studies.curve(folder, "train")[-1]["negatives"]
-    return {**found, "train_negatives": negatives}
+    return {**scores, "train_negatives": negatives}
 
 
 def measure_encoder(glue: Path, epochs: int, folder: Path) -> dict[str, Any]:
@@ -165,15 +165,15 @@ def measure_encoder(glue: Path, epochs: int, folder: Path) -> dict[str, Any]:
         "--max-valid-steps", 1_000_000, "--criterion", "contrastive_weight_tying", "--json",
     ]  # fmt: skip
     states = json.loads(studies.call(words, folder / "measure.log").splitlines()[-1])["test"]
-    found: dict[str, Any] = {"states": states}
+    figures: dict[str, Any] = {"states": states}
     for name, flags in (("sst2", []), ("frozen", ["--freeze-encoder", "--pooling", "mean"])):
         words = ["fairseq-glue", model, "--glue-dir", glue, "--out", folder / name,
                  "--tasks", "SST-2", "--dict-dir", data, "--bpe", "byte_level",
                  "--tokenizer-file", folder.parent / "tokenizer.json", "--max-epoch", epochs,
                  "--lr", "0.001", "--cpu", "--json", *flags]  # fmt: skip
         printed = json.loads(studies.call(words, folder / "glue.log").splitlines()[-1])
-        found |= {name: 100 * printed[0]["best"], "majority": printed[0]["majority"]}
-    return found
+        figures |= {name: 100 * printed[0]["best"], "majority": printed[0]["majority"]}
+    return figures
 
 
 # -- the parts -------------------------------------------------------------------------------------
@@ -287,10 +287,10 @@ def perplexities(group: Sequence[Any], head: str) -> list[float]:
     return [2 ** result[head]["loss"] for result in group]
 
 
-def decoder_table(found: dict[str, Any]) -> str:
+def decoder_table(record: dict[str, Any]) -> str:
     """Return test perplexity and last words of the decoders, with each of their heads."""
     rows = []
-    for name, group in studies.by_name(found["results"]).items():
+    for name, group in studies.by_name(record["results"]).items():
         for head in heads_of(group[0]):
             scores = [result[head] for result in group]
             tokens = group[0]["tokens"] * (1 if "tuning" not in name else 0)
@@ -299,16 +299,16 @@ def decoder_table(found: dict[str, Any]) -> str:
                 studies.spread(perplexities(group, head), 1),
                 studies.spread([one["last_word_accuracy"] for one in scores], 2),
             ])  # fmt: skip
-    for name, bits in {"word frequencies": found["unigram"], **found["floors"]}.items():
+    for name, bits in {"word frequencies": record["unigram"], **record["floors"]}.items():
         rows.append([name, "counted", "", f"{2**bits:.1f}", ""])
     header = ["decoder", "head", "tokens", "test perplexity", "last word right, %"]
     return studies.table(header, rows)
 
 
-def sweep_table(found: dict[str, Any]) -> str:
+def sweep_table(record: dict[str, Any]) -> str:
     """Return what the number of negatives did."""
     rows = []
-    for name, group in studies.by_name(found["results"]).items():
+    for name, group in studies.by_name(record["results"]).items():
         negatives = [result["train_negatives"] for result in group]
         cells = [
             studies.spread(perplexities(group, head), 1)
@@ -320,29 +320,29 @@ def sweep_table(found: dict[str, Any]) -> str:
     return studies.table(header, rows)
 
 
-def encoder_table(found: dict[str, Any]) -> str:
+def encoder_table(record: dict[str, Any]) -> str:
     """Return SST-2 and the validation figures of the encoders."""
     rows = []
-    for name, group in studies.by_name(found["results"]).items():
+    for name, group in studies.by_name(record["results"]).items():
         shown = [studies.spread([result[key] for result in group], 1) for key in ("sst2", "frozen")]
         for key in ("accuracy", "avg_cosine_l0", "avg_cosine_l1", "avg_cosine_l2"):
             digits = 1 if key == "accuracy" else 2
             shown.append(studies.spread([result["states"][key] for result in group], digits))
         rows.append([name, f"{group[0]['tokens']:,}", *shown])
-    majority = f"{100 * found['results'][0]['majority']:.1f}"
+    majority = f"{100 * record['results'][0]['majority']:.1f}"
     rows.append(["most frequent label", "", majority, majority, "", "", "", ""])
     header = ["encoder", "tokens", "SST-2, %", "frozen, %", "retrieval, %"]
     return studies.table([*header, "cosine of embeddings", "layer 1", "layer 2"], rows)
 
 
-def facts(found: dict[str, Any]) -> str:
+def facts(record: dict[str, Any]) -> str:
     """Return a line on what the runs were and took."""
     ratios = ", ".join(
-        f"{kind} {one['ratio']:.2f}x" for kind, one in found.get("speed", {}).items()
+        f"{kind} {one['ratio']:.2f}x" for kind, one in record.get("speed", {}).items()
     )
-    took, _, where = studies.spent(found).partition(", ")
+    took, _, where = studies.spent(record).partition(", ")
     return (
-        f"{len(found['results'])} runs, seeds {studies.seeds_of_all()}; {took}, "
+        f"{len(record['results'])} runs, seeds {studies.seeds_of_all()}; {took}, "
         f"tokens/s headless against vanilla: {ratios}; {where}.\n"
     )
 
@@ -367,38 +367,38 @@ def draw(results: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    found = {
+    records = {
         part: studies.read(path)
         for part in ("decoder", "sweep")
         if (path := results / f"{part}.json").is_file()
     }
-    figure, panels = pyplot.subplots(1, len(found), figsize=(6 * len(found), 4), squeeze=False)
-    for axes, part in zip(panels[0], found, strict=True):
-        {"decoder": draw_decoders, "sweep": draw_sweep}[part](axes, found[part])
+    figure, panels = pyplot.subplots(1, len(records), figsize=(6 * len(records), 4), squeeze=False)
+    for axes, part in zip(panels[0], records, strict=True):
+        {"decoder": draw_decoders, "sweep": draw_sweep}[part](axes, records[part])
     figure.tight_layout()
     figure.savefig(results / "headless.png", dpi=100)
     pyplot.close(figure)
 
 
-def draw_decoders(axes: Any, found: dict[str, Any]) -> None:
+def draw_decoders(axes: Any, record: dict[str, Any]) -> None:
     """Draw a bar for every decoder and head, with every seed as a point."""
     bars = [
         (f"{name}: {head}" if len(heads_of(group[0])) > 1 else name, perplexities(group, head))
-        for name, group in studies.by_name(found["results"]).items()
+        for name, group in studies.by_name(record["results"]).items()
         for head in heads_of(group[0])
     ][::-1]
     axes.barh([name for name, _ in bars], [statistics.mean(seeds) for _, seeds in bars], alpha=0.5)
     for height, (_, seeds) in enumerate(bars):
         axes.plot(seeds, [height] * len(seeds), "k.", markersize=3)
-    axes.axvline(2 ** found["unigram"], color="grey", linestyle=":", label="word frequencies")
+    axes.axvline(2 ** record["unigram"], color="grey", linestyle=":", label="word frequencies")
     axes.set(xlabel="test perplexity", xscale="log", xlim=(100, None))
     axes.legend()
 
 
-def draw_sweep(axes: Any, found: dict[str, Any]) -> None:
+def draw_sweep(axes: Any, record: dict[str, Any]) -> None:
     """Draw perplexity against the distinct negatives of a token."""
     for head in ("tied head", "tied head + bias"):
-        for result in found["results"]:
+        for result in record["results"]:
             global_ones = "global" in result["name"]
             axes.plot(
                 result["train_negatives"],
@@ -412,7 +412,7 @@ def draw_sweep(axes: Any, found: dict[str, Any]) -> None:
         known.setdefault(label, mark)
     axes.legend(known.values(), known.keys())
     axes.set(xlabel="distinct negatives", ylabel="test perplexity", xscale="log", yscale="log")
-    axes.set_xticks(sorted({round(result["train_negatives"], -2) for result in found["results"]}))
+    axes.set_xticks(sorted({round(result["train_negatives"], -2) for result in record["results"]}))
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.xaxis.set_minor_formatter("")
 

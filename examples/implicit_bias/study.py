@@ -86,7 +86,7 @@ def prepare(out: Path) -> Path:
 
 def runs(data: Path) -> list[studies.Run]:
     """Return all runs, first seeds first."""
-    found = []
+    chosen = []
     for arm, (width, stages, seeds, flags) in ARMS.items():
         for seed in seeds:
             words = (
@@ -96,8 +96,8 @@ def runs(data: Path) -> list[studies.Run]:
                 f"--save-at-updates {','.join(map(str, stages))} {flags}"
             ).split()
             words = ["--grammar", str(data / "g.rules"), *words]
-            found.append(studies.Run(arm, seed, (*words,), files=("--grammar",)))
-    return sorted(found, key=lambda run: run.seed)
+            chosen.append(studies.Run(arm, seed, (*words,), files=("--grammar",)))
+    return sorted(chosen, key=lambda run: run.seed)
 
 
 def measure(data: Path, folder: Path) -> dict[str, Any]:
@@ -163,9 +163,9 @@ def within_bins(points: Sequence[Point], x: str, y: str) -> float:
         if point["kl_macro"] < SATURATED:
             bins.setdefault(max(0, int(point["kl_macro"] / BIN)), []).append(point)
     pairs = []
-    for own in bins.values():
-        if len(own) > 2:
-            sides = [ranks([point[name] for point in own]) / len(own) for name in (x, y)]
+    for members in bins.values():
+        if len(members) > 2:
+            sides = [ranks([point[name] for point in members]) / len(members) for name in (x, y)]
             pairs.append(np.stack([side - side.mean() for side in sides]))
     if not pairs:
         return float("nan")
@@ -195,72 +195,78 @@ def interval(
     return within_bins(points(results), x, y), float(low), float(high)
 
 
-def print_points(found: Any) -> str:
+def print_points(record: Any) -> str:
     """Return the table of arms and updates, mean and deviation of the seeds."""
     groups: dict[tuple[str, int], list[Point]] = {}
-    for result in found["results"]:
+    for result in record["results"]:
         for point in result["points"]:
             groups.setdefault((result["name"], point["updates"]), []).append(point)
     rows = [
-        [arm, updates, studies.spread([p["kl_macro"] for p in own], 4),
-         sum(p["kl_macro"] < SATURATED for p in own),
-         *(studies.spread([p[key] for p in own], 2) for key in ("trace", "residual")),
-         *(studies.spread([p[f"accuracy_{task}"] for p in own], 1) for task in TASKS)]
-        for (arm, updates), own in groups.items()
+        [arm, updates, studies.spread([p["kl_macro"] for p in members], 4),
+         sum(p["kl_macro"] < SATURATED for p in members),
+         *(studies.spread([p[key] for p in members], 2) for key in ("trace", "residual")),
+         *(studies.spread([p[f"accuracy_{task}"] for p in members], 1) for task in TASKS)]
+        for (arm, updates), members in groups.items()
     ]  # fmt: skip
     header = ["arm", "updates", "KL (nats)", f"runs with KL < {SATURATED}", "Tr H", "Tr H - Tr G"]
     return studies.table([*header, *(f"probe {task}, %" for task in TASKS)], rows)
 
 
-def print_blocks(found: Any) -> str:
+def print_blocks(record: Any) -> str:
     """Return the table of traces by block."""
     groups: dict[tuple[str, int], list[Point]] = {}
-    for result in found["results"]:
+    for result in record["results"]:
         for point in result["points"]:
             groups.setdefault((result["name"], point["updates"]), []).append(point["blocks"])
     rows = [
-        [arm, updates, *(studies.spread([own[block] for own in blocks], 2) for block in BLOCKS)]
+        [
+            arm,
+            updates,
+            *(studies.spread([traces[block] for traces in blocks], 2) for block in BLOCKS),
+        ]
         for (arm, updates), blocks in groups.items()
     ]
     return studies.table(["arm", "updates", *BLOCKS], rows)
 
 
-def print_baselines(found: Any) -> str:
+def print_baselines(record: Any) -> str:
     """Return the table of what probes have to be better than."""
     rows = []
     for task in TASKS:
-        own = [result["baselines"][task] for result in found["results"] if result["name"] == "base"]
-        for name in own[0]:
-            rows.append([task, name, studies.spread([part[name] for part in own], 1)])
+        shares = [
+            result["baselines"][task] for result in record["results"] if result["name"] == "base"
+        ]
+        for name in shares[0]:
+            rows.append([task, name, studies.spread([part[name] for part in shares], 1)])
     return studies.table(["task", "features", "accuracy, %"], rows)
 
 
-def print_correlations(found: Any) -> str:
+def print_correlations(record: Any) -> str:
     """Return the table of correlations within bins of equal KL."""
     rows = []
     for task in TASKS:
         for arms in (list(ARMS), ["base"]):
-            own = [result for result in found["results"] if result["name"] in arms]
-            points = [point for result in own for point in result["points"]]
+            chosen = [result for result in record["results"] if result["name"] in arms]
+            points = [point for result in chosen for point in result["points"]]
             number = sum(point["kl_macro"] < SATURATED for point in points)
             for x in ("trace", "kl_macro", "updates"):
-                value, low, high = interval(own, x, f"accuracy_{task}")
+                value, low, high = interval(chosen, x, f"accuracy_{task}")
                 name = "all" if len(arms) > 1 else arms[0]
                 rows.append([task, name, x, number, f"{value:.2f} ({low:.2f} to {high:.2f})"])
     return studies.table(["task", "arms", "against", "points", "Spearman"], rows)
 
 
-def by_seed(found: Any, arm: str, updates: int, key: str) -> dict[int, float]:
+def by_seed(record: Any, arm: str, updates: int, key: str) -> dict[int, float]:
     """Return a figure of every seed of an arm."""
     return {
         result["seed"]: point[key]
-        for result in found["results"]
+        for result in record["results"]
         for point in result["points"]
         if (result["name"], point["updates"]) == (arm, updates)
     }
 
 
-def print_claims(found: Any) -> str:
+def print_claims(record: Any) -> str:
     """Return what the intervals say of each claim: differences are paired by seed."""
     steps, soft, large = ("base", 7000), ("soft targets", 3000), ("large", 3000)
     begun, small = ("base", 3000), ("small", 5000)
@@ -278,23 +284,23 @@ def print_claims(found: Any) -> str:
     ]  # fmt: skip
     rows = []
     for claim, lower, higher, key in comparisons:
-        first, second = by_seed(found, *lower, key), by_seed(found, *higher, key)
+        first, second = by_seed(record, *lower, key), by_seed(record, *higher, key)
         seeds = sorted(set(first) & set(second))
         said = verdicts.paired([first[seed] for seed in seeds], [second[seed] for seed in seeds])
         rows.append([claim, len(seeds), said, verdicts.verdict(said)])
     for task in TASKS:
-        whole = verdicts.Interval(*interval(found["results"], "trace", f"accuracy_{task}"))
+        whole = verdicts.Interval(*interval(record["results"], "trace", f"accuracy_{task}"))
         claim = f"at equal KL, the lower Tr H the better probe {task} (Spearman below 0)"
         rows.append([claim, "", whole, verdicts.verdict(whole)])
     return studies.table(["claim", "seeds", "difference, or correlation", "verdict"], rows)
 
 
-def print_all(found: Any) -> str:
+def print_all(record: Any) -> str:
     """Return all tables."""
-    conventions = {p["convention"] for result in found["results"] for p in result["points"]}
+    conventions = {p["convention"] for result in record["results"] for p in result["points"]}
     parts = [print_points, print_blocks, print_baselines, print_correlations, print_claims]
-    tables = "\n".join(make(found) for make in parts)
-    facts = f"{len(found['results'])} runs, {studies.spent(found)}."
+    tables = "\n".join(make(record) for make in parts)
+    facts = f"{len(record['results'])} runs, {studies.spent(record)}."
     return f"{tables}\n{facts}\n\nTraces: {'; '.join(sorted(conventions))}.\n"
 
 
@@ -312,9 +318,9 @@ def draw(results: Sequence[Any], path: Path) -> None:
     sizes = [(ARMS[r["name"]][0], r["points"][0]) for r in results if r["name"] != "soft targets"]
     _axis(panels[1], [p for _, p in sizes], [width for width, _ in sizes], "width", task)
     for name, group in studies.by_name(results).items():
-        own = [p for result in group for p in result["points"] if p["kl_macro"] < SATURATED]
+        points = [p for result in group for p in result["points"] if p["kl_macro"] < SATURATED]
         panels[2].scatter(
-            [p["trace"] for p in own], [p[f"accuracy_{task}"] for p in own], label=name
+            [p["trace"] for p in points], [p[f"accuracy_{task}"] for p in points], label=name
         )
     panels[2].set(xlabel=f"Tr H, KL < {SATURATED}", ylabel=f"probe {task}, %", xscale="log")
     panels[2].legend()

@@ -361,10 +361,10 @@ class SequenceGenerator:
         forced_B1 = next_B.ne(self.pad)[:, None]
         if bool(forced_B1.any()):
             next_BK1 = next_B[:, None, None].expand(-1, beam, 1)
-            own_BC = torch.full_like(score_BC, -torch.inf)
-            own_BC[:, :beam] = beams.total_BK + log_p_BKV.gather(2, next_BK1)[:, :, 0]
+            prompted_BC = torch.full_like(score_BC, -torch.inf)
+            prompted_BC[:, :beam] = beams.total_BK + log_p_BKV.gather(2, next_BK1)[:, :, 0]
             places_C = torch.arange(score_BC.shape[1], device=next_B.device).clamp(max=beam - 1)
-            score_BC = torch.where(forced_B1, own_BC, score_BC)
+            score_BC = torch.where(forced_B1, prompted_BC, score_BC)
             token_BC = torch.where(forced_B1, next_B[:, None], token_BC)
             beam_BC = torch.where(forced_B1, places_C, beam_BC)
         return score_BC, token_BC, beam_BC

@@ -332,17 +332,17 @@ def compare(
             continue
         expected_TV = hub.model(ours_T[None], features_only=headless)[0][0]
         output = their_model(theirs_T[None])
-        found_TV = (output.last_hidden_state if headless else output.logits)[0]
+        theirs_TV = (output.last_hidden_state if headless else output.logits)[0]
         if not headless:
             expected_TV = expected_TV[..., :kept]
             right_T = ours_T[1:].clamp(max=kept - 1)
             lost.append(
                 (
                     nats(expected_TV[:-1], right_T),
-                    nats(found_TV[:-1], right_T),
+                    nats(theirs_TV[:-1], right_T),
                 )
             )
-        agreement.add(expected_TV, found_TV, headless)
+        agreement.add(expected_TV, theirs_TV, headless)
     agreement.perplexities = perplexities(lost)
     agreement.check()
     if not headless:

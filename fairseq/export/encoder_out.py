@@ -179,16 +179,16 @@ def compare(
 
     pairs = zip(batches(tokens, pad), batches(mapped, pad), strict=True)
     for (ours_BT, kept_BT), (theirs_BT, _) in pairs:
-        expected, given = said(ours_BT, theirs_BT, kept_BT)
-        agreement.add(expected[kept_BT], given[kept_BT], headless)
+        expected, reply = said(ours_BT, theirs_BT, kept_BT)
+        agreement.add(expected[kept_BT], reply[kept_BT], headless)
         if headless:
             continue
         masked_BT, hidden_BT = masked(ours_BT, kept_BT, mask)
-        expected, given = said(masked_BT, theirs_BT.masked_fill(hidden_BT, mask), kept_BT)
-        agreement.add(expected[hidden_BT], given[hidden_BT], headless)
+        expected, reply = said(masked_BT, theirs_BT.masked_fill(hidden_BT, mask), kept_BT)
+        agreement.add(expected[hidden_BT], reply[hidden_BT], headless)
         right_N = ours_BT[hidden_BT]
         has_row_N = right_N < expected.shape[-1]
-        both = (expected[hidden_BT][has_row_N], given[hidden_BT][has_row_N])
+        both = (expected[hidden_BT][has_row_N], reply[hidden_BT][has_row_N])
         lost.append((nats(both[0], right_N[has_row_N]), nats(both[1], right_N[has_row_N])))
     agreement.perplexities = perplexities(lost)
     return agreement

@@ -200,6 +200,6 @@ def compare(
     pairs = zip(batches(tokens, pad), batches(mapped, pad), strict=True)
     for (ours_BT, _), (theirs_BT, kept_BT) in pairs:
         expected_BK = hub.model(ours_BT, classification_head_name=head)[0]
-        found_BK = their_model(theirs_BT, attention_mask=kept_BT.long()).logits
-        agreement.add(expected_BK, found_BK, headless=False)
+        theirs_BK = their_model(theirs_BT, attention_mask=kept_BT.long()).logits
+        agreement.add(expected_BK, theirs_BK, headless=False)
     return agreement

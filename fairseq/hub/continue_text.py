@@ -56,16 +56,16 @@ def stated(cfg: Any) -> dict[str, Any]:
     Args:
         cfg: see :func:`fairseq.hub.load.stated_settings`.
     """
-    given = stated_settings(cfg, "language_modeling")
+    flat = stated_settings(cfg, "language_modeling")
     values = plain(cfg)
     for flag in ("bpe", "tokenizer"):
         section = values.get(flag)
         if isinstance(section, dict):
-            given |= {flag: section.get("_name"), **section}
+            flat |= {flag: section.get("_name"), **section}
         elif section is not None:
             names = [one.name for one, _ in public_fields(config_class(class_of(flag, section)))]
-            given |= {flag: section, **{name: values[name] for name in names if name in values}}
-    return {name: value for name, value in given.items() if value is not None and name != "_name"}
+            flat |= {flag: section, **{name: values[name] for name in names if name in values}}
+    return {name: value for name, value in flat.items() if value is not None and name != "_name"}
 
 
 class TextGenerator:
@@ -75,7 +75,7 @@ class TextGenerator:
     or the checkpoint, whatever the checkpoint names, unless a flag names others.
 
     Args:
-        given: flat settings: ``path``, ``data``, and whatever else should differ from the
+        flat: flat settings: ``path``, ``data``, and whatever else should differ from the
             checkpoint, such as ``beam``.
         loaded: models, configuration and task, if they are loaded already.
 
@@ -84,15 +84,15 @@ class TextGenerator:
     """
 
     def __init__(
-        self, given: Mapping[str, Any], loaded: tuple[list[Any], Any, Any] | None = None
+        self, flat: Mapping[str, Any], loaded: tuple[list[Any], Any, Any] | None = None
     ) -> None:
-        models, self.config, self.task = loaded or load_causal_models({**_beside(given), **given})
-        self.given = given
+        models, self.config, self.task = loaded or load_causal_models({**_beside(flat), **flat})
+        self.flat = flat
         self.device = choose_device(self.config)
         self.hub = GeneratorHubInterface(self.config, self.task, models).to(self.device)
-        if given.get("fp16") and self.device.type != "cpu":
+        if flat.get("fp16") and self.device.type != "cpu":
             self.hub.half()
-        if given.get("bf16"):
+        if flat.get("bf16"):
             self.hub.bfloat16()
         self.models = list(self.hub.models)
         settings = {**plain(self.config.generation), "seed": self.config.common.seed}
@@ -131,15 +131,15 @@ class TextGenerator:
             return []
         tokens = [self.hub.encode(line) for line in buffer]
         lengths = [len(sentence) for sentence in tokens]
-        found: list[Continuation] = []
+        continued: list[Continuation] = []
         for sample in self._batches(self.task.build_dataset_for_inference(tokens, lengths)):
             sample["id"] = sample["id"] + first
-            found += self._continue(sample, None, targets=False)
-        return sorted(found, key=lambda one: one.number)
+            continued += self._continue(sample, None, targets=False)
+        return sorted(continued, key=lambda one: one.number)
 
     def _batches(self, dataset: FairseqDataset, limited: bool = True) -> Any:
-        data, given = self.config.dataset, self.given
-        max_tokens, batch_size = given.get("max_tokens"), given.get("batch_size")
+        data, flat = self.config.dataset, self.flat
+        max_tokens, batch_size = flat.get("max_tokens"), flat.get("batch_size")
         limits = [model.max_positions() for model in self.models] if limited else []
         return self.task.get_batch_iterator(
             dataset=dataset,
@@ -165,12 +165,14 @@ class TextGenerator:
     def _continue(self, sample: Sample, prefix: Tensor | None, targets: bool) -> list[Continuation]:
         started = time.perf_counter()
         sample = utils.move_to_device(sample, self.device)
-        found = self.task.inference_step(self.generator, self.models, sample, prefix_tokens=prefix)
+        outputs = self.task.inference_step(
+            self.generator, self.models, sample, prefix_tokens=prefix
+        )
         seconds = time.perf_counter() - started
         self.tally.seconds += seconds
-        self.tally.sentences += len(found)
+        self.tally.sentences += len(outputs)
         results = []
-        for row, hypotheses in enumerate(found):
+        for row, hypotheses in enumerate(outputs):
             self.tally.tokens += len(hypotheses[0]["tokens"])
             source_T = sample["net_input"]["src_tokens"][row]
             results.append(
@@ -186,11 +188,11 @@ class TextGenerator:
             )
         return results
 
-    def _hypothesis(self, found: Mapping[str, Any]) -> Hypothesis:
-        pieces = self._pieces(self.task.target_dictionary, found["tokens"])
-        bits = (found["positional_scores"].double() / math.log(2)).tolist()
+    def _hypothesis(self, output: Mapping[str, Any]) -> Hypothesis:
+        pieces = self._pieces(self.task.target_dictionary, output["tokens"])
+        bits = (output["positional_scores"].double() / math.log(2)).tolist()
         text = self.hub.detokenize(self.hub.remove_bpe(pieces))
-        return Hypothesis(pieces, text, float(found["score"]) / math.log(2), bits)
+        return Hypothesis(pieces, text, float(output["score"]) / math.log(2), bits)
 
     def _pieces(self, dictionary: Dictionary, tokens_T: Tensor) -> str:
         ignored = {dictionary.pad(), *self.generator.symbols_to_strip_from_output}
@@ -199,12 +201,12 @@ class TextGenerator:
         )
 
 
-def text_writer(given: Mapping[str, Any], guess: bool = False) -> TextGenerator | MaskFiller:
+def text_writer(flat: Mapping[str, Any], guess: bool = False) -> TextGenerator | MaskFiller:
     """Return what continues text, or fills masks, as the checkpoint does.
 
     Args:
-        given: see :class:`TextGenerator`.
-        guess: where neither ``given`` nor the checkpoint names a text encoder, take the one that
+        flat: see :class:`TextGenerator`.
+        guess: where neither ``flat`` nor the checkpoint names a text encoder, take the one that
             the dictionary was made with, and the checkpoint's own folder of data.
 
     Raises:
@@ -213,63 +215,63 @@ def text_writer(given: Mapping[str, Any], guess: bool = False) -> TextGenerator 
     from fairseq.hub.fill_text import MaskFiller
 
     state = None
-    if guess and given.get("path"):
-        first = utils.split_paths(given["path"])[0]
+    if guess and flat.get("path"):
+        first = utils.split_paths(flat["path"])[0]
         state = upgrade_state(safe_load(first))
         task = config_of(state, settle=False).task
-        given = {"data": getattr(task, "data", None) or os.path.dirname(first), **given}
-        encoder = encoder_name(given.get("bpe"), state, Path(utils.split_paths(given["data"])[0]))
-        given = {**given, "bpe": encoder}
-    given = {**_beside(given), **given}
-    loaded = load_by_settings(given, ensemble=True, state=state)
+        flat = {"data": getattr(task, "data", None) or os.path.dirname(first), **flat}
+        encoder = encoder_name(flat.get("bpe"), state, Path(utils.split_paths(flat["data"])[0]))
+        flat = {**flat, "bpe": encoder}
+    flat = {**_beside(flat), **flat}
+    loaded = load_by_settings(flat, ensemble=True, state=state)
     if hasattr(loaded[2], "eval_lm_dataloader"):
-        return TextGenerator(given, loaded)
-    return MaskFiller(given, loaded)
+        return TextGenerator(flat, loaded)
+    return MaskFiller(flat, loaded)
 
 
-def _beside(given: Mapping[str, Any]) -> dict[str, str]:
+def _beside(flat: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings of encoders whose files lie beside the dictionary or the checkpoint."""
-    paths = [path for name in ("data", "path") if (path := given.get(name))]
+    paths = [path for name in ("data", "path") if (path := flat.get(name))]
     first = [os.path.abspath(utils.split_paths(path)[0]) for path in paths]
     return companions(*(p if os.path.isdir(p) else os.path.dirname(p) for p in first))
 
 
-def generate(given: Mapping[str, object]) -> tuple[Iterator[Continuation], Tally]:
+def generate(flat: Mapping[str, object]) -> tuple[Iterator[Continuation], Tally]:
     """Continue a subset of binarized data; lines are prompts unless ``sample_break_mode`` is given.
 
     Args:
-        given: see :class:`TextGenerator`; ``gen_subset`` is ``test`` if not given.
+        flat: see :class:`TextGenerator`; ``gen_subset`` is ``test`` if not given.
 
     Returns:
         the continuations, as they are made, and the tally, which is complete after the last.
     """
-    writer = TextGenerator({"sample_break_mode": "eos", **given})
+    writer = TextGenerator({"sample_break_mode": "eos", **flat})
     return writer.continue_subset(), writer.tally
 
 
 def write_texts(
-    given: Mapping[str, Any], texts: Sequence[str]
+    flat: Mapping[str, Any], texts: Sequence[str]
 ) -> tuple[Iterator[Continuation], Tally]:
     """Continue texts, or fill their masks; see :func:`generate`.
 
     Args:
-        given: see :class:`TextGenerator`; ``data`` may be left out.
+        flat: see :class:`TextGenerator`; ``data`` may be left out.
         texts: prompts, or texts with ``<mask>``.
     """
-    writer = text_writer(given, guess=True)
+    writer = text_writer(flat, guess=True)
     return writer.continue_lines(texts), writer.tally
 
 
 def interact(
-    given: Mapping[str, object], stream: TextIO | None = None
+    flat: Mapping[str, object], stream: TextIO | None = None
 ) -> tuple[Iterator[Continuation], Tally]:
     """Continue the lines of a stream, or fill their masks; see :func:`generate`.
 
     Args:
-        given: see :class:`TextGenerator`; ``input`` names a file, ``-`` the standard input.
+        flat: see :class:`TextGenerator`; ``input`` names a file, ``-`` the standard input.
         stream: text to read instead.
     """
-    writer = text_writer(given)
+    writer = text_writer(flat)
     name = writer.config.interactive.input
 
     def continuations() -> Iterator[Continuation]:

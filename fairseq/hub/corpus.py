@@ -78,21 +78,21 @@ def next_words(model: BaseFairseqModel, begin: int, device: torch.device) -> Nex
     return ask
 
 
-def open_source(given: Mapping[str, Any], settings: CorpusSettings) -> LanguageModelSource:
+def open_source(flat: Mapping[str, Any], settings: CorpusSettings) -> LanguageModelSource:
     """Return a causal checkpoint, or a folder of Hugging Face, as a source.
 
     Raises:
         ConfigError: if there are several models, or too few words or positions.
     """
-    path = given.get("path")
+    path = flat.get("path")
     if path and Path(path).is_dir():
         from fairseq.export.encoder_in import from_huggingface
 
         with tempfile.TemporaryDirectory() as folder:
             from_huggingface(Path(path), Path(folder) / "model")
             file = next((Path(folder) / "model").glob("*.pt"))
-            return open_source({**given, "path": str(file), "data": str(file.parent)}, settings)
-    models, config, task = load_causal_models(given)
+            return open_source({**flat, "path": str(file), "data": str(file.parent)}, settings)
+    models, config, task = load_causal_models(flat)
     if len(models) != 1:
         raise ConfigError("a corpus is drawn from one model; name one in --path")
     device = choose_device(config)
@@ -109,19 +109,19 @@ def open_source(given: Mapping[str, Any], settings: CorpusSettings) -> LanguageM
 
 def _words(dictionary: Dictionary, count: int | None) -> list[int]:
     """Return the ids of the most frequent words; of equal ones the first."""
-    found = [
+    numbers = [
         number
         for number in range(dictionary.nspecial, len(dictionary))
         if not dictionary[number].startswith("madeupword")
         and dictionary[number] != dictionary.mask_word
     ]
-    found.sort(key=lambda number: (-dictionary.count[number], number))
-    if count is not None and count > len(found):
-        raise ConfigError(f"--corpus-words {count}: the dictionary has {len(found)} words")
-    return sorted(found[:count])
+    numbers.sort(key=lambda number: (-dictionary.count[number], number))
+    if count is not None and count > len(numbers):
+        raise ConfigError(f"--corpus-words {count}: the dictionary has {len(numbers)} words")
+    return sorted(numbers[:count])
 
 
-def write_corpus(given: Mapping[str, Any], settings: CorpusSettings) -> dict[str, Any]:
+def write_corpus(flat: Mapping[str, Any], settings: CorpusSettings) -> dict[str, Any]:
     """Draw and write ``train.txt``, ``dict.txt`` and ``next.npz``; perhaps ``masked.npz``.
 
     ``next.npz`` holds, for sentence s, the rows offset[s] to offset[s + 1]: the log probability
@@ -130,41 +130,43 @@ def write_corpus(given: Mapping[str, Any], settings: CorpusSettings) -> dict[str
     first sentences, see ``fairseq-pcfg score``.
 
     Args:
-        given: flat settings, see :func:`fairseq.hub.load.load_by_settings`; ``path`` may be a
+        flat: flat settings, see :func:`fairseq.hub.load.load_by_settings`; ``path`` may be a
             folder of Hugging Face.
         settings: what is drawn.
 
     Returns:
         what was written: sentences, words, bits a word.
     """
-    source = open_source(given, settings)
-    found: list[np.ndarray] = []
+    source = open_source(flat, settings)
+    sentences: list[np.ndarray] = []
     for number in range(0, settings.sentences, BLOCK):
         rng = philox(settings.seed, "corpus", number // BLOCK)
         # a whole block: more sentences of the same seed begin with the same ones
-        found += draw_exactly(source, rng, BLOCK, settings.longest)[0].split()
-    found = found[: settings.sentences]
-    if not all(len(words) for words in found):
+        sentences += draw_exactly(source, rng, BLOCK, settings.longest)[0].split()
+    sentences = sentences[: settings.sentences]
+    if not all(len(words) for words in sentences):
         raise DataError("a sentence has no words")
     folder = Path(settings.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    counts_T = np.bincount(np.concatenate(found), minlength=len(source.terminals))
+    counts_T = np.bincount(np.concatenate(sentences), minlength=len(source.terminals))
     with atomic_write(folder / "train.txt", "w", newline="\n") as handle:
-        handle.writelines(" ".join(source.terminals[w] for w in words) + "\n" for words in found)
+        handle.writelines(
+            " ".join(source.terminals[w] for w in words) + "\n" for words in sentences
+        )
     dictionary_of(source.terminals, counts_T).save(folder / "dict.txt")
-    total = _write_next(folder / "next.npz", source, found)
+    total = _write_next(folder / "next.npz", source, sentences)
     if settings.scored:
-        write_scores(folder / "masked.npz", source, found[: settings.scored])
+        write_scores(folder / "masked.npz", source, sentences[: settings.scored])
     words = int(counts_T.sum())
-    return {"out": str(folder), "sentences": len(found), "words": words, "vocabulary":
+    return {"out": str(folder), "sentences": len(sentences), "words": words, "vocabulary":
             len(source.terminals), "bits_per_word": -total / words / np.log(2)}  # fmt: skip
 
 
-def _write_next(path: Path, source: LanguageModelSource, found: list[np.ndarray]) -> float:
+def _write_next(path: Path, source: LanguageModelSource, sentences: list[np.ndarray]) -> float:
     """Write the probabilities that the sentences were drawn with; return their log, summed."""
-    offset = np.concatenate([[0], np.cumsum([len(words) + 1 for words in found])])
+    offset = np.concatenate([[0], np.cumsum([len(words) + 1 for words in sentences])])
     logp_M, entropy_M = np.zeros(offset[-1]), np.zeros(offset[-1])
-    for indices_B, words_BN in batches(source, found):
+    for indices_B, words_BN in batches(source, sentences):
         length = words_BN.shape[1]
         log_BNE = source.next_words(words_BN)
         end_B1 = np.full((len(words_BN), 1), len(source.terminals))

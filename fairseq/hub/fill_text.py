@@ -37,7 +37,7 @@ class MaskFiller:
         ConfigError: if the model fills no masks, or there are several.
     """
 
-    def __init__(self, given: Mapping[str, Any], loaded: tuple[list[Any], Any, Any]) -> None:
+    def __init__(self, flat: Mapping[str, Any], loaded: tuple[list[Any], Any, Any]) -> None:
         models, self.config, task = loaded
         if len(models) > 1:
             raise ConfigError(
@@ -46,12 +46,12 @@ class MaskFiller:
         hub = type(models[0]).hub_interface(self.config, task, models)
         if not isinstance(hub, RobertaHubInterface) or not _predicts(task):
             raise ConfigError(
-                f"{given['path']}: a model of --task {self.config.task._name} neither continues "
+                f"{flat['path']}: a model of --task {self.config.task._name} neither continues "
                 "text nor fills masks"
             )
         self.hub = hub
         self.hub.to(choose_device(self.config))
-        self.width = int(given.get("nbest") or FILLINGS)
+        self.width = int(flat.get("nbest") or FILLINGS)
         self.tally = Tally()
 
     def continue_lines(self, lines: Iterable[str]) -> Iterator[Continuation]:
@@ -74,12 +74,12 @@ class MaskFiller:
         masks = (tokens_T == self.hub._mask()).nonzero()[:, 0].tolist()
         if not masks:
             logger.warning("text %d has no %s: write one where a word is missing", number, MASK)
-        found = self.fill(tokens_T, masks) if masks else []
+        filled = self.fill(tokens_T, masks) if masks else []
         seconds = time.perf_counter() - started
         self.tally.sentences += 1
         self.tally.tokens += len(tokens_T)
         self.tally.seconds += seconds
-        hypotheses = [self._hypothesis(text, masks, *one) for one in found]
+        hypotheses = [self._hypothesis(text, masks, *one) for one in filled]
         return Filling(number, self._pieces(tokens_T), None, hypotheses, seconds, text)
 
     def fill(self, tokens_T: Tensor, masks: list[int]) -> list[tuple[Tensor, dict[int, float]]]:

@@ -202,12 +202,12 @@ class GeneratorHubInterface(nn.Module):
             self._log(list(tokenized_sentences), results)
         return ordered
 
-    def _settings(self, beam: int, given: Mapping[str, object]) -> argparse.Namespace:
+    def _settings(self, beam: int, changes: Mapping[str, object]) -> argparse.Namespace:
         """Return the settings of the section ``generation``, changed as given."""
         known = [field.name for field, _ in public_fields(GenerationConfig)]
         section = getattr(self.cfg, "generation", None) or GenerationConfig()
         settings = {name: getattr(section, name) for name in known} | {"beam": beam}
-        for name, value in given.items():
+        for name, value in changes.items():
             if name in REFUSED and name not in MORE_SETTINGS:
                 check_refused(name, value)
             elif name not in known and name not in MORE_SETTINGS:

@@ -57,12 +57,12 @@ COMPANIONS = {
 
 def companions(*folders: str | os.PathLike[str]) -> dict[str, str]:
     """Return the files of text encoders that lie in folders, by setting; earlier folders win."""
-    found: dict[str, str] = {}
+    by_setting: dict[str, str] = {}
     for folder in folders:
         for file, setting in COMPANIONS.items():
             if (path := Path(folder) / file).is_file():
-                found.setdefault(setting, str(path))
-    return found
+                by_setting.setdefault(setting, str(path))
+    return by_setting
 
 
 def from_pretrained(
@@ -154,17 +154,19 @@ def encoder_name(asked: str | None, state: Mapping[str, Any], data: Path) -> str
     """
     if asked is not None:
         return None if asked == "none" else asked
-    own = getattr(config_of(state, settle=False), "bpe", None)
-    if own is not None:
-        return str(own._name)
+    recorded = getattr(config_of(state, settle=False), "bpe", None)
+    if recorded is not None:
+        return str(recorded._name)
     if record_of(state).get("text_encoder") == "none":
         return None
     if (data / "tokenizer.json").is_file():
         return "byte_level"
-    found = [path for path in (data / "dict.txt", data / "input0/dict.txt") if path.is_file()]
-    if not found:
+    dictionaries = [
+        path for path in (data / "dict.txt", data / "input0/dict.txt") if path.is_file()
+    ]
+    if not dictionaries:
         return "gpt2"
-    path = found[0]
+    path = dictionaries[0]
     with open(path, encoding="utf-8-sig") as handle:
         words = [line.split(" ")[0] for _, line in zip(range(200), handle, strict=False)]
     words = [word for word in words if word and not word.startswith("madeupword")]
@@ -329,22 +331,22 @@ def stated_settings(cfg: Settings, task: str | None = None) -> dict[str, Any]:
 
 
 def load_by_settings(
-    given: Mapping[str, Any], ensemble: bool = False, state: dict[str, Any] | None = None
+    flat: Mapping[str, Any], ensemble: bool = False, state: dict[str, Any] | None = None
 ) -> tuple[list[Any], Any, Any]:
-    """Load ``(models, configuration, task)`` of the checkpoint ``given["path"]``.
+    """Load ``(models, configuration, task)`` of the checkpoint ``flat["path"]``.
 
     Args:
-        given: flat settings, see :func:`fairseq.evaluation.validate`.
+        flat: flat settings, see :func:`fairseq.evaluation.validate`.
         ensemble: load every checkpoint that is named, not only the first.
         state: the content of the first file, if it was read already.
 
     Raises:
         ConfigError: if no path is given.
     """
-    path = given.get("path")
+    path = flat.get("path")
     if not path:
         raise ConfigError("--path is missing: name the checkpoint to evaluate")
-    overrides = {**parse_literal(given.get("model_overrides") or "{}"), **given}
+    overrides = {**parse_literal(flat.get("model_overrides") or "{}"), **flat}
     for name in ("path", "model_overrides"):
         overrides.pop(name, None)
     for name in ("batch_size", "max_tokens"):  # what is given counts for the evaluation, too
@@ -356,16 +358,16 @@ def load_by_settings(
     return load_model_ensemble_and_task(paths, overrides, state=state)
 
 
-def load_causal_models(given: Mapping[str, object]) -> tuple[list[Any], Any, Any]:
-    """Load ``(models, configuration, task)`` of the checkpoints in ``given["path"]``.
+def load_causal_models(flat: Mapping[str, object]) -> tuple[list[Any], Any, Any]:
+    """Load ``(models, configuration, task)`` of the checkpoints in ``flat["path"]``.
 
     Raises:
         ConfigError: if no path is given, or the checkpoint is no causal LM.
     """
-    loaded = load_by_settings(given, ensemble=True)
+    loaded = load_by_settings(flat, ensemble=True)
     if not hasattr(loaded[2], "eval_lm_dataloader"):
         raise ConfigError(
-            f"{given['path']} was trained with --task {loaded[1].task._name}, not "
+            f"{flat['path']} was trained with --task {loaded[1].task._name}, not "
             "language_modeling; evaluate it with fairseq-validate"
         )
     return loaded

@@ -111,8 +111,8 @@ class Chart(Planner):
                 pairs_QB = block.joined(plan, cell, splits, chart, np.add)
                 np.matmul(block.weight_PQ, pairs_QB, out=chart[cell.rows(block.parents)])
             if cell.closes:
-                own_U, closure_UX = self._closing(cell)
-                chart[own_U] = closure_UX @ chart[cell.all_rows]
+                closed_U, closure_UX = self._closing(cell)
+                chart[closed_U] = closure_UX @ chart[cell.all_rows]
         return chart
 
     def _closing(self, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
@@ -128,10 +128,10 @@ class Chart(Planner):
         # cells grow with the width of their span, so this meets parents before children
         for cell in reversed(plan.cells):
             if cell.closes:
-                own_U, closure_UX = self._closing(cell)
-                later_UB = grad[own_U]
+                closed_U, closure_UX = self._closing(cell)
+                later_UB = grad[closed_U]
                 # the closed values took the place of these, which act through the closure alone
-                grad[own_U] = 0.0
+                grad[closed_U] = 0.0
                 grad[cell.all_rows] += closure_UX.T @ later_UB
             for block, splits in cell.steps:
                 grad_PB = grad[cell.rows(block.parents)]

@@ -84,12 +84,12 @@ class Labeller:
             return np.full((len(words_BN), len(self.symbols)), -1.0)
         if self.how == "map":
             inside = self.source.inside(words_BN)
-            found_BX = np.nan_to_num(self.source.span_marginals(inside, self.first, last))
+            score_BX = np.nan_to_num(self.source.span_marginals(inside, self.first, last))
         elif self._viterbi is not None:
-            found_BX = self._viterbi.span_best(words_BN[:, self.first : last])
+            score_BX = self._viterbi.span_best(words_BN[:, self.first : last])
         else:
-            found_BX = self.source.span_inside(words_BN[:, self.first : last])
-        return found_BX[:, self.symbols]
+            score_BX = self.source.span_inside(words_BN[:, self.first : last])
+        return score_BX[:, self.symbols]
 
     def labels(self, sentences: Sequence[np.ndarray]) -> np.ndarray:
         """Return the place of each sentence's label in ``names``, int64; -1 where none fits.

@@ -205,7 +205,7 @@ class SpanDraws:
         sentence_S = np.repeat(np.arange(len(lengths_B)), lengths_B)
         start_S = np.arange(len(sentence_S)) - sentences.offset_B1[sentence_S]
         end_S = start_S + 1
-        found_B = np.full(len(lengths_B), -1, dtype=np.int64)
+        highest_B = np.full(len(lengths_B), -1, dtype=np.int64)
         for step in reversed(
             steps if len(lengths_B) else []
         ):  # from the words up: higher symbols come later, and stay
@@ -218,12 +218,12 @@ class SpanDraws:
             is_open_P = symbol_P < self._draws.count
             fits_P = is_open_P & self._wanted_X[np.where(is_open_P, symbol_P, 0)]
             fits_P &= (start_P == self._span.first) & (end_P == last_B[sentence_P])
-            found_B[sentence_P[fits_P]] = symbol_P[fits_P]
+            highest_B[sentence_P[fits_P]] = symbol_P[fits_P]
             size = len(step.symbol_S)
             sentence_S, start_S, end_S = (
                 _spread(values, parent_P, size) for values in (sentence_P, start_P, end_P)
             )
-        return found_B
+        return highest_B
 
 
 def _spread(values_P: np.ndarray, place_P: np.ndarray, size: int) -> np.ndarray:

@@ -154,10 +154,10 @@ class Grammar:
             sums_R = np.einsum(
                 "rk,rk->r", law_XW[left_R, 1:width], law_XW[right_R, width - 1 : 0 : -1]
             )
-            own_X = np.bincount(parent_R, prob_R * sums_R, len(law_XW))
+            direct_X = np.bincount(parent_R, prob_R * sums_R, len(law_XW))
             if width == 1:
-                own_X += self.emission_XT.sum(axis=1)
-            law_XW[:, width] = self.closure_XX @ own_X
+                direct_X += self.emission_XT.sum(axis=1)
+            law_XW[:, width] = self.closure_XX @ direct_X
         return law_XW
 
 

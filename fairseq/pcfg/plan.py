@@ -84,13 +84,13 @@ class Block:
             grad_LB += np.einsum("lcb,cb->lb", grad_LCB, right_CB)
             grad_CB += np.einsum("lcb,lb->cb", grad_LCB, left_LB)
             return
-        for target, own_Q, other, other_Q in (
+        for target, child_Q, other, other_Q in (
             (grad_LB, self.left_Q, right_CB, self.right_Q),
             (grad_CB, self.right_Q, left_LB, self.left_Q),
         ):
             # sorted by child, so that one reduceat adds up what belongs to each
-            order_Q = np.argsort(own_Q, kind="stable")
-            places, first = np.unique(own_Q[order_Q], return_index=True)
+            order_Q = np.argsort(child_Q, kind="stable")
+            places, first = np.unique(child_Q[order_Q], return_index=True)
             product_QB = grad_QB[order_Q]
             product_QB *= other[other_Q[order_Q]]
             target[places] += np.add.reduceat(product_QB, first, axis=0)

@@ -71,16 +71,16 @@ class Truth:
                 "--sample-break-mode eos, with --tokens-per-sample for the longest"
             )
         length_B = is_word_BT.sum(axis=1)
-        rows = [word_T[own_T] for word_T, own_T in zip(word_BT, is_word_BT, strict=True)]
+        rows = [word_T[is_word_T] for word_T, is_word_T in zip(word_BT, is_word_BT, strict=True)]
         begin_B = begins_BT.argmax(axis=1)
         q_BTW = np.zeros((*tokens_BT.shape, len(self.ids_W)))
         logp_B = np.zeros(len(rows))
         full = np.flatnonzero(length_B)
         for places, words_BN in batches(self.source, [rows[row] for row in full]):
-            own_B = full[places]
-            q_BNW, logp_B[own_B] = self.source.conditionals(words_BN)
-            columns_BN = begin_B[own_B][:, None] + np.arange(words_BN.shape[1])
-            q_BTW[own_B[:, None], columns_BN] = q_BNW
+            row_B = full[places]
+            q_BNW, logp_B[row_B] = self.source.conditionals(words_BN)
+            columns_BN = begin_B[row_B][:, None] + np.arange(words_BN.shape[1])
+            q_BTW[row_B[:, None], columns_BN] = q_BNW
         return q_BTW, logp_B, length_B
 
 

@@ -91,12 +91,12 @@ class Viterbi:
         """Return the probability of the best derivation of the words from every symbol, (B, X)."""
         plan, _, best, exponent_B = self._maxima(words_BN, whole=True)
         cell = plan.at.get((0, plan.length))
-        found_XB = np.zeros((len(self.chart.order_X), len(words_BN)))
+        prob_XB = np.zeros((len(self.chart.order_X), len(words_BN)))
         if cell is not None:
-            found_XB[self.chart.order_X[cell.low : cell.high]] = np.ldexp(
+            prob_XB[self.chart.order_X[cell.low : cell.high]] = np.ldexp(
                 best[cell.all_rows], exponent_B
             )
-        return found_XB.T
+        return prob_XB.T
 
     def parse(self, words_BN: np.ndarray) -> Parses:
         """Return the best parses.
@@ -114,9 +114,9 @@ class Viterbi:
                 sentence_D, place_D = (np.concatenate(part) for part in zip(*waiting, strict=True))
                 place_D = self._rename(cell, sentence_D, place_D, before, nodes)
                 for block, splits in cell.steps:
-                    own_D = (place_D >= block.parents.start) & (place_D < block.parents.stop)
+                    inside_D = (place_D >= block.parents.start) & (place_D < block.parents.stop)
                     children = _split(
-                        plan, cell, block, splits, sentence_D[own_D], place_D[own_D], best
+                        plan, cell, block, splits, sentence_D[inside_D], place_D[inside_D], best
                     )
                     for span, sentences, places in children:
                         todo.setdefault(span, []).append((sentences, places))
@@ -137,8 +137,8 @@ class Viterbi:
         if cell.closes:
             # which end of a chain gave the value is asked again, as for splits
             chains_DX = self.best_XX[place_D, cell.low : cell.high]
-            own_DX = before[cell.all_rows][:, sentence_D].T
-            aim_D = cell.low + (chains_DX * own_DX).argmax(axis=1)
+            value_DX = before[cell.all_rows][:, sentence_D].T
+            aim_D = cell.low + (chains_DX * value_DX).argmax(axis=1)
         ends_D, depth = aim_D, 0
         while True:
             nodes.append((sentence_D, place_D, cell, depth))
@@ -202,9 +202,9 @@ def _split(
     left_D, right_D = left_DM[node_D, rule_D], right_DM[node_D, rule_D]
     children = []
     for number in np.unique(split_D).tolist():
-        own_D, k = split_D == number, splits[number]
-        children.append(((cell.i, k), sentence_D[own_D], left_D[own_D]))
-        children.append(((k, cell.j), sentence_D[own_D], right_D[own_D]))
+        here_D, k = split_D == number, splits[number]
+        children.append(((cell.i, k), sentence_D[here_D], left_D[here_D]))
+        children.append(((k, cell.j), sentence_D[here_D], right_D[here_D]))
     return children
 
 

@@ -54,15 +54,15 @@ def aligned(rows: Sequence[Sequence[str]], texts: Collection[int]) -> str:
 
 
 def _row(run: Run) -> tuple[str, ...]:
-    found = summarize(run)
-    tokens = found["tokens"] if found["tokens"] is not None else trained_tokens(run) or None
+    figures = summarize(run)
+    tokens = figures["tokens"] if figures["tokens"] is not None else trained_tokens(run) or None
     return (
         printable(run.name),
-        _text(found["updates"], "{:,.0f}"),
+        _text(figures["updates"], "{:,.0f}"),
         _text(tokens, "{:,.0f}"),
-        "-" if found["wall_seconds"] is None else duration(found["wall_seconds"]),
-        _text(found["best_valid_loss"], "{:.4f}"),
-        _text(found["best_at_update"], "{:,.0f}"),
+        "-" if figures["wall_seconds"] is None else duration(figures["wall_seconds"]),
+        _text(figures["best_valid_loss"], "{:.4f}"),
+        _text(figures["best_at_update"], "{:,.0f}"),
         printable(": ".join(part for part in run.state if part)) or "-",
     )
 

@@ -146,8 +146,8 @@ def _state(run: Run) -> str:
 
 def _progress(run: Run) -> list[str]:
     """Return how many of the updates are done and how long the others take, if they are known."""
-    most, found = number_or_none(run.config.get("optimization.max_update")), summarize(run)
-    done, seconds = found["updates"], found["wall_seconds"]
+    most, figures = number_or_none(run.config.get("optimization.max_update")), summarize(run)
+    done, seconds = figures["updates"], figures["wall_seconds"]
     if not most or not done or done > most:
         return []
     left = f"about {duration((seconds or 0) / done * (most - done))} left"

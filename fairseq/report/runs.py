@@ -95,10 +95,10 @@ class Run:
         if axis == "updates":
             return list(updates)
         if axis == "time":
-            found = [(update, seconds / 3600) for update, seconds in _clock(self)]
+            points = [(update, seconds / 3600) for update, seconds in _clock(self)]
         else:
-            found = self.training(axis)
-        return [_between([(0.0, 0.0), *found], update) for update in updates] if found else []
+            points = self.training(axis)
+        return [_between([(0.0, 0.0), *points], update) for update in updates] if points else []
 
     def training(self, key: str) -> list[tuple[float, float]]:
         """Return the updates with the values of a training figure, whichever tag has it."""

@@ -65,10 +65,10 @@ def _is_alive(folder: Path) -> bool:
 
 def _changed(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        facts = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size
+    return facts.st_mtime_ns, facts.st_size
 
 
 def _page(

@@ -134,11 +134,11 @@ def one_hot(ids: Sequence[Tensor], known_V: Tensor, positions: int) -> Tensor:
         positions: L.
     """
     table_SLV = torch.zeros(len(ids), positions, len(known_V))
-    for row_LV, own_T in zip(table_SLV, ids, strict=True):
-        own_T = own_T[:positions]
-        place_T = torch.searchsorted(known_V, own_T).clamp(max=len(known_V) - 1)
+    for row_LV, row_T in zip(table_SLV, ids, strict=True):
+        row_T = row_T[:positions]
+        place_T = torch.searchsorted(known_V, row_T).clamp(max=len(known_V) - 1)
         # searchsorted gives a place for unknown tokens, too
-        hit_T = (known_V[place_T] == own_T).nonzero()[:, 0]
+        hit_T = (known_V[place_T] == row_T).nonzero()[:, 0]
         row_LV[hit_T, place_T[hit_T]] = 1
     return table_SLV.flatten(1)
 
