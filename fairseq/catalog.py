@@ -142,4 +142,17 @@ GROWTH = {
 }
 
 # What a lower floor asks a higher one for, when it is called: there is this one thing.
+# What fairseq-hessian, fairseq-probe and fairseq-pcfg choose from; it stands here because --help
+# does not wait for the libraries that do it.
+# method -> probes (of lanczos: starting vectors; of hutch++: products) if none are asked for
+HESSIAN_METHODS = {
+    "hutchinson": 100, "hutch++": 99, "fisher": 100, "ggn": 100, "exact": 0, "lanczos": 4,
+}  # fmt: skip
+HESSIAN_MATRICES = ("hessian", "ggn")
+HESSIAN_LABELS = ("data", "model")
+HESSIAN_VECTORS = ("rademacher", "gaussian")
+PROBE_FEATURES = ("positions", "mean", "first")
+PROBE_SOLVERS = ("lbfgs", "sgd", "ridge")
+SPAN_LABELS = ("likelihood", "viterbi", "map", "gold")
+
 HOOKS = {"from_pretrained": "fairseq.hub.load:interface_of"}

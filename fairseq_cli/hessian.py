@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fairseq.catalog import HESSIAN_LABELS, HESSIAN_MATRICES, HESSIAN_METHODS, HESSIAN_VECTORS
 from fairseq_cli.entry import command, command_parser
 
 EXAMPLES = """examples:
@@ -24,10 +25,6 @@ A trace depends on the parameters counted, on how they are scaled, on the labels
 loss is averaged over: compare only traces that are printed with the same convention.
 """
 
-# What the library knows, for which help does not wait; a test holds them against each other.
-METHODS = ("hutchinson", "hutch++", "fisher", "ggn", "exact", "lanczos")
-MATRICES, LABELS, VECTORS = ("hessian", "ggn"), ("data", "model"), ("rademacher", "gaussian")
-
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
@@ -40,14 +37,14 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("checkpoint", metavar="CKPT", help="a checkpoint of any task")
     add("data", metavar="DATA", help="folder of binarized data")
-    add("--method", choices=METHODS, help="(hutchinson)")
-    add("--matrix", choices=MATRICES, help="what the method is applied to (hessian)")
+    add("--method", choices=HESSIAN_METHODS, help="(hutchinson)")
+    add("--matrix", choices=HESSIAN_MATRICES, help="what the method is applied to (hessian)")
     add(
         "--labels",
-        choices=LABELS,
+        choices=HESSIAN_LABELS,
         help="those of the data, or drawn from the model (data; fisher: model)",
     )
-    add("--vector", choices=VECTORS, help="probes (rademacher)")
+    add("--vector", choices=HESSIAN_VECTORS, help="probes (rademacher)")
     add("--params", metavar="all|paper|REGEX", help="parameters that count; paper: without pooler "
         "and bias of the vocabulary (all)")  # fmt: skip
     add(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fairseq.catalog import SPAN_LABELS
 from fairseq_cli.entry import command, command_parser
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="A: the whole sentence; B, C: its first 4, 2 words; span:i:j (B)",
     )  # fmt: skip
     labels.add_argument(
-        "--label", default="likelihood", choices=["likelihood", "viterbi", "map", "gold"],
+        "--label", default="likelihood", choices=SPAN_LABELS,
         help="how the symbol is chosen; gold: the one it was drawn from (likelihood)",
     )  # fmt: skip
     labels.add_argument("--num", type=int, default=10_000, metavar="N", help="of train (10000)")

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from fairseq.catalog import PROBE_FEATURES, PROBE_SOLVERS
 from fairseq_cli.entry import command, command_parser
 
 EXAMPLES = """examples:
@@ -20,9 +21,6 @@ one-hot tokens and the first encoder with random weights are always probed, too.
 fairseq-train --task sentence_prediction.
 """
 
-# What the library knows, for which help does not wait; a test holds them against each other.
-KINDS, SOLVERS = ("positions", "mean", "first"), ("lbfgs", "sgd", "ridge")
-
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
@@ -33,10 +31,10 @@ def make_parser() -> argparse.ArgumentParser:
     for split, needed in (("train", True), ("valid", True), ("test", False)):
         add(f"--{split}", metavar="FILE", required=needed, help="sentences: .csv, or lines")
         add(f"--{split}-labels", metavar="FILE", help="a label a line")
-    add("--features", choices=KINDS, default="positions", help="all tokens' states side by side, "
-        "their mean, or the state of <s> (positions)")  # fmt: skip
-    add("--solver", choices=SOLVERS, default="lbfgs", help="logistic regression, the steps of the "
-        "published probe, or ridge regression in closed form (lbfgs)")  # fmt: skip
+    add("--features", choices=PROBE_FEATURES, default="positions", help="all tokens' states side "
+        "by side, their mean, or the state of <s> (positions)")  # fmt: skip
+    add("--solver", choices=PROBE_SOLVERS, default="lbfgs", help="logistic regression, the steps "
+        "of the published probe, or ridge regression in closed form (lbfgs)")  # fmt: skip
     add("--max-positions", type=int, metavar="N", help="positions (those of the longest sentence)")
     add("--lookup", nargs="+", metavar="NPZ", help="score files of train, valid and test, in order")
     add("--dict-dir", metavar="FOLDER", help="folder with dict.txt (default: the checkpoint's)")

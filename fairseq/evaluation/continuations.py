@@ -19,7 +19,6 @@ from typing import Any, Literal
 import torch
 
 from fairseq import utils
-from fairseq.config.sections import CommonConfig
 from fairseq.data.encoders import TextEncoder
 from fairseq.decoding.scorer import average_log_probs
 from fairseq.distributed.device import choose_device
@@ -345,31 +344,31 @@ def read_texts(path: str, text_key: str = "text", remedy: str = REMEDY) -> Itera
         yield from reader.texts(block).texts
 
 
-def watched(common: CommonConfig, prefix: str) -> Callable[[Batches], Iterable[Any]]:
-    """Return what shows the progress through batches, as the settings ``common`` ask for it."""
+def score_file(flat: Mapping[str, Any], score: Callable[..., Any], items: Any, title: str) -> Any:
+    """Load checkpoints and score what was read with :func:`last_word` or its like.
+
+    Args:
+        flat: see :func:`load`; ``batch_size`` counts, too.
+        score: the function.
+        items: what it scores.
+        title: of the progress.
+    """
+    models, config, task, bpe, device = load(flat)
 
     def watch(batches: Batches) -> Iterator[Any]:
-        with progress_of(common, batches, prefix) as progress:
+        with progress_of(config.common, batches, title) as progress:
             yield from progress
 
-    return watch
+    batch_size = flat.get("batch_size") or BATCH_SIZE
+    return score(models, task, bpe, items, batch_size, device, watch)
 
 
 def evaluate_last_words(
     flat: Mapping[str, Any], path: str, text_key: str = "text"
 ) -> dict[str, Any]:
-    """Load checkpoints and predict the last words of a file; see :func:`last_word`.
-
-    Args:
-        flat: see :func:`load`; ``batch_size`` counts, too.
-        path: JSON lines.
-        text_key: key of the text.
-    """
-    models, config, task, bpe, device = load(flat)
-    watch = watched(config.common, "last words")
-    texts = read_texts(path, text_key)
-    batch_size = flat.get("batch_size") or BATCH_SIZE
-    return last_word(models, task, bpe, texts, batch_size, device, watch)
+    """Predict the last words of a file of JSON lines; see :func:`score_file`."""
+    result: dict[str, Any] = score_file(flat, last_word, read_texts(path, text_key), "last words")
+    return result
 
 
 def describe(result: Mapping[str, Any]) -> str:

@@ -261,7 +261,8 @@ class TextScorer:
         rows = [[pad] * (length - len(prompt)) + prompt for prompt in prompts]
         tokens_RS = torch.tensor(rows, device=self.device)
         choose = self._chooser(settings)
-        readers = [Reader(model, self._temperature(settings)) for model in self.models]
+        temperature = settings.get("temperature") if settings.get("do_sample") else None
+        readers = [Reader(model, float(temperature or 1)) for model in self.models]
         texts, done = [""] * len(prompts), [False] * len(prompts)
         new = length
         for step in range(most):
@@ -290,10 +291,6 @@ class TextScorer:
         text = whole[len(before) :] if whole.startswith(before) else self.decode(written)
         places = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
         return (text[: min(places)], True) if places else (text, done)
-
-    @staticmethod
-    def _temperature(settings: Mapping[str, Any]) -> float:
-        return float(settings.get("temperature") or 1) if settings.get("do_sample") else 1.0
 
     def _chooser(self, settings: Mapping[str, Any]) -> Any:
         """Return what chooses tokens, int64 (R,), from (step, log-probabilities (R, V))."""

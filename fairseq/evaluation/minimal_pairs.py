@@ -25,10 +25,9 @@ from fairseq.evaluation.continuations import (
     front,
     ids_of,
     is_masked,
-    load,
     read_texts,
     score_continuations,
-    watched,
+    score_file,
 )
 from fairseq.models.base import BaseFairseqModel
 from fairseq.tasks.base import FairseqTask
@@ -113,17 +112,9 @@ def minimal_pairs(
 
 
 def evaluate_minimal_pairs(flat: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Load checkpoints and compare the pairs of a file or folder; see :func:`minimal_pairs`.
-
-    Args:
-        flat: see :func:`fairseq.evaluation.continuations.load`; ``batch_size`` counts, too.
-        path: see :func:`read_pairs`.
-    """
-    pairs = read_pairs(path)
-    models, config, task, bpe, device = load(flat)
-    batch_size = flat.get("batch_size") or BATCH_SIZE
-    watch = watched(config.common, "minimal pairs")
-    return minimal_pairs(models, task, bpe, pairs, batch_size, device, watch)
+    """Compare the pairs of a file or folder; see :func:`score_file`."""
+    result: dict[str, Any] = score_file(flat, minimal_pairs, read_pairs(path), "minimal pairs")
+    return result
 
 
 def describe(result: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -115,7 +115,8 @@ def pseudo_log_likelihood(
     documents_1T = task.documents_of(tokens_T[None])
     total = 0.0
     # one copy of the block for each token that is hidden: long blocks are run in fewer copies
-    for part_M in _parts(places, max(1, TOKENS_AT_ONCE // len(tokens_T))):
+    copies = max(1, TOKENS_AT_ONCE // max(1, len(tokens_T)))
+    for part_M in places.split(copies) if len(places) else ():
         copies_MT = tokens_T.repeat(len(part_M), 1)
         # copy r hides the token at part_M[r], which lies at r T + part_M[r] of the flat batch
         rows_M = torch.arange(len(part_M), device=tokens_T.device)
@@ -128,11 +129,6 @@ def pseudo_log_likelihood(
         # fp64: sums over a whole corpus lose digits in fp32
         total -= float(loss_N.double().sum())
     return total, len(places)
-
-
-def _parts(places: Tensor, size: int) -> Iterator[Tensor]:
-    for first in range(0, len(places), size):
-        yield places[first : first + size]
 
 
 def at_lengths(flat: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, dict[str, Any]]:

@@ -158,9 +158,7 @@ def _compare(
     tokens = encoder_out.our_tokens(hub, texts)
     dictionary = hub.task.source_dictionary
     same_tokens(tokenizer, texts, tokens, dictionary.unk(), len(dictionary) - 1)
-    if classifies:
-        return heads.compare(hub, their_model, tokens, tokens, heads.NAME)
-    return encoder_out.compare(hub, their_model, tokens, tokens)
+    return encoder_out.compare(hub, their_model, tokens, tokens, heads.NAME if classifies else None)
 
 
 def encoder_settings(described: Mapping[str, Any], kind: str, state: Mapping[str, Tensor]) -> Any:

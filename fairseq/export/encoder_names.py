@@ -132,7 +132,9 @@ def to_theirs(state: Mapping[str, Tensor], family: Family, layers: int) -> State
         CheckpointError: if one of them has no name there.
     """
     names = theirs_of(family, layers)
-    kept = {key: value for key, value in state.items() if not _is_ours_alone(key)}
+    # no encoder of theirs needs the version mark and sentence heads
+    ours_alone = (f"{ENCODER}version", "classification_heads.")
+    kept = {key: value for key, value in state.items() if not key.startswith(ours_alone)}
     if unknown := sorted(kept.keys() - names.keys()):
         raise CheckpointError(
             f"{family.model_type} of Hugging Face has no place for {', '.join(unknown[:5])}"
@@ -142,11 +144,6 @@ def to_theirs(state: Mapping[str, Tensor], family: Family, layers: int) -> State
     if bias in renamed:
         renamed[family.tied[1]] = renamed[bias].clone()
     return renamed
-
-
-def _is_ours_alone(key: str) -> bool:
-    """Tell weights that no encoder of theirs needs: the version mark, and sentence heads."""
-    return key == f"{ENCODER}version" or key.startswith("classification_heads.")
 
 
 def to_ours(state: Mapping[str, Tensor], family: Family, tied: bool = True) -> State:

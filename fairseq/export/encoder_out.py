@@ -41,6 +41,7 @@ from fairseq.files.io import require_file
 from fairseq.models.base import FairseqLanguageModel
 from fairseq.models.roberta import RobertaModel
 from fairseq.models.roberta.hub_interface import RobertaHubInterface
+from fairseq.utils import split_paths
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -87,20 +88,20 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
         raise
 
 
-def find_data(checkpoint: Path, data: Path | None) -> Path:
+def find_data(checkpoint: Path, data: Path | None, flag: str = "--data") -> Path:
     """Return the data folder of a checkpoint: ``data``, its own folder, or as recorded.
 
     Raises:
-        MissingFileError: if none of them holds a dictionary.
+        MissingFileError: if none of them holds a dictionary; it says which flag names one.
     """
     if data is not None:
         return data
-    recorded = getattr(config_of(read_state(checkpoint)).task, "data", None)
-    for folder in (checkpoint.parent, Path(str(recorded).split(":")[0])):
+    recorded = getattr(config_of(read_state(checkpoint), settle=False).task, "data", None) or ""
+    for folder in (checkpoint.parent, *map(Path, split_paths(recorded))):
         if any((folder / name).is_file() for name in ("input0/dict.txt", "dict.txt")):
             return folder
     raise MissingFileError(
-        f"no dict.txt beside {checkpoint} or in {recorded}; name its folder with --data"
+        f"no dict.txt beside {checkpoint} or in {recorded}; name its folder with {flag}"
     )
 
 
@@ -159,6 +160,7 @@ def compare(
     theirs: TheirModel,
     tokens: Sequence[Tensor],
     mapped: Sequence[Tensor],
+    head: str | None = None,
 ) -> Agreement:
     """Return how far two models are apart; perplexities are those of tokens that are masked.
 
@@ -167,19 +169,24 @@ def compare(
         theirs: a model of Hugging Face.
         tokens: sentences in our ids.
         mapped: the same in theirs.
+        head: name of the classification head that is compared instead.
     """
     pad, mask = hub.task.source_dictionary.pad(), hub._mask()
     headless = hub.model.encoder.lm_head is None
     agreement, lost = Agreement(), []
 
     def said(ours_BT: Tensor, theirs_BT: Tensor, kept_BT: Tensor) -> tuple[Tensor, Tensor]:
-        expected = hub.model(ours_BT, features_only=headless)[0]
+        asked = {"classification_head_name": head} if head else {"features_only": headless}
+        expected = hub.model(ours_BT, **asked)[0]
         output = theirs(theirs_BT, attention_mask=kept_BT.long())
-        return expected, output.last_hidden_state if headless else output.logits
+        return expected, output.last_hidden_state if headless and not head else output.logits
 
     pairs = zip(batches(tokens, pad), batches(mapped, pad), strict=True)
     for (ours_BT, kept_BT), (theirs_BT, _) in pairs:
         expected, reply = said(ours_BT, theirs_BT, kept_BT)
+        if head:
+            agreement.add(expected, reply, headless=False)
+            continue
         agreement.add(expected[kept_BT], reply[kept_BT], headless)
         if headless:
             continue
@@ -321,11 +328,7 @@ def write(
     texts = [*sentences, *ODD_TEXTS]
     tokens = our_tokens(hub, texts)
     mapped = same_tokens(tokenizer, texts, tokens, dictionary.unk(), first_free - 1)
-    agreement = (
-        heads.compare(hub, loaded, tokens, mapped, head)
-        if head
-        else compare(hub, loaded, tokens, mapped)
-    )
+    agreement = compare(hub, loaded, tokens, mapped, head)
     agreement.check()
     return auto, {
         "class": type(loaded).__name__,

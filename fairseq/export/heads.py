@@ -1,8 +1,6 @@
 """Heads that classify sentences: ours is that of RoBERTa, and BERT's pooler with its classifier.
 
 All are a hidden layer on the first token and a linear map; names and activations differ.
-
-Shapes: B sentences, K labels.
 """
 
 from __future__ import annotations
@@ -11,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor
 
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import UnsupportedError
-from fairseq.export.compare import Agreement, batches
-from fairseq.export.loaded import Loaded, TheirModel
+from fairseq.export.loaded import Loaded
 
 if TYPE_CHECKING:
     from fairseq.models.roberta.model import RobertaModel
@@ -99,24 +95,24 @@ def labels_of(hub: Loaded[RobertaModel], head: str, labels: Sequence[str] | None
     }
 
 
+def _names(head: str, family: str) -> list[tuple[str, str]]:
+    """Return our name and theirs of each weight of a head."""
+    parts = zip(("dense", "out_proj"), PARTS[family][:2], strict=True)
+    return [
+        (f"{PREFIX}{head}.{ours}.{kind}", f"{their_name}.{kind}")
+        for ours, their_name in parts
+        for kind in ("weight", "bias")
+    ]
+
+
 def to_theirs(state: Mapping[str, Tensor], head: str, family: str) -> dict[str, Tensor]:
     """Return the weights of a head under the names of a family."""
-    names = dict(zip(("dense", "out_proj"), PARTS[family][:2], strict=True))
-    return {
-        f"{their_name}.{kind}": state[f"{PREFIX}{head}.{ours}.{kind}"]
-        for ours, their_name in names.items()
-        for kind in ("weight", "bias")
-    }
+    return {their_name: state[ours] for ours, their_name in _names(head, family)}
 
 
 def to_ours(weights: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     """Return the weights of their classifier as our head."""
-    names = dict(zip(("dense", "out_proj"), PARTS[family][:2], strict=True))
-    return {
-        f"{PREFIX}{NAME}.{ours}.{kind}": weights[f"{their_name}.{kind}"]
-        for ours, their_name in names.items()
-        for kind in ("weight", "bias")
-    }
+    return {ours: weights[their_name] for ours, their_name in _names(NAME, family)}
 
 
 def of_model(described: Mapping[str, Any], weights: Mapping[str, Tensor], family: str) -> bool:
@@ -177,29 +173,3 @@ def write_dictionaries(folder: Path, dictionary: Dictionary, described: Mapping[
     for name in names:
         labels.add_symbol(name, n=0)
     labels.save(folder / "label" / "dict.txt")
-
-
-@torch.inference_mode()
-def compare(
-    hub: Loaded[RobertaModel],
-    their_model: TheirModel,
-    tokens: Sequence[Tensor],
-    mapped: Sequence[Tensor],
-    head: str,
-) -> Agreement:
-    """Return how far two models are apart in what they say of sentences.
-
-    Args:
-        hub: our model.
-        their_model: a model of Hugging Face.
-        tokens: sentences in our ids.
-        mapped: the same in theirs.
-        head: name of our head.
-    """
-    pad, agreement = hub.task.source_dictionary.pad(), Agreement()
-    pairs = zip(batches(tokens, pad), batches(mapped, pad), strict=True)
-    for (ours_BT, _), (theirs_BT, kept_BT) in pairs:
-        expected_BK = hub.model(ours_BT, classification_head_name=head)[0]
-        theirs_BK = their_model(theirs_BT, attention_mask=kept_BT.long()).logits
-        agreement.add(expected_BK, theirs_BK, headless=False)
-    return agreement

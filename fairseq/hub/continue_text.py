@@ -94,7 +94,7 @@ class TextGenerator:
             self.hub.half()
         if flat.get("bf16"):
             self.hub.bfloat16()
-        self.models = list(self.hub.models)
+        self.models: list[Any] = list(self.hub.models)
         settings = {**plain(self.config.generation), "seed": self.config.common.seed}
         self.generator = self.task.build_generator(self.models, argparse.Namespace(**settings))
         self.tally = Tally()

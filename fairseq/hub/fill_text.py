@@ -44,7 +44,10 @@ class MaskFiller:
                 "masks are filled by one model, not by an ensemble: name one with --path"
             )
         hub = type(models[0]).hub_interface(self.config, task, models)
-        if not isinstance(hub, RobertaHubInterface) or not _predicts(task):
+        # tasks with labels have masks, too, but their models predict labels
+        masks = getattr(task, "mask_idx", None) is not None
+        predicts = masks and not hasattr(task, "label_dictionary")
+        if not isinstance(hub, RobertaHubInterface) or not predicts:
             raise ConfigError(
                 f"{flat['path']}: a model of --task {self.config.task._name} neither continues "
                 "text nor fills masks"
@@ -138,8 +141,3 @@ class MaskFiller:
 
 def _total(one: tuple[Tensor, dict[int, float]]) -> float:
     return sum(one[1].values())
-
-
-def _predicts(task: Any) -> bool:
-    """Tell whether a task has masks that its models predict."""
-    return getattr(task, "mask_idx", None) is not None and not hasattr(task, "label_dictionary")

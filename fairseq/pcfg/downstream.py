@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fairseq.catalog import SPAN_LABELS
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import PathLike, atomic_write
@@ -34,8 +35,6 @@ from fairseq.pcfg.source import GrammarSource, batches
 from fairseq.pcfg.viterbi import Viterbi
 from fairseq.rng import philox
 
-HOW = ("likelihood", "viterbi", "map", "gold")
-
 
 class Labeller:
     """Labels sentences of a grammar.
@@ -43,7 +42,7 @@ class Labeller:
     Args:
         source: the grammar.
         task: see the module.
-        how: one of ``HOW``.
+        how: one of ``catalog.SPAN_LABELS``.
 
     Attributes:
         names: the labels, sorted; the same for every file.
@@ -59,9 +58,10 @@ class Labeller:
         spans = {"A": (0, None), "B": (0, 4), "C": (0, 2)}
         if match := re.fullmatch(r"span:(\d+):(\d+)", task):
             spans[task] = (int(match.group(1)), int(match.group(2)))
-        if task not in spans or how not in HOW:
+        if task not in spans or how not in SPAN_LABELS:
             raise ConfigError(
-                f"task {task}, labels by {how}: choose A, B, C or span:i:j, and {', '.join(HOW)}"
+                f"task {task}, labels by {how}: choose A, B, C or span:i:j, and "
+                + ", ".join(SPAN_LABELS)
             )
         self.first, self.last = spans[task]
         if self.last is not None and self.first >= self.last:

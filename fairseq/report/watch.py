@@ -43,7 +43,7 @@ def watch(
     """
     written, seen, folders = None, None, [Path(folder) for folder in run_folders]
     try:
-        while any(_is_alive(folder) for folder in folders):
+        while any(state_of(folder, ()).kind == ALIVE for folder in folders):
             now = [_changed(folder / name) for folder in folders for name in _FILES]
             if now != seen:
                 page = _page(folders, output_folder, seconds, **settings)
@@ -57,10 +57,6 @@ def watch(
         if written is None:
             return None
     return write_report(folders, output_folder, **settings)
-
-
-def _is_alive(folder: Path) -> bool:
-    return state_of(folder, ()).kind == ALIVE
 
 
 def _changed(path: Path) -> tuple[int, int] | None:

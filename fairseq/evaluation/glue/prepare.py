@@ -19,6 +19,7 @@ from fairseq.config.preprocess import PreprocessConfig
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import CheckpointError, ConfigError, DataError
 from fairseq.evaluation.glue.tasks import STS_B_MAXIMUM, Examples, GlueTask, read_examples
+from fairseq.export.encoder_out import find_data
 from fairseq.files.io import atomic_write, require_file, sha256_of
 from fairseq.hub.load import from_pretrained
 from fairseq.preprocess import preprocess
@@ -70,7 +71,7 @@ def open_pretrained(path: str, dict_dir: str | None = None, **settings: Any) -> 
     from fairseq.data.encoders import build_bpe
 
     file = require_file(path, "checkpoint", "Name the file of a pre-trained model.").resolve()
-    folder = Path(dict_dir) if dict_dir else dictionary_folder(file)
+    folder = find_data(file, Path(dict_dir) if dict_dir else None, "--dict-dir")
     require_file(folder / "dict.txt", "dictionary", "Name its folder with --dict-dir.")
     loaded = from_pretrained(str(file.parent), file.name, str(folder.resolve()), **settings)
     model, config = loaded["models"][0], loaded["args"]
@@ -91,20 +92,6 @@ def open_pretrained(path: str, dict_dir: str | None = None, **settings: Any) -> 
         encoder=build_bpe(config.bpe),
         encoder_settings=plain(config.bpe) or {},
         dictionary=dictionary,
-    )
-
-
-def dictionary_folder(checkpoint: Path) -> Path:
-    """Return the folder beside the checkpoint's dictionary, if it can be found."""
-    from fairseq.checkpoint.layout import config_of, read_state
-    from fairseq.utils import split_paths
-
-    if (checkpoint.parent / "dict.txt").is_file():
-        return checkpoint.parent
-    task = getattr(config_of(read_state(checkpoint), settle=False), "task", None)
-    folders = [Path(name) for name in split_paths(getattr(task, "data", None) or "")]
-    return next(
-        (folder for folder in folders if (folder / "dict.txt").is_file()), checkpoint.parent
     )
 
 

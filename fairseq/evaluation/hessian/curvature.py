@@ -15,8 +15,6 @@ from fairseq.evaluation.hessian.objective import Objective, Sample
 from fairseq.evaluation.hessian.parameters import ParameterSet
 from fairseq.rng import derive_seed
 
-MATRICES = ("hessian", "ggn")
-LABELS = ("data", "model")
 # Numbers in the gradients of the targets that are computed at once.
 GRADIENT_ELEMENTS = 1 << 25
 

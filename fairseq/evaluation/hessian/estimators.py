@@ -14,7 +14,6 @@ from torch import Tensor
 
 Products = Callable[[Tensor], Tensor]
 Draw = Callable[[int], Tensor]
-VECTORS = ("rademacher", "gaussian")
 
 
 def draws(kind: str, size: int, like: Tensor, seed: Callable[[int], int]) -> Draw:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairseq.catalog import HESSIAN_LABELS, HESSIAN_MATRICES, HESSIAN_METHODS, HESSIAN_VECTORS
 from fairseq.errors import ConfigError, DataError, did_you_mean
 from fairseq.evaluation.hessian.batches import Batches, open_checkpoint
-from fairseq.evaluation.hessian.curvature import LABELS, MATRICES, Curvature
+from fairseq.evaluation.hessian.curvature import Curvature
 from fairseq.evaluation.hessian.estimators import (
-    VECTORS,
     Mean,
     draws,
     hutch_plus_plus,
@@ -30,8 +30,6 @@ from fairseq.evaluation.hessian.parameters import ParameterSet
 from fairseq.logging.progress_bar import BaseProgressBar, progress_bar
 from fairseq.rng import derive_seed
 
-# method -> probes (of lanczos: starting vectors; of hutch++: products) if none are asked for
-METHODS = {"hutchinson": 100, "hutch++": 99, "fisher": 100, "ggn": 100, "exact": 0, "lanczos": 4}
 # A matrix of 200 MB in fp64.
 EXACT_LIMIT = 5000
 # A standard error of fewer values is too rough to stop on.
@@ -47,7 +45,7 @@ class Settings:
     """What is measured and how.
 
     Attributes:
-        method: one of ``METHODS``; ``ggn`` is ``hutchinson`` of the Gauss-Newton matrix.
+        method: one of ``HESSIAN_METHODS``; ``ggn`` is ``hutchinson`` of the Gauss-Newton matrix.
         matrix: ``hessian`` or ``ggn``.
         labels: ``data``, or ``model``: drawn from the model's distribution; None for the method's
             own: ``model`` for ``fisher``, else ``data``.
@@ -91,7 +89,8 @@ class Settings:
         values = dict(vars(self))
         values["labels"] = self.labels or ("model" if self.method == "fisher" else "data")
         for name, known in (
-            ("method", METHODS), ("matrix", MATRICES), ("labels", LABELS), ("vector", VECTORS)
+            ("method", HESSIAN_METHODS), ("matrix", HESSIAN_MATRICES),
+            ("labels", HESSIAN_LABELS), ("vector", HESSIAN_VECTORS),
         ):  # fmt: skip
             if values[name] not in known:
                 meant = did_you_mean(values[name], known)
@@ -99,7 +98,7 @@ class Settings:
         if self.method == "ggn":
             values |= {"method": "hutchinson", "matrix": "ggn"}
         if self.probes is None:
-            values["probes"] = METHODS[self.method]
+            values["probes"] = HESSIAN_METHODS[self.method]
         if self.method in FIXED and self.sentences is None:
             values["sentences"] = 16 * self.batch_size
         for name, least in (("probes", 0), ("batch_size", 1), ("sentences", 1), ("steps", 1)):

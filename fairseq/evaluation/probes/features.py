@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairseq.catalog import PROBE_FEATURES
 from fairseq.data.encoders import build_bpe
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError, UnsupportedError
-from fairseq.evaluation.glue.prepare import dictionary_folder
+from fairseq.export.encoder_out import find_data
 from fairseq.files.io import require_file
 from fairseq.hub.load import from_pretrained
 from fairseq.models.base import BaseFairseqModel
 from fairseq.modules.heads import pool
 from fairseq.rng import derive_seed
 
-KINDS = ("positions", "mean", "first")
 # Tokens of a batch, padding included.
 TOKENS_AT_ONCE = 8192
 
@@ -41,7 +41,7 @@ class Encoder:
 
     def __init__(self, path: str, dict_dir: str | None = None, device: str = "auto") -> None:
         file = require_file(path, "checkpoint", "Name the file of a pre-trained encoder.").resolve()
-        folder = Path(dict_dir) if dict_dir else dictionary_folder(file)
+        folder = find_data(file, Path(dict_dir) if dict_dir else None, "--dict-dir")
         loaded = from_pretrained(str(file.parent), file.name, str(folder.resolve()), device=device)
         self.config, self.task = loaded["args"], loaded["task"]
         self.device = choose_device(self.config)
@@ -89,8 +89,8 @@ class Encoder:
         Raises:
             ConfigError: for an unknown kind, or sentences longer than L.
         """
-        if kind not in KINDS:
-            raise ConfigError(f"--features {kind}: choose {', '.join(KINDS)}")
+        if kind not in PROBE_FEATURES:
+            raise ConfigError(f"--features {kind}: choose {', '.join(PROBE_FEATURES)}")
         longest = max(len(row) for row in ids)
         if kind == "positions" and longest > positions:
             raise ConfigError(f"--max-positions {positions}: a sentence has {longest} tokens")

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq.catalog import PROBE_SOLVERS
 from fairseq.errors import ConfigError, did_you_mean
 from fairseq.rng import derive_seed
 
-SOLVERS = ("lbfgs", "sgd", "ridge")
 # Weights of the squared norm, from strong to weak: each begins where the one before ended.
 L2_GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 RIDGE = 1e-3
@@ -62,7 +62,7 @@ def fit(
     if solver == "ridge":
         return _ridge(train, classes), {"ridge": RIDGE}
     raise ConfigError(
-        f"--solver {solver}{did_you_mean(solver, SOLVERS)}: choose {', '.join(SOLVERS)}"
+        f"--solver {solver}{did_you_mean(solver, PROBE_SOLVERS)}: choose {', '.join(PROBE_SOLVERS)}"
     )
 
 
