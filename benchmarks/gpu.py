@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from run import commit, machine, publish
+from timing import peak_on_gpu
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,15 +70,6 @@ def interleaved(runs: Mapping[str, Run], rounds: int) -> dict[str, Row]:
     }
 
 
-def peak_MB(run: Run) -> float:
-    """Return what running once needs beyond what is there already."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    return (torch.cuda.max_memory_allocated() - before) / 1e6
-
-
 def gemm(m: int, k: int, n: int) -> Run:
     """Return a function that multiplies (m, k) by (k, n) matrices in bf16."""
     left, right = (torch.randn(shape, device="cuda").to(BF16) for shape in ((m, k), (k, n)))
@@ -98,7 +90,7 @@ def compare(runs: Mapping[str, Run], flop: float, rounds: int, floor: Mapping[st
     least = sum(figures.pop(name)["ms"] for name in floor)
     for name, figure in figures.items():
         figure["TFLOP_s"] = flop / figure["ms"] / 1e9
-        figure["peak_MB"] = peak_MB(usable[name])
+        figure["peak_MB"] = peak_on_gpu(usable[name])
         if floor:
             figure["share_of_gemm_floor"] = least / figure["ms"]
     return {"results": figures, "gemm_floor_ms": least or None, "left_out": left_out}

@@ -249,6 +249,7 @@ def _compare(vocabulary: int, bf16: bool, rounds: int) -> dict[str, Any]:
 
     from benchmarks.step import LENGTH, ROWS, Case
     from benchmarks.step_peers import transformers_masked
+    from benchmarks.timing import milliseconds
 
     torch.manual_seed(0)
     case = Case("masked", vocabulary, 0.1, torch.get_num_threads())
@@ -257,17 +258,11 @@ def _compare(vocabulary: int, bf16: bool, rounds: int) -> dict[str, Any]:
         "transformers": transformers_masked(case, False, "sdpa"),
         "transformers_gathering": transformers_masked(case, True, "sdpa"),
     }
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 2):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-                step()
-            if number >= 2:
-                times[name].append(time.perf_counter() - started)
-    median = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16)
+    taken = milliseconds([autocast(step) for step in steps.values()], rounds, "cpu")
+    median = dict(zip(steps, taken, strict=True))
     return {
-        **{f"{name}_tokens_s": round(ROWS * LENGTH / value) for name, value in median.items()},
+        **{f"{name}_tokens_s": round(1000 * ROWS * LENGTH / ms) for name, ms in median.items()},
         "ratio": round(median["transformers"] / median["ours"], 2),
         "ratio_to_gathering": round(median["transformers_gathering"] / median["ours"], 2),
     }

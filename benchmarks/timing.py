@@ -52,6 +52,12 @@ def _in_a_child(make: Callable[[], Run]) -> float:
 def _on_gpu(make: Callable[[], Run]) -> float:
     run = make()
     run()
+    return peak_on_gpu(run)
+
+
+def peak_on_gpu(run: Callable[[], object]) -> float:
+    """Return how many MB running once needs beyond what is there already."""
+    torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     run()

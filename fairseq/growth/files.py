@@ -14,9 +14,9 @@ from torch import Tensor
 from fairseq.checkpoint.layout import config_of, read_state, record_of
 from fairseq.config.registries import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY
 from fairseq.config.schema import assign
-from fairseq.errors import CheckpointError, ConfigError, DataError
+from fairseq.errors import CheckpointError, ConfigError
 from fairseq.export.encoder_out import find_data
-from fairseq.export.model_files import write_model
+from fairseq.export.model_files import refuse_existing, write_model
 from fairseq.files.io import require_file, sha256_of
 from fairseq.growth.enlarge import slopes_of
 from fairseq.growth.methods import Options
@@ -185,8 +185,7 @@ def grow_file(
         ConfigError: for what does not fit.
         CheckpointError: if a method that claims to be exact is not.
     """
-    if out.exists() and not force:
-        raise DataError(f"{out} exists; choose another --out, or give --force to replace it")
+    refuse_existing(out, force)
     source = opened.source if operator is None else _with_operator(opened.source, operator)
     name, chosen = choose_method(method, source.operator is not None)
     check_operator(source, target)
