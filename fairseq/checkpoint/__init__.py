@@ -194,7 +194,7 @@ def save_checkpoint(
         first,
         epoch,
         updates,
-        val_loss,
+        "unknown: not validated" if val_loss is None else val_loss,
         time.perf_counter() - started,
     )
     trainer.task.post_save(first, updates)

@@ -193,9 +193,7 @@ def safe_load(path: PathLike) -> Any:
         MissingFileError: if there is no such file.
         CheckpointError: if it is damaged, or holds objects that are not allowed.
     """
-    file = require_file(
-        path, "checkpoint", "Check the path; --restore-file is not inside save-dir."
-    )
+    file = require_file(path, "checkpoint", "Check the path.")
     if _looks_zipped(file):
         verify_zip(file)
     try:

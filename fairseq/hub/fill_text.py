@@ -76,7 +76,7 @@ class MaskFiller:
             )
         masks = (tokens_T == self.hub._mask()).nonzero()[:, 0].tolist()
         if not masks:
-            logger.warning("text %d has no %s: write one where a word is missing", number, MASK)
+            logger.warning("no %s in %r: write it where a word is missing", MASK, text)
         filled = self.fill(tokens_T, masks) if masks else []
         seconds = time.perf_counter() - started
         self.tally.sentences += 1

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from fairseq.config.preprocess import PreprocessConfig
 from fairseq.config.ranges import check_fields
@@ -78,7 +79,7 @@ def preprocess(config: PreprocessConfig) -> None:
         OutputExistsError: if ``destdir`` holds a dictionary that would be overwritten, or another
             ``preprocess`` is at work there.
     """
-    as_called, config = config, PreprocessConfig.from_namespace(config)
+    config = PreprocessConfig.from_namespace(config)
     check_fields(config)
     _check_flags(config)
     _check_destination(config)
@@ -92,7 +93,7 @@ def preprocess(config: PreprocessConfig) -> None:
         contextlib.ExitStack() as stack,
     ):
         _check_destination(config)  # again, now that nobody else can be at work there
-        logger.info(as_called)
+        logger.info("settings: %s", _stated(config))
         texts = _records_to_text(config, texts, stack)
         numbered = _read_train_texts(config, texts, stack)
         dictionaries = _dictionaries(config, texts, numbered)
@@ -109,6 +110,12 @@ def preprocess(config: PreprocessConfig) -> None:
         _copy_tokenizer(config)
         _write_manifest(config, dictionaries, entries, described)
         logger.info(f"Wrote preprocessed data to {config.destdir}")
+
+
+def _stated(config: PreprocessConfig) -> str:
+    """Return the settings that are not the defaults, ``name=value``, for the log."""
+    values = ((field, getattr(config, field.name)) for field in fields(config))
+    return ", ".join(f"{f.name}={value!r}" for f, value in values if value != f.default)
 
 
 def _check_flags(config: PreprocessConfig) -> None:
@@ -192,9 +199,9 @@ def _require_text(text: Text) -> None:
     place = text.records.name if text.records else text.path
     if text.records and os.path.isdir(place):
         return
-    text_file = require_file(
-        place, "text file", "The --*pref flags name files without the language."
-    )
+    flag = f"--{re.split('[0-9.]', text.output)[0]}pref"
+    language = f", which names the file without .{text.lang}" if text.lang else ""
+    text_file = require_file(place, "text file", f"Check {flag}{language}.")
     if text_file.stat().st_size == 0:
         raise DataError(f"{place} is empty; leave out its flag, or give a text with some lines")
 

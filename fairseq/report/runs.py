@@ -158,13 +158,14 @@ def load_run(folder: Path, name: str) -> Run:
     if not folder.is_dir():
         raise MissingFileError(f"run folder not found: {folder}. Name the --save-dir of a run.")
     metrics = folder / "metrics.jsonl"
-    if not metrics.is_file():
-        raise MissingFileError(
-            f"no metrics.jsonl in {folder}. Name the --save-dir of a run; "
-            "runs of the original fairseq have no such file."
-        )
-    notes: list[str] = []
     events = _read_side(folder / "events.jsonl")
+    if not metrics.is_file():
+        begun = (
+            "the run has begun, its first record comes after --log-interval updates (--watch waits)"
+        )
+        foreign = "name the --save-dir of a run; runs of the original fairseq have no such file"
+        raise MissingFileError(f"no metrics.jsonl in {folder}: {begun if events else foreign}")
+    notes: list[str] = []
     return Run(
         name=name,
         folder=folder,

@@ -67,7 +67,7 @@ class Costs:
         spent = trainer.cumulative_training_time()
         eta = seconds_left(settings, left, self._seconds_an_update, spent)
         if not self._told_speed:
-            logger.info("%s", cost_so_far(trainer, stats.get("wps"), eta))
+            logger.info("%s", cost_so_far(trainer, tokens / self._seconds_an_update, eta))
             self._told_speed = True
         return stats if eta is None else {**stats, "eta": round(eta)}
 

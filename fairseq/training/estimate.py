@@ -161,7 +161,7 @@ def _measured(loop: TrainLoop) -> Estimate:
     spent = trainer.cumulative_training_time()
     groups = loop.update_groups()
     at = standing(trainer, loop.epoch_itr, groups)
-    logger.info("estimate: training a few updates, for %.0f seconds or so", ENOUGH)
+    logger.info("estimate: at least %d updates and %.0f seconds, then validation", LEAST, ENOUGH)
     saved = _largest_update(loop)
     seconds, count, cost = _timed_updates(loop, groups)
     tokens, each = cost.get("tokens", 0) / count, seconds / count

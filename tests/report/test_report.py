@@ -173,6 +173,9 @@ def test_missing_and_empty_runs(tmp_path, monkeypatch):
         load_runs([tmp_path / "nowhere"])
     with pytest.raises(MissingFileError, match="no metrics.jsonl in"):
         load_runs([tmp_path])
+    (tmp_path / "events.jsonl").write_text('{"event": "start"}\n')
+    with pytest.raises(MissingFileError, match="has begun, its first record comes after"):
+        load_runs([tmp_path])
     with pytest.raises(DataError, match="no run folder"):
         load_runs([])
     (tmp_path / "empty").mkdir()
