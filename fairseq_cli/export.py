@@ -26,6 +26,14 @@ log-probabilities, perplexity and greedy continuations on 100 sentences, and on 
 tokenizers differ on, are compared before the result gets its name; a difference above 1e-5 (times
 the greatest logit) is an error, and nothing is written.
 """
+TOLD = {
+    "remote_code": "class travels with the model",
+    "extra_rows": "rows added",
+    "sentences": "sentences compared",
+    "max_abs_difference": "largest difference of logits",
+    "log_probability_difference": "of log-probabilities",
+    "perplexity": "perplexity on the compared texts",
+}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -128,9 +136,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             else original_and_safetensors.to_fairseq
         )
         result = write(args.source, args.out, args.force)
-    facts = ", ".join(f"{name} {value}" for name, value in result.items())
+    facts = ", ".join(f"{TOLD.get(name, name)} {_short(value)}" for name, value in result.items())
     print(json.dumps(result) if args.json else f"wrote {args.out}: {facts}")
     return 0
+
+
+def _short(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 cli_main = command(main)

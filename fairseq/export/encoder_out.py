@@ -80,6 +80,9 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        allowed = temporary.stat().st_mode & 0o666  # safetensors makes files for their owner alone
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            file.chmod(allowed)
         if out.exists():
             shutil.rmtree(out)
         temporary.rename(out)

@@ -119,6 +119,8 @@ def test_to_hugging_face(variant: str, words: Path, tmp_path: Path) -> None:
     assert float((found[..., : expected.shape[-1]] - expected).abs().max()) <= 1e-5
     assert expected.std() > 0.1
     assert "fairseq-lm" in (tmp_path / "out/README.md").read_text()
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()}
+    assert len(modes) > 3 and len(set(modes.values())) == 1, modes
 
 
 @pytest.mark.parametrize("variant", ["baseline", "headless", "untied"])
