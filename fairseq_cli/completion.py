@@ -79,6 +79,7 @@ def words_of(module: str) -> Words:
     from fairseq.config.components import known_names
     from fairseq.config.flags import Parser
     from fairseq.config.options import add_component_flags
+    from fairseq.config.yaml import recipe_names
 
     words = Words()
     with _caught_help() as parsers, contextlib.suppress(SystemExit):
@@ -87,6 +88,8 @@ def words_of(module: str) -> Words:
         start(["--help"])
     (parser,) = parsers
     words.add(parser)
+    if "--config" in words.flags:
+        words.values["--config"] = recipe_names()
     for component in getattr(parser, "components", ()):
         flag = f"--{component.replace('_', '-')}"
         words.values[flag] = sorted(known_names(component))

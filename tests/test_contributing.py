@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from documents import ROOT, blocks
 
+from fairseq.files.safe_load import safe_load
+
 GUIDE = ROOT / "CONTRIBUTING.md"
 LIMIT = 90
 PARTS = ("model", "criterion", "task")
@@ -118,11 +120,14 @@ def test_the_template_s_head_dataset_and_schedule_train(tmp_path: Path, data: Pa
         "--task counting --criterion masked_lm --arch roberta_scaled --lr-scheduler saw".split()
     )
     train = [str(data), *user_dir, *chosen, "--teeth", "4", *SMALL_ROBERTA[2:], *COMMON]
+    train += ["--first-scale", "0.5"]
     more = ["--log-interval", "1", "--max-update", "40", "--save-dir", "run"]
     checkpoint = str(tmp_path / "run" / "checkpoint_best.pt")
     check = [str(data), *user_dir, "--path", checkpoint, "--log-format", "none"]
     run_all([[*train, *more], check], tmp_path)
     text = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+    weights = safe_load(tmp_path / "run" / "checkpoint_best.pt")["model"]
+    assert 0 < abs(float(weights["encoder.lm_head.scale"]) - 0.5) < 0.4
     rows = [row for row in map(json.loads, text.splitlines()) if row["tag"] == "train_inner"]
     assert [float(row["lr"]) for row in rows[:5]] == [0.0075, 0.005, 0.0025, 0.01, 0.0075]
     losses = [float(row["loss"]) for row in rows]

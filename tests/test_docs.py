@@ -59,7 +59,7 @@ def test_internal_links_resolve() -> None:
 
 
 def test_folders_and_files_named_in_the_map_exist() -> None:
-    for cell in re.findall(r"^\| (`[^|]*`) \|", section(README, "A map of the house"), re.M):
+    for cell in re.findall(r"^\| (`[^|]*`) \|", section(README, "What is where"), re.M):
         for name in re.findall(r"`([^`]+)`", cell):
             assert (ROOT / name).exists(), name
 

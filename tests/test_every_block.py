@@ -48,7 +48,10 @@ SMALLER = {
         "--encoder-layers 12": "--encoder-layers 2 --encoder-embed-dim 32 "
         "--encoder-ffn-embed-dim 32 --encoder-attention-heads 4"
     },
-    "corpora.md": {"-n 5000": "-n 2", "-n -5000": "-n -2"},
+    "corpora.md": {
+        **{"-n 5000": "-n 2", "-n -5000": "-n -2"},
+        **{"-n 1000": "-n 30", "-n -1000": "-n -30"},
+    },
     "optimization.md": {
         "--max-update 100000": "--max-update 3",
         "--max-update 1200": "--max-update 4",
@@ -89,6 +92,11 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def corpora() -> None:
     documents = Path("train.txt").read_text(encoding="utf-8").split("\n\n")
+    Path("books").mkdir()
+    for name in ("one", "two"):  # hard line breaks in every paragraph
+        lines = Path("train.txt").read_text(encoding="utf-8").split("\n")
+        text = "\n\n".join(line.replace(" ", "\n", 2) for line in lines if line)
+        Path("books", f"{name}.txt").write_text(text, encoding="utf-8")
     records = "".join(json.dumps({"text": text}) + "\n" for text in documents * 10)
     Path("train.jsonl.gz").write_bytes(gzip.compress(records.encode()))
     Path("valid.jsonl").write_text(records, encoding="utf-8")

@@ -12,13 +12,18 @@ from typing import Any
 import pytest
 from documents import README, ROOT, command_lines, own_text, run_command, section, small_text
 
+from fairseq.criterions.masked_lm import MaskedLmLoss
+
 
 def test_the_five_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     small_text(tmp_path, "train.txt", "valid.txt", lines=120)
-    _, commands = re.findall(r"```bash\n(.*?)```", section(README, "Five commands"), re.S)
+    text = section(README, "Five commands")
+    install, commands = re.findall(r"```bash\n(.*?)```", text, re.S)
+    assert [words[0] for words in command_lines(install)] == ["python3", ".", "pip"]
+    assert MaskedLmLoss.loss_unit in text  # as the log and the report say it
     typed = command_lines(commands)
     assert len(typed) == 5
     for words in typed:

@@ -4,6 +4,8 @@ A head says what is multiplied: hidden states, a table with a row for every word
 Losses, generation and the hub all ask it; whole logits are never kept.
 """
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import nn
 
@@ -12,10 +14,15 @@ from fairseq.models.roberta import RobertaConfig, RobertaEncoder, RobertaModel
 from fairseq.modules.heads import Projection, VocabularyHead
 
 
+@dataclass
+class ScaledConfig(RobertaConfig):  # the flags of --arch roberta, such as --encoder-layers
+    first_scale: float = field(default=1.0, metadata={"help": "factor of the logits at the start"})
+
+
 class ScaledHead(VocabularyHead):
-    def __init__(self, weight_VC):
+    def __init__(self, weight_VC, scale):
         super().__init__()
-        self.weight, self.scale = weight_VC, nn.Parameter(torch.ones(()))
+        self.weight, self.scale = weight_VC, nn.Parameter(torch.tensor(scale))
 
     def projection(self, hidden_NC):
         return Projection(hidden_NC * self.scale, self.weight, None)
@@ -23,9 +30,9 @@ class ScaledHead(VocabularyHead):
 
 class ScaledEncoder(RobertaEncoder):
     def build_lm_head(self, embed_dim, output_dim, activation_fn, weight):
-        return ScaledHead(weight)  # the table of embeddings
+        return ScaledHead(weight, self.args.first_scale)  # weight: the table of embeddings
 
 
-@register_model("roberta_scaled", dataclass=RobertaConfig)  # with the flags of --arch roberta
+@register_model("roberta_scaled", dataclass=ScaledConfig)
 class ScaledRoberta(RobertaModel):
     encoder_class = ScaledEncoder

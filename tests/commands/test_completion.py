@@ -44,6 +44,7 @@ def test_what_bash_offers(script: str) -> None:
     assert complete(script, ".venv/bin/fairseq-train", "data", "--adam-b") == ["--adam-betas"]
     assert "roberta_tiny" in complete(script, "fairseq-train", "--arch", "roberta_t")
     assert complete(script, "fairseq-train", "--position", "rot") == ["rotary"]
+    assert complete(script, "fairseq-train", "--config", "zero") == ["zero_clap"]
     assert complete(script, "fairseq-pcfg", "down") == ["downstream"]
     assert complete(script, "fairseq-pcfg", "downstream", "--lab") == ["--label"]
     assert "gold" in complete(script, "fairseq-pcfg", "downstream", "--label", "")
