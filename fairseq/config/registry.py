@@ -46,8 +46,8 @@ class Registry(UserDict[str, Any]):
                 raise RegistryError(f"{self.kind} '{name}': {why_refused(name)}")
             hint = did_you_mean(str(name), self.data)
             raise RegistryError(
-                f"unknown {self.kind} '{name}'{hint}. Known: {', '.join(sorted(self.data))}. "
-                "Is a --user-dir missing?"
+                f"unknown {self.kind} '{name}'{hint}. Is a --user-dir missing? "
+                f"Known: {', '.join(sorted(self.data))}"
             )
         value = self.data[name]
         if isinstance(value, str):

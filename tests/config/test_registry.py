@@ -124,7 +124,9 @@ def test_names_are_known_without_importing_what_is_behind_them():
 def test_unknown_names_get_a_suggestion():
     with pytest.raises(RegistryError) as caught:
         OPTIMIZER_REGISTRY["adamm"]
-    assert str(caught.value).startswith("unknown optimizer 'adamm' (did you mean 'adam'?). Known: ")
+    assert str(caught.value).startswith(
+        "unknown optimizer 'adamm' (did you mean 'adam'?). Is a --user-dir missing? Known: "
+    )
     assert "--user-dir" in str(caught.value)
     assert isinstance(caught.value, KeyError) and isinstance(caught.value, ValueError)
     assert OPTIMIZER_REGISTRY.get("adamm") is None
