@@ -228,7 +228,8 @@ def fields_that_are_read() -> set[str]:
 
     ``checkpoint/layout.py`` tells by a name who wrote a file.
     """
-    readers = ("config/sections.py", "config/refused.py", "config/plugin_names.py")
+    readers = ("config/sections.py", "config/evaluation.py", "config/refused.py")
+    readers += ("config/plugin_names.py",)
     names: set[str] = set()
     for path in own_modules().values():
         if not str(path).endswith((*readers, "checkpoint/layout.py")):

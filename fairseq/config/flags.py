@@ -265,6 +265,8 @@ def add_field(
 
 
 def _shown(default: object) -> Any:
+    if default == sys.maxsize:  # what the help calls all
+        return None
     return ",".join(map(str, default)) if isinstance(default, (list, tuple)) else default
 
 

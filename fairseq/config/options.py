@@ -7,9 +7,10 @@ flags are added. Plain ``--help`` names components from the catalogue and import
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fairseq.aliases import NAMES
@@ -35,6 +36,8 @@ from fairseq.config.sections import (
     COMPONENTS,
     DEFAULT_COMPONENTS,
     SECTIONS,
+    TRAINING_ALONE,
+    CommonConfig,
     FairseqConfig,
 )
 from fairseq.errors import ConfigError, FairseqError
@@ -262,6 +265,7 @@ def get_preprocessing_parser(default_task: str = "translation") -> Parser:
     parser = get_parser("Build a dictionary and binarize text.", components=())
     task = default_task if default_task in known_names("task") else None
     parser.add_argument("--task", default=task, help=argparse.SUPPRESS)
+    _hide(parser, {field.name for field in dataclasses.fields(CommonConfig)})
     add_preprocess_args(parser)
     return parser
 
@@ -317,7 +321,15 @@ def _evaluation_parser(
     add_distributed_training_args(parser, default_world_size=1)
     for section in ("dataset", "common_eval", *sections):
         _add_section(parser, section)
+    _hide(parser, TRAINING_ALONE)
     return parser
+
+
+def _hide(parser: argparse.ArgumentParser, names: Collection[str]) -> None:
+    """Leave settings out of the help that a command accepts and never reads."""
+    for action in parser._actions:
+        if action.dest in names:
+            action.help = argparse.SUPPRESS
 
 
 def add_preprocess_args(parser: argparse.ArgumentParser) -> Any:

@@ -11,6 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fairseq.catalog import GROWTH
+from fairseq.config.evaluation import (
+    CommonEvalConfig,
+    EvalLMConfig,
+    GenerationConfig,
+    InteractiveConfig,
+)
 from fairseq.config.schema import (
     II,
     MOST_WORKERS,
@@ -23,7 +29,6 @@ from fairseq.config.schema import (
 LogFormat = Literal["json", "none", "simple", "tqdm", "rich"]
 DatasetImpl = Literal["raw", "lazy", "cached", "mmap", "fasta", "huffman"]
 DataRng = Literal["auto", "philox", "fairseq-main", "fairseq-0.12"]
-NEVER_SPLIT = 9223372036854775807  # the original's default for --softmax-batch
 
 
 @dataclass
@@ -31,14 +36,16 @@ class CommonConfig(FairseqDataclass):
     """Logging, seeds, device and number formats."""
 
     no_progress_bar: bool = option(False, "log plain lines instead of a progress bar")
-    log_interval: int = option(100, "write a training record every so many updates", minimum=1)
-    log_format: LogFormat | None = option(None, "how records look (default: a bar on a terminal)")
+    log_interval: int = option(100, "write a training record every N updates", minimum=1)
+    log_format: LogFormat | None = option(
+        None, "form of the records (default: a bar on a terminal, else simple)"
+    )
     log_file: str | None = option(None, "also append the records to this file", path=True)
     tensorboard_logdir: str | None = option(
         None, "write TensorBoard events to this folder", path=True
     )
     wandb_project: str | None = option(None, "report to this Weights & Biases project")
-    seed: int = option(1, "every random draw derives from it", **SEED)
+    seed: int = option(1, "seed of all random draws", **SEED)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute", new=True)
     cpu: bool = option(False, "compute on the CPU even if there is a GPU; same as --device cpu")
     bf16: bool = option(False, "train in bfloat16 with fp32 master weights, on any device")
@@ -48,7 +55,10 @@ class CommonConfig(FairseqDataclass):
     fp16_no_flatten_grads: bool = option(False, "keep fp32 gradients per parameter")
     fp16_init_scale: int = option(2**7, "first loss scale of fp16", minimum=1)
     fp16_scale_window: int | None = option(
-        None, "updates without overflow before the scale doubles", minimum=1
+        None,
+        "updates without overflow before the scale doubles (default: 2^14 / (processes x "
+        "--update-freq))",
+        minimum=1,
     )
     fp16_scale_tolerance: float = option(
         0.0, "share of overflows tolerated before the scale halves", **SHARE
@@ -56,9 +66,11 @@ class CommonConfig(FairseqDataclass):
     on_cpu_convert_precision: bool = option(
         False, "convert gradients to fp32 on the CPU", inert=True
     )
-    min_loss_scale: float = option(1e-4, "stop when the loss scale falls to this value", minimum=0)
+    min_loss_scale: float = option(
+        1e-4, "--fp16: stop when the loss scale falls to this value", minimum=0
+    )
     threshold_loss_scale: float | None = option(
-        None, "never let the loss scale fall below this", above=0
+        None, "--fp16: never let the loss scale fall below this (default: no bound)", above=0
     )
     amp: bool = option(False, "automatic mixed precision (autocast) instead of half weights")
     amp_dtype: Literal["auto", "bf16", "fp16"] = option(
@@ -68,19 +80,23 @@ class CommonConfig(FairseqDataclass):
         2, "retries of a batch that overflows under --amp", inert=True, minimum=0
     )
     amp_init_scale: int = option(2**7, "first loss scale of --amp", minimum=1)
-    amp_scale_window: int | None = option(None, "updates before the --amp scale grows", minimum=1)
-    user_dir: str | None = option(
-        None, "folder (a Python package) with your models, tasks, losses", path=True
+    amp_scale_window: int | None = option(
+        None, "updates before the --amp scale grows (default: 2000)", minimum=1
     )
-    empty_cache_freq: int = option(0, "empty the GPU memory cache every so many updates", minimum=0)
+    user_dir: str | None = option(
+        None, "folder (a Python package) with models, tasks, losses of your own", path=True
+    )
+    empty_cache_freq: int = option(
+        0, "empty the GPU memory cache every N updates (0: never)", minimum=0
+    )
     all_gather_list_size: int = option(
-        16384, "accepted for old scripts; gathers have no size limit", minimum=1
+        16384, "no effect here: gathers have no size limit", minimum=1
     )
     profile: bool = option(
         False, "record a torch profile of updates 10 to 20 of this process in the run folder"
     )
-    reset_logging: bool = option(False, "drop log handlers installed by Hydra")
-    suppress_crashes: bool = option(False, "in fairseq-hydra-train: report a crash and return")
+    reset_logging: bool = option(False, "drop log handlers installed by Hydra", inert=True)
+    suppress_crashes: bool = option(False, "fairseq-hydra-train: log an error and end normally")
     peak_tflops: float | None = option(
         None,
         "10^12 operations a second that one device can do, for mfu (default: measure a product "
@@ -90,8 +106,8 @@ class CommonConfig(FairseqDataclass):
     )
     compile: Literal["off", "layer", "full"] = option(
         "off",
-        "run each Transformer layer, or the whole model, through torch.compile; the first step "
-        "waits for the compiler, and on a CPU the others were slower, too; not measured on a GPU",
+        "torch.compile for each Transformer layer, or for the whole model; the first update waits "
+        "for the compiler; slower on the CPUs it was measured on, not measured on GPUs",
         new=True,
     )
     allow_tf32: bool = option(True, "allow TF32 matrix products on GPUs", positive=True, new=True)
@@ -103,14 +119,16 @@ class DistributedTrainingConfig(FairseqDataclass):
     """Several processes: who talks to whom and how gradients are averaged."""
 
     distributed_world_size: int = option(
-        -1, "number of processes (default: visible GPUs, or 1)", minimum=1
+        -1, "number of processes (-1: visible GPUs, or 1)", minimum=1
     )
     distributed_num_procs: int | None = option(
-        -1, "processes to start here (default: visible GPUs)", minimum=0
+        -1, "processes to start here (-1: visible GPUs)", minimum=0
     )
     distributed_rank: int | None = option(0, "rank of this process", minimum=0)
     distributed_backend: str = option("nccl", "nccl or gloo (gloo is taken where there is no GPU)")
-    distributed_init_method: str | None = option(None, "for example tcp://host:port")
+    distributed_init_method: str | None = option(
+        None, "where processes meet, for example tcp://host:port"
+    )
     distributed_port: int = option(
         -1, "port, for multi-node runs under Slurm", inert=True, minimum=0, maximum=65535
     )
@@ -129,10 +147,12 @@ class DistributedTrainingConfig(FairseqDataclass):
     bucket_cap_mb: int = option(25, "bucket size of DDP in MB", minimum=1)
     fix_batches_to_gpus: bool = option(False, "keep a batch on the same process in every epoch")
     find_unused_parameters: bool = option(False, "let DDP look for parameters without gradient")
-    gradient_as_bucket_view: bool = option(False, "DDP: save a copy of the gradients")
-    fast_stat_sync: bool = option(False, "accepted for old scripts; statistics are always fast")
+    gradient_as_bucket_view: bool = option(
+        False, "DDP: gradients lie in its buckets, which saves the memory of a copy"
+    )
+    fast_stat_sync: bool = option(False, "no effect here: statistics are always summed fast")
     heartbeat_timeout: int = option(
-        -1, "end a process that made no progress for so many seconds", minimum=0
+        -1, "end a process that made no progress for N seconds (-1: never)", minimum=0
     )
     broadcast_buffers: bool = option(False, "DDP: broadcast buffers before each forward")
     zero_sharding: Literal["none", "os"] = option(
@@ -144,7 +164,7 @@ class DistributedTrainingConfig(FairseqDataclass):
     fp32_reduce_scatter: bool = option(False, "FSDP: reduce gradients in fp32", inert=True)
     cpu_offload: bool = option(False, "FSDP: keep parameters in CPU memory", inert=True)
     use_sharded_state: bool = option(False, "FSDP: every rank saves its own shard", inert=True)
-    not_fsdp_flatten_parameters: bool = option(False, "accepted; FSDP2 never flattens")
+    not_fsdp_flatten_parameters: bool = option(False, "no effect here: nothing is flattened")
 
 
 @dataclass
@@ -153,7 +173,7 @@ class DatasetConfig(FairseqDataclass):
 
     num_workers: int = option(1, "processes that prepare batches", minimum=0, maximum=MOST_WORKERS)
     skip_invalid_size_inputs_valid_test: bool = option(
-        False, "skip too long samples in validation instead of stopping"
+        False, "skip samples that are too long in validation, instead of stopping"
     )
     max_tokens: int | None = option(None, "most tokens in a batch, padding included", minimum=1)
     batch_size: int | None = option(
@@ -173,11 +193,15 @@ class DatasetConfig(FairseqDataclass):
         None, "merge valid, valid1, ... into one", argparse_alias="--combine-val"
     )
     ignore_unused_valid_subsets: bool = option(False, "allow valid splits that are not evaluated")
-    validate_interval: int = option(1, "validate every so many epochs", minimum=1)
-    validate_interval_updates: int = option(0, "validate every so many updates", minimum=0)
-    validate_after_updates: int = option(0, "do not validate before so many updates", minimum=0)
+    validate_interval: int = option(1, "validate every N epochs", minimum=1)
+    validate_interval_updates: int = option(
+        0, "validate every N updates, besides when checkpoints are saved (0: not)", minimum=0
+    )
+    validate_after_updates: int = option(
+        0, "do not validate, nor save by interval, before N updates", minimum=0
+    )
     fixed_validation_seed: int | None = option(
-        None, "torch seed set before each validation", **SEED
+        None, "torch seed set before each validation (default: none)", **SEED
     )
     disable_validation: bool = option(False, "never validate")
     max_tokens_valid: int | None = option(
@@ -190,7 +214,7 @@ class DatasetConfig(FairseqDataclass):
         minimum=1,
     )
     max_valid_steps: int | None = option(
-        None, "validate on so many batches only", argparse_alias="--nval", minimum=1
+        None, "validate on the first N batches only", argparse_alias="--nval", minimum=1
     )
     sample_prompts: str | None = option(
         None,
@@ -199,10 +223,12 @@ class DatasetConfig(FairseqDataclass):
         new=True,
         path=True,
     )
-    curriculum: int = option(0, "do not shuffle batches in the first so many epochs", minimum=0)
+    curriculum: int = option(0, "do not shuffle batches in the first N epochs", minimum=0)
     gen_subset: str = option("test", "split that is evaluated or generated from")
-    num_shards: int = option(1, "shards for generation and evaluation", minimum=1)
-    shard_id: int = option(0, "shard of this process", minimum=0)
+    num_shards: int = option(
+        1, "evaluation and generation: divide the data into N parts", minimum=1
+    )
+    shard_id: int = option(0, "part for this process, from 0", minimum=0)
     grouped_shuffling: bool = option(False, "shuffle groups of one batch per process")
     update_epoch_batch_itr: bool = option(
         II("dataset.grouped_shuffling"), "rebuild the batches every epoch"
@@ -221,20 +247,20 @@ class OptimizationConfig(FairseqDataclass):
     """How long, with which step."""
 
     max_epoch: int = option(0, "stop after this epoch (0: no limit)", minimum=0)
-    max_update: int = option(0, "stop after so many updates (0: no limit)", minimum=0)
+    max_update: int = option(0, "stop after N updates (0: no limit)", minimum=0)
     max_tokens_total: int = option(
         0,
-        "stop after so many tokens, padding not counted, restarts added up (0: no limit)",
+        "stop after N tokens, padding not counted, restarts added up (0: no limit)",
         new=True,
         minimum=0,
     )
     stop_time_hours: float = option(
-        0.0, "stop after so many hours, restarts added up (0: never)", minimum=0
+        0.0, "stop after X hours, restarts added up (0: never)", minimum=0
     )
     lr_time_budget: float = option(
         0.0,
-        "let schedules follow the share of so many hours, restarts added up, as if it were that of "
-        "--max-update, and stop then (0: they follow updates)",
+        "let schedules follow the share of X hours that has passed, restarts added up, instead of "
+        "that of --max-update, and stop after X hours (0: they follow updates)",
         new=True,
         minimum=0,
     )
@@ -243,8 +269,15 @@ class OptimizationConfig(FairseqDataclass):
     )
     sentence_avg: bool = option(False, "normalise gradients by sentences instead of tokens")
     update_freq: list[int] = option([1], "batches per update, one entry per epoch", minimum=1)
-    lr: list[float] = option([0.25], "learning rate, one entry per epoch", minimum=0)
-    stop_min_lr: float = option(-1.0, "stop when the learning rate falls to this value", minimum=-1)
+    lr: list[float] = option(
+        [0.25],
+        "learning rate, one entry per epoch; the default is the original's, for sgd: state one for "
+        "adam (the recipes: 0.002)",
+        minimum=0,
+    )
+    stop_min_lr: float = option(
+        -1.0, "stop when the learning rate falls to this value (-1: never)", minimum=-1
+    )
     freeze_embeddings: bool = option(
         False, "do not train token embeddings, nor a head that is tied to them", new=True
     )
@@ -260,12 +293,14 @@ class OptimizationConfig(FairseqDataclass):
         new=True,
     )
     spike_factor: float = option(
-        6.0, "a jump is so many (robust) deviations above the median", new=True, above=1
+        6.0, "a jump: a loss X robust deviations (scaled MAD) above the median", new=True, above=1
     )
-    spike_window: int = option(128, "of the losses of so many updates", new=True, minimum=2)
-    spike_back: int = option(10, "go back at least so many updates", new=True, minimum=1)
+    spike_window: int = option(
+        128, "the median and deviation are those of the last N losses", new=True, minimum=2
+    )
+    spike_back: int = option(10, "rollback: go back at least N updates", new=True, minimum=1)
     spike_reseed: bool = option(
-        True, "after that, draw other random numbers (dropout) than before", new=True
+        True, "rollback: draw other random numbers (dropout) than before", new=True
     )
     param_groups: str = option(
         "", "rates and decay by parameter name, such as 'embed=lr*0.1,norm=wd0'", new=True
@@ -283,9 +318,11 @@ class CheckpointConfig(FairseqDataclass):
     """Where the run is kept and what it starts from."""
 
     save_dir: str = option("checkpoints", "the run folder", path=True)
-    restore_file: str = option(LAST_CHECKPOINT, "checkpoint to start from", path=True)
+    restore_file: str = option(
+        LAST_CHECKPOINT, "checkpoint to start from, in --save-dir or with its path", path=True
+    )
     continue_once: str | None = option(
-        None, "start from this file if there is no checkpoint_last", path=True
+        None, "checkpoint to start from if --save-dir has no checkpoint_last.pt", path=True
     )
     finetune_from_model: str | None = option(
         None, "take the weights of this model, nothing else", path=True
@@ -297,58 +334,75 @@ class CheckpointConfig(FairseqDataclass):
         path=True,
     )
     grow_method: str | None = option(
-        None, "how: " + ", ".join(GROWTH) + " (a learned operator: ligo)", new=True
+        None, "how to grow: " + ", ".join(GROWTH) + " (a learned operator: ligo)", new=True
     )
     grow_layers: list[int] = option(
         [], "the source's layer for every layer, such as 0,1,1,3", new=True, minimum=0
     )
-    grow_seed: int = option(1, "of what growth draws", new=True, **SEED)
+    grow_seed: int = option(1, "seed of what growth draws", new=True, **SEED)
     grow_noise: float | None = option(
         None,
-        "noise on copied channels that cancels, in standard deviations",
+        "noise on copied channels that leaves the output as it is, in standard deviations of the "
+        "weights (default: 0; hyperclone 0.01)",
         new=True,
         minimum=0,
     )
     grow_norms: Literal["own", "above"] = option(
-        "own", "aki: whose layer norms new channels get", new=True
+        "own",
+        "aki: new channels take the layer norms of their own layer, or of the layer above",
+        new=True,
     )
-    grow_fill: Literal["fresh", "zero"] = option("fresh", "copy: what new entries hold", new=True)
+    grow_fill: Literal["fresh", "zero"] = option(
+        "fresh", "copy: new entries are drawn (fresh) or zero", new=True
+    )
     reset_dataloader: bool = option(False, "start at the first epoch")
     reset_lr_scheduler: bool = option(False, "do not load the state of the LR schedule")
     reset_meters: bool = option(False, "do not load the meters")
     reset_optimizer: bool = option(False, "do not load the optimizer state")
     optimizer_overrides: str = option("{}", "values that replace the checkpoint's, as a dict")
-    save_interval: int = option(1, "save every so many epochs", minimum=1)
-    save_interval_updates: int = option(0, "save every so many updates", minimum=0)
+    save_interval: int = option(1, "save every N epochs", minimum=1)
+    save_interval_updates: int = option(0, "save every N updates (0: only by epochs)", minimum=0)
     save_at_updates: list[int] = option(
         [], "save after these updates, as checkpoint_updateN.pt, and keep that", new=True, minimum=1
     )
     save_at_tokens: list[int] = option(
         [],
-        "save once so many tokens were trained on, as checkpoint_tokensN.pt, and keep that",
+        "save once N tokens were trained on, as checkpoint_tokensN.pt, and keep that",
         new=True,
         minimum=1,
     )
-    keep_interval_updates: int = option(-1, "keep this many of those", minimum=-1)
-    keep_interval_updates_pattern: int = option(
-        -1, "never delete updates divisible by this", minimum=1
+    keep_interval_updates: int = option(
+        -1, "keep the newest N checkpoints of --save-interval-updates (-1: all)", minimum=-1
     )
-    keep_last_epochs: int = option(-1, "keep this many epoch checkpoints", minimum=-1)
-    keep_best_checkpoints: int = option(-1, "keep this many best checkpoints", minimum=-1)
+    keep_interval_updates_pattern: int = option(
+        -1, "of those, never delete updates divisible by N (-1: all may go)", minimum=1
+    )
+    keep_last_epochs: int = option(
+        -1, "keep the newest N checkpoints of epochs (-1: all)", minimum=-1
+    )
+    keep_best_checkpoints: int = option(
+        -1, "also keep the N best, as checkpoint.best_METRIC_VALUE.pt (-1: none)", minimum=-1
+    )
     no_save: bool = option(False, "save nothing")
     no_epoch_checkpoints: bool = option(False, "keep only the last and the best checkpoint")
     no_last_checkpoints: bool = option(False, "do not write checkpoint_last.pt")
-    no_save_optimizer_state: bool = option(False, "leave the optimizer state out")
+    no_save_optimizer_state: bool = option(False, "leave the optimizer state out of checkpoints")
     best_checkpoint_metric: str = option("loss", "validation metric that decides what is best")
-    maximize_best_checkpoint_metric: bool = option(False, "the larger that metric the better")
-    patience: int = option(-1, "stop after so many validations without improvement", minimum=-1)
-    checkpoint_suffix: str = option("", "inserted before .pt")
+    maximize_best_checkpoint_metric: bool = option(
+        False, "the larger --best-checkpoint-metric, the better"
+    )
+    patience: int = option(
+        -1, "stop after N validations without improvement (-1: never)", minimum=-1
+    )
+    checkpoint_suffix: str = option("", "text put before .pt in the names of checkpoints")
     checkpoint_shard_count: int = option(1, "number of checkpoint shards", inert=True, minimum=1)
     load_checkpoint_on_all_dp_ranks: bool = option(
         False, "every process reads the file itself", inert=True
     )
     write_checkpoints_asynchronously: bool = option(
-        False, "save in a background thread", argparse_alias="--save-async"
+        False,
+        "accepted with a warning: checkpoints are saved in the foreground",
+        argparse_alias="--save-async",
     )
 
 
@@ -357,68 +411,13 @@ class EMAConfig(FairseqDataclass):
     """A moving average of the weights."""
 
     store_ema: bool = option(False, "keep an exponential moving average of the weights")
-    ema_decay: float = option(0.9999, "its decay", **SHARE)
-    ema_start_update: int = option(0, "copy the weights until this update", minimum=0)
+    ema_decay: float = option(0.9999, "weight of the old average at an update", **SHARE)
+    ema_start_update: int = option(
+        0, "until update N the average is a copy of the weights", minimum=0
+    )
     ema_seed_model: str | None = option(None, "start the average from this checkpoint", path=True)
-    ema_update_freq: int = option(1, "update it every so many updates", minimum=1)
-    ema_fp32: bool = option(False, "accumulate in fp32 even if the model is not")
-
-
-@dataclass
-class CommonEvalConfig(FairseqDataclass):
-    """What evaluation commands share."""
-
-    path: str | None = option(None, "model file; several are joined with ':'", path=True)
-    post_process: str | None = option(
-        None,
-        "undo the subword splitting before printing",
-        argparse_alias="--remove-bpe",
-        argparse_const="subword_nmt",
-    )
-    quiet: bool = option(False, "print only the final scores")
-    model_overrides: str = option("{}", "values that replace the checkpoint's, as a dict")
-    results_path: str | None = option(None, "folder for the results", inert=True, path=True)
-
-
-@dataclass
-class EvalLMConfig(FairseqDataclass):
-    """Evaluation of causal language models."""
-
-    output_word_probs: bool = option(False, "print words with their log-probabilities")
-    output_word_stats: bool = option(False, "print statistics per word")
-    context_window: int = option(0, "at least so many tokens of context for every token", minimum=0)
-    softmax_batch: int = option(NEVER_SPLIT, "rows of logits computed at once", minimum=1)
-
-
-@dataclass
-class GenerationConfig(FairseqDataclass):
-    """Generation from causal language models."""
-
-    beam: int = option(5, "beam size", minimum=1)
-    nbest: int = option(1, "hypotheses to print", minimum=1)
-    max_len_a: float = option(0.0, "longest output is a * source length + b", minimum=0)
-    max_len_b: int = option(200, "longest output is a * source length + b", minimum=0)
-    min_len: int = option(1, "shortest output", minimum=0)
-    unnormalized: bool = option(False, "compare hypotheses by total, not mean, log-probability")
-    lenpen: float = option(1.0, "length penalty; below 1 favours short outputs")
-    unkpen: float = option(0.0, "penalty for <unk>")
-    prefix_size: int = option(0, "force the first so many tokens of the target", minimum=0)
-    no_repeat_ngram_size: int = option(0, "never repeat n-grams of this size", minimum=0)
-    sampling: bool = option(False, "sample instead of searching")
-    sampling_topk: int = option(-1, "sample among the k most likely words", minimum=1)
-    sampling_topp: float = option(
-        -1.0, "sample among the words that make up this probability", above=0, maximum=1
-    )
-    temperature: float = option(1.0, "softmax temperature", above=0)
-    no_seed_provided: bool = option(False, "set by the parser when --seed is not given")
-
-
-@dataclass
-class InteractiveConfig(FairseqDataclass):
-    """Reading sentences from a stream."""
-
-    buffer_size: int = option(0, "sentences read before a batch is formed", minimum=0)
-    input: str = option("-", "file to read; - is standard input", path=True)
+    ema_update_freq: int = option(1, "update the average every N updates", minimum=1)
+    ema_fp32: bool = option(False, "keep the average in fp32 even if the model is not")
 
 
 @dataclass
@@ -454,6 +453,17 @@ SECTIONS: dict[str, type[FairseqDataclass]] = {
     for f in dataclasses.fields(FairseqConfig)
     if f.default_factory not in (dataclasses.MISSING, dict)
 }
+# settings of shared sections that commands without training accept, for old scripts, and never read
+TRAINING_ALONE = frozenset(
+    """fp16_no_flatten_grads fp16_init_scale fp16_scale_window fp16_scale_tolerance min_loss_scale
+    threshold_loss_scale amp_init_scale amp_scale_window amp_batch_retries empty_cache_freq profile
+    suppress_crashes reset_logging on_cpu_convert_precision all_gather_list_size ddp_comm_hook
+    distributed_port bucket_cap_mb find_unused_parameters gradient_as_bucket_view fast_stat_sync
+    broadcast_buffers zero_sharding no_reshard_after_forward fp32_reduce_scatter cpu_offload
+    use_sharded_state not_fsdp_flatten_parameters fix_batches_to_gpus validate_interval
+    validate_interval_updates validate_after_updates sample_prompts curriculum grouped_shuffling
+    update_epoch_batch_itr required_seq_len_multiple results_path""".split()
+)
 # component section -> the flag that names the component
 COMPONENTS = {
     "model": "arch",
