@@ -5,9 +5,10 @@ Usage: python benchmarks/gpu.py [--seconds 180] [--output FILE.json] [--rounds 1
 Everything is bf16. What is compared takes turns; medians and quartiles are of all rounds. The
 limit is measured in the same run: the machine's GEMM rate at the shapes of the row, and at a large
 square for MFU. A row that does not fit the time that is left, or lacks a package, is named in
-``left_out``. FLOP counts: 6 N V C for a loss, 4 B H T^2 D forward and 2.5 times that backward for
-attention (half if causal), 6 per parameter of the matrices and token for a model, plus 12 L T C of
-attention (half if causal), plus the predicted share of 6 V C.
+``left_out``. FLOP counts: 6 N V C for a loss (8 for distillation: the teacher's product, too),
+4 B H T^2 D forward and 2.5 times that backward for attention (half if causal), 6 per parameter of
+the matrices and token for a model, plus 12 L T C of attention (half if causal), plus the predicted
+share of 6 V C.
 """
 
 from __future__ import annotations
@@ -151,6 +152,46 @@ def a_loss(n: int, classes: int, channels: int, rounds: int, kind: str = "head")
     return compare(runs, 6.0 * n * classes * channels, rounds, floor if kind != "cwt" else {})
 
 
+def a_distillation(n: int, classes: int, channels: int, rounds: int) -> Row:
+    """Return the row of distillation (forward divergence and likelihood), forward and backward."""
+    from fairseq.modules.heads import Projection
+    from fairseq.ops.linear_distillation import linear_distillation
+
+    def side() -> Projection:
+        hidden_NC, weight_VC = (torch.randn(k, channels, device="cuda") for k in (n, classes))
+        return Projection(hidden_NC.to(BF16), weight_VC.mul_(0.02).to(BF16), None)
+
+    student, teacher = side(), side()
+    leaves = [part.requires_grad_() for part in student[:2]]
+    target_N = torch.randint(classes, (n,), device="cuda")
+
+    def with_backend(backend: str) -> Run:
+        def run() -> None:
+            result = linear_distillation(
+                student, teacher, target_N, temperature=2.0, alpha_lm=1.0, backend=backend
+            )
+            torch.autograd.grad(result.loss, leaves)
+
+        return run
+
+    def plain() -> None:
+        s_NV, t_NV = (F.linear(*part[:2]).float() for part in (student, teacher))
+        log_q_NV, p_NV = (s_NV / 2).log_softmax(-1), (t_NV / 2).softmax(-1)
+        divergence = 4 * F.kl_div(log_q_NV, p_NV, reduction="sum")
+        loss = divergence + F.cross_entropy(s_NV, target_N, reduction="sum")
+        torch.autograd.grad(loss, leaves)
+
+    floor = {
+        "logits": gemm(n, channels, classes),
+        "logits of the teacher": gemm(n, channels, classes),
+        "to hidden": gemm(n, classes, channels),
+        "to weight": gemm(classes, n, channels),
+    }
+    runs = {backend: with_backend(backend) for backend in ("auto", "chunked", "triton")}
+    runs = {"plain PyTorch": plain, **runs}
+    return compare(runs, 8.0 * n * classes * channels, rounds, floor)
+
+
 def an_attention(batch: int, length: int, causal: bool, rounds: int) -> Row:
     """Return the row of ALiBi's attention, forward and backward, beside attention without it."""
     from fairseq.modules.positions import alibi_slopes
@@ -285,6 +326,7 @@ def rows(rounds: int, small: bool) -> dict[str, Callable[[], Row]]:
             "loss": lambda: a_loss(64, 1000, 64, rounds),
             "clap": lambda: a_loss(64, 1000, 64, rounds, "clap"),
             "cwt": lambda: a_loss(64, 1000, 64, rounds, "cwt"),
+            "distillation": lambda: a_distillation(64, 1000, 64, rounds),
             "alibi": lambda: an_attention(2, 64, False, rounds),
             "roberta": lambda: a_step("roberta alibi", 64, 2, rounds, 1),
             "gpt2": lambda: a_step("gpt2", 64, 2, rounds, 1),
@@ -298,6 +340,7 @@ def rows(rounds: int, small: bool) -> dict[str, Callable[[], Row]]:
         "RoBERTa-base MLM T=512": lambda: a_step("roberta", 512, 64, rounds),
         "RoBERTa-base ALiBi MLM T=512": lambda: a_step("roberta alibi", 512, 64, rounds),
         "GPT-2 124M T=1024": lambda: a_step("gpt2", 1024, 16, rounds),
+        "distillation N=4915": lambda: a_distillation(4915, 50_265, 768, rounds),
         "CWT N=32768": lambda: a_loss(32_768, 50_265, 768, rounds, "cwt"),
     }
 

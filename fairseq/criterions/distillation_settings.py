@@ -8,6 +8,7 @@ from typing import Literal
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions.base import LossBackend
 from fairseq.errors import ConfigError
+from fairseq.ops.linear_distillation import check_kernel_can
 from fairseq.protocols import Model
 
 
@@ -103,6 +104,8 @@ def weights_of_terms(cfg: DistillationConfig, masked: bool) -> dict[str, float]:
         )
     if cfg.distillation_temperature <= 0 or not 0 < cfg.jsd_beta < 1:
         raise ConfigError("--distillation-temperature must be positive, --jsd-beta inside (0, 1)")
+    if cfg.loss_backend == "triton":
+        check_kernel_can(cfg.divergence, cfg.alpha_mse, bool(cfg.teacher_cache))
     if cfg.teacher_cache and masked and not cfg.restrict_ce_to_mask:
         raise ConfigError(
             "--teacher-cache holds what the teacher says at predicted tokens: masked models need "

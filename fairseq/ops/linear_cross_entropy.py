@@ -266,7 +266,7 @@ class ProjectionGradients:
         """Add the share of one chunk."""
         hidden_NC, weight_VC = self.factors
         if self.bias_V is not None:
-            self.bias_V += dlogits_RV.sum(0)
+            self.bias_V += dlogits_RV.sum(0, dtype=self.bias_V.dtype)
         dlogits_RV = dlogits_RV.to(weight_VC.dtype)
         if self.hidden_NC is not None:
             self.hidden_NC[rows] = product(dlogits_RV, weight_VC)

@@ -20,6 +20,7 @@ vocabulary, R positions of one chunk, K stored entries of a position.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -27,7 +28,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq.errors import ConfigError, did_you_mean
-from fairseq.ops.linear_cross_entropy import ProjectionGradients, factor_type, logit_chunks
+from fairseq.ops.linear_cross_entropy import (
+    SMALL_PROBLEM,
+    ProjectionGradients,
+    chunk_rows,
+    factor_type,
+    logit_chunks,
+)
+from fairseq.ops.loss_peers import require_kernel, triton_serves
 from fairseq.ops.single_backward import single_backward
 from fairseq.protocols import Context
 
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
     from fairseq.modules.heads import Projection
 
 DIVERGENCES = ("forward", "reverse", "jsd")
-BACKENDS = ("reference", "chunked")
+BACKENDS = ("reference", "chunked", "triton")
 # Several chunks of this size live at once, so they are smaller than those of the cross-entropy.
 CHUNK_ELEMENTS = 1 << 22
 
@@ -80,6 +88,11 @@ class _Terms(NamedTuple):
     beta: float
     ignore_index: int
     trained: bool  # whether gradients are recorded; inside the function they never are
+    fused: bool = False  # by the kernel
+
+
+Operands = tuple[Tensor, Tensor, Tensor | None]  # hidden_NC, weight_VC, bias_V
+Values = tuple[Tensor, Tensor, Tensor]  # divergence_R, nll_R, mse_R
 
 
 def linear_distillation(
@@ -114,12 +127,15 @@ def linear_distillation(
         divergence: forward, reverse or jsd.
         jsd_beta: share of the teacher in the mixture, in (0, 1).
         ignore_index: target that is skipped.
-        backend: ``chunked`` (or ``auto``) forms the gradient in the forward pass, block by block;
-            ``reference`` keeps everything in fp64 and leaves the gradient to autograd.
+        backend: ``chunked`` forms the gradient in the forward pass, block by block; ``triton``
+            does so with a kernel of our own (forward divergence and likelihood); ``reference``
+            keeps everything in fp64 and leaves the gradient to autograd; ``auto`` takes triton
+            where the cross-entropy would and the kernel can, else chunked.
 
     Raises:
-        ConfigError: for an unknown backend or divergence, or one that stored outputs do not allow.
-        UnsupportedError: when the chunked backend is differentiated twice.
+        ConfigError: for an unknown backend or divergence, or one that stored outputs do not allow;
+            for what the kernel cannot do.
+        UnsupportedError: when another backend than the reference is differentiated twice.
     """
     for value, known in ((divergence, DIVERGENCES), (backend, ("auto", *BACKENDS))):
         if value not in known:
@@ -132,9 +148,21 @@ def linear_distillation(
             "stored outputs of a teacher allow the forward divergence only: --divergence forward "
             "and --alpha-mse 0, or train with the teacher itself (--teacher-path alone)"
         )
-    alphas = (alpha_ce, alpha_lm, alpha_mse)
-    terms = _Terms(temperature, alphas, divergence, jsd_beta, ignore_index, torch.is_grad_enabled())
     dtype = factor_type(student.hidden_NC, "chunked")  # that of autocast, where it is on
+    if backend == "triton":
+        check_kernel_can(divergence, alpha_mse, sparse)
+        require_kernel(student.hidden_NC)
+    fused = backend == "triton" or (
+        backend == "auto"
+        and dtype == torch.bfloat16
+        and not kernel_lacks(divergence, alpha_mse, sparse)
+        and len(target_N) * len(student.weight_VC) > SMALL_PROBLEM
+        and triton_serves(target_N.device)
+    )
+    terms = _Terms(
+        temperature, (alpha_ce, alpha_lm, alpha_mse), divergence, jsd_beta, ignore_index,
+        torch.is_grad_enabled(), fused,
+    )  # fmt: skip
     with torch.autocast(target_N.device.type, enabled=False):
         if backend == "reference":
             return _reference(student, teacher, target_N, terms)
@@ -151,7 +179,25 @@ def linear_distillation(
         )
 
 
-def _cast(operands: Projection, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+def kernel_lacks(divergence: str, alpha_mse: float, stored: bool) -> str:
+    """Return which of the wanted terms the Triton kernel cannot compute, '' if it can all."""
+    if divergence != "forward":
+        return f"the divergence '{divergence}'"
+    if alpha_mse:
+        return "squared differences of logits (--alpha-mse)"
+    return "stored outputs of a teacher (--teacher-cache)" if stored else ""
+
+
+def check_kernel_can(divergence: str, alpha_mse: float, stored: bool) -> None:
+    """Raise ``ConfigError`` if the Triton kernel cannot compute what is wanted."""
+    if lacks := kernel_lacks(divergence, alpha_mse, stored):
+        raise ConfigError(
+            "the loss backend 'triton' distils by the forward divergence and the likelihood, and "
+            f"cannot compute {lacks}: choose auto or chunked"
+        )
+
+
+def _cast(operands: Projection, dtype: torch.dtype) -> Operands:
     """Return hidden, weight and bias as the products want them."""
     hidden_NC, weight_VC, bias_V = operands
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -227,7 +273,7 @@ class _Chunked(torch.autograd.Function):
         hidden_NC: Tensor,
         weight_VC: Tensor,
         bias_V: Tensor | None,
-        theirs: tuple[Tensor, Tensor, Tensor | None] | None,
+        theirs: Operands | None,
         stored: SparseTeacher | None,  # instead of the teacher's operands
         target_N: Tensor,
         terms: _Terms,
@@ -237,14 +283,16 @@ class _Chunked(torch.autograd.Function):
         divergence_N, nll_N, mse_N = hidden_NC.new_zeros(3, len(hidden_NC), dtype=wide)
         wanted = terms.trained and any(ctx.needs_input_grad)
         gradients = ProjectionGradients(ctx, hidden_NC, weight_VC) if wanted else None
-        chunks = iter(() if theirs is None else logit_chunks(*theirs, elements=CHUNK_ELEMENTS))
-        for rows, logits_RV in logit_chunks(hidden_NC, weight_VC, bias_V, CHUNK_ELEMENTS):
-            teacher = next(chunks)[1] if stored is None else _rows(stored, rows, wide)
-            values, dlogits_RV = _chunk(logits_RV, teacher, target_N[rows], terms, wanted)
+        operands = (hidden_NC, weight_VC, bias_V)
+        if terms.fused and theirs is not None:
+            chunks = _fused_chunks(operands, theirs, target_N, terms, wanted)
+        else:
+            chunks = _chunks(operands, theirs, stored, target_N, terms, wanted)
+        for rows, values, dlogits_RV in chunks:
             divergence_N[rows], nll_N[rows], mse_N[rows] = values
             if gradients is not None:
                 gradients.add(rows, dlogits_RV)
-            del teacher, dlogits_RV, logits_RV  # before the next chunk is made
+            del dlogits_RV  # before the next chunk is made
         ctx.save_for_backward(*((None,) * 3 if gradients is None else gradients.tensors()))
         ctx.mark_non_differentiable(divergence_N, nll_N, mse_N)
         alphas = zip(terms.alphas, (divergence_N, nll_N, mse_N), strict=True)
@@ -261,9 +309,49 @@ class _Chunked(torch.autograd.Function):
         return (*(unit if unit is None else unit * upstream[0] for unit in units), *[None] * 4)
 
 
+def _chunks(
+    ours: Operands,
+    theirs: Operands | None,
+    stored: SparseTeacher | None,
+    target_N: Tensor,
+    terms: _Terms,
+    wanted: bool,
+) -> Iterator[tuple[slice, Values, Tensor]]:
+    """Yield (rows, their terms, the gradient of their logits)."""
+    teachers = iter(() if theirs is None else logit_chunks(*theirs, elements=CHUNK_ELEMENTS))
+    for rows, logits_RV in logit_chunks(*ours, CHUNK_ELEMENTS):
+        teacher = next(teachers)[1] if stored is None else _rows(stored, rows, logits_RV.dtype)
+        values, dlogits_RV = _chunk(logits_RV, teacher, target_N[rows], terms, wanted)
+        del teacher, logits_RV
+        yield rows, values, dlogits_RV
+        del dlogits_RV
+
+
+def _fused_chunks(
+    ours: Operands, theirs: Operands, target_N: Tensor, terms: _Terms, wanted: bool
+) -> Iterator[tuple[slice, Values, Tensor]]:
+    """Do as :func:`_chunks`, by the kernel."""
+    from fairseq.ops.triton.distillation_rows import distillation_rows
+    from fairseq.ops.triton.linear_cross_entropy import Operands as Blocks
+
+    step = chunk_rows(target_N.device, len(ours[1]))
+    students, teachers = (
+        Blocks(hidden_NC, weight_VC, None, None, target_N, terms.ignore_index, step).blocks()
+        for hidden_NC, weight_VC, _ in (ours, theirs)
+    )
+    for (rows, s_RV), (_, t_RV) in zip(students, teachers, strict=True):
+        divergence_R, nll_R = distillation_rows(
+            s_RV, t_RV, target_N[rows], student_bias_V=ours[2], teacher_bias_V=theirs[2],
+            temperature=terms.temperature, alpha_kl=terms.alphas[0], alpha_lm=terms.alphas[1],
+            ignore_index=terms.ignore_index, gradient=wanted,
+        )  # fmt: skip
+        # the kernel has put the gradient where the student's logits stood
+        yield rows, (divergence_R, nll_R, torch.zeros_like(nll_R)), s_RV
+
+
 def _chunk(
     s_RV: Tensor, teacher: Tensor | SparseTeacher, target_R: Tensor, terms: _Terms, wanted: bool
-) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+) -> tuple[Values, Tensor]:
     """Return the three terms of each row and the gradient of their weighted sum."""
     temperature, (alpha_ce, alpha_lm, alpha_mse) = terms.temperature, terms.alphas
     mse_R = s_RV.new_zeros(len(s_RV))

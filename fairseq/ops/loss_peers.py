@@ -59,6 +59,13 @@ def _triton(
 ) -> Results:
     from fairseq.ops.triton.linear_cross_entropy import LinearCrossEntropyFunction
 
+    require_kernel(hidden_NC)
+    return LinearCrossEntropyFunction.apply(hidden_NC, weight_VC, bias_V, None, *rest, block_rows)
+
+
+def require_kernel(hidden_NC: Tensor) -> None:
+    """Raise ``ConfigError`` unless our kernels can run where these features are."""
+    require_library("triton", "the loss backend 'triton'")
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if not hidden_NC.is_cuda and not interpreted:
         raise ConfigError(
@@ -67,7 +74,6 @@ def _triton(
         )
     if hidden_NC.dtype == torch.float64:
         raise ConfigError("the loss backend 'triton' sums in fp32: for fp64 choose chunked")
-    return LinearCrossEntropyFunction.apply(hidden_NC, weight_VC, bias_V, None, *rest, block_rows)
 
 
 def _derived(

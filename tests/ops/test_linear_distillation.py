@@ -19,12 +19,12 @@ from fairseq.ops import linear_distillation as module
 from fairseq.ops.dropout import dropout
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 from fairseq.ops.linear_distillation import (
-    BACKENDS,
     DIVERGENCES,
     SparseTeacher,
     linear_distillation,
 )
 
+BACKENDS = ("reference", "chunked")  # the kernel's rows are in test_triton_rows.py
 IGNORED = -100
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-5, torch.bfloat16: 6e-2}
 
@@ -228,6 +228,42 @@ def test_what_stored_outputs_do_not_allow_is_refused() -> None:
             linear_distillation(student, top_k(teacher, 2, 1.0), targets(4, 7), **wrong)
     with pytest.raises(ConfigError, match="did you mean 'forward'"):
         linear_distillation(student, teacher, targets(4, 7), divergence="foward")
+
+
+def test_what_the_kernel_cannot_do_is_refused() -> None:
+    student, teacher = (projection(seed, 4, 3, 7, torch.float32) for seed in (1, 2))
+    stored = top_k(teacher, 2, 1.0)
+    wrong: dict[str, tuple[Any, dict[str, Any]]] = {
+        "divergence 'jsd'": (teacher, {"divergence": "jsd"}),
+        "--alpha-mse": (teacher, {"alpha_mse": 1.0}),
+        "--teacher-cache": (stored, {}),
+    }
+    for reason, (given, options) in wrong.items():
+        with pytest.raises(ConfigError, match=reason):
+            linear_distillation(student, given, targets(4, 7), backend="triton", **options)
+
+
+def test_auto_takes_the_kernel_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    for name in ("_chunks", "_fused_chunks"):
+        monkeypatch.setattr(module, name, lambda *_, name=name: taken.append(name) or iter(()))
+    monkeypatch.setattr(module, "SMALL_PROBLEM", 4 * 7 - 1)
+    monkeypatch.setattr(module, "triton_serves", lambda device: True)
+    # as on a GPU, where bf16 features are multiplied in bf16
+    monkeypatch.setattr(module, "factor_type", lambda hidden, backend: hidden.dtype)
+    half, full = (projection(1, 4, 3, 7, dtype) for dtype in (torch.bfloat16, torch.float32))
+    teacher = projection(2, 4, 3, 7, torch.float32)
+
+    def chosen(student: Projection, n: int = 4, given: Any = teacher, **options: Any) -> str:
+        few = Projection(student[0][:n], *student[1:])
+        linear_distillation(few, given, targets(4, 7)[:n], **options)
+        return taken.pop()
+
+    assert chosen(half) == "_fused_chunks"
+    for others in ({"divergence": "reverse"}, {"alpha_mse": 1.0}, {"backend": "chunked"}):
+        assert chosen(half, **others) == "_chunks"
+    assert chosen(full) == chosen(half, n=3) == "_chunks"
+    assert chosen(half, given=top_k(teacher, 2, 1.0)) == "_chunks"
 
 
 # -- second derivatives ----------------------------------------------------------------------------

@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq.modules.heads import Projection
 from fairseq.modules.positions import alibi_slopes
 from fairseq.ops.attention import attention
 from fairseq.ops.attention_context import Alibi, AttentionContext
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
+from fairseq.ops.linear_distillation import linear_distillation
 from fairseq.ops.loss_peers import triton_serves
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -144,6 +146,56 @@ def test_the_kernel_needs_a_quarter_of_the_memory_at_most() -> None:
     ours = peak(lambda: loss_and_gradients("triton", None, *given))
     whole = peak(lambda: loss_and_gradients("reference", None, *given))
     assert 4 * ours <= whole
+
+
+def distilled(
+    backend: str, student: Projection, teacher: Projection, *rest: Tensor
+) -> list[Tensor]:
+    result = linear_distillation(
+        student, teacher, *rest, temperature=2.0, alpha_ce=0.7, alpha_lm=0.3, ignore_index=1,
+        backend=backend,
+    )  # fmt: skip
+    gradients = torch.autograd.grad(result.loss, list(student))
+    return [result.loss.detach(), result.divergence_N, result.nll_N, *gradients]
+
+
+def distilled_in_type(student: Projection, teacher: Projection, target_N: Tensor) -> list[Tensor]:
+    """Return the same with all logits kept in the type of the projections, by autograd."""
+    s_NV, t_NV = (F.linear(h, w, b.to(h.dtype)).float() for h, w, b in (student, teacher))
+    log_q_NV, log_p_NV = ((x_NV / 2).log_softmax(1) for x_NV in (s_NV, t_NV.detach()))
+    divergence_N = 4 * F.kl_div(log_q_NV, log_p_NV, reduction="none", log_target=True).sum(1)
+    nll_N = F.cross_entropy(s_NV, target_N, ignore_index=1, reduction="none")
+    loss = 0.7 * divergence_N.sum() + 0.3 * nll_N.sum()
+    return [x.detach() for x in (loss, divergence_N, nll_N)] + [
+        *torch.autograd.grad(loss, list(student))
+    ]
+
+
+@pytest.mark.parametrize("n, classes", [(37, 1000), (5000, 8_001)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("backend", ["chunked", "triton"])
+def test_distillation_is_no_worse_than_all_logits_in_that_type(
+    backend: str, dtype: torch.dtype, n: int, classes: int
+) -> None:
+    need(backend)
+    *parts, target_N = operands(n, classes, dtype)
+    student, teacher = Projection(*parts), Projection(*(1.5 * part.detach() for part in parts))
+    exact = distilled("reference", student, teacher, target_N)
+    theirs = distilled_in_type(student, teacher, target_N)
+    ours = distilled(backend, student, teacher, target_N)
+    for mine, wanted, other in zip(ours, exact, theirs, strict=True):
+        error, allowed = ((x.double() - wanted).norm() for x in (mine, other))
+        assert error <= allowed + torch.finfo(dtype).eps * wanted.norm()
+
+
+@pytest.mark.parametrize("backend", ["chunked", "triton"])
+def test_distillation_does_not_wait(backend: str, request: pytest.FixtureRequest) -> None:
+    need(backend)
+    *parts, target_N = operands(5000, 8_001, torch.bfloat16)
+    sides = Projection(*parts), Projection(*(part.detach() for part in parts))
+    distilled(backend, *sides, target_N)  # compiles
+    request.getfixturevalue("never_waiting")
+    distilled(backend, *sides, target_N)
 
 
 # -- attention -------------------------------------------------------------------------------------

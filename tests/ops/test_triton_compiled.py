@@ -82,6 +82,7 @@ def pairs(gradient: bool, element: str, block: int) -> ASTSource:
     from fairseq.ops.triton.distillation_rows import distillation_kernel
 
     signature = dict.fromkeys(("student", "teacher"), f"*{element}")
+    signature |= dict.fromkeys(("student_bias", "teacher_bias"), "*fp32")
     signature |= {"target": "*i64", "divergence": "*fp32", "likelihood": "*fp32"}
     names = ("classes", "student_stride", "teacher_stride", "ignore_index")
     signature |= dict.fromkeys(names, "i32")

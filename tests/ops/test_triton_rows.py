@@ -304,10 +304,12 @@ def test_double_precision_is_refused(kernels: ModuleType) -> None:
 
 
 def distilled(
-    dtype: torch.dtype, s_RV: Tensor, t_RV: Tensor, target_R: Tensor, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    dtype: torch.dtype, s_RV: Tensor, t_RV: Tensor, target_R: Tensor, temperature: float,
+    bias_2V: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return divergence, likelihood and the gradient of 0.7 and 0.3 times them, by autograd."""
-    leaf_RV, p_RV = s_RV.to(dtype, copy=True).requires_grad_(), (t_RV.to(dtype) / temperature)
+    leaf_RV = (s_RV.to(dtype) + bias_2V[0].to(dtype)).requires_grad_()
+    p_RV = (t_RV.to(dtype) + bias_2V[1].to(dtype)) / temperature
     log_q_RV, p_RV = (leaf_RV / temperature).log_softmax(1), p_RV.softmax(1)
     divergence_R = torch.nn.functional.kl_div(log_q_RV, p_RV, reduction="none")
     divergence_R = divergence_R.nan_to_num(0.0).sum(1) * temperature**2
@@ -320,11 +322,11 @@ def distilled(
 
 @in_interpreter
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("temperature, biased", [(1.0, False), (2.5, False), (2.5, True)])
 @pytest.mark.parametrize("classes, gap", [(2, 0), (63, 1), (64, 0), (130, 6)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_pairs_of_rows_are_no_worse_than_the_reference(
-    dtype: torch.dtype, classes: int, gap: int, temperature: float
+    dtype: torch.dtype, classes: int, gap: int, temperature: float, biased: bool
 ) -> None:
     from fairseq.ops.triton.distillation_rows import distillation_rows
 
@@ -334,10 +336,16 @@ def test_pairs_of_rows_are_no_worse_than_the_reference(
     teacher_RV = (torch.randn(case.count, classes, generator=draw) * 4).to(dtype)
     teacher_RV[3] = student_RV[3]  # nothing to learn
     teacher_RV[2, 1:] = -torch.inf  # sure of one class
-    given = (student_RV, teacher_RV, case.target_R, temperature)
+    bias_2V = torch.randn(2, classes, generator=draw) if biased else torch.zeros(2, classes)
+    if biased:
+        student_RV[3] = teacher_RV[3] = 0
+        bias_2V[1] = bias_2V[0]
+    given = (student_RV, teacher_RV, case.target_R, temperature, bias_2V)
     exact, reference = distilled(torch.float64, *given), distilled(torch.float32, *given)
     eps = 4 * case.eps(torch.float32) * temperature**2  # s, t and both sums are rounded
     how = {"temperature": temperature, "alpha_kl": 0.7, "alpha_lm": 0.3, "ignore_index": IGNORED}
+    if biased:
+        how |= {"student_bias_V": bias_2V[0], "teacher_bias_V": bias_2V[1]}
     before_RV = student_RV.clone()
     no_gradient = distillation_rows(student_RV, teacher_RV, case.target_R, **how)
     assert student_RV.equal(before_RV)
@@ -350,3 +358,42 @@ def test_pairs_of_rows_are_no_worse_than_the_reference(
     if gap:
         gaps_RG = student_RV.as_strided((case.count, gap), student_RV.stride(), classes)
         assert gaps_RG.equal(case.gap_RG)
+
+
+@in_interpreter
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("n, classes, temperature", [(0, 5, 1.0), (18, 67, 2.5), (17, 8, 1.0)])
+def test_distillation_equals_the_reference(
+    n: int, classes: int, temperature: float, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fairseq.modules.heads import Projection
+    from fairseq.ops import linear_cross_entropy
+    from fairseq.ops.linear_distillation import linear_distillation
+
+    monkeypatch.setattr(linear_cross_entropy, "CHUNK_ELEMENTS", 1)  # 16 rows
+    draw = torch.Generator().manual_seed(n)
+
+    def side(channels: int) -> Projection:
+        shapes = (n, channels), (classes, channels), (classes,)
+        parts = [torch.randn(shape, generator=draw).requires_grad_() for shape in shapes]
+        return Projection(*parts[:2], parts[2] if bias else None)
+
+    student, teacher = side(6), side(4)
+    target_N = torch.randint(classes, (n,), generator=draw)
+    how = {"temperature": temperature, "alpha_ce": 0.7, "alpha_lm": 1.3, "ignore_index": IGNORED}
+    leaves = [part for part in student if part is not None]
+    found = {}
+    for backend in ("reference", "chunked", "triton"):
+        result = linear_distillation(student, teacher, target_N, **how, backend=backend)
+        found[backend] = [*result, *torch.autograd.grad(result.loss / 3, leaves)]
+    for exact, theirs, ours in zip(*found.values(), strict=True):
+        assert ours.dtype == torch.float32
+        # sums in another order: a few roundings more
+        eps = 16 * torch.finfo(torch.float32).eps * float(exact.detach().abs().sum()) / max(1, n)
+        error, allowed = ((x.double() - exact).abs() for x in (ours, theirs))
+        assert not error.numel() or error.max() <= allowed.max() + eps
+    with torch.no_grad():
+        result = linear_distillation(student, teacher, target_N, **how, backend="triton")
+    assert result.loss.equal(found["triton"][0])  # values alone, nothing overwritten
+    assert all(part.grad is None for part in teacher if part is not None)

@@ -1,9 +1,10 @@
 """Triton kernel over pairs of rows of logits, a student's and a teacher's.
 
-With student logits s, teacher logits t, temperature T, q = softmax(s / T), p = softmax(t / T):
-the divergence ``T^2 KL(p || q)``, the likelihood ``-log softmax(s)[target]``, and the gradient of
-``alpha_kl`` and ``alpha_lm`` times these, ``alpha_kl T (q - p) + alpha_lm (softmax(s) - onehot)``,
-written where the student's logits stood. A pair is read twice; all arithmetic is fp32.
+With student logits s, teacher logits t (each with a bias added, if there is one), temperature T,
+q = softmax(s / T) and p = softmax(t / T): the divergence ``T^2 KL(p || q)``, the likelihood
+``-log softmax(s)[target]``, and the gradient of ``alpha_kl`` and ``alpha_lm`` times these,
+``alpha_kl T (q - p) + alpha_lm (softmax(s) - onehot)``, written where the student's logits stood.
+A pair is read twice; all arithmetic is fp32.
 
 Source: Hinton et al. 2015, section 2. Shapes: R rows, V classes.
 """
@@ -30,9 +31,20 @@ def _online(top, weight, z):
 
 
 @triton.jit
+def _logits(row, bias, place, inside):
+    """Return logits of a row in fp32, -inf outside of it."""
+    z = tl.load(row + place, inside, -float("inf")).to(tl.float32)
+    if bias is not None:
+        z += tl.load(bias + place, inside, 0.0)
+    return z
+
+
+@triton.jit
 def distillation_kernel(
     student,
     teacher,
+    student_bias,
+    teacher_bias,
     target,
     divergence,
     likelihood,
@@ -55,7 +67,7 @@ def distillation_kernel(
     keep = wanted != ignore_index
     wanted = tl.where(keep, wanted, 0)
     # before the first pass: its reductions keep all warps from overwriting it too early
-    picked = tl.load(student + wanted).to(tl.float32)
+    picked = _logits(student, student_bias, wanted, wanted >= 0)
     lane = tl.arange(0, BLOCK)
     top = -float("inf")  # of s
     plain = 0.0
@@ -65,8 +77,8 @@ def distillation_kernel(
     weight_p = 0.0
     for first in range(0, classes, BLOCK):
         inside = first + lane < classes
-        s = tl.load(student + first + lane, inside, -float("inf")).to(tl.float32)
-        t = tl.load(teacher + first + lane, inside, -float("inf")).to(tl.float32)
+        s = _logits(student, student_bias, first + lane, inside)
+        t = _logits(teacher, teacher_bias, first + lane, inside)
         top, plain = _online(top, plain, s)
         top_q, weight_q = _online(top_q, weight_q, s / temperature)
         top_p, weight_p = _online(top_p, weight_p, t / temperature)
@@ -78,8 +90,8 @@ def distillation_kernel(
     summed = 0.0
     for first in range(0, classes, BLOCK):
         inside = first + lane < classes
-        s = tl.load(student + first + lane, inside, -float("inf")).to(tl.float32)
-        t = tl.load(teacher + first + lane, inside, -float("inf")).to(tl.float32)
+        s = _logits(student, student_bias, first + lane, inside)
+        t = _logits(teacher, teacher_bias, first + lane, inside)
         log_q = s / temperature - lse_q
         log_p = t / temperature - lse_p
         p = tl.exp(log_p)
@@ -97,6 +109,8 @@ def distillation_rows(
     teacher_RV: Tensor,
     target_R: Tensor,
     *,
+    student_bias_V: Tensor | None = None,
+    teacher_bias_V: Tensor | None = None,
     temperature: float,
     alpha_kl: float,
     alpha_lm: float,
@@ -110,6 +124,8 @@ def distillation_rows(
             ``gradient``.
         teacher_RV: the same.
         target_R: int64; ``ignore_index`` has no likelihood.
+        student_bias_V: fp32 or None, added to the student's logits.
+        teacher_bias_V: the same for the teacher's.
         temperature: T, of the divergence only.
         alpha_kl: weight of the divergence in the gradient.
         alpha_lm: weight of the likelihood in the gradient.
@@ -119,6 +135,7 @@ def distillation_rows(
     assert student_RV.shape == teacher_RV.shape, (student_RV.shape, teacher_RV.shape)
     count, classes = student_RV.shape
     assert classes == 1 or student_RV.stride(1) == teacher_RV.stride(1) == 1
+    assert all(b is None or b.is_contiguous() for b in (student_bias_V, teacher_bias_V))
     divergence_R, likelihood_R = student_RV.new_empty(2, count, dtype=torch.float32)
     if not count:
         return divergence_R, likelihood_R
@@ -127,6 +144,8 @@ def distillation_rows(
         distillation_kernel[(count,)](
             student_RV,
             teacher_RV,
+            student_bias_V,
+            teacher_bias_V,
             target_R.contiguous(),
             divergence_R,
             likelihood_R,
