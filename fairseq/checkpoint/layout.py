@@ -107,6 +107,7 @@ _WRITTEN_UNDER_OLD_NAMES = {
     "mask_embedding",
     "scale_embedding",
     "attention_backend",
+    "unpadded",
     "layer_norm",
     "checkpoint_activations",
 }

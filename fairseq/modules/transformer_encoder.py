@@ -24,10 +24,15 @@ from fairseq.modules.positions import (
     alibi_slopes,
 )
 from fairseq.modules.transformer_layer import LayerShape, QueryKeyValue, TransformerLayer
-from fairseq.ops.attention_context import Alibi, AttentionContext
+from fairseq.ops.attention_context import Alibi, AttentionContext, Unpadded
 from fairseq.ops.dropout import dropout
 
 __getattr__, __dir__, _names = lazy_names(__name__, NAMES[__name__])
+
+
+# Share of padding from which on a CPU saves more by leaving it out than by the way into rows and
+# back, which attention takes (docs/performance.md).
+LEAST_PADDING = 0.1
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class EncoderShape:
         layerdrop: probability of skipping a layer in training.
         segments: number of segment (token type) embeddings; 0 for none.
         checkpoint_activations: recompute layers in the backward pass to save memory.
+        unpadded: whether layers are given the tokens without the padding: ``on``, ``off``, or
+            ``auto``: on a CPU, outside training, where it pays.
     """
 
     vocabulary: int
@@ -71,6 +78,7 @@ class EncoderShape:
     layerdrop: float = 0.0
     segments: int = 0
     checkpoint_activations: bool = False
+    unpadded: str = "auto"
 
 
 def init_bert_params(module: nn.Module) -> None:
@@ -216,8 +224,11 @@ class TransformerEncoder(nn.Module):
             pad_BT = None
         if pad_BT is not None:
             x_BTC = x_BTC * ~pad_BT[..., None]
-        context = AttentionContext(self.alibi, pad_BT, documents_BS=documents_BT)
+        tokens = None if pad_BT is None else self._unpadded(pad_BT)
+        context = AttentionContext(self.alibi, pad_BT, documents_BS=documents_BT, unpadded=tokens)
         hiddens = [x_BTC] if return_all_hiddens else []
+        if tokens is not None:
+            x_BTC = tokens.gather(x_BTC)  # (N, C) from here on
         for number, layer in enumerate(self.layers):
             # drawn on the CPU: a draw on a GPU would have to be waited for
             if self.training and self.shape.layerdrop and torch.rand(()) < self.shape.layerdrop:
@@ -230,7 +241,20 @@ class TransformerEncoder(nn.Module):
             if record and qkv is not None:
                 qkv[number] = record[0]  # the backward pass may append it once more
             if return_all_hiddens:
-                hiddens.append(x_BTC)
+                hiddens.append(x_BTC if tokens is None else tokens.spread(x_BTC))
         if self.layer_norm is not None:
             x_BTC = self.layer_norm(x_BTC)
-        return x_BTC, hiddens
+        return x_BTC if tokens is None else tokens.spread(x_BTC), hiddens
+
+    def _unpadded(self, pad_BT: Tensor) -> Unpadded | None:
+        """Return the tokens of a batch if its layers are to be given these alone."""
+        mode = self.shape.unpadded
+        # in training the masks of dropout would be others than those of an earlier release; on a
+        # GPU looking for the tokens waits for it
+        if mode == "off" or (mode == "auto" and (self.training or pad_BT.device.type != "cpu")):
+            return None
+        places_N = (~pad_BT).flatten().nonzero()[:, 0]
+        least = LEAST_PADDING * pad_BT.numel() if mode == "auto" else 1
+        if pad_BT.numel() - len(places_N) < least:
+            return None
+        return Unpadded(places_N, *pad_BT.shape)

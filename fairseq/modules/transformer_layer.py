@@ -1,13 +1,14 @@
 """The Transformer layer of encoders and decoders: self-attention and a feed-forward network.
 
 Shapes: B batch, T tokens (in incremental decoding the new ones), S all tokens so far, C channels,
-H heads, D channels of a head, F inner channels.
+H heads, D channels of a head, F inner channels, N unpadded tokens: wherever (B, T, ...) is said of
+an input, (N, ...) will do if the context names the tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from fairseq.aliases import NAMES
 from fairseq.lazy import lazy_names
 from fairseq.modules.pointwise import LayerNorm, Linear, get_activation_fn
 from fairseq.modules.positions import rotate
-from fairseq.ops.attention import attention, check_backend
+from fairseq.ops.attention import attention, check_backend, unpadded_attention
 from fairseq.ops.attention_context import NOTHING, AttentionContext
 from fairseq.ops.dropout import dropout
 
@@ -129,8 +130,18 @@ class MultiheadAttention(nn.Module):
                 added to it. None if there are no earlier tokens and nothing is to be remembered.
             record: queries, keys and values of the new tokens are appended to it.
         """
-        batch, length, channels = x_BTC.shape
-        query, key, value = self.query_key_value(x_BTC)
+        how: dict[str, Any] = {"dropout": self.dropout if self.training else 0.0}
+        how["backend"] = self.backend
+        tokens = context.unpadded
+        parts = [
+            projection(x_BTC).unflatten(-1, (self.num_heads, -1))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        ]
+        if tokens is not None:
+            if record is not None:
+                record.append(QueryKeyValue(*(tokens.spread(t).transpose(1, 2) for t in parts)))
+            return self.out_proj(unpadded_attention(*parts, context, **how).flatten(-2))
+        query, key, value = (part.transpose(1, 2) for part in parts)
         if record is not None:
             record.append(QueryKeyValue(query, key, value))
         # recorded above are queries and keys before the turn: what students compare must not
@@ -143,25 +154,8 @@ class MultiheadAttention(nn.Module):
                 key = torch.cat([memory["key"], key], dim=2)
                 value = torch.cat([memory["value"], value], dim=2)
             memory["key"], memory["value"] = key, value
-        attended_BHTD = attention(
-            query,
-            key,
-            value,
-            context,
-            dropout=self.dropout if self.training else 0.0,
-            backend=self.backend,
-        )
-        return self.out_proj(attended_BHTD.transpose(1, 2).reshape(batch, length, channels))
-
-    def query_key_value(self, x_BTC: Tensor) -> QueryKeyValue:
-        """Return queries, keys and values of an input."""
-        batch, length, _ = x_BTC.shape
-        return QueryKeyValue(
-            *(
-                projection(x_BTC).view(batch, length, self.num_heads, -1).transpose(1, 2)
-                for projection in (self.q_proj, self.k_proj, self.v_proj)
-            )
-        )
+        attended_BHTD = attention(query, key, value, context, **how)
+        return self.out_proj(attended_BHTD.transpose(1, 2).flatten(-2))
 
 
 class TransformerLayer(nn.Module):

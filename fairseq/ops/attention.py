@@ -14,7 +14,14 @@ from torch import Tensor
 
 from fairseq.errors import ConfigError, did_you_mean
 from fairseq.ops.attention_context import NOTHING, AttentionContext
-from fairseq.ops.attention_fused import FUSED, best_on_gpu, fused_attention, require
+from fairseq.ops.attention_fused import (
+    BY_LENGTHS,
+    FUSED,
+    attention_by_lengths,
+    best_on_gpu,
+    fused_attention,
+    require,
+)
 from fairseq.ops.attention_rows import attention_by_rows
 from fairseq.ops.dropout import LEVELS
 from fairseq.ops.dropout import dropout as drop
@@ -76,11 +83,9 @@ def attention(
 
     Source: Vaswani et al. 2017, equation 1; ALiBi: Press et al. 2022, section 3.
     """
-    name = ALIASES.get(backend, backend)
-    if backend == "auto" and query_BHTD.device.type == "cpu":
-        name = _best_on_cpu(query_BHTD, key_BHSD, dropout)
-    elif backend == "auto":
-        name = best_on_gpu(query_BHTD, context, dropout)
+    name = _choice(query_BHTD, context, dropout, backend)
+    if backend == "auto" and name == "rows" and not _worth_rows(query_BHTD, key_BHSD):
+        name = "explicit"
     # fused kernels align the first query with the first key, not the last with the last
     if name in FUSED and query_BHTD.shape[2] != key_BHSD.shape[2]:
         name = "sdpa"
@@ -92,13 +97,46 @@ def attention(
     return attended_BHTD.to(query_BHTD.dtype)
 
 
-def _best_on_cpu(query_BHTD: Tensor, key_BHSD: Tensor, dropout: float) -> str:
-    if dropout == 0:
-        return "sdpa"
+def _worth_rows(query_BHTD: Tensor, key_BHSD: Tensor) -> bool:
     _, heads, queries, channels = query_BHTD.shape
     # a compiler would unroll the loop over rows; small rows are not worth the calls of one
     small = heads * queries * key_BHSD.shape[2] * channels < WORTH_A_ROW
-    return "explicit" if small or torch.compiler.is_compiling() else "rows"
+    return not small and not torch.compiler.is_compiling()
+
+
+def _choice(query: Tensor, context: AttentionContext, dropout: float, backend: str) -> str:
+    """Return the backend that ``backend`` stands for."""
+    if backend != "auto":
+        return ALIASES.get(backend, backend)
+    if query.device.type == "cpu":
+        return "rows" if dropout > 0 else "sdpa"
+    return best_on_gpu(query, context, dropout)
+
+
+def unpadded_attention(
+    query_NHD: Tensor,
+    key_NHD: Tensor,
+    value_NHD: Tensor,
+    context: AttentionContext,
+    *,
+    dropout: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Return :func:`attention` of the tokens that ``context.unpadded`` names, (N, H, D).
+
+    Backends that take sequences by their lengths get the tokens as they are; for the others they
+    go into padded rows and back.
+    """
+    tokens = context.unpadded
+    assert tokens is not None
+    name = _choice(query_NHD, context, dropout, backend)
+    if name in BY_LENGTHS:
+        check_backend(name)
+        with torch.autocast(query_NHD.device.type, enabled=False):
+            return attention_by_lengths(name, query_NHD, key_NHD, value_NHD, context, dropout)
+    rows = (tokens.spread(t).transpose(1, 2) for t in (query_NHD, key_NHD, value_NHD))
+    attended_BHTD = attention(*rows, context, dropout=dropout, backend=backend)
+    return tokens.gather(attended_BHTD.transpose(1, 2))
 
 
 def _sdpa(

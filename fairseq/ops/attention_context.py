@@ -65,6 +65,30 @@ class Alibi:
 
 
 @dataclass(frozen=True)
+class Unpadded:
+    """The tokens of a batch without its padding: N of B rows of T.
+
+    Attributes:
+        places_N: flat indices (b * T + t), int64, ascending.
+        batch: B.
+        length: T.
+    """
+
+    places_N: Tensor
+    batch: int
+    length: int
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return what the tokens have in (B, T, ...), shape (N, ...)."""
+        return rows.flatten(0, 1).index_select(0, self.places_N)
+
+    def spread(self, tokens: Tensor) -> Tensor:
+        """Return (B, T, ...) with what the tokens have, (N, ...), and zeros at pads."""
+        rows = tokens.new_zeros(self.batch * self.length, *tokens.shape[1:])
+        return rows.index_copy(0, self.places_N, tokens).unflatten(0, (self.batch, self.length))
+
+
+@dataclass(frozen=True)
 class AttentionContext:
     """What all layers of a model are told about the tokens of one batch.
 
@@ -76,6 +100,8 @@ class AttentionContext:
         documents_BS: number of the document that each token belongs to; tokens of other documents
             are not seen. None where a row is one document.
         rotary_TR: cosines and sines of the angles that queries and keys are turned by.
+        unpadded: the tokens that are not hidden by ``key_padding_mask_BS``, where layers are given
+            these alone, as (N, C).
     """
 
     alibi: Alibi | None = None
@@ -83,6 +109,7 @@ class AttentionContext:
     causal: bool = False
     documents_BS: Tensor | None = None
     rotary_TR: tuple[Tensor, Tensor] | None = None
+    unpadded: Unpadded | None = None
     # frozen as it is for its layers, it gathers what the first of them computes
     _kept: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 

@@ -22,6 +22,7 @@ from fairseq.lazy import require_library
 from fairseq.ops.attention_context import Alibi, AttentionContext
 
 FUSED = ("flex", "flash", "xformers")
+BY_LENGTHS = ("flash", "xformers")  # take tokens of several sequences, without padding
 MODULES = {"flash": ("flash_attn", "flash-attn"), "xformers": ("xformers.ops", "xformers")}
 ADVICE = "choose --attention-backend auto"
 
@@ -48,9 +49,11 @@ def best_on_gpu(query_BHTD: Tensor, context: AttentionContext, dropout: float) -
     The kernels behind ``sdpa`` are the fastest where there is neither ALiBi nor documents; with
     them they would attend in fp32, or over hidden keys. ``flash`` has to look for the sequences
     of a batch first if some tokens are hidden, which waits for the device; ``flex`` does not.
+    Of unpadded tokens it knows them, and saves their way into rows and back.
     """
     half = query_BHTD.dtype in (torch.bfloat16, torch.float16)
-    if not half or (context.alibi is None and context.documents_BS is None):
+    dense = context.alibi is None and context.documents_BS is None
+    if not half or (dense and context.unpadded is None):
         return "sdpa"
     channels = query_BHTD.shape[-1]
     sided = context.alibi is not None and context.alibi.asymmetric and not context.causal
@@ -58,10 +61,10 @@ def best_on_gpu(query_BHTD: Tensor, context: AttentionContext, dropout: float) -
     fits = channels % 8 == 0 and channels <= 256
     can = {
         "flash": not sided and fits and _importable("flash_attn"),
-        "flex": not dropout and _importable("triton"),
+        "flex": not dense and not dropout and _importable("triton"),
     }
-    searches = context.key_padding_mask_BS is not None or context.documents_BS is not None
-    order = ("flex", "flash") if searches else ("flash", "flex")
+    hidden = context.key_padding_mask_BS is not None and context.unpadded is None
+    order = ("flex", "flash") if hidden or context.documents_BS is not None else ("flash", "flex")
     return next((name for name in order if can[name]), "sdpa")
 
 
@@ -81,8 +84,31 @@ def fused_attention(
         ConfigError: for what the backend cannot do: a package, device or type that it lacks,
             dropout (flex), slopes that differ by side (flash), or any (xformers).
     """
-    function = {"flex": _flex, "flash": _flash, "xformers": _xformers}[backend]
-    return function(query_BHTD, key_BHTD, value_BHTD, context, dropout)
+    if backend == "flex":
+        return _flex(query_BHTD, key_BHTD, value_BHTD, context, dropout)
+    packed, length = sequences(context), query_BHTD.shape[2]
+    rows = [tensor.transpose(1, 2) for tensor in (query_BHTD, key_BHTD, value_BHTD)]
+    tokens = rows if packed is None else [t.flatten(0, 1)[packed.places_N] for t in rows]
+    attended = _FUNCTIONS[backend](*tokens, packed, length, context, dropout)
+    return _heads(attended, packed, query_BHTD)
+
+
+def attention_by_lengths(
+    backend: str,
+    query_NHD: Tensor,
+    key_NHD: Tensor,
+    value_NHD: Tensor,
+    context: AttentionContext,
+    dropout: float,
+) -> Tensor:
+    """Return the attended values of unpadded tokens, (N, H, D), by a backend of ``BY_LENGTHS``.
+
+    Raises:
+        ConfigError: as :func:`fused_attention`.
+    """
+    assert context.unpadded is not None
+    packed, length = sequences(context), context.unpadded.length
+    return _FUNCTIONS[backend](query_NHD, key_NHD, value_NHD, packed, length, context, dropout)
 
 
 # -- FlexAttention --------------------------------------------------------------------------------
@@ -188,7 +214,8 @@ def sequences(context: AttentionContext) -> Sequences | None:
 
     def search() -> Sequences:
         visible_BT = everything_BT if hidden_BT is None else ~hidden_BT
-        places_N = visible_BT.flatten().nonzero()[:, 0]
+        known = context.unpadded
+        places_N = visible_BT.flatten().nonzero()[:, 0] if known is None else known.places_N
         row_N = places_N // one.shape[1]
         new_N = row_N.diff() != 0
         if documents_BT is not None:
@@ -201,14 +228,8 @@ def sequences(context: AttentionContext) -> Sequences | None:
     return context.once(("sequences",), search)
 
 
-def _tokens(tensors: tuple[Tensor, ...], packed: Sequences | None) -> list[Tensor]:
-    """Return (B, H, T, D) tensors as (B, T, H, D), or (N, H, D) where tokens are packed."""
-    rows = [tensor.transpose(1, 2) for tensor in tensors]
-    return rows if packed is None else [t.flatten(0, 1)[packed.places_N] for t in rows]
-
-
 def _heads(attended: Tensor, packed: Sequences | None, like_BHTD: Tensor) -> Tensor:
-    """Undo :func:`_tokens`; tokens that were left out get zeros."""
+    """Return (B, H, T, D) of (B, T, H, D), or of packed tokens; those left out get zeros."""
     if packed is not None:
         batch, heads, length, channels = like_BHTD.shape
         whole = attended.new_zeros(batch * length, heads, channels)
@@ -216,53 +237,50 @@ def _heads(attended: Tensor, packed: Sequences | None, like_BHTD: Tensor) -> Ten
     return attended.transpose(1, 2)
 
 
+# queries, keys and values are (B, T, H, D), or (N, H, D) where tokens are packed
 def _flash(
-    query_BHTD: Tensor,
-    key_BHTD: Tensor,
-    value_BHTD: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: Sequences | None,
+    length: int,
     context: AttentionContext,
     dropout: float,
 ) -> Tensor:
     library = require_library("flash_attn", "--attention-backend flash", "flash-attn")
-    alibi, length = context.alibi, query_BHTD.shape[2]
-    if query_BHTD.dtype not in (torch.bfloat16, torch.float16):
-        raise ConfigError(
-            f"flash attends in bf16 or fp16, not {query_BHTD.dtype}: --amp, or {ADVICE}"
-        )
+    alibi = context.alibi
+    if query.dtype not in (torch.bfloat16, torch.float16):
+        raise ConfigError(f"flash attends in bf16 or fp16, not {query.dtype}: --amp, or {ADVICE}")
     if alibi is not None and alibi.asymmetric and not context.causal:
         raise ConfigError(f"flash has one slope for both sides: --position alibi, or {ADVICE}")
     how: dict[str, Any] = {
         "dropout_p": dropout,
-        "softmax_scale": query_BHTD.shape[-1] ** -0.5,
+        "softmax_scale": query.shape[-1] ** -0.5,
         "causal": context.causal,
-        "alibi_slopes": None if alibi is None else alibi.slopes_H.to(query_BHTD.device).float(),
+        "alibi_slopes": None if alibi is None else alibi.slopes_H.to(query.device).float(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
-    packed = sequences(context)
-    tokens = _tokens((query_BHTD, key_BHTD, value_BHTD), packed)
     if packed is None:
-        attended = library.flash_attn_func(*tokens, **how)
-    else:
-        # the longest sequence would have to be fetched from the device: T is never too short
-        attended = library.flash_attn_varlen_func(
-            *tokens, packed.starts, packed.starts, length, length, **how
-        )
-    return _heads(attended, packed, query_BHTD)
+        return library.flash_attn_func(query, key, value, **how)
+    # the longest sequence would have to be fetched from the device: T is never too short
+    return library.flash_attn_varlen_func(
+        query, key, value, packed.starts, packed.starts, length, length, **how
+    )
 
 
 def _xformers(
-    query_BHTD: Tensor,
-    key_BHTD: Tensor,
-    value_BHTD: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: Sequences | None,
+    length: int,
     context: AttentionContext,
     dropout: float,
 ) -> Tensor:
     library = require_library("xformers.ops", "--attention-backend xformers", "xformers")
     if context.alibi is not None:
         raise ConfigError(f"xformers knows no slopes: {ADVICE}, flex or flash with ALiBi")
-    packed = sequences(context)
-    tokens = _tokens((query_BHTD, key_BHTD, value_BHTD), packed)
-    biases = library.fmha.attn_bias
+    biases, tokens = library.fmha.attn_bias, [query, key, value]
     if packed is not None:
         bias = context.once(
             ("xformers",),
@@ -273,6 +291,9 @@ def _xformers(
     else:
         bias = biases.LowerTriangularMask() if context.causal else None
     attended = library.memory_efficient_attention(
-        *tokens, attn_bias=bias, p=dropout, scale=query_BHTD.shape[-1] ** -0.5
+        *tokens, attn_bias=bias, p=dropout, scale=query.shape[-1] ** -0.5
     )
-    return _heads(attended if packed is None else attended[0], packed, query_BHTD)
+    return attended if packed is None else attended[0]
+
+
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {"flash": _flash, "xformers": _xformers}

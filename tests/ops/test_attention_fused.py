@@ -6,6 +6,7 @@ tests see everything on our side: layouts, lengths, slopes, scales, what is refu
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -19,9 +20,9 @@ from fairseq.errors import ConfigError
 from fairseq.modules.positions import alibi_slopes
 from fairseq.modules.transformer_layer import LayerShape, TransformerLayer
 from fairseq.ops import attention_fused
-from fairseq.ops.attention import attention, check_backend
-from fairseq.ops.attention_context import Alibi, AttentionContext
-from fairseq.ops.attention_fused import best_on_gpu, sequences
+from fairseq.ops.attention import attention, check_backend, unpadded_attention
+from fairseq.ops.attention_context import Alibi, AttentionContext, Unpadded
+from fairseq.ops.attention_fused import BY_LENGTHS, best_on_gpu, sequences
 
 
 def one_sequence(
@@ -123,6 +124,12 @@ def check(backend: str, masks: str, dtype: torch.dtype, backward: bool) -> None:
         hidden_BT = context.key_padding_mask_BS
         assert not out.transpose(1, 2)[hidden_BT].any()  # queries at padding: zeros
         sees_BT = sees_BT & ~hidden_BT
+    if context.key_padding_mask_BS is not None and backend in BY_LENGTHS:
+        tokens = Unpadded((~context.key_padding_mask_BS).flatten().nonzero()[:, 0], *sees_BT.shape)
+        given = [tokens.gather(t.detach().transpose(1, 2)) for t in ours]
+        told = dataclasses.replace(context, unpadded=tokens)
+        without = unpadded_attention(*given, told, backend=backend)
+        assert without.equal(tokens.gather(out.transpose(1, 2)))
     weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)
     weight = weight * sees_BT[:, None, :, None]
     close = {"rtol": 0, "atol": 2e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps}
@@ -259,3 +266,26 @@ def test_auto_on_a_gpu(
     documents_BS = torch.zeros(2, 5, dtype=torch.long) if documents else None
     context = AttentionContext(alibi, None, causal, documents_BS)
     assert best_on_gpu(torch.zeros(2, H, 5, 8, dtype=dtype), context, dropout) == choice
+
+
+@pytest.mark.parametrize(
+    "installed, alibi, dtype, choice",
+    [
+        ("flash_attn triton", None, torch.bfloat16, "flash"),
+        ("flash_attn triton", SYMMETRIC, torch.bfloat16, "flash"),
+        ("flash_attn triton", None, torch.float32, "sdpa"),
+        ("triton", None, torch.bfloat16, "sdpa"),
+        ("triton", SYMMETRIC, torch.bfloat16, "flex"),
+    ],
+)
+def test_auto_on_a_gpu_of_unpadded_tokens(
+    installed: str,
+    alibi: Alibi | None,
+    dtype: torch.dtype,
+    choice: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention_fused, "_importable", lambda name: name in installed.split())
+    hidden_BS = torch.arange(5).expand(2, 5) > 3
+    context = AttentionContext(alibi, hidden_BS, unpadded=Unpadded(torch.arange(4), 2, 5))
+    assert best_on_gpu(torch.zeros(4, H, 8, dtype=dtype), context, 0.0) == choice

@@ -87,6 +87,11 @@ class RobertaConfig(FairseqDataclass):
     attention_backend: str = option(
         "auto", "auto, sdpa, explicit, rows, reference, flex, flash or xformers", new=True
     )
+    unpadded: Literal["auto", "on", "off"] = option(
+        "auto",
+        "give layers the tokens without their padding (auto: on a CPU, outside training)",
+        new=True,
+    )
     layer_norm: Literal["torch", "apex"] = option(
         "torch", "implementation of layer norms", new=True
     )
@@ -164,4 +169,5 @@ def encoder_shape(
         layerdrop=config.encoder_layerdrop,
         segments=config.segments,
         checkpoint_activations=config.checkpoint_activations,
+        unpadded=config.unpadded,
     )
