@@ -24,14 +24,15 @@ ORDER = (
     "growth",
     "minilm",
     "muon",
+    "unpadded",
     "pcfg",
     "faults",
 )
 HEAD = """# Benchmarks
 
 `make bench` measures again (all of it takes about ten minutes); `python benchmarks/run.py NAME`
-measures one; `estimate.py`, `heads.py`, `minilm.py`, `muon.py`, `pcfg.py` and `products.py` are
-programs of their own. Each record in [results](results) names its command, machine, date and
+measures one; `estimate.py`, `heads.py`, `minilm.py`, `muon.py`, `pcfg.py`, `products.py` and
+`unpadded.py` are programs of their own. Each record in [results](results) names its command, machine, date and
 versions. What is compared with another program runs in the same process, interleaved. "Times
 original" is against 1.3 MB/s (preprocess) and 1.4 MB/s (BPE), which the original fairseq reached on
 another two-core machine.
@@ -48,6 +49,7 @@ In `step`, the floor is the products of a step by `torch.matmul`, the faster flo
 library that a step takes, which is oneDNN for some on some processors; a share of the former may
 exceed 1.
 In `estimate`, ratios are what `fairseq-train --estimate` said over what the run took.
+In `unpadded`, ratios are how many times longer padded rows take; "fine-tuning" is `fairseq-train`.
 In `pcfg`, figures are sentences per second of
 processor time of one core: drawn, drawn and written as text, all conditionals of one hidden word,
 best parses. The machine below was shared while it was measured:

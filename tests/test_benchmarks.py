@@ -80,6 +80,16 @@ def test_the_benchmark_of_distillation_runs() -> None:
     }  # fmt: skip
 
 
+def test_the_benchmark_of_padding_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "unpadded.py"), "--quick"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    ratios = json.loads(done.stdout)["result"]["padding"]["50 %"]
+    assert set(ratios) == {"evaluation", "training"}
+    assert all(float(text.split()[0]) > 1 for text in ratios.values())
+
+
 def test_the_benchmark_of_grammars_runs() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "pcfg.py"), "--quick"],

@@ -133,15 +133,16 @@ class MultiheadAttention(nn.Module):
         how: dict[str, Any] = {"dropout": self.dropout if self.training else 0.0}
         how["backend"] = self.backend
         tokens = context.unpadded
-        parts = [
+        query, key, value = (
             projection(x_BTC).unflatten(-1, (self.num_heads, -1))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
-        ]
+        )
         if tokens is not None:
             if record is not None:
-                record.append(QueryKeyValue(*(tokens.spread(t).transpose(1, 2) for t in parts)))
-            return self.out_proj(unpadded_attention(*parts, context, **how).flatten(-2))
-        query, key, value = (part.transpose(1, 2) for part in parts)
+                rows = (tokens.spread(part).transpose(1, 2) for part in (query, key, value))
+                record.append(QueryKeyValue(*rows))
+            return self.out_proj(unpadded_attention(query, key, value, context, **how).flatten(-2))
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         if record is not None:
             record.append(QueryKeyValue(query, key, value))
         # recorded above are queries and keys before the turn: what students compare must not

@@ -134,8 +134,8 @@ def unpadded_attention(
         check_backend(name)
         with torch.autocast(query_NHD.device.type, enabled=False):
             return attention_by_lengths(name, query_NHD, key_NHD, value_NHD, context, dropout)
-    rows = (tokens.spread(t).transpose(1, 2) for t in (query_NHD, key_NHD, value_NHD))
-    attended_BHTD = attention(*rows, context, dropout=dropout, backend=backend)
+    query, key, value = (tokens.spread(t).transpose(1, 2) for t in (query_NHD, key_NHD, value_NHD))
+    attended_BHTD = attention(query, key, value, context, dropout=dropout, backend=backend)
     return tokens.gather(attended_BHTD.transpose(1, 2))
 
 

@@ -5,6 +5,7 @@ Shapes: N positions, C channels, V classes; B batch, H heads, T tokens, D channe
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator
 
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from fairseq.modules.heads import Projection
 from fairseq.modules.positions import alibi_slopes
-from fairseq.ops.attention import attention
-from fairseq.ops.attention_context import Alibi, AttentionContext
+from fairseq.ops.attention import attention, unpadded_attention
+from fairseq.ops.attention_context import Alibi, AttentionContext, Unpadded
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 from fairseq.ops.linear_distillation import linear_distillation
 from fairseq.ops.loss_peers import triton_serves
@@ -247,6 +248,29 @@ def test_attention_is_as_good_as_its_inputs(backend: str, kinds: str) -> None:
         assert mine.dtype == torch.bfloat16
         error, allowed = ((x.double() - wanted).norm() for x in (mine, other))
         assert error <= allowed + eps * wanted.norm()
+
+
+@pytest.mark.parametrize("kinds", ["padding", "padding+documents"])
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "flex", "flash", "xformers"])
+def test_tokens_without_padding_attend_as_in_rows(backend: str, kinds: str) -> None:
+    need(backend)
+    context = told(kinds)
+    hidden_BT = context.key_padding_mask_BS
+    assert hidden_BT is not None
+    tokens = Unpadded((~hidden_BT).flatten().nonzero()[:, 0], B, T)
+    torch.manual_seed(0)
+    rows = [torch.randn(B, T, H, D, device="cuda").bfloat16() for _ in range(3)]
+    given = [tokens.gather(t).requires_grad_() for t in rows]
+    without = dataclasses.replace(context, unpadded=tokens)
+    ours_NHD = unpadded_attention(*given, without, backend=backend)
+    exact = [tokens.spread(t).transpose(1, 2).double() for t in given]
+    wanted_NHD = tokens.gather(attention(*exact, context, backend="reference").transpose(1, 2))
+    eps = torch.finfo(torch.bfloat16).eps
+    pairs = [(ours_NHD, wanted_NHD)]
+    sums = (x.double().square().sum() for x in (ours_NHD, wanted_NHD))
+    pairs += zip(*(torch.autograd.grad(x, given) for x in sums), strict=True)
+    for mine, wanted in pairs:
+        assert (mine - wanted).norm() <= 8 * eps * wanted.norm()
 
 
 @pytest.mark.parametrize("kinds", ["padding", "alibi", "alibi+padding", "alibi+causal+documents"])
