@@ -23,9 +23,10 @@ from fairseq.growth.copies import tiled_map
 from fairseq.growth.maps import Matrix, Select
 from fairseq.growth.methods import Options, method
 from fairseq.growth.sizes import Pair
-from fairseq.growth.tensors import AxisMap, Maps, Parts, join, split, widen
+from fairseq.growth.tensors import AxisMap, Maps, Parts, join, split, widen_tensor
 
 LINEAR_AXES = ("emb", "v")  # what no activation or softmax stands behind
+ALL = -1  # every layer of the target at once
 Operator = Mapping[str, Tensor]
 
 
@@ -64,6 +65,9 @@ def ligo_maps(
 ) -> Maps:
     """Return how every axis grows by an operator.
 
+    For the layer :data:`ALL` matrices stand side by side, for tensors that do as well: a product of
+    stacks costs one call where there were as many as layers.
+
     Args:
         operator: its tensors.
         pair: the configurations.
@@ -81,56 +85,58 @@ def ligo_maps(
         if axis == "heads":
             # scales of heads (NormFormer) have no matrix in the operator: old ones are repeated
             return Select(tiled_map(small, large), small)
-        name = matrix_name(pair, share, axis, layer, module, reads)
-        if name not in made:
-            if name not in operator:
-                raise CheckpointError(f"the operator has no {name}: it belongs to another pair")
-            if operator[name].shape != (large - small, small):
-                raise CheckpointError(
-                    f"the operator's {name} is {tuple(operator[name].shape)}, this pair needs "
-                    f"{(large - small, small)}: it belongs to another pair"
-                )
+        layers = range(pair.large.layers) if layer == ALL else [layer]
+        names = [matrix_name(pair, share, axis, number, module, reads) for number in layers]
+        key = names[0] if len(set(names)) == 1 else f"{names[0]} to {names[-1]}"
+        if key not in made:
+            new = [_checked(operator, name, (large - small, small)) for name in names]
             # "orthonormal" turns B, and a turn of channels does not commute with an activation
             linear = in_matrix == "pinv" or axis in LINEAR_AXES
-            made[name] = _matrix(operator[name], in_matrix if linear else "same")
-        return made[name]
+            stacked = new[0] if len(set(names)) == 1 else torch.stack(new)
+            made[key] = _matrix(stacked, in_matrix if linear else "same")
+        return made[key]
 
     return maps
 
 
+def _checked(operator: Operator, name: str, shape: tuple[int, int]) -> Tensor:
+    """Return a tensor of the operator.
+
+    Raises:
+        CheckpointError: if there is none, or one of another shape.
+    """
+    x = operator.get(name)
+    if x is None:
+        raise CheckpointError(f"the operator has no {name}: it belongs to another pair")
+    if x.shape != shape:
+        raise CheckpointError(
+            f"the operator's {name} is {tuple(x.shape)}, this pair needs {shape}: it belongs to "
+            "another pair"
+        )
+    return x
+
+
 def _matrix(new: Tensor, in_matrix: str) -> Matrix:
+    """Return the map of C, shape (n2 - n1, n1) or (L, n2 - n1, n1); see :func:`ligo_maps`."""
     if in_matrix == "same":
         return Matrix(new)
-    whole = torch.cat([torch.eye(new.shape[1], dtype=new.dtype, device=new.device), new])
+    eye = torch.eye(new.shape[-1], dtype=new.dtype, device=new.device)
+    whole = torch.cat([eye.expand(*new.shape[:-2], -1, -1), new], -2)
     # positive definite whatever is learned, since B begins with the identity
-    gram = whole.T @ whole
+    gram = whole.mT @ whole
     if in_matrix == "pinv":
-        return Matrix(new, reader=torch.linalg.solve(gram, whole.T).T)
+        return Matrix(new, reader=torch.linalg.solve(gram, whole.mT).mT)
     # Cholesky's way to orthonormal columns has a gradient everywhere, unlike that by eigenvectors
     lower = torch.linalg.cholesky(gram)
-    return Matrix(new, whole=torch.linalg.solve_triangular(lower, whole.T, upper=False).T)
+    return Matrix(new, whole=torch.linalg.solve_triangular(lower, whole.mT, upper=False).mT)
 
 
-def mix(parts: Parts, operator: Operator, layers: int) -> Parts:
-    """Return L2 layers, each a weighted sum of the L1 layers; unchanged without depth weights."""
-    mixed: list[dict[str, Tensor]] = [{} for _ in range(layers)]
-    for name in parts.layers[0]:
-        weight = operator.get(f"depth.{name}")
-        if weight is None:
-            if layers != len(parts.layers):
-                raise CheckpointError(f"the operator has no depth.{name}: it is for another pair")
-            rows = [layer[name] for layer in parts.layers]
-        else:
-            if weight.shape != (layers, len(parts.layers)):
-                raise CheckpointError(
-                    f"the operator's depth.{name} is {tuple(weight.shape)}, this pair needs "
-                    f"{(layers, len(parts.layers))}: it belongs to another pair"
-                )
-            stacked = torch.stack([layer[name] for layer in parts.layers])
-            rows = list(torch.tensordot(weight.to(stacked.dtype), stacked, dims=1).unbind())
-        for layer, row in zip(mixed, rows, strict=True):
-            layer[name] = row
-    return parts._replace(layers=mixed)
+def _mixed(name: str, x: Tensor, operator: Operator, layers: int) -> Tensor:
+    """Return L2 layers, (L2, ...), each a weighted sum of those of ``x``, (L1, ...)."""
+    if f"depth.{name}" in operator or layers != len(x):
+        weight = _checked(operator, f"depth.{name}", (layers, len(x)))
+        x = torch.tensordot(weight.to(x.dtype), x, dims=1)
+    return x
 
 
 def apply_operator(
@@ -138,7 +144,17 @@ def apply_operator(
 ) -> Parts:
     """Return the large tensors."""
     maps = ligo_maps(operator, pair, share, in_matrix)
-    grown = widen(mix(parts, operator, pair.large.layers), maps)
+    wide: dict[str, Tensor] = {}
+    for name in parts.layers[0]:
+        x = torch.stack([layer[name] for layer in parts.layers])
+        # with the same matrices for all layers the order is free: the small model has fewer layers
+        if share != "global":
+            x = _mixed(name, x, operator, pair.large.layers)
+        x = widen_tensor(name, x, maps, ALL, longest_first=True)
+        wide[name] = x if share != "global" else _mixed(name, x, operator, pair.large.layers)
+    shared = {name: widen_tensor(name, x, maps) for name, x in parts.shared.items()}
+    rows = zip(*(x.unbind() for x in wide.values()), strict=True)
+    grown = Parts(shared, [dict(zip(wide, row, strict=True)) for row in rows], parts.stem)
     residuals = {name: x for name, x in operator.items() if name.startswith("residual.")}
     if not residuals:
         return grown

@@ -10,10 +10,11 @@ Source: Wang et al. 2023 (LiGO), section 3.3.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -183,6 +184,7 @@ class LigoModel(BaseFairseqModel):
         self.source = Tensors(join(source))
         # in a list, so that it is no child: what has no memory can neither be moved nor saved
         self._skeleton = [_Caller(hollow(skeleton))]
+        self._formed: dict[str, Tensor] | None = None
 
     @classmethod
     def build_model(cls, args: LigoConfig, task: Task) -> LigoModel:
@@ -219,8 +221,27 @@ class LigoModel(BaseFairseqModel):
             )
         return join(parts, self.pair.one_table)
 
+    @contextlib.contextmanager
+    def formed_once(self) -> Iterator[None]:
+        """Form the weights once for all micro-batches inside.
+
+        Gradients gather on the weights and go through the operator in one backward pass at the end.
+        """
+        grown = self.grown()
+        # by identity, since a tied head is its table; what no trained tensor touches stays as it is
+        roots = {id(x): x for x in grown.values() if x.requires_grad}
+        leaves = {key: x.detach().requires_grad_() for key, x in roots.items()}
+        self._formed = {name: leaves.get(id(x), x) for name, x in grown.items()}
+        try:
+            yield
+        finally:
+            self._formed = None
+        used = [key for key, leaf in leaves.items() if leaf.grad is not None]
+        torch.autograd.backward([roots[key] for key in used], [leaves[key].grad for key in used])
+
     def _call(self, method: str, *args: object, **kwargs: object) -> Any:
-        weights = {f"model.{name}": x for name, x in self.grown().items()}
+        formed = self.grown() if self._formed is None else self._formed
+        weights = {f"model.{name}": x for name, x in formed.items()}
         return functional_call(self._skeleton[0], weights, (method, *args), kwargs)
 
     def forward(self, *args: object, **kwargs: object) -> Any:

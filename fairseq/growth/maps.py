@@ -68,7 +68,7 @@ class Select:
 
     def norm(self, x: Tensor, gain: bool) -> Tensor:
         """Return the gains or shifts of the copies."""
-        return self.write(x, 0)
+        return self.write(x, -1)
 
     def before_tied_head(self, x: Tensor, gain: bool) -> Tensor:
         """Return a norm whose output a table reads that cannot take shares itself."""
@@ -131,6 +131,8 @@ class FirstCopies(Select):
 class Matrix:
     """A linear map: ``write`` multiplies by B from the left, ``read`` by A^T from the right.
 
+    All may be of L layers, with L as their first dimension; so are the tensors that they multiply.
+
     Attributes:
         new: C of ``B = [I; C]``, shape (n2 - n1, n1); the identity is never multiplied out.
         reader: A, shape (n2, n1); None for A = B.
@@ -144,12 +146,14 @@ class Matrix:
     @property
     def inputs(self) -> int:
         """Return n1."""
-        return int(self.new.shape[1])
+        return int(self.new.shape[-1])
 
     @staticmethod
     def _times(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
-        # tensordot puts the new axis first
-        return torch.tensordot(matrix.to(x.dtype), x, dims=([1], [dim])).movedim(0, dim)
+        matrix = matrix.to(x.dtype)
+        if x.dim() < matrix.dim():  # vectors, each with the matrix of its layer
+            return (matrix @ x[..., None])[..., 0]
+        return x @ matrix.mT if dim in (-1, x.dim() - 1) else matrix @ x
 
     def write(self, x: Tensor, dim: int) -> Tensor:
         """Return B x along ``dim``."""
@@ -163,7 +167,7 @@ class Matrix:
 
     def norm(self, x: Tensor, gain: bool) -> Tensor:
         """Return B x."""
-        return self.write(x, 0)
+        return self.write(x, -1)
 
 
 @dataclass(frozen=True)

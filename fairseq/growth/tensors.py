@@ -76,7 +76,7 @@ class Parts(NamedTuple):
 
 
 class AxisMap(Protocol):
-    """How one axis grows; ``dim`` is where a tensor has it."""
+    """How one axis grows; ``dim`` is where a tensor has it, counted from the end."""
 
     @property
     def inputs(self) -> int:
@@ -89,7 +89,7 @@ class AxisMap(Protocol):
         """Return a tensor that reads from the larger axis."""
 
     def norm(self, x: Tensor, gain: bool) -> Tensor:
-        """Return the gain or the shift of a layer norm over the larger axis, a vector."""
+        """Return the gain or the shift of a layer norm over the larger axis, vectors."""
 
 
 # (axis, layer or None, module, whether it reads) -> how the axis grows, None if it does not
@@ -164,12 +164,26 @@ def widen(parts: Parts, maps: Maps) -> Parts:
     return Parts(shared, layers, parts.stem)
 
 
-def widen_tensor(name: str, x: Tensor, maps: Maps, layer: int | None = None) -> Tensor:
-    """Return one tensor with its axes grown; the same object if none does."""
+def widen_tensor(
+    name: str, x: Tensor, maps: Maps, layer: int | None = None, longest_first: bool = False
+) -> Tensor:
+    """Return one tensor with its axes grown; the same object if none does.
+
+    Args:
+        name: of the tensor, within its layer or the whole model.
+        x: the tensor, or those of several layers side by side in a first dimension.
+        maps: how axes grow.
+        layer: passed on to ``maps``.
+        longest_first: grow the longest axis before the others, which is cheaper with matrices.
+    """
     module, _, kind = role_name(name).rpartition(".")
     # an unknown tensor matters only where the stream gets wider, which only some pairs do
     wider = role_name(name) in ROLES or maps("emb", layer, module or kind, False) is not None
-    for dim, role in enumerate(roles_of(name, x, wider)):
+    known = roles_of(name, x, wider)
+    roles = list(enumerate(known, -len(known)))
+    if longest_first:
+        roles.sort(key=lambda pair: -x.shape[pair[0]])
+    for dim, role in roles:
         if role is None:
             continue
         reads = role[0] == "-"
@@ -188,4 +202,4 @@ def widen_tensor(name: str, x: Tensor, maps: Maps, layer: int | None = None) -> 
 
 def _pooled(x: Tensor, axis_map: AxisMap) -> Tensor:
     """Widen a classifier's input: the features, or first token and mean side by side."""
-    return torch.cat([axis_map.read(part, 1) for part in x.split(axis_map.inputs, 1)], 1)
+    return torch.cat([axis_map.read(part, -1) for part in x.split(axis_map.inputs, -1)], -1)

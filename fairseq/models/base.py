@@ -6,6 +6,7 @@ Shapes: B batch, T time, C channels, V vocabulary.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -137,6 +138,14 @@ class BaseFairseqModel(nn.Module):
             upgrade = getattr(child, "upgrade_state_dict_named", None)
             if upgrade is not None:
                 upgrade(state_dict, f"{name}.{child_name}" if name else child_name)
+
+    def formed_once(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context of one update, inside which no weight changes.
+
+        A model that computes its weights from others may do so once, however many micro-batches
+        follow; gradients are complete when the context ends.
+        """
+        return contextlib.nullcontext()
 
     def set_num_updates(self, num_updates: int) -> None:
         """Tell every module that wants to know how many updates were done."""

@@ -282,7 +282,9 @@ class Trainer:
         """
         while True:
             try:
-                return self._accumulate_once(prepared)
+                one = len(prepared) == 1  # whose gradients need not wait for those of others
+                with contextlib.nullcontext() if one else self.model.formed_once():
+                    return self._accumulate_once(prepared)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -237,7 +238,8 @@ def test_an_operator_goes_on_learning_bit_exactly(folder: Path, tmp_path: Path) 
     assert tiny_run.digest(last(tmp_path / "parts")) == tiny_run.digest(last(tmp_path / "whole"))
 
 
-def test_two_processes_learn_like_one(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("micro", [1, 2])
+def test_two_processes_learn_like_one(micro: int, folder: Path, tmp_path: Path) -> None:
     flags = {
         **{name: value for name, value in LIGO.items() if name != "max_update"},
         **{"ligo_source": str(last(folder / "small")), "max_update": 6},
@@ -245,9 +247,43 @@ def test_two_processes_learn_like_one(folder: Path, tmp_path: Path) -> None:
     }
     alone, pair = tmp_path / "alone", tmp_path / "pair"
     data = folder / "data"
-    assert finish(start(data, alone, 1, update_freq=[2], **flags)) == [0]
-    assert finish(start(data, pair, 2, update_freq=[1], **flags)) == [0, 0]
+    assert finish(start(data, alone, 1, update_freq=[2 * micro], **flags)) == [0]
+    assert finish(start(data, pair, 2, update_freq=[micro], **flags)) == [0, 0]
     assert_same(alone, pair)
+
+
+@pytest.mark.parametrize("flags", [{}, {"ligo_tune": "depth"}, {"ligo_share": "global"}], ids=str)
+def test_weights_are_formed_once_an_update(
+    flags: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight rows one after the other: gradients as with weights formed eight times, none kept."""
+    tiny_run.train(ligo_config(folder, tmp_path / "op", "encoder", **flags, max_update=1))
+    (model,), _ = checkpoint.load_model_ensemble([str(last(tmp_path / "op"))])
+    model.double().eval()
+    formed: list[int] = []
+    grown = LigoModel.grown
+    monkeypatch.setattr(LigoModel, "grown", lambda self: formed.append(1) or grown(self))
+    tokens, found = torch.randint(4, 60, (8, 9)), []
+    for once in (False, True):
+        model.zero_grad()
+        formed.clear()
+        with model.formed_once() if once else contextlib.nullcontext():
+            for row in tokens.split(1):
+                model(row)[0].log_softmax(-1).square().sum().backward()
+        assert len(formed) == (1 if once else 8) and model._formed is None
+        found.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+    with pytest.raises(RuntimeError, match="memory"), model.formed_once():
+        raise RuntimeError("memory")
+    assert model._formed is None
+    cfg = ligo_config(
+        folder, tmp_path / "two", "encoder", **flags, update_freq=[2], max_update=3,
+        disable_validation=True,
+    )  # fmt: skip
+    formed.clear()
+    tiny_run.train(cfg)
+    assert len(formed) == 3
 
 
 def test_gradients_of_parts_add_up(folder: Path, tmp_path: Path) -> None:
