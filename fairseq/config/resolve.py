@@ -105,10 +105,12 @@ def _checkpoints(config: FairseqConfig) -> None:
 
 
 def _growth(checkpoint: Any) -> None:
-    """Refuse what contradicts ``--grow-from``, which starts everything but the weights afresh."""
+    """Refuse what contradicts ``--grow-from``, which starts what it does not grow afresh."""
     if checkpoint.grow_from is None:
         if checkpoint.grow_method is not None or checkpoint.grow_layers:
             raise ConfigError("--grow-method and --grow-layers need --grow-from FILE")
+        if checkpoint.grow_optimizer != "reset":
+            raise ConfigError("--grow-optimizer needs --grow-from FILE")
         return
     if checkpoint.restore_file != LAST_CHECKPOINT:
         raise ConfigError("--grow-from and --restore-file exclude each other")

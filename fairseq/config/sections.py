@@ -355,6 +355,11 @@ class CheckpointConfig(FairseqDataclass):
     grow_fill: Literal["fresh", "zero"] = option(
         "fresh", "copy: new entries are drawn (fresh) or zero", new=True
     )
+    grow_optimizer: Literal["reset", "asymmetric"] = option(
+        "reset",
+        "state of the optimizer: reset, or kept and reset only for what is a copy (asymmetric)",
+        new=True,
+    )
     reset_dataloader: bool = option(False, "start at the first epoch")
     reset_lr_scheduler: bool = option(False, "do not load the state of the LR schedule")
     reset_meters: bool = option(False, "do not load the meters")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from fairseq.checkpoint.layout import config_of, record_of
 from fairseq.config.sections import FairseqConfig
 from fairseq.errors import ConfigError
+from fairseq.growth.carry import FLAG, Carried, inherited_layers
 from fairseq.growth.ligo_model import LigoModel, LigoSettings
 from fairseq.growth.methods import GROWTH, Method, Options
 from fairseq.growth.sizes import Config, sizes_of
@@ -189,9 +190,30 @@ def grow_loaded(
     check_operator(source, cfg.model)
     reason = method.check(source.config, cfg.model, options)
     logger.info("grown by %s from %s: %s", name, os.path.basename(path), _verdict(reason))
+    carried = None
+    if settings.grow_optimizer == "asymmetric":
+        carried = _carried(
+            content,
+            source,
+            lambda x: grow_state(source._replace(state=x), cfg.model, method, options),
+        )
     state = grow_state(source, cfg.model, method, options)
     # what the loss has learned (projections, W) fits the source's width alone
-    return path, {**content, "model": state, "criterion": None}
+    return path, {**content, "model": state, "criterion": None, "carried": carried}
+
+
+def _carried(
+    content: Mapping[str, Any],
+    source: Source,
+    grow: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+) -> Carried:
+    """Return what the optimizer of the grown model inherits from the source's checkpoint."""
+    saved, last = content.get("last_optimizer_state"), content["optimizer_history"][-1]
+    if saved is None or source.operator is not None:
+        what = "is a learned operator" if saved is not None else "holds no optimizer state"
+        raise ConfigError(f"{FLAG}: the source {what}: use --grow-optimizer reset")
+    shapes = {name: x.shape for name, x in source.state.items()}
+    return Carried(last["optimizer_name"], saved, shapes, inherited_layers(source.state, grow))
 
 
 def _verdict(reason: str | None) -> str:

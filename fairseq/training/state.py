@@ -352,6 +352,8 @@ class TrainingState:
         self._optimizer = self._lr_scheduler = None  # masters are copied from the loaded weights
         if not reset_optimizer:
             self._load_optimizer(filename, state, reset_lr_scheduler, optimizer_overrides)
+        elif state.get("carried") is not None:  # through growth
+            state["carried"].give(self.optimizer, self.named_parameters())
         self._load_ema(extra_state, anew=reset_optimizer)
         if not reset_optimizer and not reset_meters:
             self.progress = dict(record.get("progress") or {})
