@@ -81,7 +81,7 @@ def grid(name: str, part: dict[str, dict[str, Any]]) -> str:
 
     def cell(value: Any) -> str:
         if not isinstance(value, dict):
-            return str(value)
+            return "" if value is None else str(value)
         return ", ".join(f"{figure:,} {unit.split('_')[-1]}" for unit, figure in value.items())
 
     columns = list(next(iter(part.values())))
