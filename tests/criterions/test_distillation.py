@@ -243,6 +243,50 @@ def test_micro_batches_and_pads_make_no_difference(masked: bool) -> None:
         assert figures(more) == pytest.approx(figures(logs), rel=1e-9)
 
 
+class Noisy(torch.nn.Module):
+    """A model whose hidden states, queries, keys and values are others at pads."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, src_tokens: Tensor, **wanted: Any) -> Any:
+        output, extra = self.model(src_tokens, **wanted)
+        noise_BT1 = 100.0 * src_tokens.eq(PAD)[..., None]
+        extra["features"] = extra["features"] + noise_BT1
+        extra["inner_states"] = [x + noise_BT1.transpose(0, 1) for x in extra["inner_states"]]
+        for layer, parts in extra["qkv"].items():
+            extra["qkv"][layer] = tuple(
+                part + (noise_BT1[:, None] if part.dim() == 4 else noise_BT1) for part in parts
+            )
+        return output, extra
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "causal"])
+@pytest.mark.parametrize("heads", [0, 4])
+def test_what_stands_at_pads_changes_no_term(masked: bool, heads: int) -> None:
+    """Neither the value nor the gradient of any term, whichever side has it."""
+    student, teacher = models(masked)
+    own = {"alpha_mlm" if masked else "alpha_clm": 1.7}
+    settings = {**EVERYTHING, **own, "minilm_relation_heads": heads, "teacher_path": "x"}
+    built = criterion(masked, **settings)
+    room = teacher_of(teacher)
+    built.attach(student, room, None)
+    gradients, logs = run(student, built, [batch(masked, (6, 3))])
+    room.model = Noisy(teacher)
+    noisy, more = Noisy(student), []
+    student.zero_grad()
+    sample = batch(masked, (6, 3))
+    built.prepare_update([sample])
+    loss, size, log = built(noisy, sample)
+    loss.backward()
+    more.append(log)
+    assert figures(more) == pytest.approx(figures(logs), rel=1e-9)
+    for one, parameter in zip(gradients, student.parameters(), strict=False):
+        if one is not None:
+            torch.testing.assert_close(parameter.grad / size, one, rtol=1e-9, atol=1e-12)
+
+
 def test_what_stands_at_unselected_positions_changes_nothing() -> None:
     """With the divergence restricted to masked tokens, other targets and pads do not matter."""
     student, teacher = models(True)

@@ -84,6 +84,7 @@ def test_values_and_gradients_equal_the_formula(
     near = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
     for one_N, other_N in zip(got[1:], wanted, strict=True):
         torch.testing.assert_close(one_N.double(), other_N.detach(), **near)
+    assert (got.divergence_N >= -1e-6).all()  # no divergence is negative
     total = sum(alpha * term_N.sum() for alpha, term_N in zip(alphas, wanted, strict=True))
     ours = torch.autograd.grad(got.loss / 7, student)
     theirs = torch.autograd.grad(total / 7, student)

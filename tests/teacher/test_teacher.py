@@ -101,6 +101,41 @@ def test_a_student_is_trained_validated_and_used_without_its_teacher(
         train(config(data, tmp_path / "run", **student(family, teacher, max_update=12)))
 
 
+def test_a_teacher_is_part_of_nothing_that_is_trained_or_kept(
+    data: Path, teachers: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optimizer, average and checkpoint know the student and the maps between widths alone."""
+    seen: list[tuple[Any, dict[str, torch.Tensor]]] = []
+
+    def look(trainer: Any, calls: int) -> None:
+        model = trainer.criterion._teacher.model
+        seen.append((model, {name: x.clone() for name, x in model.state_dict().items()}))
+        model.train()  # as a careless caller would; the next forward pass puts it right
+
+    flags = student("masked", teachers["masked"], encoder_embed_dim=16, store_ema=True)
+    with monkeypatch.context() as patch:
+        Recorder(patch, look)
+        train(config(data, tmp_path / "run", **flags, freeze_positions=True, max_update=3))
+    model, before = seen[0]
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert all(x.equal(before[name]) for name, x in model.state_dict().items())
+    state = content(tmp_path / "run" / LAST)
+    trained = sum(len(g["params"]) for g in state["last_optimizer_state"]["param_groups"])
+    positions = "encoder.sentence_encoder.embed_positions.weight"
+    own = {n for n, x in state["model"].items() if x.is_floating_point() and n != positions}
+    own -= {"encoder.lm_head.weight", *(n for n in own if n.endswith("version"))}  # a tied table
+    assert trained == len(own) + len(state["criterion"])
+    assert set(state["extra_state"]["ema"]) <= set(state["model"])
+    again = train_nothing(data, tmp_path / "none", **flags, freeze_positions=True)
+    assert state["model"][positions].equal(again["model"][positions])
+
+
+def train_nothing(data: Path, folder: Path, **flags: Any) -> dict[str, Any]:
+    """Return the checkpoint of a run whose one update changes nothing."""
+    train(config(data, folder, **{**flags, "max_update": 1, "lr": [0.0], "weight_decay": 0.0}))
+    return content(folder / LAST)
+
+
 class Killed(BaseException):
     """Ends a run as SIGKILL would, as far as its files are concerned."""
 
@@ -276,19 +311,91 @@ def gpt2(state: dict[str, torch.Tensor], tokens_BT: torch.Tensor) -> torch.Tenso
         x = x + linear(attended, f"h.{n}.attn.c_proj")
         inner = linear(norm(x, f"h.{n}.ln_2"), f"h.{n}.mlp.c_fc")
         x = x + linear(F.gelu(inner, approximate="tanh"), f"h.{n}.mlp.c_proj")
-    return norm(x, "ln_f") @ state["wte.weight"].T
+    return norm(x, "ln_f") @ state.get("head", state["wte.weight"]).T
 
 
-def test_a_folder_of_hugging_face_teaches(data: Path, tmp_path: Path) -> None:
+def opt_folder(folder: Path, words: list[str]) -> dict[str, torch.Tensor]:
+    """Write an OPT of two layers over :func:`gpt2_folder`'s tokenizer; return its weights."""
+    gpt2_folder(folder, words)
+    width = 32
+    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (len(words), width)}
+    shapes |= {"embed_positions.weight": (22, width)}  # the first position has row 2
+    for n in range(2):
+        for name, outputs, inputs in (
+            *((f"self_attn.{part}_proj", width, width) for part in ("q", "k", "v", "out")),
+            ("fc1", 48, width), ("fc2", width, 48),
+        ):  # fmt: skip
+            shapes |= {f"layers.{n}.{name}.weight": (outputs, inputs)}
+            shapes |= {f"layers.{n}.{name}.bias": (outputs,)}
+    norms = [f"layers.{n}.{k}_layer_norm" for n in range(2) for k in ("self_attn", "final")]
+    for norm in (*norms, "final_layer_norm"):
+        shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+    draw = torch.Generator().manual_seed(0)
+    state = {name: torch.randn(*shape, generator=draw) * 0.3 for name, shape in shapes.items()}
+    save_file({f"model.decoder.{name}": value for name, value in state.items()},
+              str(folder / "model.safetensors"))  # fmt: skip
+    told = {"model_type": "opt", "hidden_size": width, "num_hidden_layers": 2, "ffn_dim": 48,
+            "num_attention_heads": 2, "max_position_embeddings": 20, "bos_token_id": 0,
+            "eos_token_id": 2, "pad_token_id": 1, "word_embed_proj_dim": width}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(told))
+    return state
+
+
+def opt(state: dict[str, torch.Tensor], tokens_BT: torch.Tensor) -> torch.Tensor:
+    """Return the logits of an OPT with two heads, written out; no pads."""
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    length = tokens_BT.shape[1]
+    x = state["embed_tokens.weight"][tokens_BT] + state["embed_positions.weight"][2 : 2 + length]
+    for n in range(2):
+        inner = norm(x, f"layers.{n}.self_attn_layer_norm")
+        q, k, v = (
+            linear(inner, f"layers.{n}.self_attn.{part}_proj")
+            .unflatten(-1, (2, -1))
+            .transpose(1, 2)
+            for part in "qkv"
+        )
+        scores = (q @ k.mT / 4).masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
+        attended = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+        x = x + linear(attended, f"layers.{n}.self_attn.out_proj")
+        inner = linear(norm(x, f"layers.{n}.final_layer_norm"), f"layers.{n}.fc1").relu()
+        x = x + linear(inner, f"layers.{n}.fc2")
+    return norm(x, "final_layer_norm") @ state["embed_tokens.weight"].T
+
+
+def untied_folder(folder: Path, words: list[str]) -> dict[str, torch.Tensor]:
+    """Write a GPT-2 whose head is a table of its own; return its weights."""
+    state = gpt2_folder(folder, words)
+    head_VC = torch.randn(len(words), 32, generator=torch.Generator().manual_seed(7)) * 0.2
+    weights = {f"transformer.{name}": value for name, value in state.items()}
+    save_file({**weights, "lm_head.weight": head_VC}, str(folder / "model.safetensors"))
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**told, "tie_word_embeddings": False}))
+    return {**state, "head": head_VC}
+
+
+FOLDERS: dict[str, Any] = {
+    "gpt2": (gpt2_folder, gpt2), "opt": (opt_folder, opt), "untied head": (untied_folder, gpt2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_folder_of_hugging_face_teaches(kind: str, data: Path, tmp_path: Path) -> None:
     words = Dictionary.load(data / "dict.txt").symbols
-    state = gpt2_folder(tmp_path / "gpt2", words)
-    flags = student("causal", tmp_path / "gpt2", max_update=3)
+    write, logits_of = FOLDERS[kind]
+    state = write(tmp_path / "folder", words)
+    flags = student("causal", tmp_path / "folder", max_update=3)
     train(config(data, tmp_path / "run", **flags))
     assert shown(tmp_path / "run", "valid")["loss_ce"] > 0
     tokens_BT = torch.randint(4, len(words), (2, 9))
     operands, _ = load(data, flags).outputs({"src_tokens": tokens_BT}, torch.arange(18))
-    wanted_BTV = gpt2(state, tokens_BT)
-    torch.testing.assert_close(operands.logits(), wanted_BTV.flatten(0, 1), atol=1e-4, rtol=1e-4)
+    wanted_NV = logits_of(state, tokens_BT).flatten(0, 1)
+    torch.testing.assert_close(operands.logits(), wanted_NV, atol=1e-4, rtol=1e-4)
 
 
 # -- what does not fit -----------------------------------------------------------------------------
