@@ -1,10 +1,11 @@
 """The growth study: a small encoder becomes a larger one, in every way that there is.
 
-Usage: python examples/growth/study.py --text FOLDER --out RUNS [--arms scratch,stack,...]
+Usage: python examples/growth/study.py --text FOLDER --out RUNS [--arms scratch,stack,...|all]
        python examples/growth/study.py --tables
 
 FOLDER holds train.txt, valid.txt and test.txt. Finished runs are kept in RUNS: the same command
-goes on where it was stopped. ``--tables`` prints the table of the README from the results.
+goes on where it was stopped, and one with further arms runs those alone. ``--larger`` takes the
+larger pair of models. ``--tables`` prints the table of the README from the results.
 """
 
 from __future__ import annotations
@@ -41,8 +42,7 @@ ARMS = {
     "scratch": "",
     **{name: f"--grow-from DONOR --grow-method {name}" for name in METHODS},
     # heads keep their distances, which makes it exact
-    "hyperclone": "--grow-from DONOR --grow-method hyperclone --alibi-slopes "
-    "0.0625,0.00390625,0.0625,0.00390625",
+    "hyperclone": "--grow-from DONOR --grow-method hyperclone --alibi-slopes SLOPES",
     "random": "--grow-from DONOR --grow-method random",
     "ligo-0": "--grow-from OPERATOR",
     "ligo-100": "--grow-from OPERATOR",
@@ -59,13 +59,38 @@ OPERATORS = {
 DEFAULT = "scratch,stack,aki,hyperclone,random,ligo-0,ligo-100"
 
 
-def sizes(which: str, pair: dict[str, tuple[int, int]] = SIZES) -> str:
+RIVALS = ("ligo-0", "stack", "fpi", "aki", "hyperclone", "random")
+
+
+def sizes(which: str) -> str:
     """Return the flags of a model's sizes."""
-    layers, width = pair[which]
+    layers, width = SIZES[which]
     return (
         f"--encoder-layers {layers} --encoder-embed-dim {width} "
         f"--encoder-ffn-embed-dim {4 * width} --encoder-attention-heads {width // 32}"
     )
+
+
+def slopes() -> str:
+    """Return ALiBi's slopes of the small model's heads, once for each of their copies."""
+    small, large = (SIZES[which][1] // 32 for which in ("small", "large"))
+    own = [str(2.0 ** (-8 * (head + 1) / small)) for head in range(small)]
+    return ",".join(own * (large // small))
+
+
+def chosen(text: str) -> list[str]:
+    """Return the arms that a list names; names with a comma are separated by semicolons.
+
+    Raises:
+        SystemExit: for an arm that does not exist.
+    """
+    if text in (*ARMS, "all"):
+        return [text] if text != "all" else list(ARMS)
+    arms = [arm.strip() for arm in text.split(";" if ";" in text else ",")]
+    for arm in arms:
+        if arm not in ARMS:
+            raise SystemExit(f"there is no arm '{arm}': choose of {'; '.join(ARMS)}; or all")
+    return arms
 
 
 def schedule(flags: Any, updates: int, choice: dict[str, str]) -> tuple[str, ...]:
@@ -74,7 +99,7 @@ def schedule(flags: Any, updates: int, choice: dict[str, str]) -> tuple[str, ...
     timing = f"--max-update {updates} --validate-interval-updates {max(25, updates // 10)}"
     rate = f"--lr {choice['--lr']} --warmup-updates {warm}"
     head = f"--arch roberta {sizes('large')} {COMMON} {timing} {rate}"
-    return (*head.split(), *flags)
+    return (*head.split(), *(slopes() if word == "SLOPES" else word for word in flags))
 
 
 def donor(seed: int, updates: int) -> studies.Run:
@@ -228,7 +253,8 @@ def verdict(record: dict[str, Any]) -> str:
             f"Donor {title}: ligo-100 saves {share.shown(0, ' %')} of scratch's FLOPs, {word} the "
             "paper's 44.7 %."
         )
-    for rival in ("ligo-0", "stack", "fpi", "aki", "hyperclone", "random"):
+    others = [arm for arm in ARMS if arm not in (*RIVALS, "scratch", "ligo-100")]
+    for rival in (*RIVALS, *others):
         if rival in groups:
             difference = comparison.paired(group, groups[rival])
             words = ("better than", "worse than", "not told from")
@@ -255,22 +281,31 @@ def page(path: Path = RECORD) -> str:
     return "\n".join(part(record) for part in (table, facts, verdict))
 
 
+def record_of(larger: bool) -> Path:
+    """Return the record of a pair of sizes, and take those sizes."""
+    if not larger:
+        return RECORD
+    SIZES.update(LARGER_SIZES)
+    return RECORD.with_name("encoder_larger.json")
+
+
 def main() -> None:
     """Run the study, or print its table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--text", type=Path, help="folder with train.txt, valid.txt, test.txt")
-    parser.add_argument("--arms", default=DEFAULT, help=f"of {', '.join(ARMS)}")
+    parser.add_argument("--arms", default=DEFAULT, help=f"all, or of {'; '.join(ARMS)}")
     parser.add_argument("--smoke", action="store_true", help="a fiftieth of the updates, two seeds")
-    args = studies.arguments(parser, page)
-    out = args.out.resolve()
+    parser.add_argument("--larger", action="store_true", help="4L/128 to 8L/256")
+    args = studies.arguments(parser, lambda: page(record_of("--larger" in sys.argv)))
+    record, arms, out = record_of(args.larger), chosen(args.arms), args.out.resolve()
     data = studies.prepare([args.text], out, VOCABULARY)
     scale, seeds = (50, studies.SEEDS[:2]) if args.smoke else (1, studies.SEEDS)
-    arms = [arm.strip() for arm in args.arms.split(";" if ";" in args.arms else ",")]
     choices, tried = {}, {}
     for arm in arms:
         choices[arm], tried[arm] = tune(arm, data, out, scale)
         print(f"{arm}: {choices[arm]}", file=sys.stderr, flush=True)
-    record = out / "results" / RECORD.name if args.smoke else RECORD
+    if args.smoke:
+        record = out / "results" / record.name
     results = []
     for seed in seeds:
         for arm in arms:
@@ -278,7 +313,8 @@ def main() -> None:
             loss = results[-1]["curve"][-1]["loss"]
             print(f"{arm} seed {seed}: {loss:.3f}", file=sys.stderr, flush=True)
     studies.record(results, record, out, choices=choices, tried=tried)
-    studies.draw(results, record.with_suffix(".png"), "Growth: 2L/64 to 4L/128")
+    title = " to ".join(f"{layers}L/{width}" for layers, width in SIZES.values())
+    studies.draw(results, record.with_suffix(".png"), f"Growth: {title}")
     print(page(record), end="", flush=True)
 
 

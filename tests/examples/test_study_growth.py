@@ -88,11 +88,37 @@ def test_what_distillation_says(shift: float, said: str) -> None:
     assert f'"CE + cos" {said} likelihood alone' in study.verdict({"results": results})
 
 
-def test_every_arm_has_a_command(tmp_path: Path) -> None:
+def test_arms_are_chosen_by_name() -> None:
+    study = load("growth")
+    assert study.chosen("all") == list(study.ARMS)
+    assert study.chosen("scratch,fpi") == ["scratch", "fpi"]
+    fixed = "ligo-100, width fixed"
+    assert study.chosen(fixed) == [fixed] and study.chosen(f"copy;{fixed}") == ["copy", fixed]
+    with pytest.raises(SystemExit, match="no arm 'fpl': choose of scratch; copy"):
+        study.chosen("scratch,fpl")
+
+
+def test_forming_costs_what_is_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BERT of 6 layers of 512 to 12 of 768, V = 30,522: 0.45 + 96.6 + 8.0 GFLOP."""
+    study = load("growth")
+    monkeypatch.setattr(study, "SIZES", {"small": (6, 512), "large": (12, 768)})
+    d1, d2, square = 512, 768, 2 * 512 * 512 * 256 + 2 * 256 * 512 * 768
+    wide = 2 * 2048 * 512 * 256 + 2 * 1024 * 2048 * 768  # fc1: rows of 4 d1 and 4 d2
+    tall = 2 * 512 * 2048 * 1024 + 2 * 256 * 512 * 3072
+    width = 12 * (4 * square + wide + tall)
+    depth = 2 * 6 * 12 * (4 * d1**2 + 2 * d1 * 2048)
+    total = depth + width + 2 * 30_522 * d1 * (d2 - d1)
+    assert study.forming(30_522) == total
+    assert depth == pytest.approx(0.45e9, rel=0.02) and width == pytest.approx(96.6e9, rel=0.01)
+
+
+@pytest.mark.parametrize("larger", [False, True])
+def test_every_arm_has_a_command(larger: bool, tmp_path: Path) -> None:
     """All arms are declared by words that the parser of the trainer knows."""
     from fairseq.config import options
 
     growth, distillation = load("growth"), load("distillation")
+    growth.SIZES.update(growth.LARGER_SIZES if larger else {})
     choice = {"--lr": "0.001", "--warmup-updates": "10 %"}
     lines = [growth.schedule(flags.split(), 50, choice) for flags in growth.ARMS.values()]
     lines.append(growth.donor(1, 50).words)

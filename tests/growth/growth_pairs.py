@@ -74,10 +74,11 @@ def grown(method: str, model: Any, target: Any, **options: Any) -> Any:
 def change(method: str, family: str, settings: dict[str, Any], **sizes: Any) -> float:
     """Return by how much logits change at most when a model grows."""
     model = build(a_config(family, **settings))
-    eps = sizes.pop("eps", None)
+    eps, dtype = sizes.pop("eps", None), sizes.pop("dtype", torch.float64)
     options = sizes.pop("options", {})
+    model.to(dtype)
     target = resized(model.config, **sizes)
     if eps is not None:
         target.layer_norm_eps = eps
-    after = grown(method, model, target, **options)
+    after = grown(method, model, target, **options).to(dtype)
     return float((logits_of(after) - logits_of(model)).abs().max())

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from growth_pairs import SIZES, TOKENS, a_config, build, change, logits_of
+from growth_pairs import SIZES, TOKENS, a_config, build, change, grown, logits_of
 
 from fairseq import catalog
 from fairseq.errors import UnsupportedError
@@ -56,6 +56,7 @@ DOUBLED = [
     decoder(decoder_normalize_before=True, head="clap", position="none"),
     decoder(**GPT, parallel_residual=True, position="rotary"),
     decoder(**NORMFORMER, **TIED),
+    decoder(**NORMFORMER, **TIED, no_scale_embedding=True),
     decoder(**TIED, position="learned", decoder_input_dim=6, decoder_output_dim=6),
 ]  # fmt: skip
 
@@ -67,15 +68,24 @@ def test_repeated_channels(method: str, family: str, settings: dict[str, Any]) -
     assert change(method, family, settings, **sizes) < EXACT
 
 
-@pytest.mark.parametrize(("family", "position"), [("encoder", "learned"), ("decoder", "rotary")])
-def test_single_precision(family: str, position: str) -> None:
-    model = build(a_config(family, position=position)).float()
-    target = resized(model.config, width=16)
-    state = GROWTH["enlarge"](model.state_dict(), model.config, target)
-    grown = build(target).float()
-    grown.load_state_dict(state)
+@pytest.mark.parametrize(("family", "settings"), DOUBLED)
+def test_repeated_channels_in_single_precision(family: str, settings: dict[str, Any]) -> None:
+    assert change("enlarge", family, settings, width=16, dtype=torch.float32) < 1e-5
+
+
+def test_weights_keep_their_precision() -> None:
+    model = build(a_config("encoder")).float()
+    state = GROWTH["enlarge"](model.state_dict(), model.config, resized(model.config, width=16))
     assert {x.dtype for x in state.values()} == {torch.float32}
-    assert (logits_of(grown) - logits_of(model)).abs().max() < 1e-5
+
+
+def test_scores_of_headless_models_grow_with_the_width() -> None:
+    """Hidden states against embeddings: k times as much, which a temperature of k takes back."""
+    settings = {"head": "none", "position": "none", "layernorm_embedding": True}
+    model = build(a_config("encoder", **settings))
+    after = grown("enlarge", model, resized(model.config, width=24))
+    small, large = (logits_of(m) @ m.embedding_table().detach().T for m in (model, after))
+    torch.testing.assert_close(large, 3 * small, rtol=1e-9, atol=1e-9)
 
 
 def refused(
@@ -133,9 +143,9 @@ def test_slopes_and_multipliers_make_the_rest_exact(family: str) -> None:
         model = build(a_config(family, **settings, **scale))
         target = resized(model.config, width=16, layers=2)
         settle_target("enlarge", model.config, target, {})
-        grown = build(target, seed=5)
-        grown.load_state_dict(GROWTH["enlarge"](model.state_dict(), model.config, target))
-        assert (logits_of(grown) - logits_of(model)).abs().max() < EXACT
+        result = build(target, seed=5)
+        result.load_state_dict(GROWTH["enlarge"](model.state_dict(), model.config, target))
+        assert (logits_of(result) - logits_of(model)).abs().max() < EXACT
 
 
 def test_adaptive_tables_grow_in_depth_and_ffn() -> None:
@@ -167,6 +177,8 @@ def test_means_in_new_channels(family: str, settings: dict[str, Any]) -> None:
     sizes = {"width": 12, "heads": 3, "ffn": 17, "layers": 4}
     assert change("lemon", family, settings, **sizes, eps=1e-5 * 8 / 12) < EXACT
     assert change("lemon", family, settings, **sizes) > EXACT  # eps stays: 1e-4 to 1e-3
+    single = {**sizes, "eps": 1e-5 * 8 / 12, "dtype": torch.float32}
+    assert change("lemon", family, settings, **single) < 1e-5
 
 
 def test_an_eps_that_does_not_fit_is_named() -> None:
@@ -184,10 +196,10 @@ def test_features_of_a_headed_encoder_stay() -> None:
     target = resized(model.config, width=12, heads=3)
     target.layer_norm_eps = 1e-5 * 8 / 12
     assert "hidden states are exact" in str(GROWTH["lemon"].check(model.config, target, Options()))
-    grown = build(target)
-    grown.load_state_dict(GROWTH["lemon"](model.state_dict(), model.config, target))
+    result = build(target)
+    result.load_state_dict(GROWTH["lemon"](model.state_dict(), model.config, target))
     with torch.no_grad():
-        small, large = (m(TOKENS, features_only=True)[0][TOKENS.ne(1)] for m in (model, grown))
+        small, large = (m(TOKENS, features_only=True)[0][TOKENS.ne(1)] for m in (model, result))
     assert (small - large[:, :8]).abs().max() < EXACT
     assert large[:, 8:].abs().max() < EXACT
 

@@ -129,11 +129,63 @@ def test_an_operator_is_linear_and_leaves_the_corner(family: str) -> None:
     )
     for name, x in both.items():
         torch.testing.assert_close(x, 2 * a[name] - 3 * b[name])
-    for layer, rows in enumerate(operator["depth.fc1.weight"].double()):
-        mixed = sum(w * x["fc1.weight"] for w, x in zip(rows, one.layers, strict=True))
-        assert a[f"{one.stem}{layer}.fc1.weight"][: len(mixed), : mixed.shape[1]].equal(
-            torch.tensordot(rows, torch.stack([x["fc1.weight"] for x in one.layers]), dims=1)
-        )
+    # the upper left of every tensor is the mixture of the small ones, what stands outside as it was
+    for name, x in one.shared.items():
+        assert a[name][tuple(slice(size) for size in x.shape)].equal(x), name
+    for name in one.layers[0]:
+        stacked = torch.stack([layer[name] for layer in one.layers])
+        mixed = torch.tensordot(operator[f"depth.{name}"].double(), stacked, dims=1)
+        for layer, x in enumerate(mixed):
+            corner = a[f"{one.stem}{layer}.{name}"][tuple(slice(size) for size in x.shape)]
+            torch.testing.assert_close(corner, x, rtol=0, atol=1e-14)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.sampled_from(("layer", "global", "none")),
+    st.sampled_from(("same", "pinv", "orthonormal")),
+    st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(0, 2), st.integers(1, 2)),
+)
+def test_an_operator_is_its_formula(
+    share: str, in_matrix: str, sizes: tuple[int, int, int, int]
+) -> None:
+    """W' = B_out (sum_j w_j W_j) A^T and b' = B_out (sum_j u_j b_j), one tensor at a time."""
+    depth, heads, deeper, more = sizes
+    flags = {"layers": depth, "embed_dim": 4 * heads, "attention_heads": heads}
+    model = build(a_config("encoder", **{f"encoder_{name}": x for name, x in flags.items()}))
+    target = resized(model.config, layers=depth + deeper, width=4 * (heads + more), ffn=19)
+    pair = Pair(model.config, target)
+    parts = split(model.state_dict(), pair.one_table)
+    drawn = new_operator(parts, pair, None, share=share)
+    operator = {name: x.double() + 0.1 * torch.randn(x.shape).double() for name, x in drawn.items()}
+    after = apply_operator(parts, operator, pair, share, in_matrix)
+
+    def matrix(axis: str, layer: int, module: str, reads: bool) -> Tensor:
+        name = {
+            "layer": f"width.{axis}" if axis == "emb" else f"width.{axis}.{layer}",
+            "global": f"width.{axis}",
+            "none": f"width.{module}.{layer}.{'in' if reads else 'out'}",
+        }[share]
+        new = operator[name]
+        whole = torch.cat([torch.eye(new.shape[1]).double(), new])
+        if in_matrix == "pinv" and reads:
+            return torch.linalg.pinv(whole).T
+        if in_matrix == "orthonormal" and axis in ("emb", "v"):
+            # the one with a triangular factor of positive diagonal, as Gram and Schmidt have it
+            q, r = torch.linalg.qr(whole)
+            return q * r.diagonal().sign()
+        return whole
+
+    axes = {"self_attn.v_proj": ("v", "emb"), "self_attn.out_proj": ("emb", "v"),
+            "fc1": ("ffn", "emb"), "fc2": ("emb", "ffn")}  # fmt: skip
+    for layer, found in enumerate(after.layers):
+        for module, (out, into) in axes.items():
+            b_out, b_in = matrix(out, layer, module, False), matrix(into, layer, module, True)
+            for kind in ("weight", "bias"):
+                w = operator[f"depth.{module}.{kind}"][layer]
+                mixed = sum(w[j] * x[f"{module}.{kind}"] for j, x in enumerate(parts.layers))
+                wanted = b_out @ mixed @ b_in.T if kind == "weight" else b_out @ mixed
+                torch.testing.assert_close(found[f"{module}.{kind}"], wanted)
 
 
 def test_one_hot_operators_are_depth_maps_and_shared_matrices_commute() -> None:
@@ -153,8 +205,16 @@ def test_one_hot_operators_are_depth_maps_and_shared_matrices_commute() -> None:
     depth = {name: x for name, x in operator.items() if name.startswith("depth.")}
     first = apply_operator(parts, width, Pair(model.config, wider), "global")
     then = join(apply_operator(first, depth, Pair(wider, large), "global"))
+    # the same matrices, one for every layer: layers are mixed before they are widened
+    apart = {
+        f"{name}.{layer}" if name.rpartition(".")[2] in ("q", "k", "v", "ffn") else name: x
+        for layer in range(5)
+        for name, x in operator.items()
+    }
+    last = join(apply_operator(parts, apart, Pair(model.config, large), "layer"))
     for name, x in join(at_once).items():
         torch.testing.assert_close(x, then[name])
+        torch.testing.assert_close(x, last[name])
 
 
 def test_orthonormal_matrices_undo_themselves_and_so_does_the_inverse() -> None:
@@ -227,6 +287,15 @@ def test_the_corner_of_a_copy() -> None:
         GROWTH["copy"](model.state_dict(), model.config, target)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["fpi", "hyperclone", "stack", "random", "copy"])
+def test_grown_models_are_finite_in_half_precision(method: str, family: str) -> None:
+    model = build(a_config(family))
+    target = resized(model.config, width=16, layers=4)
+    fresh = build(target, seed=4).state_dict()
+    assert torch.isfinite(logits_of(grown(method, model, target, fresh=fresh).half())).all()
+
+
 def test_pooling_is_a_moving_mean() -> None:
     x = torch.randn(6, 5, dtype=torch.float64)
     wanted = torch.nn.functional.avg_pool1d(x[None], 3, 1)[0]
@@ -260,6 +329,7 @@ def test_noise_on_copies_cancels() -> None:
         ("fpi", {"position": "alibi"}, {}, "--position is learned in the source"),
         ("fpi", {"encoder_normalize_before": True}, {}, "--encoder-normalize-before is False"),
         ("fpi", {"max_positions": 20}, {}, "--max-positions is 10 in the source"),
+        ("fpi", {"untie_weights_roberta": True}, {}, "--untie-weights-roberta is False"),
         ("gstack", {"encoder_layers": 5}, {}, "5 layers are no multiple of 2"),
         ("extract", {}, {}, "needs --grow-layers"),
         ("extract", {}, {"layers": (0, 2)}, "names layer 2, but the source has layers 0 to 1"),

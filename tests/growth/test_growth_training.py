@@ -20,7 +20,7 @@ from fairseq.errors import ConfigError, FairseqError, MissingFileError
 from fairseq.growth.ligo_model import LigoModel
 from fairseq.growth.methods import GROWTH
 from fairseq.models.roberta import RobertaModel
-from fairseq_cli import grow
+from fairseq_cli import export, grow
 from tests import tiny_run
 from tests.distributed.test_distributed import assert_same, finish, start
 
@@ -218,6 +218,11 @@ def test_what_is_learned_is_what_is_grown(
     tokens = torch.randint(4, len(task.source_dictionary), (3, 9))
     with torch.no_grad():
         torch.testing.assert_close(operator(tokens)[0], ordinary(tokens)[0], rtol=0, atol=1e-5)
+        losses = [
+            float(torch.nn.functional.cross_entropy(m(tokens)[0].flatten(0, 1), tokens.flatten()))
+            for m in (operator, ordinary)
+        ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     tuned = flags.get("ligo_tune", "width,depth").split(",")
     trained = {n.split(".")[1] for n, p in operator.named_parameters() if p.requires_grad}
     assert trained == set(tuned)
@@ -413,6 +418,36 @@ def test_bad_command_lines(
     with pytest.raises(FairseqError, match="--force"):
         run(source, "--out", out, "--method", "stack", "--encoder-layers", "4")
     assert Path(out).read_text() == "mine"
+
+
+def test_another_vocabulary_is_refused(run: Run, folder: Path, tmp_path: Path) -> None:
+    words = (folder / "data" / "dict.txt").read_text().splitlines()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "dict.txt").write_text("".join(f"{word}\n" for word in [*words, "more 1", "words 1"]))
+    source, out = str(last(folder / "small")), tmp_path / "out.pt"
+    with pytest.raises(FairseqError, match="dict|vocab|symbols|tokens|rows"):
+        grow.main([source, "--out", str(out), "--method", "fpi", "--encoder-layers", "4",
+                   "--data", str(other)])  # fmt: skip
+    assert not out.exists()
+
+
+def test_what_the_original_cannot_read_is_not_exported_to_it(run: Run, tmp_path: Path) -> None:
+    """Multiplier, slopes and eps that keep the function exact are no settings of the original."""
+    data = tiny_run.make_corpus(tmp_path / "data")
+    pre = {"encoder_normalize_before": True, "layernorm_embedding": False, "position": "none"}
+    tiny_run.train(tiny_run.config(data, tmp_path / "small", **pre, head="clap", max_update=1,
+                                   clap_normalize=False))  # fmt: skip
+    out = tmp_path / "wide.pt"
+    words = ["--method", "lemon", "--encoder-embed-dim", "48", "--encoder-attention-heads", "3"]
+    assert grow.main([str(last(tmp_path / "small")), "--out", str(out), *words, "--data",
+                      str(data)]) == 0  # fmt: skip
+    config = tiny_run.content(out)["cfg"]["model"]
+    eps = config["layer_norm_eps"] if isinstance(config, dict) else config.layer_norm_eps
+    assert eps == pytest.approx(1e-5 * 32 / 48)
+    with pytest.raises(FairseqError, match="the original fairseq cannot load this model"):
+        export.main([str(out), "--to", "fairseq", "--out", str(tmp_path / "original.pt")])
+    assert not (tmp_path / "original.pt").exists()
 
 
 def test_a_claim_that_is_not_true_writes_nothing(
