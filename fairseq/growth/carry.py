@@ -103,41 +103,34 @@ class Carried:
                 f"{FLAG}: the source was trained with {self.optimizer}, this run has "
                 f"{type(optimizer).__name__}"
             )
-        names, inner = {id(p): name for name, p in named.items()}, optimizer.optimizer
-        groups = inner.param_groups
-        if any(id(param) not in names for group in groups for param in group["params"]):
+        inner, trained = optimizer.optimizer, {id(param) for param in named.values()}
+        if any(
+            id(param) not in trained for group in inner.param_groups for param in group["params"]
+        ):
             raise UnsupportedError(
                 f"{FLAG}: under --fp16 and --bf16 the optimizer keeps weights of its own; use --amp"
             )
+        origins = {id(p): own for name, p in named.items() if (own := self._source_of(name))}
         saved = [group["params"] for group in self.state["param_groups"]]
-        ours = [[p for p in group["params"] if self._source_of(names[id(p)])] for group in groups]
+        ours = [[p for p in group["params"] if id(p) in origins] for group in inner.param_groups]
         if [len(group) for group in saved] != [len(group) for group in ours]:
             raise ConfigError(
                 f"{FLAG}: the source has groups of {[len(group) for group in saved]} parameters, "
                 f"of which this run has {[len(group) for group in ours]}: use its settings of the "
                 "optimizer"
             )
+        place = {name: number for number, name in enumerate(self.shapes)}
         for indices, group in zip(saved, ours, strict=True):
             # a target may have the source's layers in another order
-            order = sorted(group, key=lambda p: list(self.shapes).index(self._name(p, names)))
-            for index, param in zip(indices, order, strict=True):
-                shape = self.shapes[self._name(param, names)]
-                old = self.state["state"].get(index, {})
+            group.sort(key=lambda param: place[origins[id(param)]])
+            for index, param in zip(indices, group, strict=True):
+                shape, old = self.shapes[origins[id(param)]], self.state["state"].get(index, {})
                 inner.state[param] = {k: _cornered(k, x, shape, param) for k, x in old.items()}
-
-    def _name(self, param: nn.Parameter, names: Mapping[int, str]) -> str:
-        name = self._source_of(names[id(param)])
-        assert name is not None
-        return name
 
     def _source_of(self, name: str) -> str | None:
         """Return which of the source's parameters is the corner of a parameter, if one is."""
-        found = re.fullmatch(r"(.*\blayers\.)(\d+)(\..+)", name)
-        if found is not None:
-            layer = self.layers.get(int(found[2]))
-            name = name if layer is None else f"{found[1]}{layer}{found[3]}"
-            if layer is None:
-                return None
+        if found := re.fullmatch(r"(.*\blayers\.)(\d+)(\..+)", name):
+            name = f"{found[1]}{self.layers.get(int(found[2]))}{found[3]}"
         return name if name in self.shapes else None
 
 
