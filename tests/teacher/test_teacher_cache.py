@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_teacher import FAMILIES, LAST, load
+from teacher_runs import FAMILIES, LAST, load
 from tiny_run import Recorder, config, make_corpus, train
 
 from fairseq import evaluation, tasks
