@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from fairseq import checkpoint
 from fairseq.config import options
@@ -265,9 +266,16 @@ def test_weights_are_formed_once_an_update(
     tiny_run.train(ligo_config(folder, tmp_path / "op", "encoder", **flags, max_update=1))
     (model,), _ = checkpoint.load_model_ensemble([str(last(tmp_path / "op"))])
     model.double().eval()
-    formed: list[int] = []
-    grown = LigoModel.grown
-    monkeypatch.setattr(LigoModel, "grown", lambda self: formed.append(1) or grown(self))
+    formed: list[list[StorageWeakRef]] = []
+    original = LigoModel.grown
+
+    def grown(model: LigoModel) -> dict[str, torch.Tensor]:
+        weights = original(model)
+        made = [x.untyped_storage() for x in weights.values() if x.requires_grad]
+        formed.append([StorageWeakRef(storage) for storage in made])
+        return weights
+
+    monkeypatch.setattr(LigoModel, "grown", grown)
     tokens, found = torch.randint(4, 60, (8, 9)), []
     for once in (False, True):
         model.zero_grad()
@@ -276,6 +284,7 @@ def test_weights_are_formed_once_an_update(
             for row in tokens.split(1):
                 model(row)[0].log_softmax(-1).square().sum().backward()
         assert len(formed) == (1 if once else 8) and model._formed is None
+        assert formed[0] and all(ref.expired() for refs in formed for ref in refs)
         found.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12, msg=name)
