@@ -18,7 +18,7 @@ from fairseq.pcfg.source import GrammarSource
 from fairseq.pcfg.viterbi import Viterbi, brackets
 
 
-def sentences(grammar: Grammar, longest: int = 4) -> st.SearchStrategy[list[int]]:
+def sentences(grammar: Grammar, longest: int = 5) -> st.SearchStrategy[list[int]]:
     return st.lists(st.integers(0, len(grammar.terminals) - 1), min_size=1, max_size=longest)
 
 

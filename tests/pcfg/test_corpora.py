@@ -221,6 +221,44 @@ def test_downstream_files(toy_file: Path, tmp_path: Path, capsys: pytest.Capture
     assert names.symbols[names.nspecial :][:6] == ["A", "B", "C", "D", "S1", "S2"]
 
 
+KILLED = """\
+import os, signal, sys
+import fairseq.files.io as io
+from fairseq_cli import pcfg
+left, put = int(sys.argv[1]), io.put_in_place
+def put_or_die(handle, path):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    put(handle, path)
+io.put_in_place = put_or_die
+pcfg.main(sys.argv[2:])
+"""
+
+
+def test_labelled_sentences_of_a_killed_run(toy_file: Path, tmp_path: Path) -> None:
+    """Killed before the first file has its name, and in the middle: then the same command works."""
+    settings = ["--task", "C", "--num", "300", "--valid", "20", "--min-len", "3",
+                "--drop-unparsable", "--seed", "3"]  # fmt: skip
+
+    def command(folder: str) -> list[str]:
+        return ["downstream", str(toy_file), str(tmp_path / folder), *settings]
+
+    assert pcfg.main(command("whole")) == 0
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert len(whole) == 8
+    for done in (0, 4):
+        folder = tmp_path / str(done)
+        child = [sys.executable, "-c", KILLED, str(done), *command(str(done))]
+        assert subprocess.run(child).returncode == -signal.SIGKILL
+        final = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        assert len(final) == done and len(list(folder.iterdir())) > done
+        assert all(path.read_bytes() == whole[path.name] for path in final)
+        assert pcfg.main(command(str(done))) == 0
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
 def test_tasks_that_a_grammar_does_not_have() -> None:
     source = GrammarSource(Grammar.from_rules([("S", ("S", "S"), 0.2), ("S", ("a",), 0.8)]))
     with pytest.raises(ConfigError, match="asks for roots"):
