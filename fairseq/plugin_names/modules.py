@@ -94,7 +94,11 @@ class _ScaleContext(Context, Protocol):
 
 
 class GradMultiply(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a number: ``GradMultiply.apply(x, 0.1)``."""
+    """The identity, whose gradient is multiplied by a number: ``GradMultiply.apply(x, 0.1)``.
+
+    Raises:
+        UnsupportedError: if that gradient is to be differentiated (``create_graph=True``).
+    """
 
     @staticmethod
     def forward(ctx: _ScaleContext, x: Tensor, scale: float) -> Tensor:
@@ -105,6 +109,12 @@ class GradMultiply(torch.autograd.Function):
     @staticmethod
     def backward(ctx: _ScaleContext, *gradients: Tensor) -> tuple[Tensor, None]:
         """Return the gradient times the number."""
+        # what f(x) is differentiated by here is s f'(x); autograd would make s^2 f''(x) of it
+        if torch.is_grad_enabled() and ctx.scale not in (0, 1):
+            raise UnsupportedError(
+                f"GradMultiply multiplied a gradient by {ctx.scale}: that is the gradient of no "
+                "function, and has no second derivatives (create_graph=True); set the number to 1"
+            )
         return gradients[0] * ctx.scale, None
 
 

@@ -115,6 +115,18 @@ def test_spans_have_their_length_and_keep_their_distance() -> None:
         data_utils.compute_mask_indices((1, 9), None, 0.5, 2, "odd")
 
 
+def test_a_gradient_that_was_multiplied_has_no_derivative() -> None:
+    x = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
+    for scale in (0, 1):
+        y = modules.GradMultiply.apply(x, scale).pow(3).sum()
+        (first,) = torch.autograd.grad(y, x, create_graph=True)
+        (second,) = torch.autograd.grad(first, x)
+        assert second.item() == pytest.approx(scale * 6 * 0.7)
+    y = modules.GradMultiply.apply(x, 0.5).pow(3).sum()
+    with pytest.raises(UnsupportedError, match="no second derivatives"):
+        torch.autograd.grad(y, x, create_graph=True)
+
+
 def test_small_modules() -> None:
     x = torch.randn(2, 3, requires_grad=True)
     modules.GradMultiply.apply(x, 0.5).sum().backward()
