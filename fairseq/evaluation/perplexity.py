@@ -5,6 +5,7 @@ Shapes: B blocks, T tokens, N scored positions, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq import tasks, utils
+from fairseq import utils
 from fairseq.config.sections import FairseqConfig
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.decoding.scorer import average_log_probs
@@ -69,7 +70,7 @@ def evaluate(flat: Mapping[str, Any]) -> dict[str, Any]:
             output_word_probs=evaluated.output_word_probs,
             output_word_stats=evaluated.output_word_stats,
             target_dictionary=task.target_dictionary,
-            remove_bos_token=task.cfg.add_bos_token,
+            remove_bos_token=getattr(task.cfg, "add_bos_token", False),
             device=device,
         )
     return result | {"seconds": time.perf_counter() - started}
@@ -79,15 +80,19 @@ def _with_room(task: FairseqTask, window: int) -> Any:
     """Return a task with shorter blocks, so that a context fits in front of them."""
     if window == 0:
         return task
+    if not hasattr(task.cfg, "tokens_per_sample"):
+        raise ConfigError("--context-window shortens blocks; this task has no tokens_per_sample")
     length = task.cfg.tokens_per_sample - window
     if window < 0 or length < 1:
         raise ConfigError(
             f"--context-window {window} must be positive and leave room in blocks of "
             f"{task.cfg.tokens_per_sample} tokens (--tokens-per-sample)"
         )
-    # a task of its own, as settings are frozen once they are settled
-    cfg = dataclasses.replace(task.cfg, tokens_per_sample=length)
-    return tasks.get_task(cfg._name)(cfg, task.source_dictionary, task.target_dictionary)
+    # a copy, as settings are frozen once they are settled, and plug-ins have constructors of theirs
+    shorter = copy.copy(task)
+    shorter.cfg = dataclasses.replace(task.cfg, tokens_per_sample=length)
+    shorter.datasets = {}
+    return shorter
 
 
 def _ready(model: BaseFairseqModel, device: torch.device, half: bool) -> Any:

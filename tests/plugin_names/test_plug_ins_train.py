@@ -87,10 +87,20 @@ def test_a_criterion_that_disturbs_embeddings(sentences: Path, tmp_path: Path) -
     assert falls(history)
 
 
-def test_a_model_with_loss_task_and_optimizer_of_its_own(corpus: Path, tmp_path: Path) -> None:
+def test_a_model_with_loss_task_and_optimizer_of_its_own(
+    corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     flags = "--task continued_lm --arch spans --criterion priced_cross_entropy".split()
     flags += "--optimizer clipped_adagrad --own-clip 0.1 --tokens-per-sample 8".split()
     assert falls(losses("spans", corpus, tmp_path, *flags))
+    # its task has no setting but the block length in common with language_modeling
+    scored = [str(corpus), "--user-dir", str(PLUG_INS / "spans"), "--task", "continued_lm",
+              "--path", str(tmp_path / "checkpoint_last.pt"), "--gen-subset", "valid",
+              "--batch-size", "2", "--tokens-per-sample", "8", "--cpu"]  # fmt: skip
+    for window, tokens in (("0", 84), ("3", 80)):
+        capfd.readouterr()
+        assert run(lambda window=window: eval_lm.run([*scored, "--context-window", window])) == 0
+        assert f"Evaluated {tokens} tokens" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,10 @@ class ContinuedLMTask(FairseqTask):
             skip_remainder_batch=skip_remainder_batch,
         )
 
+    def eval_lm_dataloader(self, dataset, num_workers=1, data_buffer_size=10, **kwargs):
+        batches = self.get_batch_iterator(dataset, num_workers, 1, data_buffer_size)
+        return batches.next_epoch_itr(shuffle=False)
+
     def _collate(self, items):
         ((number, rows),) = items
         tokens = data_utils.collate_tokens(
