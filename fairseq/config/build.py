@@ -128,15 +128,28 @@ def _as_sections(nested: dict[str, Any], strict: bool) -> dict[str, dict[str, An
         if key not in known and strict:
             raise ConfigError(f"unknown section '{key}'{did_you_mean(key, known)}")
         if values is None or key in _FOREIGN:
-            for name in REFUSED.keys() & values.keys() if strict and key == "bmuf" else ():
-                check_refused(name, values[name])
+            bmuf = settings_of(nested, key) if strict and key == "bmuf" else {}
+            for name in REFUSED.keys() & bmuf.keys():
+                check_refused(name, bmuf[name])
         elif isinstance(values, str) and key in COMPONENTS:
             sections[key] = {"_name": values}
         elif isinstance(values, dict):
             sections[key] = values
         elif strict:
-            raise ConfigError(f"section '{key}' must hold settings, not {values!r}")
+            settings_of(nested, key)
     return sections
+
+
+def settings_of(nested: Mapping[str, object], section: str) -> dict[str, Any]:
+    """Return a section of plain settings, empty if it is missing.
+
+    Raises:
+        ConfigError: if it is something else than a mapping.
+    """
+    values = nested.get(section)
+    if values is not None and not isinstance(values, dict):
+        raise ConfigError(f"section '{section}' must hold settings, not {values!r}")
+    return values or {}
 
 
 def _component(

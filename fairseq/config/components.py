@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fairseq.config import plugins
-from fairseq.config.build import Component, build_config, plain
+from fairseq.config.build import Component, build_config, plain, settings_of
 from fairseq.config.flags import Flags, gen_parser_from_dataclass
 from fairseq.config.registries import ARCH_CONFIG_REGISTRY, CHOICES, model_class
 from fairseq.config.registry import config_class
@@ -120,5 +120,5 @@ def as_config(cfg: object, strict: bool = False) -> FairseqConfig:
             return resolve(cfg)
         return make_config({key: value for key, value in vars(cfg).items() if value is not None})
     nested = plain(cfg)
-    plugins.import_user_module(argparse.Namespace(**(nested.get("common") or {})))
+    plugins.import_user_module(argparse.Namespace(**settings_of(nested, "common")))
     return make_config({}, nested, strict=strict)

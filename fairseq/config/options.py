@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fairseq.aliases import NAMES
 from fairseq.catalog import ARCHITECTURES
 from fairseq.config import plugins
-from fairseq.config.build import flatten
+from fairseq.config.build import flatten, settings_of
 from fairseq.config.components import add_legacy_flags, class_of, known_names, make_config
 from fairseq.config.flags import (
     Parser,
@@ -222,7 +222,7 @@ def parse_config(
     try:
         plugins.import_from_argv(argv)
         recipe = _recipe(parser, argv)
-        common, task = recipe.get("common") or {}, recipe.get("task")
+        common, task = settings_of(recipe, "common"), recipe.get("task")
         plugins.refuse_named_code(recipe, "--user-dir" in {word.split("=")[0] for word in argv})
         chosen = complete_parser(parser, argv, component_names(recipe))
         refuse_words(parser, chosen)

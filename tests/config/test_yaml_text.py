@@ -14,7 +14,7 @@ from fairseq.config.yaml import read_yaml
 from fairseq.config.yaml_text import load_yaml
 from fairseq.errors import ConfigError
 from fairseq.report.runs import load_runs
-from fairseq_cli import hydra_train
+from fairseq_cli import hydra_train, train
 
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"{name}: &{name} [{','.join(['*' + below] * 10)}]\n"
@@ -49,6 +49,18 @@ def test_bad_text_is_refused_at_once(text, message, tmp_path):
         read_yaml(str(tmp_path / "mine.yaml"))
     with pytest.raises(ConfigError, match=f"mine.yaml.*({message})"):
         hydra_train.compose(str(tmp_path), "mine", [])
+
+
+@pytest.mark.parametrize("section", ["common", "task", "dataset", "bmuf", "model"])
+@pytest.mark.parametrize("value", ["7", "[1, 2]"])
+def test_a_section_that_holds_no_settings(section, value, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(f"{section}: {value}\n")
+    with pytest.raises(SystemExit):
+        train.run(["data", "--config", str(tmp_path / "mine.yaml")])
+    assert f"section '{section}' must hold settings, not {value}" in capsys.readouterr().err
+    cfg = hydra_train.compose(str(tmp_path), "mine", [])
+    with pytest.raises(ConfigError, match=f"section '{section}' must hold settings"):
+        hydra_train.main(cfg)
 
 
 VALUES = st.recursive(
