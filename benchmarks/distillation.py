@@ -89,8 +89,8 @@ def form(
                 loss = liger((s_NC, student_VC, t_NC, teacher_VC), target_N)
             else:
                 loss = linear_distillation(
-                    Projection(s_NC, student_VC, None), Projection(t_NC, teacher_VC, None), target_N,
-                    temperature=TEMPERATURE,
+                    Projection(s_NC, student_VC, None), Projection(t_NC, teacher_VC, None),
+                    target_N, temperature=TEMPERATURE,
                 ).loss  # fmt: skip
             loss.backward()
         norms = [float(torch.linalg.vector_norm(x.grad)) for x in (s_NC, student_VC)]

@@ -9,18 +9,16 @@ H heads, T tokens and D channels, forward and backward, "rows" and "explicit" wi
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from timing import main, milliseconds
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-OUT = ROOT / "benchmarks" / "results" / "products.json"
+from fairseq.ops.attention import attention
+from fairseq.ops.linear import linear
+from fairseq.training.allocator import keep_freed_memory
+
 PRODUCTS = (
     (4096, 256, 256), (4096, 256, 1024), (4096, 1024, 256), (4096, 768, 3072), (1024, 128, 128),
     (614, 256, 8001), (614, 256, 8064), (614, 256, 50265),
@@ -30,9 +28,6 @@ ATTENTION = ((32, 4, 128, 64), (16, 4, 64, 32), (16, 8, 64, 64), (4, 12, 512, 64
 
 def product_row(rows: int, inputs: int, outputs: int, rounds: int) -> dict[str, float]:
     """Return the rates of both libraries in GFLOP/s."""
-    from benchmarks.heads import milliseconds
-    from fairseq.ops.linear import linear
-
     x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
     upstream = torch.randn(rows, outputs)
     onednn = torch.ops.mkldnn._linear_pointwise
@@ -50,9 +45,6 @@ def product_row(rows: int, inputs: int, outputs: int, rounds: int) -> dict[str, 
 
 def attention_row(batch: int, heads: int, tokens: int, width: int, rounds: int) -> dict[str, float]:
     """Return milliseconds of the backends that ``auto`` chooses from on a CPU."""
-    from benchmarks.heads import milliseconds
-    from fairseq.ops.attention import attention
-
     inputs = [torch.randn(batch, tokens, heads * width, requires_grad=True) for _ in range(3)]
     upstream = torch.randn(batch, tokens, heads * width)
 
@@ -71,34 +63,19 @@ def attention_row(batch: int, heads: int, tokens: int, width: int, rounds: int) 
     return {name: round(ms, 2) for name, ms in zip(runs, taken, strict=True)}
 
 
-def main() -> None:
-    """Measure, print the record and write it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="two shapes; nothing is written")
-    args = parser.parse_args()
-    from benchmarks.run import machine
-    from fairseq.training.allocator import keep_freed_memory
-
-    torch.set_num_threads(1)
+def measure(products: int, attentions: int, rounds: int, device: str) -> dict[str, Any]:
+    """Return the figures of the first shapes of both kinds."""
     keep_freed_memory()
-    before, rounds = machine(), 1 if args.quick else 15
-    few = 1 if args.quick else None
-    result = {
+    return {
         "products, GFLOP/s": {
-            f"N={n}, K={k}, M={m}": product_row(n, k, m, rounds) for n, k, m in PRODUCTS[:few]
+            f"N={n}, K={k}, M={m}": product_row(n, k, m, rounds) for n, k, m in PRODUCTS[:products]
         },
         "attention, ms": {
             f"B={b}, H={h}, T={t}, D={d}": attention_row(b, h, t, d, rounds)
-            for b, h, t, d in ATTENTION[:few]
+            for b, h, t, d in ATTENTION[:attentions]
         },
     }
-    record = {"benchmark": "products", "command": "python benchmarks/products.py",
-              "machine": before, "result": result}  # fmt: skip
-    text = json.dumps(record, indent=1)
-    print(text)
-    if not args.quick:
-        OUT.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main("products", __doc__, measure, (len(PRODUCTS), len(ATTENTION), 15), (1, 1, 1))

@@ -32,10 +32,10 @@ HEAD = """# Benchmarks
 
 `make bench` measures again (all of it takes about ten minutes); `python benchmarks/run.py NAME`
 measures one; `estimate.py`, `heads.py`, `minilm.py`, `muon.py`, `pcfg.py`, `products.py` and
-`unpadded.py` are programs of their own. Each record in [results](results) names its command, machine, date and
-versions. What is compared with another program runs in the same process, interleaved. "Times
-original" is against 1.3 MB/s (preprocess) and 1.4 MB/s (BPE), which the original fairseq reached on
-another two-core machine.
+`unpadded.py` are programs of their own. Each record in [results](results) names its command,
+machine, date and versions. What is compared with another program runs in the same process,
+interleaved. "Times original" is against 1.3 MB/s (preprocess) and 1.4 MB/s (BPE), which the
+original fairseq reached on another two-core machine.
 `ratio` is tokens a second against a plain `transformers.RobertaForMaskedLM` loop with the same
 dropout and fused AdamW;
 `ratio_to_gathering` against such a loop that projects the masked positions only. In `heads`, CE is
