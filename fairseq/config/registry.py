@@ -14,6 +14,7 @@ from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from fairseq.config.ranges import check_fields
 from fairseq.config.refused import REFUSED_WORDS, why_refused
 from fairseq.config.schema import FairseqDataclass
 from fairseq.errors import RegistryError, did_you_mean
@@ -192,6 +193,8 @@ def setup_registry(
             if required:
                 raise RegistryError(f"{key} is required! Choose one of {', '.join(registry)}")
             return None
+        if isinstance(config, FairseqDataclass) and not config.is_frozen():
+            check_fields(config, key)  # of a frozen one that was done before
         cls = registry[name]
         factory = getattr(cls, f"build_{key}", cls)
         return factory(config, *args, **kwargs)

@@ -165,8 +165,6 @@ class InverseSquareRootSchedule(PureSchedule):
     def __init__(self, cfg: InverseSquareRootLRScheduleConfig, optimizer: FairseqOptimizer) -> None:
         super().__init__(cfg, optimizer)
         self.lr = single_rate(cfg, "inverse_sqrt")
-        if cfg.warmup_updates <= 0:
-            raise ConfigError("inverse_sqrt needs a warm-up: --warmup-updates must be 1 or more")
 
     def rate(self, num_updates: int) -> float:
         start = unless_negative(self.cfg.warmup_init_lr, 0.0)
@@ -236,6 +234,7 @@ class TriStageLRScheduleConfig(FairseqDataclass):
         None, "the three lengths as shares of --max-update, such as '(0.1, 0.4, 0.5)'", **SHARE
     )
     init_lr_scale: float = option(0.01, "first rate as a share of --lr", minimum=0)
+    # above 0: the decay is exponential
     final_lr_scale: float = option(0.01, "last rate as a share of --lr", above=0)
     max_update: int = II("optimization.max_update")
     lr: list[float] = II("optimization.lr")
@@ -262,8 +261,6 @@ class TriStageLRSchedule(PureSchedule):
                 "tri_stage has no length: give --warmup-steps, --hold-steps and --decay-steps, "
                 "or --phase-ratio and --max-update"
             )
-        if cfg.final_lr_scale <= 0:
-            raise ConfigError("--final-lr-scale must be positive: the decay is exponential")
 
     def rate(self, num_updates: int) -> float:
         warmup, hold, decay = self.steps
@@ -294,8 +291,6 @@ class TriangularLRSchedule(PureSchedule):
             raise ConfigError(
                 f"triangular: --max-lr {self.max_lr:g} must be greater than --lr {self.lr:g}"
             )
-        if cfg.lr_period_updates < 2:
-            raise ConfigError("triangular: --lr-period-updates must be 2 or more")
 
     def rate(self, num_updates: int) -> float:
         cfg = self.cfg
@@ -326,8 +321,6 @@ class StepLRSchedule(PureSchedule):
     def __init__(self, cfg: StepLRScheduleConfig, optimizer: FairseqOptimizer) -> None:
         super().__init__(cfg, optimizer)
         self.lr = single_rate(cfg, "step")
-        if cfg.lr_deacy_period < 1:
-            raise ConfigError("--lr-decay-period must be 1 or more")
 
     def rate(self, num_updates: int) -> float:
         cfg = self.cfg
@@ -367,8 +360,6 @@ class WSDSchedule(PureSchedule):
         super().__init__(cfg, optimizer)
         self.lr = single_rate(cfg, "wsd")
         self.total, self.decay_from = math.inf, math.inf
-        if cfg.decay_updates < 0:
-            raise ConfigError("--decay-updates must not be negative")
         if cfg.decay_updates:
             self._set_end(float(require_value(cfg.total_num_update, "--total-num-update")))
 

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fairseq.config.schema import option
+from fairseq.config.schema import DECAY, option
 from fairseq.errors import ConfigError
 from fairseq.optim import register_optimizer
 from fairseq.optim.adam import Adam, FairseqAdam, FairseqAdamConfig
@@ -45,7 +45,7 @@ class FairseqMuonConfig(FairseqAdamConfig):
 
     muon_params: str = option("layers.", "matrices with this in their names are Muon's", new=True)
     muon_momentum: float = option(
-        0.95, "decay rate of the running mean of gradients", new=True, minimum=0, maximum=1
+        0.95, "decay rate of the running mean of gradients", new=True, **DECAY
     )
     muon_steps: int = option(
         5, "steps of the Newton-Schulz iteration", new=True, minimum=1, maximum=99
@@ -178,15 +178,13 @@ class FairseqMuon(FairseqAdam):
     """``--optimizer muon``, over groups with the key ``"muon"`` that ``build_optimizer`` makes.
 
     Raises:
-        ConfigError: if settings are out of range, or torch's implementation is not there.
+        ConfigError: if torch's implementation is not there.
     """
 
     splits_by_name = True
 
     def _make(self, params: list[Any]) -> Muon:
         cfg = self.cfg
-        if not 0 <= cfg.muon_momentum < 1 or not 1 <= cfg.muon_steps < 100:
-            raise ConfigError("--muon-momentum must be in [0, 1), --muon-steps from 1 to 99")
         kernel = None if cfg.muon_impl == "reference" else torch_kernel()
         if cfg.muon_impl == "torch" and kernel is None:
             raise ConfigError("--muon-impl torch: this torch has no Muon; use reference")

@@ -314,7 +314,7 @@ def test_several_rates_are_refused(name):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("inverse_sqrt", {"warmup_updates": 0}, "--warmup-updates must be 1"),
+        ("inverse_sqrt", {"warmup_updates": 0}, "--warmup-updates .* at least 1"),
         ("polynomial_decay", {"total_num_update": 0}, "--max-update"),
         ("polynomial_decay", {}, "--total-num-update has no value"),
         ("cosine", {"max_update": 10, "warmup_updates": 10}, "--lr-period-updates"),
@@ -329,7 +329,7 @@ def test_several_rates_are_refused(name):
         ("wsd", {}, "--total-num-update has no value"),
         ("wsd", {"total_num_update": 0}, "do not fit into 0"),
         ("wsd", {"total_num_update": 9, "warmup_updates": 5, "decay_updates": 5}, "do not fit"),
-        ("wsd", {"total_num_update": 9, "decay_updates": -1}, "must not be negative"),
+        ("wsd", {"total_num_update": 9, "decay_updates": -1}, "--decay-updates .* at least 0"),
         ("pass_through", {}, "has none"),
         ("fixed", {"lr": []}, "--lr is empty"),
     ],
