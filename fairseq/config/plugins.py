@@ -107,19 +107,14 @@ def _locate(named: str) -> Path:
 
 def _check_name(folder: Path, name: str) -> None:
     if not name.isidentifier():
-        raise ConfigError(f"--user-dir {folder}: '{name}' cannot be imported; rename the folder")
+        raise _bad_name(folder, f"'{name}' cannot be imported")
     if name in sys.stdlib_module_names:
-        raise ConfigError(
-            f"--user-dir {folder}: '{name}' is a module of Python itself; rename the folder"
-        )
+        raise _bad_name(folder, f"'{name}' is a module of Python itself")
     present: Any = sys.modules.get(name)
     origins = [Path(origin).resolve() for origin in getattr(present, "__path__", ())]
     if present is not None and folder not in origins:
-        raise ConfigError(
-            f"--user-dir {folder}: a module called '{name}' is already imported from "
-            f"{origins[0] if origins else getattr(present, '__file__', 'elsewhere')}; "
-            "rename the folder"
-        )
+        place = origins[0] if origins else getattr(present, "__file__", "elsewhere")
+        raise _bad_name(folder, f"a module called '{name}' is already imported from {place}")
 
 
 def _check_first(folder: Path, name: str) -> None:
@@ -127,11 +122,13 @@ def _check_first(folder: Path, name: str) -> None:
     spec = importlib.util.find_spec(name)
     places = [Path(place).resolve() for place in (spec and spec.submodule_search_locations) or ()]
     if folder not in places:
-        raise ConfigError(
-            f"--user-dir {folder}: a module called '{name}' is installed "
-            f"({spec.origin if spec else 'elsewhere'}) and would be taken instead; rename the "
-            "folder"
-        )
+        place = spec.origin if spec else "elsewhere"
+        problem = f"a module called '{name}' is installed ({place}) and would be taken instead"
+        raise _bad_name(folder, problem)
+
+
+def _bad_name(folder: Path, problem: str) -> ConfigError:
+    return ConfigError(f"--user-dir {folder}: {problem}; rename the folder")
 
 
 @functools.cache

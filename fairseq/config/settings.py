@@ -32,7 +32,11 @@ def config_from_settings(
         RegistryError: for a component that does not exist.
         ConfigError: for a flag that does not exist or is refused, and for bad values.
     """
-    named = {_stem(name): _plain(value) for name, value in settings.items() if value is not None}
+    named = {
+        _stem(name): os.fspath(value) if isinstance(value, os.PathLike) else value
+        for name, value in settings.items()
+        if value is not None
+    }
     plugins.import_user_module(argparse.Namespace(user_dir=named.get("user_dir")))
     recipe = read_yaml(*(os.fspath(path) for path in recipes)) if recipes else {}
     plugins.refuse_named_code(recipe, "user_dir" in named)
@@ -49,10 +53,6 @@ def config_from_settings(
 
 def _stem(name: str) -> str:
     return name.removeprefix("--").replace("-", "_")
-
-
-def _plain(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _by_field(parser: argparse.ArgumentParser, named: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from fairseq.errors import ConfigError, FairseqError
 from fairseq.logging.console import setup_logging
 
 if TYPE_CHECKING:
-    from fairseq.config.sections import DistributedTrainingConfig, FairseqConfig
     from fairseq.protocols import Settings
 
 

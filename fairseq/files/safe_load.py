@@ -76,7 +76,6 @@ class Choice(StandIn):
     """A member of one of the original's enums."""
 
     def plain(self) -> Any:
-        """Return its value."""
         return make_plain(self.arguments[0]) if self.arguments else None
 
 
@@ -100,7 +99,6 @@ class NumpyScalar(StandIn):
     """A numpy scalar, which some files hold among their statistics."""
 
     def plain(self) -> Any:
-        """Return it as a Python number."""
         if len(self.arguments) != 2 or not isinstance(self.arguments[0], NumpyType):
             raise CheckpointError("it holds a malformed numpy scalar")
         return np.frombuffer(self.arguments[1], self.arguments[0].of_scalar(), count=1)[0].item()

@@ -59,8 +59,13 @@ def exact(figure: object) -> Any:
 
 
 class Meter:
-    """A running figure. Subclasses can be saved and loaded by the name of their class."""
+    """A running figure. Subclasses can be saved and loaded by the name of their class.
 
+    Attributes:
+        round: decimals of the shown value; None shows all.
+    """
+
+    round: int | None = None
     kinds: ClassVar[dict[str, type[Meter]]] = {}
 
     def __init_subclass__(cls, **kwargs: object) -> None:
@@ -86,16 +91,11 @@ class Meter:
         raise NotImplementedError
 
     def _rounded(self, value: object) -> Any:
-        digits = getattr(self, "round", None)
-        return value if digits is None or value is None else safe_round(value, digits)
+        return value if self.round is None or value is None else safe_round(value, self.round)
 
 
 class AverageMeter(Meter):
-    """A weighted mean; with only zero weights, the latest value.
-
-    Args:
-        round: decimals of the shown value; None shows all.
-    """
+    """A weighted mean; with only zero weights, the latest value."""
 
     def __init__(self, round: int | None = None) -> None:
         self.round = round
@@ -146,11 +146,7 @@ class AverageMeter(Meter):
 
 
 class SumMeter(Meter):
-    """A sum.
-
-    Args:
-        round: decimals of the shown value; None shows all.
-    """
+    """A sum."""
 
     def __init__(self, round: int | None = None) -> None:
         self.round = round
@@ -235,11 +231,7 @@ class TimeMeter(Meter):
 
 
 class StopwatchMeter(Meter):
-    """The seconds between starts and stops, per unit of weight if stops carry weights.
-
-    Args:
-        round: decimals of the shown value; None shows all.
-    """
+    """The seconds between starts and stops, per unit of weight if stops carry weights."""
 
     def __init__(self, round: int | None = None) -> None:
         self.round = round

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fairseq.optim.base import FairseqOptimizer
+from fairseq.optim.loss_scaler import cannot_fall
 from fairseq.optim.read_settings import setting
 from fairseq.optim.wrapping import WrappingOptimizer
 from fairseq.protocols import StateDict
@@ -95,11 +96,7 @@ class AMPOptimizer(WrappingOptimizer):
         norm = self.fp32_optimizer.clip_grad_norm(max_norm, aggregate_norm_fn)
         if self.scaler.is_enabled() and not torch.isfinite(norm):
             if self.next_loss_scale <= self.min_loss_scale:
-                raise FloatingPointError(
-                    f"Minimum loss scale reached ({self.min_loss_scale}). Your loss is probably "
-                    "exploding. Try a lower learning rate, gradient clipping (--clip-norm), a "
-                    "larger batch, or --amp-dtype bf16, which needs no loss scale."
-                )
+                raise cannot_fall(self.min_loss_scale, "--amp-dtype bf16")
             logger.info("AMP: overflow detected, setting scale to %s", self.next_loss_scale)
         return norm
 

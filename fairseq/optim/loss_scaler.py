@@ -12,6 +12,15 @@ from fairseq.protocols import StateDict
 _COUNTERS = ("iter", "last_overflow_iter", "last_rescale_iter", "overflows_since_rescale")
 
 
+def cannot_fall(minimum: float, without_scale: str) -> FloatingPointError:
+    """Return the error for a loss scale at its minimum, with the flag that needs none."""
+    return FloatingPointError(
+        f"Minimum loss scale reached ({minimum}). Your loss is probably exploding. Try a lower "
+        "learning rate, gradient clipping (--clip-norm), a larger batch, or "
+        f"{without_scale}, which needs no loss scale."
+    )
+
+
 class DynamicLossScaler:
     """Keep the loss scale and decide about every update.
 
@@ -81,11 +90,7 @@ class DynamicLossScaler:
             self.overflows_since_rescale = 0
         if self.loss_scale <= self.min_loss_scale:
             self.loss_scale = previous
-            raise FloatingPointError(
-                f"Minimum loss scale reached ({self.min_loss_scale}). Your loss is probably "
-                "exploding. Try a lower learning rate, gradient clipping (--clip-norm), a larger "
-                "batch, or --bf16, which needs no loss scale."
-            )
+            raise cannot_fall(self.min_loss_scale, "--bf16")
         self.iter += 1
         raise OverflowError(f"setting loss scale to: {self.loss_scale}")
 
