@@ -47,18 +47,6 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
 
 
-TITLES = {
-    "common": "logging, seed, device, precision",
-    "common_eval": "evaluation",
-    "distributed_training": "several processes",
-    "dataset": "data and batches",
-    "optimization": "optimization",
-    "checkpoint": "checkpoints",
-    "generation": "generation",
-    "eval_lm": "language model evaluation",
-    "interactive": "interactive",
-    "ema": "moving average of the weights",
-}
 TRAINING = ("common", "distributed_training", "dataset", "optimization", "checkpoint", "ema")
 TEXT = ("bpe", "tokenizer")
 HELP = ("-h", "--help")
@@ -92,8 +80,10 @@ def refuse_words(parser: argparse.ArgumentParser, chosen: Mapping[str, str]) -> 
 
 
 def _add_section(parser: ArgumentParser, section: str, **defaults: Any) -> Any:
-    group = parser.add_argument_group(TITLES[section])
-    gen_parser_from_dataclass(group, SECTIONS[section](**defaults))
+    kind = SECTIONS[section]
+    title = (kind.__doc__ or section).rstrip(".")
+    group = parser.add_argument_group(title[:1].lower() + title[1:])
+    gen_parser_from_dataclass(group, kind(**defaults))
     return group
 
 
