@@ -22,7 +22,23 @@ class Items(Protocol):
     def __len__(self) -> int: ...
 
 
-class FairseqDataset(torch.utils.data.Dataset):
+class EpochListening:
+    """What a dataset is told of epochs, and asked about them."""
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        """Tell whether the sizes and the order of the items stay the same in every epoch.
+
+        If so, the batches are cut once and only their order changes. Datasets that resample must
+        return False; those that only mask or crop anew may return True.
+        """
+        return True
+
+    def set_epoch(self, epoch: int) -> None:
+        """Learn the epoch that begins (from 1), in the main process and in every worker."""
+
+
+class FairseqDataset(torch.utils.data.Dataset, EpochListening):
     """A dataset that knows the lengths of its items, orders and collates them."""
 
     if TYPE_CHECKING:  # where they are known, for fast filtering
@@ -132,29 +148,9 @@ class FairseqDataset(torch.utils.data.Dataset):
         """Tell whether items may be read in the main process."""
         return True
 
-    @property
-    def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """Tell whether the sizes and the order of the items stay the same in every epoch.
 
-        If so, the batches are cut once and only their order changes. Datasets that resample must
-        return False; those that only mask or crop anew may return True.
-        """
-        return True
-
-    def set_epoch(self, epoch: int) -> None:
-        """Learn the epoch that begins (from 1), in the main process and in every worker."""
-
-
-class FairseqIterableDataset(torch.utils.data.IterableDataset):
+class FairseqIterableDataset(torch.utils.data.IterableDataset, EpochListening):
     """A dataset that is read in sequence, for sources that have no index."""
 
     def __iter__(self) -> Iterator[Any]:
         raise NotImplementedError
-
-    @property
-    def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """Tell whether every epoch reads the same items."""
-        return True
-
-    def set_epoch(self, epoch: int) -> None:
-        """Learn the epoch that begins (from 1), in the main process and in every worker."""
