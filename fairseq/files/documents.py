@@ -171,16 +171,20 @@ def _readable(
 
 
 @dataclasses.dataclass(frozen=True)
-class JsonLines:
-    """A file of JSON lines, gzipped if its name ends in ``.gz``; empty lines are passed over."""
+class _Reader:
+    """Reads one file or folder."""
 
     name: str
     options: DocumentOptions
 
     @property
     def names(self) -> list[str]:
-        """Return the file's name, as a list."""
+        """Return the name as a list, as of readers of several files."""
         return [self.name]
+
+
+class JsonLines(_Reader):
+    """A file of JSON lines, gzipped if its name ends in ``.gz``; empty lines are passed over."""
 
     def blocks(self) -> Iterator[Block]:
         """Yield blocks of whole lines.
@@ -260,17 +264,8 @@ def parse_split(split: str) -> tuple[str, Fraction, Fraction]:
     return match[1].strip(), Fraction(low), Fraction(high)
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
+class Table(_Reader):
     """A Parquet file, a folder of such, or one that ``save_to_disk`` of ``datasets`` wrote."""
-
-    name: str
-    options: DocumentOptions
-
-    @property
-    def names(self) -> list[str]:
-        """Return the name, as a list."""
-        return [self.name]
 
     def blocks(self) -> Iterator[Rows]:
         """Yield the rows of the split; of n rows those from floor(lo n) to before floor(hi n).

@@ -92,10 +92,7 @@ def build_optimizer(
     optimizer: FairseqOptimizer = _build(cfg, arrange(named, param_groups, by_optimizer), *extra)
     for group in optimizer.param_groups:
         group["lr"] *= group.get("lr_scale", 1.0)
-        if "weight_decay" in group.get("by_rule", ()) and not _has_decay(optimizer):
+        has_decay = "weight_decay" in optimizer.optimizer.defaults
+        if "weight_decay" in group.get("by_rule", ()) and not has_decay:
             raise ConfigError(f"--param-groups: --optimizer {name} has no weight decay to set")
     return optimizer
-
-
-def _has_decay(optimizer: FairseqOptimizer) -> bool:
-    return "weight_decay" in optimizer.optimizer.defaults
