@@ -10,6 +10,7 @@ Shapes: T time of the layer's own tokens, S of the encoder's, B batch, C channel
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 class _Layer(nn.Module):
     """What both layers have in common: the feed-forward network and the places of the norms."""
+
+    self_attn: Any  # of a plug-in's class, maybe
 
     def __init__(self, cfg: TransformerConfig, side: EncDecBaseConfig) -> None:
         super().__init__()
@@ -72,9 +75,13 @@ class _Layer(nn.Module):
         """Run a block with its norm before or after it, dropout and the residual."""
         # pre-norm keeps the residual path free; post-norm is that of the paper (Vaswani et al.
         # 2017)
-        given_TBC = norm(x_TBC) if self.normalize_before else x_TBC
-        x_TBC = self.residual_connection(self.dropout_module(compute(given_TBC)), x_TBC)
+        input_TBC = norm(x_TBC) if self.normalize_before else x_TBC
+        x_TBC = self.residual_connection(self.dropout_module(compute(input_TBC)), x_TBC)
         return x_TBC if self.normalize_before else norm(x_TBC)
+
+    def _attend(self, x_TBC: Tensor, **masks: Any) -> Tensor:
+        """Return what the tokens of this side find among each other."""
+        return self.self_attn(query=x_TBC, key=x_TBC, value=x_TBC, need_weights=False, **masks)[0]
 
     def _feed_forward(self, x_TBC: Tensor) -> Tensor:
         return self.fc2(self.activation_dropout_module(self.activation_fn(self.fc1(x_TBC))))
@@ -122,16 +129,7 @@ class TransformerEncoderLayerBase(_Layer):
             # as in the original: finite, so that a row in which everything is hidden has no NaN
             attn_mask = x.new_zeros(attn_mask.shape).masked_fill(attn_mask, -1e8)
 
-        def attend(given_TBC: Tensor) -> Tensor:
-            return self.self_attn(
-                query=given_TBC,
-                key=given_TBC,
-                value=given_TBC,
-                key_padding_mask=encoder_padding_mask,
-                need_weights=False,
-                attn_mask=attn_mask,
-            )[0]
-
+        attend = partial(self._attend, key_padding_mask=encoder_padding_mask, attn_mask=attn_mask)
         x = self._block(self.self_attn_layer_norm, x, attend)
         return self._block(self.final_layer_norm, x, self._feed_forward)
 
@@ -240,21 +238,10 @@ class TransformerDecoderLayerBase(_Layer):
         """
         weights: Tensor | None = None
 
-        def attend(given_TBC: Tensor) -> Tensor:
-            return self.self_attn(
-                query=given_TBC,
-                key=given_TBC,
-                value=given_TBC,
-                key_padding_mask=self_attn_padding_mask,
-                incremental_state=incremental_state,
-                need_weights=False,
-                attn_mask=self_attn_mask,
-            )[0]
-
-        def look_up(given_TBC: Tensor) -> Tensor:
+        def look_up(query_TBC: Tensor) -> Tensor:
             nonlocal weights
             attended_TBC, weights = self.encoder_attn(
-                query=given_TBC,
+                query=query_TBC,
                 key=encoder_out,
                 value=encoder_out,
                 key_padding_mask=encoder_padding_mask,
@@ -266,6 +253,12 @@ class TransformerDecoderLayerBase(_Layer):
             )
             return attended_TBC
 
+        attend = partial(
+            self._attend,
+            key_padding_mask=self_attn_padding_mask,
+            incremental_state=incremental_state,
+            attn_mask=self_attn_mask,
+        )
         x = self._block(self.self_attn_layer_norm, x, attend)
         if self.encoder_attn is not None and encoder_out is not None:
             x = self._block(self.encoder_attn_layer_norm, x, look_up)
