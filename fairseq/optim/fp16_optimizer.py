@@ -58,13 +58,7 @@ def build_scaler(cfg: object) -> DynamicLossScaler | None:
 
 
 class HalfPrecisionOptimizer(WrappingOptimizer):
-    """What both kinds share: the loss scale and the factor that the gradients still lack.
-
-    Args:
-        cfg: the whole configuration (``common``, ``optimization``, ``optimizer``).
-        params: the half-precision parameters of the model.
-        optimizer: the optimizer that does the work.
-    """
+    """What both kinds share: the loss scale and the factor that the gradients still lack."""
 
     def __init__(
         self, cfg: Settings, params: Iterable[Tensor], optimizer: FairseqOptimizer

@@ -23,14 +23,16 @@ class TruncateDataset(OwnSizes, BaseWrapperDataset):
             ConfigError: if the length is not positive.
         """
         super().__init__(dataset)
+        if truncation_length < 1:
+            raise ConfigError(f"items cannot be cut to {truncation_length} tokens")
         self.truncation_length = truncation_length
-        self._sizes = _cut_sizes(dataset, truncation_length)
+        self._sizes = np.minimum(sizes_of(dataset), truncation_length)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return self.dataset[index][: self.truncation_length]
 
 
-class RandomCropDataset(OwnSizes, BaseWrapperDataset):
+class RandomCropDataset(TruncateDataset):
     """Keeps a random piece of ``truncation_length`` tokens, another one in each epoch."""
 
     def __init__(
@@ -53,9 +55,7 @@ class RandomCropDataset(OwnSizes, BaseWrapperDataset):
         Raises:
             ConfigError: if the length is not positive.
         """
-        super().__init__(dataset)
-        self.truncation_length = truncation_length
-        self._sizes = _cut_sizes(dataset, truncation_length)
+        super().__init__(dataset, truncation_length)
         self.seed = seed
         self.epoch = 1
         self.data_rng = data_rng
@@ -83,13 +83,6 @@ class RandomCropDataset(OwnSizes, BaseWrapperDataset):
             return int(rng.integers(0, excess, endpoint=True))
         legacy = np.random.RandomState(legacy_item_seed(self.seed, self.epoch, index))
         return int(legacy.randint(0, excess))
-
-
-def _cut_sizes(dataset: FairseqDataset, length: int) -> np.ndarray:
-    """Return the sizes that items of ``dataset`` have when they are cut to ``length`` tokens."""
-    if length < 1:
-        raise ConfigError(f"items cannot be cut to {length} tokens")
-    return np.minimum(sizes_of(dataset), length)
 
 
 def maybe_shorten_dataset(
