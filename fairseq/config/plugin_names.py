@@ -135,17 +135,9 @@ def _enum(kind: object) -> Any:
 
 
 LOG_FORMAT_CHOICES = _enum(LogFormat)
-
-
 DATASET_IMPL_CHOICES = _enum(field_types(DatasetConfig)["dataset_impl"])
-
-
 DDP_BACKEND_CHOICES = _enum(field_types(DistributedTrainingConfig)["ddp_backend"])
-
-
 DDP_COMM_HOOK_CHOICES = _enum(field_types(DistributedTrainingConfig)["ddp_comm_hook"])
-
-
 ZERO_SHARDING_CHOICES = _enum(field_types(DistributedTrainingConfig)["zero_sharding"])
 
 

@@ -142,7 +142,6 @@ def open_output(name: str, stack: contextlib.ExitStack) -> IO[bytes]:
     try:
         if os.path.exists(name) and not os.path.isfile(name):  # a pipe or device is not replaced
             return stack.enter_context(open(name, "wb"))
-        os.makedirs(os.path.dirname(os.path.abspath(name)), exist_ok=True)
         return stack.enter_context(atomic_write(name, "wb"))
     except OSError as error:
         raise ConfigError(f"output cannot be written: {name} ({error.strerror})") from error

@@ -94,8 +94,8 @@ class Meter:
         return value if self.round is None or value is None else safe_round(value, self.round)
 
 
-class AverageMeter(Meter):
-    """A weighted mean; with only zero weights, the latest value."""
+class _Weighted:
+    """What meters over a sum have in common; no Meter, so that no checkpoint can name it."""
 
     def __init__(self, round: int | None = None) -> None:
         self.round = round
@@ -103,6 +103,10 @@ class AverageMeter(Meter):
 
     def reset(self) -> None:
         self._figures = WeightedSum()
+
+
+class AverageMeter(_Weighted, Meter):
+    """A weighted mean; with only zero weights, the latest value."""
 
     def update(self, val: object, n: object = 1) -> None:
         """Take in ``val`` with weight ``n``; None is ignored."""
@@ -145,15 +149,8 @@ class AverageMeter(Meter):
         self.round = state_dict.get("round")
 
 
-class SumMeter(Meter):
+class SumMeter(_Weighted, Meter):
     """A sum."""
-
-    def __init__(self, round: int | None = None) -> None:
-        self.round = round
-        self.reset()
-
-    def reset(self) -> None:
-        self._figures = WeightedSum()
 
     def update(self, val: object) -> None:
         """Add ``val``; None is ignored."""

@@ -380,7 +380,6 @@ class Dictionary:
         if not isinstance(f, (str, os.PathLike)):
             f.write(self._text())
             return
-        os.makedirs(os.path.dirname(os.path.abspath(f)), exist_ok=True)
         with atomic_write(f, "w", newline="\n") as handle:
             handle.write(self._text())
 
