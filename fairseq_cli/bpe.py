@@ -246,14 +246,7 @@ def _convert(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status.
-
-    Args:
-        argv: arguments without the program's name, ``sys.argv[1:]`` by default.
-
-    Raises:
-        FairseqError: on files or flags that cannot be used.
-    """
+    """Run the command; return its exit status."""
     args = get_parser().parse_args(argv)
     record, text = _train(args) if args.command == "train" else _convert(args)
     if args.json:

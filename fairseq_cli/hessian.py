@@ -74,11 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print.
-
-    Args:
-        argv: arguments without the program name; None takes those of the process.
-    """
+    """Measure and print."""
     argv = list(sys.argv[1:] if argv is None else argv)
     stated = vars(make_parser().parse_args(argv))
     from fairseq.config.plugins import import_from_argv

@@ -304,14 +304,7 @@ def _score(args: argparse.Namespace, source: Source) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status.
-
-    Args:
-        argv: arguments without the program's name, ``sys.argv[1:]`` by default.
-
-    Raises:
-        FairseqError: on files or flags that cannot be used.
-    """
+    """Run the command; return its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["probe"]:
         from fairseq_cli import probe

@@ -46,11 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Probe and print a table.
-
-    Args:
-        argv: arguments without the program name; None takes those of the process.
-    """
+    """Probe and print a table."""
     parser = make_parser()
     args = parser.parse_args(argv)
     from fairseq.evaluation.probes.run import probe

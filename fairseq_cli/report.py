@@ -73,14 +73,7 @@ def _interval(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report and print its path, with ``--json`` the figures in it; or list runs.
-
-    Args:
-        argv: arguments without the program name; None takes those of the process.
-
-    Raises:
-        FairseqError: if a run cannot be read, or matplotlib is missing.
-    """
+    """Write the report and print its path, with ``--json`` the figures in it; or list runs."""
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.list and args.watch:

@@ -68,13 +68,8 @@ def minimal_pairs(
     """Compare the sentences of pairs; equal sequences of tokens are scored once.
 
     Args:
-        models: causal or masked LMs; several are averaged in probability space.
-        task: their task.
-        bpe: encoder of the text; None if words are the dictionary's.
+        models: of this and what follows see :func:`fairseq.evaluation.continuations.last_word`.
         pairs: see :func:`read_pairs`.
-        batch_size: rows run together.
-        device: where the models are.
-        watch: wraps the list of batches, to show progress.
 
     Returns:
         ``accuracy`` (0 to 1), ``pairs``, ``ties`` (all wrong), ``unknown``: pairs with a piece

@@ -59,13 +59,9 @@ def convert(
     """Write ``model.pt``, ``dict.txt`` and the encoder's file into a folder, and compare.
 
     Args:
-        transformers: the package.
-        source: their folder.
-        clean: a copy of it that transformers may read (``plain_folder``).
-        folder: an empty folder.
-        out: what it will be called.
+        clean: a copy of ``source`` that transformers may read (``plain_folder``).
+        folder: an empty folder, which will be called ``out``.
         sentences: on which both models are compared, beside random tokens.
-        weights: their weights.
 
     Returns:
         ``{"model_type", "head", "tokenizer", "added_rows", "sentences", "max_abs_difference",

@@ -367,9 +367,7 @@ def write(
     """Write a causal language model into a folder and compare what was written.
 
     Args:
-        transformers: the package.
         hub: our model with its task and encoder.
-        folder: an empty folder.
         sentences: on which both models are compared, beside odd texts and random tokens.
 
     Returns:

@@ -292,9 +292,7 @@ def write(
     """Write an encoder into a folder and compare what was written.
 
     Args:
-        transformers: the package.
         hub: our model with its task and encoder.
-        folder: an empty folder.
         sentences: on which both models are compared, beside odd texts.
         head: the classification head that goes with it, in the place of the vocabulary head.
         labels: names of the classes.

@@ -180,9 +180,7 @@ def write_scores(
     Args:
         path: the npz to write.
         source: where the sentences come from.
-        sentences: as in :func:`score`.
-        masks: as in :func:`score`.
-        seed: as in :func:`score`.
+        sentences: of this and the next two see :func:`score`.
         grammar_sha256: digest of the file of the source.
 
     Returns:
