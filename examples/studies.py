@@ -102,11 +102,11 @@ def curve(folder: Path, tag: str = "valid") -> list[dict[str, float]]:
 def train(run: Run, data: Path | None, out: Path, measure: Callable[[Path], dict[str, Any]]) -> Any:
     """Train (or go on) and measure; what is done already is read back. Return the result."""
     folder = run.folder(out)
-    return {**_once(folder / "result.json", lambda: _train(run, data, folder)),
-            **_once(folder / "measured.json", lambda: measure(folder))}  # fmt: skip
+    return {**once(folder / "result.json", lambda: _train(run, data, folder)),
+            **once(folder / "measured.json", lambda: measure(folder))}  # fmt: skip
 
 
-def _once(kept: Path, make: Callable[[], dict[str, Any]]) -> Any:
+def once(kept: Path, make: Callable[[], dict[str, Any]]) -> Any:
     """Return what the file holds; make it if it is not there."""
     if not kept.is_file():
         made = json.dumps(make())

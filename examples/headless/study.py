@@ -435,11 +435,8 @@ def study(args: argparse.Namespace) -> None:
         DECODER_UPDATES, ENCODER_UPDATES, SWEEP_UPDATES, TENTH = 10, 7, 7, 1
     data = studies.prepare([args.text], args.out, 8000)
     last_words(args.text, args.out)
-    kept = args.out / "speed.json"
-    if not kept.is_file():
-        rounds = (6, 1) if args.smoke else (60, 3)
-        kept.write_text(json.dumps(speed(data, args.out, *rounds)), encoding="utf-8")
-    rates = json.loads(kept.read_text(encoding="utf-8"))
+    rounds = (6, 1) if args.smoke else (60, 3)
+    rates = studies.once(args.out / "speed.json", lambda: speed(data, args.out, *rounds))
     seeds = studies.SEEDS[: 1 if args.smoke else None]
 
     def train(measure: Callable[[Path], Any], runs: Sequence[studies.Run]) -> list[Any]:
