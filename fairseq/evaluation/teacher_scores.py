@@ -6,21 +6,23 @@ import csv
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from fairseq import evaluation
 from fairseq.criterions.base import predicted_positions
+from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError
 from fairseq.files.io import atomic_write
 from fairseq.hub.load import load_by_settings
 from fairseq.models.base import BaseFairseqModel
 from fairseq.ops.linear_distillation import linear_distillation
 from fairseq.protocols import Sample
+from fairseq.report.charts import canvas
 from fairseq.tasks import validation
-
-if TYPE_CHECKING:
-    from fairseq.teacher import Teacher
+from fairseq.teacher import Teacher, load_teacher
+from fairseq.utils import move_to_device
 
 COLUMNS = ("subset", "id", "length", "predicted", "student_bits", "teacher_bits", "kl_bits")
 
@@ -44,10 +46,6 @@ def write_sample_scores(flat: Mapping[str, Any], path: Path, plot: Path | None =
         ConfigError: if no teacher is named.
         FairseqError: if there is to be a plot, and matplotlib is not installed.
     """
-    from fairseq import evaluation
-    from fairseq.distributed.device import choose_device
-    from fairseq.teacher import load_teacher
-
     models, config, task = load_by_settings(flat)
     if not getattr(config.criterion, "teacher_path", None):
         raise ConfigError(
@@ -77,8 +75,6 @@ def write_sample_scores(flat: Mapping[str, Any], path: Path, plot: Path | None =
 
 def _drawing(path: Path) -> Callable[[list[tuple[float, float]]], None]:
     """Return a function that draws points (teacher, student); fail now if nothing can be drawn."""
-    from fairseq.report.charts import canvas
-
     figure, axes = canvas((5.1, 4.6))
 
     def draw(points: list[tuple[float, float]]) -> None:
@@ -101,8 +97,6 @@ def _rows(
     device: torch.device,
 ) -> Iterator[list[Any]]:
     """Yield the values of a batch's samples, without the first column."""
-    from fairseq.utils import move_to_device
-
     sample = move_to_device(sample, device)
     if not sample:
         return

@@ -13,7 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fairseq.data.encoders.byte_level import PLAIN_MODEL, PLAIN_WORDS
+from fairseq.data.encoders.byte_level import (
+    PLAIN_MODEL,
+    PLAIN_WORDS,
+    ByteLevelBPE,
+    ByteLevelBPEConfig,
+)
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import CheckpointError, FairseqError
 from fairseq.export.encoder_tokenizer import ROLES, plain_content, plain_tokenizer, read_pieces
@@ -171,8 +176,6 @@ def save_encoder(
     """
     if tokenizer.kind != "byte_level":
         return {"tokenizer": tokenizer.kind}
-    from fairseq.data.encoders.byte_level import ByteLevelBPE, ByteLevelBPEConfig
-
     roles = {getattr(dictionary, f"{role}_word") for role in ROLES}
     path = folder / "tokenizer.json"
     content = plain_content(tokenizer.vocabulary, tokenizer.merges, tokenizer.kept, roles)

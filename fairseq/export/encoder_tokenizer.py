@@ -7,13 +7,15 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fairseq.data.encoders.byte_level import read_tokenizer
-from fairseq.data.encoders.byte_pair import byte_alphabet
+from fairseq.data.encoders.byte_level import ByteLevelBPE, read_tokenizer
+from fairseq.data.encoders.byte_pair import byte_alphabet, read_json
+from fairseq.data.encoders.gpt2_bpe import GPT2BPE, local_file, read_merges
 from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE
 from fairseq.data.encoders.wordpiece import Wordpiece
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import UnsupportedError
 from fairseq.export import sentencepiece_files
+from fairseq.files.io import require_file
 
 if TYPE_CHECKING:
     from fairseq.data.encoders import TextEncoder
@@ -25,10 +27,6 @@ ROLES = {"bos": "bos_token", "pad": "pad_token", "eos": "eos_token", "unk": "unk
 
 def _pieces(bpe: TextEncoder | None) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Return the tokens and merges of a byte-level encoder."""
-    from fairseq.data.encoders.byte_level import ByteLevelBPE
-    from fairseq.data.encoders.byte_pair import read_json
-    from fairseq.data.encoders.gpt2_bpe import GPT2BPE, local_file, read_merges
-
     if isinstance(bpe, ByteLevelBPE):
         return read_tokenizer(Path(bpe.config.byte_level_tokenizer))
     if isinstance(bpe, GPT2BPE):
@@ -102,8 +100,6 @@ def _byte_level_tokenizer(
 ) -> Any:
     """Return a byte-level tokenizer; ``extra`` are the ids of pieces that are no symbols."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    from fairseq.data.encoders.byte_level import ByteLevelBPE
 
     ids, merges = _pieces(bpe)
     added = getattr(bpe, "added", {})
@@ -187,10 +183,6 @@ def read_pieces(folder: Path) -> tuple[dict[str, int], list[list[str]]]:
     Raises:
         MissingFileError: if there are no such files.
     """
-    from fairseq.data.encoders.byte_pair import read_json
-    from fairseq.data.encoders.gpt2_bpe import read_merges
-    from fairseq.files.io import require_file
-
     if not (folder / "tokenizer.json").is_file():
         vocabulary = read_json(require_file(folder / "vocab.json", "vocabulary", ""), "vocabulary")
         path = require_file(folder / "merges.txt", "merges", "")

@@ -28,6 +28,7 @@ from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import BYTE_ORDER_MARK, require_file
 from fairseq.files.safe_load import safe_load
+from fairseq.hub.fill_text import MaskFiller
 from fairseq.hub.language_model import GeneratorHubInterface
 from fairseq.hub.load import (
     companions,
@@ -42,7 +43,6 @@ from fairseq.logging.progress_bar import progress_of
 if TYPE_CHECKING:
     from fairseq.data.datasets.base import FairseqDataset
     from fairseq.data.storage.dictionary import Dictionary
-    from fairseq.hub.fill_text import MaskFiller
     from fairseq.protocols import Sample
 
 logger = logging.getLogger("fairseq.generation")
@@ -212,8 +212,6 @@ def text_writer(flat: Mapping[str, Any], guess: bool = False) -> TextGenerator |
     Raises:
         ConfigError: if no path is given, or the model does neither.
     """
-    from fairseq.hub.fill_text import MaskFiller
-
     state = None
     if guess and flat.get("path"):
         first = utils.split_paths(flat["path"])[0]

@@ -7,6 +7,7 @@ ordered by length, so that batches of neighbours need hardly any padding.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import shutil
@@ -15,7 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fairseq.config.build import plain
 from fairseq.config.preprocess import PreprocessConfig
+from fairseq.data.encoders import build_bpe
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import CheckpointError, ConfigError, DataError
 from fairseq.evaluation.glue.tasks import STS_B_MAXIMUM, Examples, GlueTask, read_examples
@@ -67,9 +70,6 @@ def open_pretrained(path: str, dict_dir: str | None = None, **settings: Any) -> 
         MissingFileError: if the checkpoint or the dictionary is not there.
         CheckpointError: if they do not belong together, or the model cannot be fine-tuned.
     """
-    from fairseq.config.build import plain
-    from fairseq.data.encoders import build_bpe
-
     file = require_file(path, "checkpoint", "Name the file of a pre-trained model.").resolve()
     folder = find_data(file, Path(dict_dir) if dict_dir else None, "--dict-dir")
     require_file(folder / "dict.txt", "dictionary", "Name its folder with --dict-dir.")
@@ -189,8 +189,6 @@ def _make_room(folder: Path) -> None:
 
 
 def _digest(sources: list[Any], pretrained: Pretrained) -> str:
-    import hashlib
-
     settings = {
         # files count by content, so that a folder that was moved is still right
         key: sha256_of(value) if isinstance(value, str) and Path(value).is_file() else value

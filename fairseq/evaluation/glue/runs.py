@@ -25,6 +25,7 @@ from fairseq.evaluation.glue.prepare import Prepared, Pretrained, prepare
 from fairseq.evaluation.glue.results import Results, Run
 from fairseq.evaluation.glue.scoring import batches_of, effort, score_checkpoint
 from fairseq.evaluation.glue.tasks import GlueTask
+from fairseq.export.encoder_out import to_huggingface
 from fairseq.files.io import atomic_write, require_file
 from fairseq.training import loop
 
@@ -194,21 +195,15 @@ def fine_tune(
         "flags": list(flags),
     }
     if export:
-        run["exported"] = _export(task, best if best.is_file() else last, prepared, folder / "hf")
+        kept, out = best if best.is_file() else last, folder / "hf"
+        labels = list(task.classes) or None
+        to_huggingface(kept, out, Path(prepared.folder), force=True, labels=labels)
+        run["exported"] = str(out)
     if not keep:
         for path in checkpoint_paths(str(folder), r"checkpoint.*\.pt"):
             delete_checkpoint(path)
     gc.collect()
     return run
-
-
-def _export(task: GlueTask, checkpoint: Path, prepared: Prepared, out: Path) -> str:
-    """Write a fine-tuned model as a folder of Hugging Face; return its name."""
-    from fairseq.export.encoder_out import to_huggingface
-
-    data = Path(prepared.folder)
-    to_huggingface(checkpoint, out, data, force=True, labels=list(task.classes) or None)
-    return str(out)
 
 
 class Progress:

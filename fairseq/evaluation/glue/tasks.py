@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq.errors import ConfigError, DataError, did_you_mean
+from fairseq.files.io import require_file
 
 logger = logging.getLogger("fairseq.glue.tasks")
 
@@ -143,8 +144,10 @@ def read_examples(task: GlueTask, path: Path) -> Examples:
     Quotes mean nothing in these files, and a line ends with a line feed only.
 
     Raises:
+        MissingFileError: if it is not there.
         DataError: if it has other columns or labels, is not UTF-8, or holds no example.
     """
+    require_file(path, f"{task.name} file", "Check --glue-dir: it holds one folder for each task.")
     try:
         with open(path, encoding="utf-8-sig", newline="\n") as handle:
             rows = [line.rstrip("\r\n").split("\t") for line in handle]
