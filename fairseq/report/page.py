@@ -171,7 +171,6 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], str], Callable[..., Any] | None]
     ("Parameters", "parameters", _count, None),
     ("Tokens", "tokens", _count, None),
     ("FLOPs", "flops", "{:.3g}".format, None),
-    ("ELECTRA's count", "flops_electra", "{:.3g}".format, None),
 )
 
 
@@ -197,13 +196,14 @@ def _results(runs: Sequence[Run]) -> str:
 
 def _curves(runs: Sequence[Run]) -> str:
     """Return the place where the page's script draws."""
-    remarks = ["Thin: training. Thick, with dots where they are few: validation."]
+    remarks = ["Thin lines: training. Thick lines, with dots where they are few: validation."]
     if any(len(run.records.get(run.train_tag, ())) > MAX_POINTS for run in runs):
         remarks.append(f"Long training curves are drawn as the means of {MAX_POINTS} equal spans.")
     return (
         "<noscript><p class=note>The curves need JavaScript; the PNG files that were written "
-        "beside this page show the same.</p></noscript>\n<div id=curves class=charts></div>\n"
-        f"<p class=muted>{' '.join(remarks)} <span id=fresh></span></p>"
+        "beside this page show the same.</p></noscript>\n"
+        f"<p class=muted>{' '.join(remarks)} <span id=fresh></span></p>\n"
+        "<div id=curves class=charts></div>"
     )
 
 

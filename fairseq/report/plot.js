@@ -325,7 +325,7 @@ class Chart {
       fill: "none", "stroke-linejoin": "round" });
     for (const curve of [...this.list].sort((a, b) => a.valid - b.valid)) {
       if (curve.shown !== curve.y) group.append(stroke(curve, curve.y, 0.28, 1));
-      group.append(stroke(curve, curve.shown, curve.faint ? 0.5 : 1, curve.valid ? 2.2 : 1.4));
+      group.append(stroke(curve, curve.shown, curve.faint ? 0.65 : 1, curve.valid ? 2.2 : 1.4));
       if (!(curve.valid || curve.x.length === 1) || curve.x.length > 40) continue;
       curve.x.forEach((x, i) => {
         const [cx, cy] = [this.sx(x), this.sy(curve.y[i])];

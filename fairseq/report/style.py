@@ -66,6 +66,7 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; }
 td.best { color: var(--good); font-weight: 600; }
 .settings td, .settings th { text-align: left; white-space: normal; overflow-wrap: anywhere;
   min-width: 6em; }
+.settings td:first-child { white-space: nowrap; }
 .swatch { margin-right: 9px; stroke-width: 3; }
 code, pre { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 pre { background: var(--soft); border-radius: 8px; padding: 12px 14px; margin: 6px 0 14px;
