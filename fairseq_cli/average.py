@@ -18,13 +18,17 @@ def parser() -> argparse.ArgumentParser:
     result = command_parser(
         "fairseq-average", "Average the weights of checkpoints.", EXAMPLES, allow_abbrev=True
     )
-    result.add_argument("--inputs", nargs="+", required=True, help="checkpoints, or one run folder")
-    result.add_argument("--output", required=True, metavar="FILE", help="where the mean goes")
-    count = result.add_mutually_exclusive_group()
-    count.add_argument("--num-epoch-checkpoints", type=int, help="newest epochs of the folder")
-    count.add_argument("--num-update-checkpoints", type=int, help="newest update checkpoints")
-    count.add_argument("--num-best-checkpoints", type=int, help="best checkpoints of the folder")
-    result.add_argument("--checkpoint-upper-bound", type=int, help="ignore later epochs or updates")
+    result.add_argument(
+        "--inputs", nargs="+", required=True, help="checkpoints, or one run folder", metavar="PATH"
+    )
+    result.add_argument("--output", required=True, metavar="FILE", help="file to write")
+    folder = result.add_argument_group("which checkpoints of the run folder")
+    count = folder.add_mutually_exclusive_group()
+    number = {"type": int, "metavar": "N"}
+    count.add_argument("--num-epoch-checkpoints", help="the newest N of epochs", **number)
+    count.add_argument("--num-update-checkpoints", help="the newest N of updates", **number)
+    count.add_argument("--num-best-checkpoints", help="the best N", **number)
+    folder.add_argument("--checkpoint-upper-bound", help="none after epoch or update N", **number)
     return result
 
 

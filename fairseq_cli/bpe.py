@@ -81,10 +81,14 @@ def get_parser() -> argparse.ArgumentParser:
         type=int,
         default=8000,
         metavar="N",
-        help="pieces, 256 bytes included (8000)",
+        help="pieces, 256 bytes included (default: 8000)",
     )
     train.add_argument(
-        "--min-frequency", type=int, default=2, metavar="N", help="rarer pairs are not merged (2)"
+        "--min-frequency",
+        type=int,
+        default=2,
+        metavar="N",
+        help="rarer pairs are not merged (default: 2)",
     )
     _add_records(train)
     encode = _add_command(commands, "encode", "text -> pieces", ENCODE_EXAMPLES)
@@ -114,7 +118,7 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
         "--text-key",
         metavar="KEY",
         help="key of a document's text in JSON lines (.jsonl, .jsonl.gz), or its column in Parquet "
-        "files and datasets folders; a.b is b inside a (text)",
+        "files and datasets folders; a.b is b inside a (default: text)",
     )
     parser.add_argument(
         "--split",
@@ -158,7 +162,9 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: the cores of this machine)"
     )
-    parser.add_argument("--bpe", choices=sorted(BPES), default="gpt2", help="encoder (gpt2)")
+    parser.add_argument(
+        "--bpe", choices=sorted(BPES), default="gpt2", help="encoder (default: gpt2)"
+    )
     add_encoder_flags(parser)
     word: Any = {"default": argparse.SUPPRESS}
     parser.add_argument(

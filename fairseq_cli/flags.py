@@ -95,7 +95,10 @@ def add_last_word_flags(parser: Any) -> Any:
         help="predict the last word of each text of a .jsonl file given the rest (LAMBADA)",
     )
     group.add_argument(
-        "--text-key", metavar="KEY", default="text", help="key of the text in that file (text)"
+        "--text-key",
+        metavar="KEY",
+        default="text",
+        help="key of the text in that file (default: text)",
     )
     if (bpe := parser._option_string_actions.get("--bpe")) is not None:
         known = bpe.type

@@ -23,11 +23,11 @@ FORMATS = ("text", "fairseq", "json")
 CORPUS: dict[str, tuple[str, Any, str, str]] = {
     "corpus": ("sentences", int, "N", "draw so many sentences; PATH may be a Hugging Face folder"),
     "corpus_out": ("folder", str, "FOLDER", "write train.txt, dict.txt and next.npz there"),
-    "corpus_words": ("words", int, "N", "use only the N most frequent words (all)"),
-    "corpus_length": ("longest", int, "N", "most words of a sentence (24)"),
+    "corpus_words": ("words", int, "N", "use only the N most frequent words (default: all)"),
+    "corpus_length": ("longest", int, "N", "most words of a sentence (default: 24)"),
     "corpus_scored": (
         "scored", int, "N", "of the first N sentences also write masked.npz: the true distribution "
-        "of every word given the others, by enumeration (0)",
+        "of every word given the others, by enumeration (default: 0)",
     ),
 }  # fmt: skip
 EXAMPLES = """examples:

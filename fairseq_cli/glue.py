@@ -35,14 +35,27 @@ def get_parser() -> argparse.ArgumentParser:
     usage = "fairseq-glue CHECKPOINT --glue-dir FOLDER --out FOLDER [options] [training flags]"
     parser = command_parser("fairseq-glue", DESCRIPTION, EXAMPLES, usage=usage)
     parser.add_argument("checkpoint", help="a pre-trained model")
-    parser.add_argument("--glue-dir", required=True, metavar="FOLDER", help="the official files")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="results and run folders")
+    parser.add_argument(
+        "--glue-dir", required=True, metavar="FOLDER", help="folder of the official files"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="FOLDER", help="folder for results and runs"
+    )
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks (default: all eight)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="N", help="seeds (1)")
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[1],
+        metavar="N",
+        help="one run with each seed (default: 1)",
+    )
     parser.add_argument(
         "--dict-dir", metavar="FOLDER", help="folder with dict.txt (default: the checkpoint's)"
     )
-    parser.add_argument("--bpe", choices=[*sorted(BPES), "none"], help="encoder (the checkpoint's)")
+    parser.add_argument(
+        "--bpe", choices=[*sorted(BPES), "none"], help="text encoder (default: the checkpoint's)"
+    )
     add_encoder_flags(parser)
     parser.add_argument(
         "--keep-checkpoints", action="store_true", help="keep the fine-tuned models"

@@ -37,37 +37,50 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("checkpoint", metavar="CKPT", help="a checkpoint of any task")
     add("data", metavar="DATA", help="folder of binarized data")
-    add("--method", choices=HESSIAN_METHODS, help="(hutchinson)")
-    add("--matrix", choices=HESSIAN_MATRICES, help="what the method is applied to (hessian)")
+    add("--method", choices=HESSIAN_METHODS, help="how; see below (default: hutchinson)")
+    add(
+        "--matrix",
+        choices=HESSIAN_MATRICES,
+        help="what the method is applied to (default: hessian)",
+    )
     add(
         "--labels",
         choices=HESSIAN_LABELS,
-        help="those of the data, or drawn from the model (data; fisher: model)",
+        help="labels of the data, or drawn from the model (default: data; fisher: model)",
     )
-    add("--vector", choices=HESSIAN_VECTORS, help="probes (rademacher)")
+    add(
+        "--vector",
+        choices=HESSIAN_VECTORS,
+        help="random vectors: signs or normal numbers (default: rademacher)",
+    )
     add("--params", metavar="all|paper|REGEX", help="parameters that count; paper: without pooler "
-        "and bias of the vocabulary (all)")  # fmt: skip
+        "and bias of the vocabulary (default: all)")  # fmt: skip
     add(
         "--probes",
         type=int,
         metavar="M",
-        help="probes, batches, products or starts (100; hutch++ 99, lanczos 4)",
+        help="hutchinson: probes; fisher, ggn: batches; hutch++: products; lanczos: starts "
+        "(default: 100; hutch++ 99, lanczos 4)",
     )
     add("--rel-se", type=float, metavar="E", help="stop at a standard error of this share of the "
         "trace")  # fmt: skip
-    add("--batch-size", type=int, metavar="N", help="samples of a batch (16)")
+    add("--batch-size", type=int, metavar="N", help="samples in a batch (default: 16)")
     add("--sentences", type=int, metavar="N", help="the same N samples for every probe, instead of "
-        "a new batch for each (exact, hutch++, lanczos: 16 batches)")  # fmt: skip
-    add("--subset", metavar="NAME", help="subset of the data (valid)")
-    add("--steps", type=int, metavar="N", help="of Lanczos (40)")
-    add("--top", type=int, metavar="K", help="eigenvalues to print, from either end (5)")
-    add("--dtype", choices=("fp32", "fp64"), help="type of all numbers (fp32)")
-    add("--residual", action="store_true", help="also the Gauss-Newton trace G, and Tr H - Tr G")
-    add("--seed", type=int, metavar="N", help="of batches, probes and labels (1)")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), help="where to compute (auto)")
+        "a new batch for each (default of exact, hutch++ and lanczos: 16 batches)")  # fmt: skip
+    add("--subset", metavar="NAME", help="subset of the data (default: valid)")
+    add("--steps", type=int, metavar="N", help="steps of Lanczos from each start (default: 40)")
+    add("--top", type=int, metavar="K", help="eigenvalues to print, from either end (default: 5)")
+    add("--dtype", choices=("fp32", "fp64"), help="type of all numbers (default: fp32)")
+    add(
+        "--residual",
+        action="store_true",
+        help="also Tr G of the Gauss-Newton matrix, and Tr H - Tr G",
+    )
+    add("--seed", type=int, metavar="N", help="seed of batches, probes and labels (default: 1)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), help="where to compute (default: auto)")
     add("--model-overrides", metavar="DICT", help="settings that replace the checkpoint's")
     add("--user-dir", metavar="FOLDER", help="a plug-in to import first")
-    add("--log-format", help="progress: simple, json, rich or none (rich)")
+    add("--log-format", help="progress: simple, json, rich or none (default: rich)")
     add("--out", metavar="FILE", help="also write the results there, as JSON")
     add("--json", action="store_true", help="print the results as one JSON object")
     return parser

@@ -71,21 +71,41 @@ def get_parser() -> argparse.ArgumentParser:
     _add_grammar(_command(commands, "grammar", "draw a new grammar or hidden-Markov model", ""))
     sample = _command(commands, "sample", "draw a corpus", SAMPLE_NOTES, "DEST")
     sample.add_argument(
-        "--num", type=int, default=1_000_000, metavar="N", help="of train (1000000)"
+        "--num",
+        type=int,
+        default=1_000_000,
+        metavar="N",
+        help="sentences of train (default: 1000000)",
     )
-    sample.add_argument("--valid", type=int, default=10_000, metavar="N", help="of valid (10000)")
-    sample.add_argument("--test", type=int, default=10_000, metavar="N", help="of test (10000)")
     sample.add_argument(
-        "--shards", type=int, default=1, metavar="N", help="train files of --num sentences each (1)"
+        "--valid", type=int, default=10_000, metavar="N", help="sentences of valid (default: 10000)"
     )
-    sample.add_argument("--max-len", type=int, default=32, metavar="N", help="most words (32)")
+    sample.add_argument(
+        "--test", type=int, default=10_000, metavar="N", help="sentences of test (default: 10000)"
+    )
+    sample.add_argument(
+        "--shards",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train files of --num sentences each (default: 1)",
+    )
+    sample.add_argument(
+        "--max-len",
+        type=int,
+        default=32,
+        metavar="N",
+        help="most words of a sentence (default: 32)",
+    )
     sample.add_argument(
         "--blank-lines", action="store_true", help="an empty line after every sentence"
     )
     sample.add_argument(
         "--binarize", metavar="FOLDER", help="also run fairseq-preprocess, into this folder"
     )
-    sample.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
+    sample.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes (default: 1)"
+    )
     labels = _command(commands, "downstream", "draw labelled sentences", DOWNSTREAM_NOTES, "DEST")
     labels.add_argument(
         "--task", default="B", metavar="TASK",
@@ -93,19 +113,35 @@ def get_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     labels.add_argument(
         "--label", default="likelihood", choices=SPAN_LABELS,
-        help="how the symbol is chosen; gold: the one it was drawn from (likelihood)",
+        help="how the symbol is chosen; gold: the one it was drawn from (default: likelihood)",
     )  # fmt: skip
-    labels.add_argument("--num", type=int, default=10_000, metavar="N", help="of train (10000)")
-    labels.add_argument("--valid", type=int, default=1_000, metavar="N", help="of valid (1000)")
-    labels.add_argument("--min-len", type=int, default=5, metavar="N", help="fewest words (5)")
-    labels.add_argument("--max-len", type=int, default=31, metavar="N", help="most words (31)")
+    labels.add_argument(
+        "--num", type=int, default=10_000, metavar="N", help="sentences of train (default: 10000)"
+    )
+    labels.add_argument(
+        "--valid", type=int, default=1_000, metavar="N", help="sentences of valid (default: 1000)"
+    )
+    labels.add_argument(
+        "--min-len",
+        type=int,
+        default=5,
+        metavar="N",
+        help="fewest words of a sentence (default: 5)",
+    )
+    labels.add_argument(
+        "--max-len",
+        type=int,
+        default=31,
+        metavar="N",
+        help="most words of a sentence (default: 31)",
+    )
     labels.add_argument(
         "--drop-unparsable", action="store_true", help="leave out spans that no symbol fits"
     )
     score = _command(commands, "score", "write true conditionals", SCORE_NOTES, "FILE")
     score.add_argument(
         "--masks", default="single", metavar="HOW",
-        help="single: each position given all others; random:k: k at a time (single)",
+        help="single: each position given all others; random:k: k at a time (default: single)",
     )  # fmt: skip
     score.add_argument(
         "--vocab-file", metavar="FILE",
@@ -115,7 +151,9 @@ def get_parser() -> argparse.ArgumentParser:
     mask = _command(commands, "mask", "write masked samples as HDF5", MASK_NOTES, "FILE")
     mask.add_argument("--vocab-file", required=True, metavar="FILE", help="word pieces, one a line")
     mask.add_argument("--out", required=True, metavar="FOLDER", help="for train_shard_K.hdf5")
-    mask.add_argument("--split", default="train", metavar="NAME", help="name of the files (train)")
+    mask.add_argument(
+        "--split", default="train", metavar="NAME", help="name of the files (default: train)"
+    )
     for flag, kind, default, text in (
         ("dup-factor", int, 1, "shards, each with other masks"),
         ("max-predictions-per-seq", int, 20, "masked words of a sample at most"),
@@ -123,7 +161,11 @@ def get_parser() -> argparse.ArgumentParser:
         ("max-seq-length", int, 512, "tokens of a sample, [CLS] and [SEP] included"),
     ):
         mask.add_argument(
-            f"--{flag}", type=kind, default=default, metavar="N", help=f"{text} ({default})"
+            f"--{flag}",
+            type=kind,
+            default=default,
+            metavar="N",
+            help=f"{text} (default: {default})",
         )
     commands.add_parser("probe", help="linear probes of encoders: another name of fairseq-probe")
     return parser
@@ -148,7 +190,7 @@ def _command(
             "--normalize", action="store_true", help="accept rules that do not sum to one"
         )
     command.add_argument(
-        "--seed", type=int, default=1, metavar="N", help="of all that is drawn (1)"
+        "--seed", type=int, default=1, metavar="N", help="seed of all that is drawn (default: 1)"
     )
     command.add_argument("--json", action="store_true", help="print the summary as JSON")
     return command
@@ -158,30 +200,45 @@ def _add_grammar(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write")
     parser.add_argument(
         "--kind", default="levelled", choices=["levelled", "tree", "hmm"],
-        help="levelled: binary rules and words on every level; tree: like CFG3; hmm (levelled)",
+        help="levelled: binary rules and words on every level; tree: like CFG3; hmm "
+        "(default: levelled)",
     )  # fmt: skip
     for flag, kinds in (
-        ("levels", "levelled, tree: levels"),
-        ("width", "levelled, tree: symbols of a level"),
-        ("roots", "levelled: choices of the start"),
-        ("binary", "levelled: pairs of an inner symbol"),
-        ("vocab", "words"),
-        ("emit", "levelled: words of a last symbol"),
-        ("rules-each", "tree: rules of a symbol"),
-        ("states", "hmm: hidden states"),
-        ("components", "hmm: models of the mixture"),
+        ("levels", "levelled, tree: number of levels (default: 4; tree 6)"),
+        ("width", "levelled, tree: symbols on a level (default: 10; tree 3)"),
+        ("roots", "levelled: rules of the start symbol (default: 9)"),
+        ("binary", "levelled: binary rules of an inner symbol (default: 20)"),
+        ("vocab", "number of words (default: 200; tree 3)"),
+        ("emit", "levelled: words that a symbol of the last level can be (default: 100)"),
+        ("rules-each", "tree: rules of a symbol (default: 2)"),
+        ("states", "hmm: number of hidden states (default: 100)"),
+        ("components", "hmm: number of models in the mixture (default: 1)"),
     ):
         parser.add_argument(f"--{flag}", type=int, metavar="N", help=kinds)
     parser.add_argument(
         "--term-prob", type=float, nargs=2, metavar="P",
-        help="levelled: range of the probability that an inner symbol is a word",
+        help="levelled: range of the chance that an inner symbol is a word (default: 0.05 0.35)",
     )  # fmt: skip
-    parser.add_argument("--peak", type=float, help="levelled, hmm: Dirichlet parameter of words")
     parser.add_argument(
-        "--children", type=int, nargs=2, metavar="N", help="tree: fewest and most symbols of a rule"
+        "--peak",
+        type=float,
+        metavar="X",
+        help="levelled, hmm: parameter of the Dirichlet distribution that "
+        "probabilities of words are drawn from (default: 1.0; hmm 0.03)",
     )
     parser.add_argument(
-        "--lengths", type=int, nargs=2, metavar="N", help="hmm: shortest and longest sentence"
+        "--children",
+        type=int,
+        nargs=2,
+        metavar="N",
+        help="tree: fewest and most symbols of a rule (default: 2 3)",
+    )
+    parser.add_argument(
+        "--lengths",
+        type=int,
+        nargs=2,
+        metavar="N",
+        help="hmm: words of the shortest and of the longest sentence (default: 16 16)",
     )
 
 

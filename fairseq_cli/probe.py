@@ -27,20 +27,40 @@ def make_parser() -> argparse.ArgumentParser:
     description = "Fit linear classifiers on the features of frozen encoders."
     parser = command_parser("fairseq-probe", description, EXAMPLES)
     add = parser.add_argument
-    add("checkpoints", metavar="CKPT", nargs="+", help="encoders")
+    add("checkpoints", metavar="CKPT", nargs="+", help="checkpoints of encoders")
     for split, needed in (("train", True), ("valid", True), ("test", False)):
-        add(f"--{split}", metavar="FILE", required=needed, help="sentences: .csv, or lines")
-        add(f"--{split}-labels", metavar="FILE", help="a label a line")
-    add("--features", choices=PROBE_FEATURES, default="positions", help="all tokens' states side "
-        "by side, their mean, or the state of <s> (positions)")  # fmt: skip
-    add("--solver", choices=PROBE_SOLVERS, default="lbfgs", help="logistic regression, the steps "
-        "of the published probe, or ridge regression in closed form (lbfgs)")  # fmt: skip
-    add("--max-positions", type=int, metavar="N", help="positions (those of the longest sentence)")
+        add(
+            f"--{split}",
+            metavar="FILE",
+            required=needed,
+            help="sentences, .csv with labels or one a line",
+        )
+        add(
+            f"--{split}-labels",
+            metavar="FILE",
+            help="labels of sentences that are lines, one a line",
+        )
+    add("--features", choices=PROBE_FEATURES, default="positions", help="all tokens' states side by side, "
+        "their mean, or the state of <s> (default: positions)")  # fmt: skip
+    add("--solver", choices=PROBE_SOLVERS, default="lbfgs", help="logistic regression, the steps of the "
+        "published probe, or ridge regression in closed form (default: lbfgs)")  # fmt: skip
+    add(
+        "--max-positions",
+        type=int,
+        metavar="N",
+        help="positions side by side (default: those of the longest sentence)",
+    )
     add("--lookup", nargs="+", metavar="NPZ", help="score files of train, valid and test, in order")
     add("--dict-dir", metavar="FOLDER", help="folder with dict.txt (default: the checkpoint's)")
     devices = ("auto", "cpu", "cuda", "mps")
-    add("--device", choices=devices, default="auto", help="where encoders compute (auto)")
-    add("--seed", type=int, default=1, metavar="N", help="of random weights and of sgd (1)")
+    add("--device", choices=devices, default="auto", help="where encoders compute (default: auto)")
+    add(
+        "--seed",
+        type=int,
+        default=1,
+        metavar="N",
+        help="seed of random weights and of sgd (default: 1)",
+    )
     add("--json", action="store_true", help="print the rows as JSON")
     return parser
 

@@ -118,14 +118,20 @@ def _add_teacher_flags(parser: ArgumentParser) -> None:
         help="keep the likeliest words and the mass of the others (a lower bound of the full "
         "divergence), or words drawn by their probability (unbiased)",
     )  # fmt: skip
-    add("--top-k", type=int, default=64, metavar="K", help="words kept of each position (64)")
+    add(
+        "--top-k",
+        type=int,
+        default=64,
+        metavar="K",
+        help="words kept of each position (default: 64)",
+    )
     add(
         "--cache-temperatures", default="1", metavar="T,T",
-        help="values of --distillation-temperature that students may use (1)",
+        help="values of --distillation-temperature that students may use (default: 1)",
     )  # fmt: skip
     add(
         "--cache-epochs", type=int, default=1, metavar="N",
-        help="store masked training data with the masks of epochs 1 to N (1)",
+        help="store masked training data with the masks of epochs 1 to N (default: 1)",
     )  # fmt: skip
     add("--cache-force", action="store_true", help="replace DIR")
     add(

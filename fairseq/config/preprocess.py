@@ -25,18 +25,24 @@ class PreprocessConfig(FairseqDataclass):
     testpref: str | None = option(None, "test texts, separated by commas", path=True)
     align_suffix: str | None = option(None, "suffix of an alignment file (not supported)")
     destdir: str = option("data-bin", "folder for the output", path=True)
-    thresholdtgt: int = option(0, "target words seen less often become <unk>", minimum=0)
-    thresholdsrc: int = option(0, "words seen less often become <unk>", minimum=0)
+    thresholdtgt: int = option(0, "target words seen fewer than N times become <unk>", minimum=0)
+    thresholdsrc: int = option(0, "words seen fewer than N times become <unk>", minimum=0)
     tgtdict: str | None = option(None, "use this target dictionary", path=True)
     srcdict: str | None = option(None, "use this dictionary instead of building one", path=True)
-    nwordstgt: int = option(-1, "most target words to keep", minimum=-1)
-    nwordssrc: int = option(-1, "most words to keep, special symbols included", minimum=-1)
+    nwordstgt: int = option(-1, "most target words to keep (-1: all)", minimum=-1)
+    nwordssrc: int = option(
+        -1, "most words to keep, special symbols included (-1: all)", minimum=-1
+    )
     alignfile: str | None = option(None, "an alignment file (not supported)")
     dataset_impl: DatasetImpl = option("mmap", "format of the binary files")
     joined_dictionary: bool = option(False, "one dictionary for both languages")
     only_source: bool = option(False, "one language only: what language models need")
-    padding_factor: int = option(8, "pad the dictionary to a multiple of this", minimum=0)
-    workers: int = option(1, "processes", minimum=1, maximum=MOST_WORKERS)
+    padding_factor: int = option(
+        8,
+        "fill the dictionary up to a multiple of N with unused entries (0 and 1: do not)",
+        minimum=0,
+    )
+    workers: int = option(1, "processes to use", minimum=1, maximum=MOST_WORKERS)
     byte_level_tokenizer: str | None = option(
         None,
         "tokenizer.json of fairseq-bpe train that made the texts, and cuts records into pieces "

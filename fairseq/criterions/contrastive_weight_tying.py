@@ -67,7 +67,7 @@ class ContrastiveWeightTyingConfig(FairseqDataclass):
     )
     extra_negatives: int = option(
         0,
-        "in training, so many more in each micro-batch, drawn from all words",
+        "in training, N more in each micro-batch, drawn from all words",
         new=True,
         minimum=0,
     )

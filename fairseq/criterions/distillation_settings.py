@@ -72,7 +72,7 @@ class DistillationConfig(FairseqDataclass):
         0.0, "weight of the divergence of the last layers' value relations", new=True, minimum=0
     )
     minilm_relation_heads: int = option(
-        0, "cut both sides into so many heads (0: as they are)", new=True, minimum=0
+        0, "cut both sides into N heads (0: as they are)", new=True, minimum=0
     )
     loss_backend: LossBackend = option(
         "auto", "how the vocabulary projection is computed", new=True

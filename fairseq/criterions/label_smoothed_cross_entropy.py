@@ -70,7 +70,7 @@ class LabelSmoothedCrossEntropyCriterionConfig(CrossEntropyConfig):
 
     label_smoothing: float = option(0.0, "probability that is shared among all words", **DECAY)
     report_accuracy: bool = option(False, "also report the share of targets that were likeliest")
-    ignore_prefix_size: int = option(0, "so many first targets of each row do not count", minimum=0)
+    ignore_prefix_size: int = option(0, "the first N targets of each row do not count", minimum=0)
 
 
 @register_criterion(

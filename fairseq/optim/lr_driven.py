@@ -26,7 +26,7 @@ class ReduceLROnPlateauLRScheduleConfig(FairseqDataclass):
     lr_threshold: float = option(1e-4, "relative gain that counts as one", minimum=0)
     lr_patience: int = option(0, "epochs without gain that are tolerated", minimum=0)
     warmup_updates: int = option(0, "updates of linear warm-up", minimum=0)
-    warmup_init_lr: float = option(-1.0, "rate of the first update (default: 0)", minimum=0)
+    warmup_init_lr: float = option(-1.0, "rate of the first update (-1: 0)", minimum=0)
     lr: list[float] = II("optimization.lr")
     maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
 

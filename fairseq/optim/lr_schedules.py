@@ -154,7 +154,7 @@ class InverseSquareRootLRScheduleConfig(FairseqDataclass):
     """Settings of ``--lr-scheduler inverse_sqrt``."""
 
     warmup_updates: int = option(4000, "updates of linear warm-up", minimum=1)
-    warmup_init_lr: float = option(-1.0, "rate of the first update (default: 0)", minimum=0)
+    warmup_init_lr: float = option(-1.0, "rate of the first update (-1: 0)", minimum=0)
     lr: list[float] = II("optimization.lr")
 
 
@@ -176,12 +176,10 @@ class CosineLRScheduleConfig(FairseqDataclass):
     """Settings of ``--lr-scheduler cosine``."""
 
     warmup_updates: int = option(0, "updates of linear warm-up", minimum=0)
-    warmup_init_lr: float = option(-1.0, "rate of the first update (default: --min-lr)", minimum=0)
+    warmup_init_lr: float = option(-1.0, "rate of the first update (-1: --min-lr)", minimum=0)
     min_lr: float = option(0.0, "lowest rate", minimum=0)
-    t_mult: float = option(1.0, "every period is so many times as long as the one before", above=0)
-    lr_period_updates: float = option(
-        -1.0, "length of the first period (default: all updates)", above=0
-    )
+    t_mult: float = option(1.0, "every period is X times as long as the one before", above=0)
+    lr_period_updates: float = option(-1.0, "updates of the first period (-1: all)", above=0)
     lr_shrink: float = option(0.1, "factor of the rates at every restart", above=0)
     lr: list[float] = II("optimization.lr")
     max_update: int = II("optimization.max_update")
@@ -304,7 +302,7 @@ class StepLRScheduleConfig(FairseqDataclass):
     """Settings of ``--lr-scheduler step``."""
 
     warmup_updates: int = option(0, "updates of linear warm-up", minimum=0)
-    warmup_init_lr: float = option(-1.0, "rate of the first update (default: --min-lr)", minimum=0)
+    warmup_init_lr: float = option(-1.0, "rate of the first update (-1: --min-lr)", minimum=0)
     # the original spells it so; the alias is for everybody else
     lr_deacy_period: int = option(
         25000, "updates between two decays", argparse_alias="--lr-decay-period", minimum=1
@@ -336,7 +334,7 @@ class WSDScheduleConfig(FairseqDataclass):
     """Settings of ``--lr-scheduler wsd``."""
 
     warmup_updates: int = option(0, "updates of linear warm-up", minimum=0)
-    warmup_init_lr: float = option(-1.0, "rate of the first update (default: 0)", minimum=0)
+    warmup_init_lr: float = option(-1.0, "rate of the first update (-1: 0)", minimum=0)
     decay_updates: float = option(
         0.1, "updates of the decay, below 1 their share of all (0: no decay)", new=True, minimum=0
     )

@@ -68,7 +68,7 @@ class AdadeltaConfig(FairseqDataclass):
     weight_decay: float = option(
         0.0, "weight decay, added to the gradient", argparse_alias="--wd", minimum=0
     )
-    anneal_eps: bool = option(False, "a flag that nothing reads, there neither", inert=True)
+    anneal_eps: bool = option(False, "a flag that nothing reads", inert=True)
     lr: list[float] = II("optimization.lr")
 
 

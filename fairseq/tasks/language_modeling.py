@@ -64,7 +64,7 @@ class LanguageModelingConfig(FairseqDataclass):
     )
     tokens_per_sample: int = option(1024, "longest block", minimum=1)
     output_dictionary_size: int = option(
-        -1, "predict the first so many entries only (all)", minimum=1
+        -1, "predict the first N entries of the dictionary only (-1: all)", minimum=1
     )
     self_target: bool = option(False, "predict the token itself")
     future_target: bool = option(False, "predict the next token (the default)")

@@ -67,18 +67,18 @@ class MaskedLMConfig(FairseqDataclass):
     )
     freq_weighted_replacement: bool = option(False, "draw random tokens by their frequency")
     mask_whole_words: bool = option(False, "mask all pieces of a word or none; needs --bpe")
-    mask_multiple_length: int = option(1, "mask runs of so many tokens", minimum=1)
+    mask_multiple_length: int = option(1, "mask runs of N tokens", minimum=1)
     mask_stdev: float = option(0.0, "standard deviation of the length of such runs", minimum=0)
     mask_count: int = option(
         0,
-        "predict exactly so many tokens of each sample, not a share (0: --mask-prob)",
+        "predict exactly N tokens of each sample, not a share (0: --mask-prob)",
         new=True,
         minimum=0,
     )
     static_masks: int = option(
         0,
-        "draw the masks of the training data so many times, then repeat them: epoch e has those "
-        "of e modulo this number (0: other masks in every epoch)",
+        "draw the masks of the training data N times, then repeat them: epoch e has those "
+        "of e modulo N (0: other masks in every epoch)",
         new=True,
         minimum=0,
     )

@@ -48,7 +48,9 @@ class SentencePredictionConfig(FairseqDataclass):
     """Settings of sentence prediction."""
 
     data: str | None = option(None, "folder with input0, input1 (for pairs) and label", path=True)
-    num_classes: int = option(-1, "number of classes, or of numbers in a regression", minimum=1)
+    num_classes: int = option(
+        -1, "number of classes, or of numbers in a regression (-1: none given, an error)", minimum=1
+    )
     init_token: int | None = option(None, "id of a token put in front, 0 for RoBERTa", minimum=0)
     separator_token: int | None = option(
         None, "id of a token put before input1, 2 for RoBERTa", minimum=0
@@ -63,7 +65,7 @@ class SentencePredictionConfig(FairseqDataclass):
     regression_target: bool = II("criterion.regression_target")
     classification_head_name: str = II("criterion.classification_head_name")
     seed: int = II("common.seed")
-    d2v2_multi: bool = option(False, "only the original has data2vec")
+    d2v2_multi: bool = option(False, "refused: only the original has data2vec")
     omit_mask: bool = option(
         False, "keep <mask> out of the dictionary; set by --mask-embedding zero"
     )

@@ -34,7 +34,9 @@ from fairseq.tasks.sentence_prediction import SentencePredictionConfig, Sentence
 class SentenceRankingConfig(SentencePredictionConfig):
     """Settings of sentence ranking."""
 
-    num_classes: int = option(-1, "number of options of a sentence", minimum=-1)
+    num_classes: int = option(
+        -1, "number of options of a sentence (-1: none given, an error)", minimum=-1
+    )
     max_option_length: int | None = option(
         None, "longest option; the rest of it is cut off", minimum=1
     )

@@ -49,7 +49,7 @@ class RobertaConfig(FairseqDataclass):
     encoder_layerdrop: float = option(0.0, "probability of skipping a layer in training", **SHARE)
     encoder_layers_to_keep: str | None = option(None, "layers to keep on loading, such as 0,2,4")
     min_params_to_wrap: int = option(
-        100_000_000, "smallest module that FSDP shards on its own", minimum=0
+        100_000_000, "smallest module that FSDP shards on its own", inert=True, minimum=0
     )
     head: Literal["roberta", "clap", "none"] = option("roberta", "vocabulary head", new=True)
     clap_initial_beta: float = option(1.0, "first value of the CLAP head's scale", new=True)

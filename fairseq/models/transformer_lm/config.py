@@ -71,7 +71,7 @@ class TransformerLanguageModelConfig(FairseqDataclass):
     decoder_layerdrop: float = option(0.0, "probability of skipping a layer in training", **SHARE)
     decoder_layers_to_keep: str | None = option(None, "layers to keep on loading, such as 0,2,4")
     min_params_to_wrap: int = option(
-        100_000_000, "smallest module that FSDP shards on its own", minimum=0
+        100_000_000, "smallest module that FSDP shards on its own", inert=True, minimum=0
     )
     scale_fc: bool = option(False, "NormFormer: layer norm inside feed-forward networks")
     scale_attn: bool = option(False, "NormFormer: layer norm after the attention")
