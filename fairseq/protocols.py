@@ -1,7 +1,7 @@
 """What the parts of the house may ask of each other: batch, task, model, criterion, settings.
 
-The parts stand on floors and import only downwards, so a criterion cannot import the classes of
-tasks or models. Each protocol lists what floors below the class ask of it; floors above it import
+Packages are ordered and import only those below, so a criterion cannot import the classes of
+tasks or models. Each protocol lists what packages below the class ask of it; those above it import
 the class itself. Plug-ins satisfy them by deriving from the ``Fairseq...`` bases.
 
 Shapes: B batch, T time, N predicted positions.

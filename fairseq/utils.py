@@ -1,6 +1,6 @@
 """Small tensor helpers, under the names that plug-ins import.
 
-A few of those names are defined on higher floors; they are imported when they are asked for.
+A few of those names are defined in higher packages; they are imported when they are asked for.
 """
 
 from __future__ import annotations

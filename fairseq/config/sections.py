@@ -107,7 +107,7 @@ class CommonConfig(FairseqDataclass):
     compile: Literal["off", "layer", "full"] = option(
         "off",
         "torch.compile for each Transformer layer, or for the whole model; the first update waits "
-        "for the compiler; slower on the CPUs it was measured on, not measured on GPUs",
+        "for the compiler, on a CPU the others are no faster; not measured on a GPU",
         new=True,
     )
     allow_tf32: bool = option(True, "allow TF32 matrix products on GPUs", positive=True, new=True)

@@ -55,7 +55,7 @@ class FairseqAdamConfig(FairseqDataclass):
         "all", "what decays; matrices: not biases, norms and other vectors", new=True
     )
     adam_impl: Literal["auto", "fused", "reference", "apex"] = option(
-        "auto", "who computes; auto: torch's fused kernel where the device has one", new=True
+        "auto", "which code computes; auto: torch's fused kernel where the device has one", new=True
     )
     use_old_adam: bool = option(False, "same as --adam-impl reference")
     fp16_adam_stats: bool = option(False, "refused: running means are kept in fp32")

@@ -54,7 +54,7 @@ class FairseqMuonConfig(FairseqAdamConfig):
         "match_rms_adamw", "factor of the rate by shape; original: sqrt(max(1, R/C))", new=True
     )
     muon_impl: Literal["auto", "torch", "reference"] = option(
-        "auto", "who computes; auto: torch's own where it has one", new=True
+        "auto", "which code computes; auto: torch's own where it has one", new=True
     )
 
 

@@ -44,7 +44,7 @@ def state_of(folder: Path, events: Sequence[Mapping[str, Any]]) -> State:
     if not ends:
         return State("")
     if ends[-1]["event"] == "start":
-        return State(STOPPED, "without a word: killed, or the machine went down")
+        return State(STOPPED, "no reason left: killed, or the machine went down")
     reason = str(ends[-1].get("reason"))
     return State(STOPPED if reason.startswith(("SIG", "error: ")) else FINISHED, reason)
 

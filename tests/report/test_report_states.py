@@ -75,7 +75,7 @@ def test_a_held_lock_is_a_run_that_is_alive(tmp_path):
         os.kill(pid, signal.SIGKILL)
     wait(pid)
     state = load_runs([folder])[0].state
-    assert state.kind == "stopped" and state.reason.startswith("without a word")
+    assert state.kind == "stopped" and state.reason.startswith("no reason left")
     page = write_report([folder], tmp_path / "out", refresh=7, pictures=False).read_text()
     assert '"refresh":null' in page
 
