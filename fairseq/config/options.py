@@ -117,11 +117,19 @@ def get_parser(
             type=_name_reader(flag),
             default=default,
             metavar="NAME",
-            help=", ".join(known_names(flag)) + (f" [{default}]" if default else ""),
+            help=_listed(flag) + (f" [{default}]" if default else ""),
         )
     for section in sections:
         _add_section(parser, section)
     return parser
+
+
+def _listed(flag: str) -> str:
+    """Return the names of a component for help; those of learned growth are told by their form."""
+    names = known_names(flag)
+    plain = [name for name in names if not (flag == "arch" and name.startswith("ligo_"))]
+    more = ["and, to learn growth, ligo_NAME of roberta's and transformer_lm's"]
+    return ", ".join(plain + (more if len(plain) < len(names) else []))
 
 
 def add_component_flags(parser: argparse.ArgumentParser, flag: str, name: str) -> None:

@@ -55,7 +55,7 @@ class MaskFiller:
         self.hub = hub
         self.hub.to(choose_device(self.config))
         self.width = int(flat.get("nbest") or FILLINGS)
-        self.tally = Tally()
+        self.tally = Tally(done="filled the masks of")
 
     def continue_lines(self, lines: Iterable[str]) -> Iterator[Continuation]:
         """Fill the masks of texts, one text at a time.

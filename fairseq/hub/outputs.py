@@ -96,8 +96,9 @@ class Filling(Continuation):
 
 @dataclass
 class Tally:
-    """How much was generated."""
+    """How much was generated, or filled."""
 
+    done: str = "generated"
     sentences: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -106,6 +107,7 @@ class Tally:
     def __str__(self) -> str:
         speed = self.tokens / max(self.seconds, 1e-9)
         return (
-            f"generated {self.sentences:,} sentences ({self.tokens:,} tokens, prompts included) in "
-            f"{self.seconds:.1f}s ({speed:,.1f} tokens/s)"
+            f"{self.done} {self.sentences:,} sentence{'' if self.sentences == 1 else 's'} "
+            f"({self.tokens:,} tokens, prompts included) in {self.seconds:.1f}s "
+            f"({speed:,.1f} tokens/s)"
         )
