@@ -47,7 +47,7 @@ def run_command(main: Callable[[Sequence[str] | None], object]) -> None:
     """
     try:
         refuse_other_fairseq()
-        sys.argv[1:] = [expand_home(word) for word in sys.argv[1:]]
+        sys.argv[1:] = [expand_home(readable(word)) for word in sys.argv[1:]]
         status = print_completion() if "--print-completion" in sys.argv[1:2] else main(None)
         sys.stdout.flush()  # here, where a full disk is explained, not when Python ends
     except FairseqError as error:
@@ -123,6 +123,17 @@ def expand_home(word: str) -> str:
     """Return an argument with ``~/`` written out, also where shells do not do it: ``--x=~/y``."""
     flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
     return flag + equals + os.path.expanduser(value) if value.startswith("~/") else word
+
+
+def readable(word: str) -> str:
+    """Return an argument as it is.
+
+    Raises:
+        FairseqError: if its bytes are no text: records, logs and configurations hold every name.
+    """
+    if any("\ud800" <= sign <= "\udfff" for sign in word):  # how Python keeps such bytes
+        raise FairseqError(f"{os.fsencode(word)!r} is not UTF-8: rename it, or choose another name")
+    return word
 
 
 def refuse_other_fairseq() -> None:

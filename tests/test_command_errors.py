@@ -21,6 +21,7 @@ from fairseq.checkpoint.layout import check_layout
 from fairseq.errors import CheckpointError, ConfigError
 from fairseq.export.model_files import read_weights, sound_folder
 from fairseq_cli import average, bpe, export, preprocess, report, validate
+from fairseq_cli import train as train_command
 from fairseq_cli.entry import run_command
 
 Main = Callable[[Sequence[str] | None], Any]
@@ -139,6 +140,15 @@ def test_a_folder_that_cannot_be_made(
     main, argv = commands(run, text, tmp_path / "file" / "out")[name]
     assert "file" in fails(main, argv, capsys)
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_names_that_are_no_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fairseq-train", "data", "--save-dir", "caf\udce9"])
+    assert r"b'caf\xe9' is not UTF-8: rename it" in fails(train_command.run, [], capsys)
+    monkeypatch.setattr(sys, "argv", ["fairseq-report", "caf\u00e9"])
+    assert "caf\u00e9" in fails(report.main, ["caf\u00e9"], capsys)
 
 
 def test_missing_output_folders_are_made(run: Path, tmp_path: Path) -> None:
