@@ -40,10 +40,10 @@ def make_parser() -> argparse.ArgumentParser:
             metavar="FILE",
             help="labels of sentences that are lines, one a line",
         )
-    add("--features", choices=PROBE_FEATURES, default="positions", help="all tokens' states side by side, "
-        "their mean, or the state of <s> (default: positions)")  # fmt: skip
-    add("--solver", choices=PROBE_SOLVERS, default="lbfgs", help="logistic regression, the steps of the "
-        "published probe, or ridge regression in closed form (default: lbfgs)")  # fmt: skip
+    add("--features", choices=PROBE_FEATURES, default="positions", help="all tokens' states side "
+        "by side, their mean, or the state of <s> (default: positions)")  # fmt: skip
+    add("--solver", choices=PROBE_SOLVERS, default="lbfgs", help="logistic regression, the steps "
+        "of the published probe, or ridge regression in closed form (default: lbfgs)")  # fmt: skip
     add(
         "--max-positions",
         type=int,

@@ -359,7 +359,9 @@ def test_the_commands_of_the_manual_run(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "owt2.hf").mkdir()
     rows = FakeRows({"text": [record["text"] for record in records * 10]})
     monkeypatch.setattr(columns, "open_columns", lambda name, split: rows)
-    text, lines, wikipedia, folder, direct, training = blocks(ROOT / "docs" / "corpora.md", "bash")
+    _books, text, lines, wikipedia, folder, direct, training = blocks(
+        ROOT / "docs" / "corpora.md", "bash"
+    )
     assert "scripts/wikipedia.py" in wikipedia  # needs a dump: tests/scripts/test_wikipedia.py
     outputs = []
     for block in (text, lines, folder):  # three ways to the same folder

@@ -463,7 +463,7 @@ def test_a_claim_that_is_not_true_writes_nothing(
     run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     liar = GROWTH["stack"]
-    monkeypatch.setitem(GROWTH._rows, "gstack", type(liar)(liar.grow, lambda pair, options: None))
+    monkeypatch.setitem(GROWTH.data, "gstack", type(liar)(liar.grow, lambda pair, options: None))
     out = tmp_path / "out.pt"
     with pytest.raises(FairseqError, match="should not change logits, but moves them by"):
         run(
