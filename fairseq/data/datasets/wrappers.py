@@ -121,7 +121,9 @@ def sizes_of(dataset: FairseqDataset) -> np.ndarray:
     return np.asarray(dataset.sizes, dtype=np.int64)
 
 
-class _TokenAdded(OwnSizes, BaseWrapperDataset):
+class TokenAddedDataset(OwnSizes, BaseWrapperDataset):
+    """Adds one token to every item (none if ``token`` is None), in front or behind it."""
+
     in_front: bool
 
     def __init__(self, dataset: FairseqDataset, token: int | None = None) -> None:
@@ -137,13 +139,13 @@ class _TokenAdded(OwnSizes, BaseWrapperDataset):
         return torch.cat([added_1, item_T] if self.in_front else [item_T, added_1])
 
 
-class PrependTokenDataset(_TokenAdded):
+class PrependTokenDataset(TokenAddedDataset):
     """Puts one token in front of every item (none if ``token`` is None)."""
 
     in_front = True
 
 
-class AppendTokenDataset(_TokenAdded):
+class AppendTokenDataset(TokenAddedDataset):
     """Puts one token behind every item (none if ``token`` is None)."""
 
     in_front = False
