@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from fairseq_cli.entry import command, command_parser
 
@@ -24,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--output", required=True, metavar="FILE", help="file to write")
     folder = result.add_argument_group("which checkpoints of the run folder")
     count = folder.add_mutually_exclusive_group()
-    number = {"type": int, "metavar": "N"}
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
     count.add_argument("--num-epoch-checkpoints", help="the newest N of epochs", **number)
     count.add_argument("--num-update-checkpoints", help="the newest N of updates", **number)
     count.add_argument("--num-best-checkpoints", help="the best N", **number)
