@@ -37,13 +37,8 @@ def checkpoint_wrapper(module: nn.Module, offload_to_cpu: bool = False) -> nn.Mo
 
     Args:
         module: changed in place and returned; its parameters keep their names.
-        offload_to_cpu: not supported.
-
-    Raises:
-        UnsupportedError: if activations are to be offloaded.
+        offload_to_cpu: changes nothing, as ``--offload-activations``: they are recomputed.
     """
-    if offload_to_cpu:
-        raise UnsupportedError("--offload-activations is not supported; recompute them instead")
     original = module.forward
 
     @functools.wraps(original)
