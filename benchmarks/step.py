@@ -129,6 +129,7 @@ def environment(threads: int, checkout: Path = ROOT) -> dict[str, str]:
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "PYTHONPATH": str(checkout),
+        "PYTHONSAFEPATH": "1",  # or -m would look into the folder one is in before that checkout
         "PYTHONUNBUFFERED": "1",
     }
 
