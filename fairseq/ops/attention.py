@@ -217,16 +217,12 @@ def _explicit(
     dropout: float,
 ) -> Tensor:
     wide = torch.promote_types(query_BHTD.dtype, torch.float32)
-    queries, keys = query_BHTD.shape[2], key_BHSD.shape[2]
     scale = query_BHTD.shape[-1] ** -0.5
     # scaled before the product, which in fp16 would overflow where its scores are large
     scores_BHTS = ((query_BHTD * scale) @ key_BHSD.transpose(-1, -2)).to(wide)
-    bias_1HTS = context.bias(queries, keys, query_BHTD.device)
+    bias_1HTS, hidden = _bias_and_hidden(query_BHTD, key_BHSD, context)
     if bias_1HTS is not None:
         scores_BHTS = scores_BHTS + bias_1HTS
-    # the bias hides the future itself
-    future = context.causal and queries > 1 and bias_1HTS is None
-    hidden = context.hidden(queries, keys, query_BHTD.device, future)
     if hidden is not None:  # not by -inf: rows without any visible key must stay finite
         scores_BHTS = scores_BHTS.masked_fill(hidden, torch.finfo(wide).min)
     weights_BHTS = drop(scores_BHTS.softmax(-1), dropout)
@@ -244,8 +240,14 @@ def _rows(
         return _explicit(query_BHTD, key_BHSD, value_BHSD, context, dropout)
     wide = torch.promote_types(query_BHTD.dtype, torch.float32)
     query_BHTD, key_BHSD, value_BHSD = (t.to(wide) for t in (query_BHTD, key_BHSD, value_BHSD))
-    queries, keys = query_BHTD.shape[2], key_BHSD.shape[2]
-    bias_1HTS = context.bias(queries, keys, query_BHTD.device)
-    future = context.causal and queries > 1 and bias_1HTS is None
-    hidden = context.hidden(queries, keys, query_BHTD.device, future)
-    return attention_by_rows(query_BHTD, key_BHSD, value_BHSD, bias_1HTS, hidden, dropout)
+    bias_and_hidden = _bias_and_hidden(query_BHTD, key_BHSD, context)
+    return attention_by_rows(query_BHTD, key_BHSD, value_BHSD, *bias_and_hidden, dropout)
+
+
+def _bias_and_hidden(
+    query_BHTD: Tensor, key_BHSD: Tensor, context: AttentionContext
+) -> tuple[Tensor | None, Tensor | None]:
+    queries, keys, device = query_BHTD.shape[2], key_BHSD.shape[2], query_BHTD.device
+    bias_1HTS = context.bias(queries, keys, device)
+    future = context.causal and queries > 1 and bias_1HTS is None  # the bias hides it itself
+    return bias_1HTS, context.hidden(queries, keys, device, future)
