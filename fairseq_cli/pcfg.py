@@ -70,41 +70,20 @@ def get_parser() -> argparse.ArgumentParser:
     )
     _add_grammar(_command(commands, "grammar", "draw a new grammar or hidden-Markov model", ""))
     sample = _command(commands, "sample", "draw a corpus", SAMPLE_NOTES, "DEST")
-    sample.add_argument(
-        "--num",
-        type=int,
-        default=1_000_000,
-        metavar="N",
-        help="sentences of train (default: 1000000)",
-    )
-    sample.add_argument(
-        "--valid", type=int, default=10_000, metavar="N", help="sentences of valid (default: 10000)"
-    )
-    sample.add_argument(
-        "--test", type=int, default=10_000, metavar="N", help="sentences of test (default: 10000)"
-    )
-    sample.add_argument(
-        "--shards",
-        type=int,
-        default=1,
-        metavar="N",
-        help="train files of --num sentences each (default: 1)",
-    )
-    sample.add_argument(
-        "--max-len",
-        type=int,
-        default=32,
-        metavar="N",
-        help="most words of a sentence (default: 32)",
+    _add_numbers(
+        sample,
+        ("num", 1_000_000, "sentences of train"),
+        ("valid", 10_000, "sentences of valid"),
+        ("test", 10_000, "sentences of test"),
+        ("shards", 1, "train files of --num sentences each"),
+        ("max-len", 32, "most words of a sentence"),
+        ("workers", 1, "processes"),
     )
     sample.add_argument(
         "--blank-lines", action="store_true", help="an empty line after every sentence"
     )
     sample.add_argument(
         "--binarize", metavar="FOLDER", help="also run fairseq-preprocess, into this folder"
-    )
-    sample.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes (default: 1)"
     )
     labels = _command(commands, "downstream", "draw labelled sentences", DOWNSTREAM_NOTES, "DEST")
     labels.add_argument(
@@ -115,25 +94,12 @@ def get_parser() -> argparse.ArgumentParser:
         "--label", default="likelihood", choices=SPAN_LABELS,
         help="how the symbol is chosen; gold: the one it was drawn from (default: likelihood)",
     )  # fmt: skip
-    labels.add_argument(
-        "--num", type=int, default=10_000, metavar="N", help="sentences of train (default: 10000)"
-    )
-    labels.add_argument(
-        "--valid", type=int, default=1_000, metavar="N", help="sentences of valid (default: 1000)"
-    )
-    labels.add_argument(
-        "--min-len",
-        type=int,
-        default=5,
-        metavar="N",
-        help="fewest words of a sentence (default: 5)",
-    )
-    labels.add_argument(
-        "--max-len",
-        type=int,
-        default=31,
-        metavar="N",
-        help="most words of a sentence (default: 31)",
+    _add_numbers(
+        labels,
+        ("num", 10_000, "sentences of train"),
+        ("valid", 1_000, "sentences of valid"),
+        ("min-len", 5, "fewest words of a sentence"),
+        ("max-len", 31, "most words of a sentence"),
     )
     labels.add_argument(
         "--drop-unparsable", action="store_true", help="leave out spans that no symbol fits"
@@ -154,21 +120,27 @@ def get_parser() -> argparse.ArgumentParser:
     mask.add_argument(
         "--split", default="train", metavar="NAME", help="name of the files (default: train)"
     )
-    for flag, kind, default, text in (
-        ("dup-factor", int, 1, "shards, each with other masks"),
-        ("max-predictions-per-seq", int, 20, "masked words of a sample at most"),
-        ("masked-lm-prob", float, 0.15, "share of masked words"),
-        ("max-seq-length", int, 512, "tokens of a sample, [CLS] and [SEP] included"),
-    ):
-        mask.add_argument(
-            f"--{flag}",
-            type=kind,
+    _add_numbers(
+        mask,
+        ("dup-factor", 1, "shards, each with other masks"),
+        ("max-predictions-per-seq", 20, "masked words of a sample at most"),
+        ("masked-lm-prob", 0.15, "share of masked words"),
+        ("max-seq-length", 512, "tokens of a sample, [CLS] and [SEP] included"),
+    )
+    commands.add_parser("probe", help="linear probes of encoders: another name of fairseq-probe")
+    return parser
+
+
+def _add_numbers(parser: Any, *flags: tuple[str, int | float, str]) -> None:
+    """Add flags of one number each: name, default, meaning."""
+    for name, default, text in flags:
+        parser.add_argument(
+            f"--{name}",
+            type=type(default),
             default=default,
             metavar="N",
             help=f"{text} (default: {default})",
         )
-    commands.add_parser("probe", help="linear probes of encoders: another name of fairseq-probe")
-    return parser
 
 
 def _command(

@@ -159,10 +159,8 @@ def linear_distillation(
         and len(target_N) * len(student.weight_VC) > SMALL_PROBLEM
         and triton_serves(target_N.device)
     )
-    terms = _Terms(
-        temperature, (alpha_ce, alpha_lm, alpha_mse), divergence, jsd_beta, ignore_index,
-        torch.is_grad_enabled(), fused,
-    )  # fmt: skip
+    alphas, trained = (alpha_ce, alpha_lm, alpha_mse), torch.is_grad_enabled()
+    terms = _Terms(temperature, alphas, divergence, jsd_beta, ignore_index, trained, fused)
     with torch.autocast(target_N.device.type, enabled=False):
         if backend == "reference":
             return _reference(student, teacher, target_N, terms)
@@ -170,10 +168,8 @@ def linear_distillation(
             theirs, stored = None, teacher
         else:  # in its own precision: an fp32 teacher of a bf16 student is not rounded
             teacher_type = factor_type(teacher.hidden_NC, "chunked")
-            theirs, stored = (
-                _cast(teacher, dtype if torch.float64 in (teacher_type, dtype) else teacher_type),
-                None,
-            )
+            wider = dtype if torch.float64 in (teacher_type, dtype) else teacher_type
+            theirs, stored = _cast(teacher, wider), None
         return Distillation(
             *_Chunked.apply(*_cast(student, dtype), theirs, stored, target_N, terms)
         )

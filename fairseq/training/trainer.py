@@ -39,8 +39,7 @@ from fairseq.training.update_log import Report, UpdateLog
 
 logger = logging.getLogger("fairseq.trainer")
 
-# Updates in a row whose gradient is not finite before a run stops.
-MAX_BAD_UPDATES = 10
+MAX_BAD_UPDATES = 10  # in a row, whose gradient is not finite, before a run stops
 ROWS_OF = "_rows_of_"  # marks, among added numbers, tensors that are joined instead
 
 
@@ -282,8 +281,8 @@ class Trainer:
         """
         while True:
             try:
-                one = len(prepared) == 1  # whose gradients need not wait for those of others
-                with contextlib.nullcontext() if one else self.model.formed_once():
+                # the gradients of one need not wait for those of others
+                with self.model.formed_once() if len(prepared) > 1 else contextlib.nullcontext():
                     return self._accumulate_once(prepared)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
