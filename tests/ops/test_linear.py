@@ -8,6 +8,8 @@ import torch
 from fairseq.ops import linear as products
 from fairseq.ops.linear import BACKENDS, linear, product
 
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
 
 @pytest.mark.parametrize("shape", [(1, 3), (64, 16), (2, 33, 5), (0, 4), (7, 1)])
 @pytest.mark.parametrize("bias", [True, False])
@@ -23,13 +25,12 @@ def test_values_and_gradients_equal_the_formula(
     out = linear(*ours, backend=backend)
     expected = torch.einsum("...k,mk->...m", *theirs[:2]) + (theirs[2] if bias else 0)
     upstream = torch.linspace(-1, 1, out.numel()).view_as(out)
-    close = {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(out.double(), expected, **close)
+    torch.testing.assert_close(out.double(), expected, **CLOSE)
     gradients = torch.autograd.grad(out, ours, upstream)
     for gradient, want in zip(
         gradients, torch.autograd.grad(expected, theirs, upstream.double()), strict=True
     ):
-        torch.testing.assert_close(gradient.double(), want, **close)
+        torch.testing.assert_close(gradient.double(), want, **CLOSE)
 
 
 def test_inputs_in_any_order_of_memory() -> None:
@@ -68,13 +69,10 @@ def test_products_by_either_library(
     left, right, bias_M = torch.randn(70, 5), torch.randn(5, 9), torch.randn(9) if bias else None
     expected = left.double() @ right.double() + (bias_M if bias else 0)
     for by_column in (False, True):
-        given = right.t().contiguous().t() if by_column else right
-        torch.testing.assert_close(product(left, given, bias_M).double(), expected, **CLOSE)
+        factor = right.t().contiguous().t() if by_column else right
+        torch.testing.assert_close(product(left, factor, bias_M).double(), expected, **CLOSE)
         other = left.t().contiguous().t()
-        torch.testing.assert_close(product(other, given, bias_M).double(), expected, **CLOSE)
-
-
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+        torch.testing.assert_close(product(other, factor, bias_M).double(), expected, **CLOSE)
 
 
 def test_few_rows_other_types_and_compilers_are_left_to_pytorch(
