@@ -1,17 +1,19 @@
-"""The growth study: a small encoder becomes a larger one, in every way that there is.
+"""The growth study: a small model becomes a larger one, in every way that there is.
 
-Usage: python examples/growth/study.py --text FOLDER --out RUNS [--arms scratch,stack,...|all]
+Usage: python examples/growth/study.py --text FOLDER ... --out RUNS [--arms scratch,stack,...|all]
        python examples/growth/study.py --tables
 
-FOLDER holds train.txt, valid.txt and test.txt. Finished runs are kept in RUNS: the same command
-goes on where it was stopped, and one with further arms runs those alone. ``--larger`` takes the
-larger pair of models. ``--tables`` prints the table of the README from the results.
+A FOLDER holds train.txt, valid.txt and test.txt; losses are those of the first folder's valid.txt.
+Finished runs are kept in RUNS: the same command goes on where it was stopped, and one with further
+arms runs those alone. ``--decoder`` grows causal models, ``--larger`` takes the larger pair of
+sizes. ``--tables`` prints the tables of the README from the results.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +23,30 @@ import studies
 import verdicts
 
 HERE = Path(__file__).resolve().parent
-RECORD = HERE / "results" / "encoder.json"
-UPDATES, DONOR_UPDATES, LEARNING_UPDATES = 250, 400, 100
+RESULTS = HERE / "results"
+UPDATES, DONOR_UPDATES, LEARNING_UPDATES = 600, 1000, 100
+TRIAL = 5  # a trial of a rate has a fifth of the updates: a tenth chooses rates that are too low
 SIZES = {"small": (2, 64), "large": (4, 128)}
 LARGER_SIZES = {"small": (4, 128), "large": (8, 256)}
 VOCABULARY = 512
 COMMON = (
-    "--task masked_lm --criterion masked_lm --dropout 0 --attention-dropout 0 "
-    "--encoder-normalize-before --position alibi --tokens-per-sample 64 "
-    "--sample-break-mode none --batch-size 16 --optimizer adam --adam-betas (0.9,0.98) "
+    "--dropout 0 --attention-dropout 0 --position alibi --tokens-per-sample 64 "
+    "--sample-break-mode none --batch-size 32 --optimizer adam --adam-betas (0.9,0.98) "
     "--adam-eps 1e-6 --weight-decay 0.01 --clip-norm 1.0 --lr-scheduler polynomial_decay "
     "--no-epoch-checkpoints --num-workers 0 --device cpu --max-valid-steps 16 --log-interval 10 "
-    "--log-format none"
+    "--log-format none --ignore-unused-valid-subsets"
 )
+# kind -> the architecture, its task, and how its flags begin
+ENCODER = ("roberta", "--task masked_lm --criterion masked_lm", "--encoder")
+DECODER = ("transformer_lm", "--task language_modeling --criterion cross_entropy", "--decoder")
+KINDS = {"encoder": ENCODER, "decoder": DECODER}
+TIED = "--share-decoder-input-output-embed"
+# name of a record -> what was grown
+NAMES = {
+    f"{kind}{suffix}": f"{kind}, " + " to ".join(f"{layers}L/{d}" for layers, d in pair.values())
+    for kind in KINDS
+    for suffix, pair in (("", SIZES), ("_larger", LARGER_SIZES))
+}
 GRID = {"--lr": ("0.001", "0.003"), "--warmup-updates": ("0", "10 %")}
 LEARNING = "--lr 0.002 --warmup-updates 0"
 # name -> flags; DONOR is the small model, OPERATOR what LIGO learned
@@ -56,26 +69,127 @@ OPERATORS = {
     "ligo-100, width fixed": "--ligo-tune depth",
     "ligo-100, depth fixed": "--ligo-tune width",
 }
-DEFAULT = "scratch,stack,aki,hyperclone,random,ligo-0,ligo-100"
+# at twice the depth gstack and fpi make what stack does: one of them stands for all
+DEFAULT = ";".join(arm for arm in ARMS if arm not in ("gstack", "fpi"))
 
 
 RIVALS = ("ligo-0", "stack", "fpi", "aki", "hyperclone", "random")
 
 
-def sizes(which: str) -> str:
-    """Return the flags of a model's sizes."""
-    layers, width = SIZES[which]
-    return (
-        f"--encoder-layers {layers} --encoder-embed-dim {width} "
-        f"--encoder-ffn-embed-dim {4 * width} --encoder-attention-heads {width // 32}"
-    )
+@dataclass(frozen=True)
+class Study:
+    """The runs of a pair of models.
 
+    Attributes:
+        kind: ``encoder`` or ``decoder``.
+        sizes: layers and width of the small and the large model.
+        data: the binarized texts.
+        out: folder of the runs.
+        scale: all lengths are divided by it.
+    """
 
-def slopes() -> str:
-    """Return ALiBi's slopes of the small model's heads, once for each of their copies."""
-    small, large = (SIZES[which][1] // 32 for which in ("small", "large"))
-    own = [str(2.0 ** (-8 * (head + 1) / small)) for head in range(small)]
-    return ",".join(own * (large // small))
+    kind: str
+    sizes: dict[str, tuple[int, int]]
+    data: Path
+    out: Path
+    scale: int
+
+    def model(self, which: str, prefix: str = "") -> str:
+        """Return the flags of a model, its task and what all runs share."""
+        (arch, task, side), (layers, width) = KINDS[self.kind], self.sizes[which]
+        flags = (
+            f"--arch {prefix}{arch} {task} {side}-layers {layers} {side}-embed-dim {width} "
+            f"{side}-ffn-embed-dim {4 * width} {side}-attention-heads {width // 32} "
+            f"{side}-normalize-before {COMMON}"
+        )
+        if self.kind == "decoder":
+            flags += f" {side}-input-dim {width} {side}-output-dim {width} {TIED}"
+        return flags
+
+    def slopes(self) -> str:
+        """Return ALiBi's slopes of the small model's heads, once for each of their copies."""
+        small, large = (self.sizes[which][1] // 32 for which in ("small", "large"))
+        once = [str(2.0 ** (-8 * (head + 1) / small)) for head in range(small)]
+        return ",".join(once * (large // small))
+
+    def schedule(self, flags: Any, updates: int, choice: dict[str, str]) -> tuple[str, ...]:
+        """Return the words of a run of the large model."""
+        updates //= self.scale
+        warm = updates // 10 if choice["--warmup-updates"].endswith("%") else 0
+        timing = f"--max-update {updates} --validate-interval-updates {max(10, updates // 20)}"
+        rate = f"--lr {choice['--lr']} --warmup-updates {warm}"
+        slopes = (self.slopes() if word == "SLOPES" else word for word in flags)
+        return (*f"{self.model('large')} {timing} {rate}".split(), *slopes)
+
+    def donor(self, seed: int) -> studies.Run:
+        """Return the run of the small model."""
+        updates = DONOR_UPDATES // self.scale
+        words = (
+            f"{self.model('small')} --max-update {updates} --lr 0.003 "
+            f"--warmup-updates {updates // 10} --validate-interval-updates {updates}"
+        )
+        return studies.Run("donor", seed, tuple(words.split()))
+
+    def operator(self, arm: str, source: Path, seed: int) -> studies.Run:
+        """Return the run that learns an operator from a small model."""
+        updates = LEARNING_UPDATES // self.scale
+        words = (
+            f"{self.model('large', 'ligo_')} --max-update {updates} {LEARNING} "
+            f"--validate-interval-updates {updates} --ligo-source {source} {OPERATORS[arm]}"
+        )
+        return studies.Run(f"operator-{arm}", seed, tuple(words.split()))
+
+    def forming(self) -> float:
+        """Return the operations of forming all weights once, forward: products of matrices."""
+        (l1, d1), (l2, d2) = self.sizes["small"], self.sizes["large"]
+        shapes = [((d1, d1), (d2, d2))] * 4
+        shapes += [((4 * d1, d1), (4 * d2, d2)), ((d1, 4 * d1), (d2, 4 * d2))]
+        depth = sum(2 * l1 * l2 * out * into for (out, into), _ in shapes)
+        width = sum(
+            l2 * (2 * o1 * i1 * (i2 - i1) + 2 * (o2 - o1) * o1 * i2)
+            for (o1, i1), (o2, i2) in shapes
+        )
+        return depth + width + 2 * VOCABULARY * d1 * (d2 - d1)
+
+    def trained(self, run: studies.Run) -> Any:
+        """Train (or read back) a run; its FLOPs are its own."""
+        return studies.train(
+            run, self.data, self.out, lambda folder: {"flops": comparison.flops_of(folder)}
+        )
+
+    def begun(self, arm: str, seed: int) -> tuple[list[str], dict[str, tuple[float, float]]]:
+        """Train what an arm begins with; return its flags, and FLOPs and seconds of that."""
+        flags, before = ARMS[arm], {"donor": (0.0, 0.0), "operator": (0.0, 0.0)}
+        if flags:
+            run = self.donor(seed)
+            flags, before["donor"] = self._first(run, "DONOR", flags)
+            if "OPERATOR" in flags:
+                run = self.operator(arm, run.folder(self.out) / "checkpoint_last.pt", seed)
+                flags, cost = self._first(run, "OPERATOR", flags)
+                # forward, and twice as much backward, in every update
+                cost = cost[0] + LEARNING_UPDATES // self.scale * 3 * self.forming(), cost[1]
+                before["operator"] = (0.0, 0.0) if arm == "ligo-0" else cost
+        return flags.split(), before
+
+    def _first(self, run: studies.Run, word: str, flags: str) -> tuple[str, tuple[float, float]]:
+        """Train one of these; return the flags with its file's name, and its FLOPs and seconds."""
+        done = self.trained(run)
+        named = flags.replace(word, str(run.folder(self.out) / "checkpoint_last.pt"))
+        return named, (done["flops"], done["seconds"])
+
+    def one(self, arm: str, seed: int, choice: dict[str, str]) -> dict[str, Any]:
+        """Train an arm with what it needs before; return its curve and all costs."""
+        flags, before = self.begun(arm, seed)
+        run = studies.Run(arm, seed, self.schedule(flags, UPDATES, choice))
+        return {**self.trained(run), "before": before}
+
+    def tune(self, arm: str) -> tuple[dict[str, str], list[Any]]:
+        """Choose rate and warm-up of an arm by shorter runs of the first seed."""
+        flags, _ = self.begun(arm, studies.SEEDS[0])
+        return comparison.tuned(
+            arm, GRID, lambda choice: self.schedule(flags, UPDATES // TRIAL, choice),
+            lambda runs: [studies.train(run, self.data, self.out, lambda _: {}) for run in runs],
+        )  # fmt: skip
 
 
 def chosen(text: str) -> list[str]:
@@ -91,96 +205,6 @@ def chosen(text: str) -> list[str]:
         if arm not in ARMS:
             raise SystemExit(f"there is no arm '{arm}': choose of {'; '.join(ARMS)}; or all")
     return arms
-
-
-def schedule(flags: Any, updates: int, choice: dict[str, str]) -> tuple[str, ...]:
-    """Return the words of a run of the large model."""
-    warm = updates // 10 if choice["--warmup-updates"].endswith("%") else 0
-    timing = f"--max-update {updates} --validate-interval-updates {max(25, updates // 10)}"
-    rate = f"--lr {choice['--lr']} --warmup-updates {warm}"
-    head = f"--arch roberta {sizes('large')} {COMMON} {timing} {rate}"
-    return (*head.split(), *(slopes() if word == "SLOPES" else word for word in flags))
-
-
-def donor(seed: int, updates: int) -> studies.Run:
-    """Return the run of the small model."""
-    words = (
-        f"--arch roberta {sizes('small')} {COMMON} --max-update {updates} --lr 0.003 "
-        f"--warmup-updates {updates // 10} --validate-interval-updates {updates}"
-    )
-    return studies.Run("donor", seed, tuple(words.split()))
-
-
-def operator(arm: str, source: Path, seed: int, updates: int) -> studies.Run:
-    """Return the run that learns an operator from a small model."""
-    words = (
-        f"--arch ligo_roberta {sizes('large')} {COMMON} --max-update {updates} {LEARNING} "
-        f"--validate-interval-updates {updates} --ligo-source {source} {OPERATORS[arm]}"
-    )
-    return studies.Run(f"operator-{arm}", seed, tuple(words.split()))
-
-
-def forming(vocabulary: int) -> float:
-    """Return the operations of forming all weights once, forward: products of matrices alone."""
-    (l1, d1), (l2, d2) = SIZES["small"], SIZES["large"]
-    shapes = [((d1, d1), (d2, d2))] * 4
-    shapes += [((4 * d1, d1), (4 * d2, d2)), ((d1, 4 * d1), (d2, 4 * d2))]
-    depth = sum(2 * l1 * l2 * out * into for (out, into), _ in shapes)
-    width = sum(
-        l2 * (2 * o1 * i1 * (i2 - i1) + 2 * (o2 - o1) * o1 * i2) for (o1, i1), (o2, i2) in shapes
-    )
-    return depth + width + 2 * vocabulary * d1 * (d2 - d1)
-
-
-def trained(run: studies.Run, data: Path, out: Path) -> Any:
-    """Train (or read back) a run; its FLOPs are its own."""
-    return studies.train(run, data, out, lambda folder: {"flops": comparison.flops_of(folder)})
-
-
-def begun(
-    arm: str, seed: int, data: Path, out: Path, scale: int
-) -> tuple[list[str], dict[str, tuple[float, float]]]:
-    """Train what an arm begins with; return its flags, and FLOPs and seconds of that."""
-    flags, before = ARMS[arm], {"donor": (0.0, 0.0), "operator": (0.0, 0.0)}
-    if flags:
-        run = donor(seed, DONOR_UPDATES // scale)
-        flags, before["donor"] = _first(run, "DONOR", flags, data, out)
-        if "OPERATOR" in flags:
-            source = run.folder(out) / "checkpoint_last.pt"
-            run = operator(arm, source, seed, LEARNING_UPDATES // scale)
-            flags, cost = _first(run, "OPERATOR", flags, data, out)
-            # forward, and twice as much backward, in every update
-            cost = cost[0] + LEARNING_UPDATES // scale * 3 * forming(VOCABULARY), cost[1]
-            before["operator"] = (0.0, 0.0) if arm == "ligo-0" else cost
-    return flags.split(), before
-
-
-def _first(
-    run: studies.Run, word: str, flags: str, data: Path, out: Path
-) -> tuple[str, tuple[float, float]]:
-    """Train one of these; return the flags with its file's name, and its FLOPs and seconds."""
-    done = trained(run, data, out)
-    named = flags.replace(word, str(run.folder(out) / "checkpoint_last.pt"))
-    return named, (done["flops"], done["seconds"])
-
-
-def one(
-    arm: str, seed: int, choice: dict[str, str], data: Path, out: Path, scale: int
-) -> dict[str, Any]:
-    """Train an arm with what it needs before; return its curve and all costs."""
-    flags, before = begun(arm, seed, data, out, scale)
-    run = studies.Run(arm, seed, schedule(flags, UPDATES // scale, choice))
-    return {**trained(run, data, out), "before": before}
-
-
-def tune(arm: str, data: Path, out: Path, scale: int) -> tuple[dict[str, str], list[Any]]:
-    """Choose rate and warm-up of an arm on a tenth of its updates, on the first seed."""
-    flags, _ = begun(arm, studies.SEEDS[0], data, out, scale)
-    updates = max(4, UPDATES // scale // 10)
-    return comparison.tuned(
-        arm, GRID, lambda choice: schedule(flags, updates, choice),
-        lambda runs: [studies.train(run, data, out, lambda folder: {}) for run in runs],
-    )  # fmt: skip
 
 
 # -- what came out ---------------------------------------------------------------------------------
@@ -275,47 +299,44 @@ def facts(record: dict[str, Any]) -> str:
     )
 
 
-def page(path: Path = RECORD) -> str:
-    """Return the table and what follows from it."""
-    record = studies.read(path)
-    return "\n".join(part(record) for part in (table, facts, verdict))
-
-
-def record_of(larger: bool) -> Path:
-    """Return the record of a pair of sizes, and take those sizes."""
-    if not larger:
-        return RECORD
-    SIZES.update(LARGER_SIZES)
-    return RECORD.with_name("encoder_larger.json")
+def page(results: Path = RESULTS) -> str:
+    """Return the table of every pair that was run, and what follows from it."""
+    parts = []
+    for name in NAMES:
+        if (results / f"{name}.json").is_file():
+            record = studies.read(results / f"{name}.json")
+            parts += [f"**{NAMES[name]}**\n", *(part(record) for part in (table, facts, verdict))]
+    return "\n".join(parts)
 
 
 def main() -> None:
-    """Run the study, or print its table."""
+    """Run the study, or print its tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--text", type=Path, help="folder with train.txt, valid.txt, test.txt")
+    parser.add_argument("--text", type=Path, nargs="+", help="folders with train.txt, valid.txt, "
+                        "test.txt")  # fmt: skip
     parser.add_argument("--arms", default=DEFAULT, help=f"all, or of {'; '.join(ARMS)}")
     parser.add_argument("--smoke", action="store_true", help="a fiftieth of the updates, two seeds")
+    parser.add_argument("--decoder", action="store_true", help="causal models")
     parser.add_argument("--larger", action="store_true", help="4L/128 to 8L/256")
-    args = studies.arguments(parser, lambda: page(record_of("--larger" in sys.argv)))
-    record, arms, out = record_of(args.larger), chosen(args.arms), args.out.resolve()
-    data = studies.prepare([args.text], out, VOCABULARY)
+    args = studies.arguments(parser, page)
+    kind, out = "decoder" if args.decoder else "encoder", args.out.resolve()
+    data = studies.prepare(args.text, out, VOCABULARY)
     scale, seeds = (50, studies.SEEDS[:2]) if args.smoke else (1, studies.SEEDS)
-    choices, tried = {}, {}
-    for arm in arms:
-        choices[arm], tried[arm] = tune(arm, data, out, scale)
+    study = Study(kind, LARGER_SIZES if args.larger else SIZES, data, out, scale)
+    choices, tried, results = {}, {}, []
+    for arm in (arms := chosen(args.arms)):
+        choices[arm], tried[arm] = study.tune(arm)
         print(f"{arm}: {choices[arm]}", file=sys.stderr, flush=True)
-    if args.smoke:
-        record = out / "results" / record.name
-    results = []
     for seed in seeds:
         for arm in arms:
-            results.append(one(arm, seed, choices[arm], data, out, scale))
+            results.append(study.one(arm, seed, choices[arm]))
             loss = results[-1]["curve"][-1]["loss"]
             print(f"{arm} seed {seed}: {loss:.3f}", file=sys.stderr, flush=True)
+    name = f"{kind}_larger" if args.larger else kind
+    record = (out / "results" if args.smoke else RESULTS) / f"{name}.json"
     studies.record(results, record, out, choices=choices, tried=tried)
-    title = " to ".join(f"{layers}L/{width}" for layers, width in SIZES.values())
-    studies.draw(results, record.with_suffix(".png"), f"Growth: {title}")
-    print(page(record), end="", flush=True)
+    studies.draw(results, record.with_suffix(".png"), f"Growth: {NAMES[name]}")
+    print(page(record.parent), end="", flush=True)
 
 
 if __name__ == "__main__":
