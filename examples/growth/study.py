@@ -193,14 +193,15 @@ class Study:
 
 
 def chosen(text: str) -> list[str]:
-    """Return the arms that a list names; names with a comma are separated by semicolons.
+    """Return scratch and the arms that a list names, separated by semicolons if one has a comma.
 
     Raises:
         SystemExit: for an arm that does not exist.
     """
-    if text in (*ARMS, "all"):
-        return [text] if text != "all" else list(ARMS)
-    arms = [arm.strip() for arm in text.split(";" if ";" in text else ",")]
+    if text == "all":
+        return list(ARMS)
+    names = [text] if text in ARMS else text.split(";" if ";" in text else ",")
+    arms = list(dict.fromkeys(["scratch", *(name.strip() for name in names)]))
     for arm in arms:
         if arm not in ARMS:
             raise SystemExit(f"there is no arm '{arm}': choose of {'; '.join(ARMS)}; or all")
