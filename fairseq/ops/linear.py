@@ -80,6 +80,35 @@ def processor_prefers_onednn() -> bool:
 
 
 def _by_onednn(left: Tensor, right_MK: Tensor, bias_M: Tensor | None) -> Tensor:
+    """Multiply, with a number of rows that returns; the few rows beyond it are added or left over.
+
+    oneDNN compiles code for every number of rows and keeps it, about 0.7 MB each, for as many as a
+    thousand of them; predicted tokens and lengths of sentences come in any number.
+    """
+    columns = left.shape[-1]
+    rows = left.numel() // max(1, columns)
+    step = step_of_rows(rows)
+    if rows % step == 0:
+        return _onednn(left, right_MK, bias_M)
+    left_NK = left.reshape(rows, columns)
+    if columns <= len(right_MK):  # more rows of the narrower factor: the result is a view
+        padded_NK = left_NK.new_zeros(rows + step - rows % step, columns)
+        padded_NK[:rows] = left_NK
+        out_NM = _onednn(padded_NK, right_MK, bias_M)[:rows]
+    else:  # the last rows apart: the narrower result is what is written together
+        whole = rows - rows % step
+        out_NM = left.new_empty(rows, len(right_MK))
+        out_NM[:whole] = _onednn(left_NK[:whole], right_MK, bias_M)
+        out_NM[whole:] = F.linear(left_NK[whole:], right_MK, bias_M)
+    return out_NM.view(*left.shape[:-1], -1)
+
+
+def step_of_rows(rows: int) -> int:
+    """Return what numbers of rows are multiples of: 16 of them from one power of 2 to the next."""
+    return 1 << max(0, rows.bit_length() - 5)
+
+
+def _onednn(left: Tensor, right_MK: Tensor, bias_M: Tensor | None) -> Tensor:
     result: Tensor = torch.ops.mkldnn._linear_pointwise(left, right_MK, bias_M, "none", [], "")
     return result
 

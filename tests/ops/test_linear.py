@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fairseq.ops import linear as products
 from fairseq.ops.linear import BACKENDS, linear, product
@@ -11,7 +13,9 @@ from fairseq.ops.linear import BACKENDS, linear, product
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-@pytest.mark.parametrize("shape", [(1, 3), (64, 16), (2, 33, 5), (0, 4), (7, 1)])
+@pytest.mark.parametrize(
+    "shape", [(1, 3), (64, 16), (2, 33, 5), (5, 31, 4), (0, 4), (7, 1), (3, 41, 12)]
+)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_values_and_gradients_equal_the_formula(
@@ -73,6 +77,31 @@ def test_products_by_either_library(
         torch.testing.assert_close(product(left, factor, bias_M).double(), expected, **CLOSE)
         other = left.t().contiguous().t()
         torch.testing.assert_close(product(other, factor, bias_M).double(), expected, **CLOSE)
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(64, 600), columns=st.integers(1, 20), seed=st.integers(0, 99))
+def test_any_number_of_rows(rows: int, columns: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, weight_MK = (torch.randn(n, columns, generator=generator) for n in (rows, 9))
+    expected = x.double() @ weight_MK.double().t()
+    torch.testing.assert_close(linear(x, weight_MK, backend="onednn").double(), expected, **CLOSE)
+
+
+def test_onednn_compiles_for_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, multiply = set[int](), products._onednn
+
+    def counted(left: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        compiled.add(len(left))
+        return multiply(left, *others)
+
+    monkeypatch.setattr(products, "_onednn", counted)
+    for rows in range(256, 1025):
+        for columns, outputs in ((2, 3), (3, 2)):
+            x, weight_MK = torch.ones(rows, columns), torch.ones(outputs, columns)
+            y = linear(x, weight_MK, backend="onednn")
+            assert y.shape == (rows, outputs) and bool((y == columns).all())
+    assert len(compiled) == 2 * 16 + 1
 
 
 def test_few_rows_other_types_and_compilers_are_left_to_pytorch(
