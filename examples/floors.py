@@ -13,7 +13,7 @@ lowest order is mixed with 1 / V.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +166,61 @@ def bidirectional_bits(
         share = score[np.arange(len(target)), target] / score.sum(1)
         bits[part] = -np.log2(share)
     return bits
+
+
+def masked_bits(
+    checkpoint: Path, data: Path, subsets: Sequence[str], seed: int, steps: int = 1_000_000
+) -> dict[str, dict[str, float]]:
+    """Return what counts of words reach on the masks of a validation, by subset.
+
+    "unigram" looks at nothing; "bidirectional bigram" at both neighbours as the model sees them,
+    and at none that is masked.
+
+    Args:
+        checkpoint: of a masked language model, whose settings draw the masks.
+        data: the binarized texts.
+        subsets: their names.
+        seed: of the masks.
+        steps: batches of each subset, at most.
+    """
+    from fairseq.data.data_utils import load_indexed_dataset
+    from fairseq.hub.load import load_by_settings
+    from fairseq.tasks import validation
+
+    models, config, task = load_by_settings(
+        {"path": str(checkpoint), "data": str(data), "seed": seed, "max_valid_steps": steps}
+    )  # fmt: skip
+    words = task.source_dictionary
+    lines = load_indexed_dataset(str(data / "train"), words)
+    stream = np.concatenate([np.asarray(lines[number]) for number in range(len(lines))])
+    counts = KneserNey(stream, len(words))
+    matrix_VV, unknown = counts.bigram_matrix(), words.pad()
+    result = {}
+    for subset in subsets:
+        task.load_dataset(subset, combine=False, epoch=1)
+        validation.begin_validation(config, task, models[0], epoch=1)
+        left, right, target = [], [], []
+        batches = validation.valid_batches(config, task, models[0], subset)
+        for sample in batches.next_epoch_itr(shuffle=False):
+            seen_BT = sample["net_input"]["src_tokens"].numpy().astype(np.int64)
+            seen_BT[seen_BT == task.mask_idx] = unknown
+            around_BT = np.pad(seen_BT, ((0, 0), (1, 1)), constant_values=unknown)
+            target_BT = sample["target"].numpy()
+            rows, columns = np.nonzero(target_BT != words.pad())
+            left.append(around_BT[rows, columns])
+            right.append(around_BT[rows, columns + 2])
+            target.append(target_BT[rows, columns])
+        goal = np.concatenate(target)
+        bits = bidirectional_bits(
+            matrix_VV, counts.unigram_V, np.concatenate(left), np.concatenate(right), goal, unknown
+        )
+        frequency = (np.bincount(stream, minlength=len(words)) + 1) / (len(stream) + len(words))
+        result[subset] = {
+            "unigram": float(-np.log2(frequency[goal]).mean()),
+            "bidirectional bigram": float(bits.mean()),
+            "predicted": len(goal),
+        }
+    return result
 
 
 def main() -> None:

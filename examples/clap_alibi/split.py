@@ -17,11 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import studies
-from floors import KneserNey, bidirectional_bits
+from floors import masked_bits
 from verdicts import Interval, paired, verdict
 
 HERE = Path(__file__).resolve().parent
@@ -81,53 +79,6 @@ def measure(folder: Path) -> dict[str, Any]:
             for length, subsets in out.items()
         }  # fmt: skip
     return {"bits": printed}
-
-
-def floor(checkpoint: Path, data: Path) -> dict[str, dict[str, float]]:
-    """Return what counts of words reach on the masks of the first redraw, by subset.
-
-    "unigram" looks at nothing; "bidirectional bigram" at both neighbours as the model sees them,
-    and at none that is masked.
-    """
-    from fairseq.data.data_utils import load_indexed_dataset
-    from fairseq.hub.load import load_by_settings
-    from fairseq.tasks import validation
-
-    models, config, task = load_by_settings(
-        {"path": str(checkpoint), "data": str(data), "seed": REDRAWS[0],
-         "max_valid_steps": 1_000_000}
-    )  # fmt: skip
-    words = task.source_dictionary
-    lines = load_indexed_dataset(str(data / "train"), words)
-    stream = np.concatenate([np.asarray(lines[number]) for number in range(len(lines))])
-    counts = KneserNey(stream, len(words))
-    matrix_VV, unknown = counts.bigram_matrix(), words.pad()
-    result = {}
-    for subset in ",".join(SUBSETS.values()).split(","):
-        task.load_dataset(subset, combine=False, epoch=1)
-        validation.begin_validation(config, task, models[0], epoch=1)
-        left, right, target = [], [], []
-        batches = validation.valid_batches(config, task, models[0], subset)
-        for sample in batches.next_epoch_itr(shuffle=False):
-            seen_BT = sample["net_input"]["src_tokens"].numpy().astype(np.int64)
-            seen_BT[seen_BT == task.mask_idx] = unknown
-            around_BT = np.pad(seen_BT, ((0, 0), (1, 1)), constant_values=unknown)
-            target_BT = sample["target"].numpy()
-            rows, columns = np.nonzero(target_BT != words.pad())
-            left.append(around_BT[rows, columns])
-            right.append(around_BT[rows, columns + 2])
-            target.append(target_BT[rows, columns])
-        goal = np.concatenate(target)
-        bits = bidirectional_bits(
-            matrix_VV, counts.unigram_V, np.concatenate(left), np.concatenate(right), goal, unknown
-        )
-        frequency = (np.bincount(stream, minlength=len(words)) + 1) / (len(stream) + len(words))
-        result[subset] = {
-            "unigram": float(-np.log2(frequency[goal]).mean()),
-            "bidirectional bigram": float(bits.mean()),
-            "predicted": len(goal),
-        }
-    return result
 
 
 def bits(result: dict[str, Any], subset: str, seed: int = REDRAWS[0], length: int = LENGTH) -> Any:
@@ -245,7 +196,8 @@ def main() -> None:
     ]
     done = studies.run_all(runs, data, args.out, measure, args.jobs)
     sources = studies.read(args.out / "sources.json")
-    floors = floor(runs[0].folder(args.out) / "checkpoint_last.pt", data)
+    checkpoint = runs[0].folder(args.out) / "checkpoint_last.pt"
+    floors = masked_bits(checkpoint, data, ",".join(SUBSETS.values()).split(","), REDRAWS[0])
     studies.record(done, args.result, args.out, tuned=tuned, sources=sources, floors=floors)
     print(tables(studies.read(args.result)), end="")
 

@@ -18,15 +18,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import comparison
+import floors
 import studies
 import verdicts
 
 HERE = Path(__file__).resolve().parent
 RECORD = HERE / "results" / "decoder.json"
 VOCABULARY = 512
-TEACHER_UPDATES, UPDATES = 7300, 600
+TEACHER_UPDATES, UPDATES = 7300, 400
 TRIAL = 5  # a trial of a rate has a fifth of the updates: a tenth chooses rates that are too low
-LINES = 20_000  # what students read, in lines of the first text: once, "LM, longer" included
+LINES = 12_000  # what students read, in lines of the first text: once, "LM, longer" included
 TEACHER = "--decoder-layers 4 --batch-size 32"
 STUDENT = "--decoder-layers 2 --batch-size 16"
 COMMON = (
@@ -153,7 +154,13 @@ def all_runs(arms: list[str], data: Path, out: Path, scale: int, seeds: Any) -> 
             results.append(result)
             print(f"{arm} seed {seed}: {result['curve'][-1]['loss']:.3f}", file=sys.stderr,
                   flush=True)  # fmt: skip
-    return {"results": results, "choices": choices, "tried": tried, "teacher": done}
+    counted = {
+        f"{name} of what {whose} read": bits
+        for whose, text in (("students", "students.bpe"), ("the teacher", "train.bpe"))
+        for name, bits in floors.text_bits(out / text, out / "valid.bpe").items()
+    }
+    return {"results": results, "choices": choices, "tried": tried, "teacher": done,
+            "floors": counted}  # fmt: skip
 
 
 # -- what came out ---------------------------------------------------------------------------------
@@ -171,6 +178,8 @@ def table(record: dict[str, Any]) -> str:
         rows.append([name, rate, updates, f"{cost:.2f}", loss, against])
     end = record["teacher"]["curve"][-1]
     rows.append(["the teacher", "0.002", end["update"], "", f"{end['loss']:.3f}", ""])
+    for name, bits in record["floors"].items():
+        rows.append([f"{name}, counted", "", "", "", f"{bits:.3f}", ""])
     header = ["student", "rate", "updates", "FLOPs, LM = 1", "NLL, bits a token",
               "change from LM, equal updates"]  # fmt: skip
     return studies.table(header, rows)

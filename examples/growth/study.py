@@ -19,6 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import comparison
+import floors
 import studies
 import verdicts
 
@@ -183,6 +184,14 @@ class Study:
         run = studies.Run(arm, seed, self.schedule(flags, UPDATES, choice))
         return {**self.trained(run), "before": before}
 
+    def floors(self) -> dict[str, float]:
+        """Return the bits a token that counts of words need, on the validations of the runs."""
+        if self.kind == "decoder":
+            return floors.text_bits(self.out / "train.bpe", self.out / "valid.bpe")
+        checkpoint = self.donor(studies.SEEDS[0]).folder(self.out) / "checkpoint_last.pt"
+        (bits,) = floors.masked_bits(checkpoint, self.data, ["valid"], studies.SEEDS[0]).values()
+        return {name: bits[name] for name in ("unigram", "bidirectional bigram")}
+
     def tune(self, arm: str) -> tuple[dict[str, str], list[Any]]:
         """Choose rate and warm-up of an arm by shorter runs of the first seed."""
         flags, _ = self.begun(arm, studies.SEEDS[0])
@@ -254,6 +263,8 @@ def table(record: dict[str, Any]) -> str:
             cells = [cell(group, base, charge, what) for what in (0, 1) for charge in
                      (free, charged)]  # fmt: skip
         rows.append([name, choice, studies.spread(comparison.finals(group), 3), *cells])
+    for name, bits in record["floors"].items():
+        rows.append([f"{name}, counted", "", f"{bits:.3f}", "", "", "", ""])
     header = ["arm", "rate / warm-up", "final loss, bits", "FLOPs saved, donor free",
               "FLOPs saved, donor charged", "seconds saved, donor free",
               "seconds saved, donor charged"]  # fmt: skip
@@ -335,7 +346,8 @@ def main() -> None:
             print(f"{arm} seed {seed}: {loss:.3f}", file=sys.stderr, flush=True)
     name = f"{kind}_larger" if args.larger else kind
     record = (out / "results" if args.smoke else RESULTS) / f"{name}.json"
-    studies.record(results, record, out, choices=choices, tried=tried)
+    more = {"choices": choices, "tried": tried, "floors": study.floors()}
+    studies.record(results, record, out, **more)
     studies.draw(results, record.with_suffix(".png"), f"Growth: {NAMES[name]}")
     print(page(record.parent), end="", flush=True)
 

@@ -87,7 +87,8 @@ def test_one_run_and_its_floors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     run = split.run("baseline", 1, 0.001, 10, 1)
     (done,) = studies.run_all([run], data, out, split.measure)
     assert done["flops"] > 0 and done["tokens"] > 0
-    floors = split.floor(run.folder(out) / "checkpoint_last.pt", data)
+    checkpoint = run.folder(out) / "checkpoint_last.pt"
+    floors = split.masked_bits(checkpoint, data, SUBSETS, 1)
     measured = done["bits"]["1"]["64"]
     assert set(floors) == set(measured) == set(SUBSETS)
     for subset, found in floors.items():
