@@ -26,6 +26,7 @@ from fairseq.modules.positions import (
 from fairseq.modules.transformer_layer import LayerShape, QueryKeyValue, TransformerLayer
 from fairseq.ops.attention_context import Alibi, AttentionContext, Unpadded
 from fairseq.ops.dropout import dropout
+from fairseq.ops.transforms import is_transformed
 
 __getattr__, __dir__, _names = lazy_names(__name__, NAMES[__name__])
 
@@ -219,8 +220,10 @@ class TransformerEncoder(nn.Module):
         """
         pad_BT: Tensor | None = tokens_BT.eq(self.shape.padding_idx)
         x_BTC = self.embed(tokens_BT, segments_BT, rows_BTC, documents_BT)
-        # asking a GPU whether there are pads would wait for it; there the mask is always used
-        if tokens_BT.device.type == "cpu" and pad_BT is not None and not pad_BT.any():
+        # asking a GPU whether there are pads would wait for it; there the mask is always used, and
+        # where a batch has no values of its own (vmap)
+        ask = tokens_BT.device.type == "cpu" and not is_transformed()
+        if ask and pad_BT is not None and not pad_BT.any():
             pad_BT = None
         if pad_BT is not None:
             x_BTC = x_BTC * ~pad_BT[..., None]
@@ -252,6 +255,8 @@ class TransformerEncoder(nn.Module):
         # in training the masks of dropout would be others than those of an earlier release; on a
         # GPU looking for the tokens waits for it
         if mode == "off" or (mode == "auto" and (self.training or pad_BT.device.type != "cpu")):
+            return None
+        if is_transformed():  # how many there are is no number under vmap
             return None
         places_N = (~pad_BT).flatten().nonzero()[:, 0]
         least = LEAST_PADDING * pad_BT.numel() if mode == "auto" else 1

@@ -25,6 +25,7 @@ from fairseq.ops.attention_fused import (
 from fairseq.ops.attention_rows import attention_by_rows
 from fairseq.ops.dropout import LEVELS
 from fairseq.ops.dropout import dropout as drop
+from fairseq.ops.transforms import is_transformed, is_watched
 
 BACKENDS = ("sdpa", "explicit", "reference", "rows")
 ALIASES = {"auto": "sdpa", "hf": "sdpa", "flash_attention": "flash"}
@@ -101,13 +102,15 @@ def _worth_rows(query_BHTD: Tensor, key_BHSD: Tensor) -> bool:
     _, heads, queries, channels = query_BHTD.shape
     # a compiler would unroll the loop over rows; small rows are not worth the calls of one
     small = heads * queries * key_BHSD.shape[2] * channels < WORTH_A_ROW
-    return not small and not torch.compiler.is_compiling()
+    return not small and not is_watched()
 
 
 def _choice(query: Tensor, context: AttentionContext, dropout: float, backend: str) -> str:
     """Return the backend that ``backend`` stands for."""
     if backend != "auto":
         return ALIASES.get(backend, backend)
+    if is_transformed():  # PyTorch's fused attention has no forward derivative
+        return "explicit"
     if query.device.type == "cpu":
         return "rows" if dropout > 0 else "sdpa"
     return best_on_gpu(query, context, dropout)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq.ops.transforms import is_transformed
 from fairseq.protocols import Context
 
 LEVELS = 1 << 16
@@ -30,15 +31,16 @@ def dropout(x: Tensor, p: float, training: bool = True, backend: str = "auto") -
         p: in [0, 1]; 0 returns ``x`` itself.
         training: outside training ``x`` comes back.
         backend: ``reference`` (PyTorch's), ``packed`` (16 bits an element, any device), or
-            ``auto``: packed on the CPU.
+            ``auto``: packed on the CPU, outside of ``torch.func``.
 
     Source: Srivastava et al. 2014, section 4.
     """
     if not training or p == 0.0:
         return x
     dropped = round(p * LEVELS)
-    packed = backend == "packed" or (backend == "auto" and x.device.type == "cpu")
-    if not packed or not 0 < dropped < LEVELS:
+    if backend == "auto":
+        backend = "packed" if x.device.type == "cpu" and not is_transformed() else "reference"
+    if backend != "packed" or not 0 < dropped < LEVELS:
         return F.dropout(x, p, training)
     return _Packed.apply(x, dropped)
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq.ops.transforms import is_watched
 from fairseq.protocols import Context
 
 BACKENDS = ("torch", "onednn")
@@ -37,8 +38,7 @@ def linear(
         backend: ``torch``, ``onednn`` (fp32 on a CPU), or ``auto``.
     """
     if backend == "auto":
-        rows = x.numel() // max(1, x.shape[-1])
-        backend = "onednn" if _is_faster(x, weight_MK, rows) else "torch"
+        backend = "onednn" if _is_faster(x, weight_MK) else "torch"
     if backend == "torch":
         return F.linear(x, weight_MK, bias_M)
     result: Tensor = _Linear.apply(x, weight_MK, bias_M)
@@ -50,19 +50,19 @@ def product(left_NK: Tensor, right_KM: Tensor, bias_M: Tensor | None = None) -> 
     if left_NK.dtype == torch.bfloat16:
         out_NM = torch.mm(left_NK, right_KM, out_dtype=torch.float32)
         return out_NM if bias_M is None else out_NM.add_(bias_M)
-    if left_NK.is_contiguous() and _is_faster(left_NK, right_KM, len(left_NK)):
+    if left_NK.is_contiguous() and _is_faster(left_NK, right_KM):
         return _by_onednn(left_NK, right_KM.t(), bias_M)
     return left_NK @ right_KM if bias_M is None else torch.addmm(bias_M, left_NK, right_KM)
 
 
-def _is_faster(left: Tensor, right: Tensor, rows: int) -> bool:
-    """Tell whether oneDNN is to multiply: two fp32 matrices, many rows, outside of a compiler."""
+def _is_faster(left: Tensor, right: Tensor) -> bool:
+    """Tell whether oneDNN is to multiply: two fp32 matrices, many rows, watched by nobody."""
     return (
-        rows >= FEWEST_ROWS
-        and left.device.type == "cpu"
+        left.device.type == "cpu"
         and left.dtype == right.dtype == torch.float32
+        and not is_watched()
+        and left.numel() >= FEWEST_ROWS * max(1, left.shape[-1])
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and processor_prefers_onednn()
     )
 

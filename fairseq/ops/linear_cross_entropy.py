@@ -19,6 +19,7 @@ from fairseq.errors import ConfigError, did_you_mean
 from fairseq.ops.linear import linear, product
 from fairseq.ops.loss_peers import OPTIONAL, optional_backend, triton_serves
 from fairseq.ops.single_backward import single_backward
+from fairseq.ops.transforms import is_transformed
 from fairseq.protocols import Context
 
 Backend = Literal["auto", "reference", "chunked", "triton", "torch", "cce", "liger"]
@@ -100,7 +101,7 @@ def linear_cross_entropy(
 
 def _choice(hidden_NC: Tensor, weight_VC: Tensor) -> str:
     """Return the backend that ``auto`` stands for."""
-    if hidden_NC.shape[0] * weight_VC.shape[0] <= SMALL_PROBLEM:
+    if is_transformed() or hidden_NC.shape[0] * weight_VC.shape[0] <= SMALL_PROBLEM:
         return "reference"
     half = factor_type(hidden_NC, "triton") == torch.bfloat16
     return "triton" if half and triton_serves(hidden_NC.device) else "chunked"

@@ -35,6 +35,7 @@ from fairseq.modules.positions import (
 from fairseq.modules.transformer_layer import QueryKeyValue, TransformerLayer
 from fairseq.ops.attention_context import Alibi, AttentionContext
 from fairseq.ops.dropout import dropout
+from fairseq.ops.transforms import is_transformed
 from fairseq.protocols import Sample
 
 UNLIMITED = 1_000_000
@@ -250,7 +251,9 @@ class TransformerDecoder(FairseqIncrementalDecoder):
             cos_SR, sin_SR = self.rotary(length, tokens_BS.device)
             rotary_TR = cos_SR[new], sin_SR[new]
         # bool() waits for the device: in training causality hides pads, which stand on the right
-        left_padded = not self.training and bool(tokens_BS[:, 0].eq(self.pad).any())
+        left_padded = not self.training and (
+            is_transformed() or bool(tokens_BS[:, 0].eq(self.pad).any())
+        )
         pad_BS = tokens_BS.eq(self.pad) if left_padded else None
         return AttentionContext(self.alibi, pad_BS, True, documents_BS, rotary_TR), new
 
