@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fairseq.errors import DataError
 from fairseq.modules.flops import matrix_entries
-from fairseq.modules.pointwise import LayerNorm, Linear, get_activation_fn
+from fairseq.modules.pointwise import LayerNorm, get_activation_fn, project
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 
 
@@ -100,7 +100,7 @@ class RobertaLMHead(VocabularyHead):
         norm: str = "torch",
     ) -> None:
         super().__init__()
-        self.dense = Linear(embed_dim, embed_dim)
+        self.dense = nn.Linear(embed_dim, embed_dim)
         self.activation_fn = get_activation_fn(activation_fn)
         self.layer_norm = LayerNorm(embed_dim, eps, implementation=norm)
         self.weight = (
@@ -111,7 +111,7 @@ class RobertaLMHead(VocabularyHead):
 
     def projection(self, hidden_NC: Tensor) -> Projection:
         """Return the transformed hidden states with the tied table and the bias."""
-        hidden_NC = self.layer_norm(self.activation_fn(self.dense(hidden_NC)))
+        hidden_NC = self.layer_norm(self.activation_fn(project(self.dense, hidden_NC)))
         return Projection(hidden_NC, self.weight, self.bias)
 
 
@@ -258,7 +258,7 @@ class ClassificationHead(nn.Module):
     ) -> None:
         super().__init__()
         self.pooling, self.longest = pooling, longest
-        self.dense = Linear(pooled_width(input_dim, pooling, longest), inner_dim)
+        self.dense = nn.Linear(pooled_width(input_dim, pooling, longest), inner_dim)
         self.activation_fn = get_activation_fn(activation_fn)
         self.dropout = nn.Dropout(dropout)
         self.out_proj = nn.Linear(inner_dim, num_classes)

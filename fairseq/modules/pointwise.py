@@ -8,17 +8,26 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from fairseq.errors import ConfigError, did_you_mean
 from fairseq.ops.linear import linear as multiply
 
 
-class Linear(nn.Linear):
-    """PyTorch's, multiplied by :func:`fairseq.ops.linear.linear`."""
+def project(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Return ``layer(x)``, shape (..., out_features), by :func:`fairseq.ops.linear.linear`.
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Return ``input W^T + b``, shape (..., out_features)."""
-        return multiply(input, self.weight, self.bias)
+    Layers stay PyTorch's own, not a subclass, so that whoever looks for them finds them
+    (quantization compares types). One that was replaced, patched or has hooks is called as it is.
+    """
+    hooks = (
+        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
+        or layer._backward_pre_hooks or "forward" in layer.__dict__
+    )  # fmt: skip
+    if type(layer) is not nn.Linear or hooks or torch_module._has_any_global_hook():
+        y: Tensor = layer(x)
+        return y
+    return multiply(x, layer.weight, layer.bias)
 
 
 def LayerNorm(

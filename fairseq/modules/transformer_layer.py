@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fairseq.aliases import NAMES
 from fairseq.lazy import lazy_names
-from fairseq.modules.pointwise import LayerNorm, Linear, get_activation_fn
+from fairseq.modules.pointwise import LayerNorm, get_activation_fn, project
 from fairseq.modules.positions import rotate
 from fairseq.ops.attention import attention, check_backend, unpadded_attention
 from fairseq.ops.attention_context import NOTHING, AttentionContext
@@ -103,10 +103,10 @@ class MultiheadAttention(nn.Module):
         check_backend(backend)
         self.backend = backend
         # this order is the order of the optimizer state in checkpoints
-        self.k_proj = Linear(embed_dim, embed_dim)
-        self.v_proj = Linear(embed_dim, embed_dim)
-        self.q_proj = Linear(embed_dim, embed_dim)
-        self.out_proj = Linear(embed_dim, embed_dim)
+        self.k_proj = nn.Linear(embed_dim, embed_dim)
+        self.v_proj = nn.Linear(embed_dim, embed_dim)
+        self.q_proj = nn.Linear(embed_dim, embed_dim)
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
         if xavier:
             # 1/sqrt(2) as if the three were one (3C, C) matrix, which is how they began
             for projection in (self.k_proj, self.v_proj, self.q_proj):
@@ -134,14 +134,15 @@ class MultiheadAttention(nn.Module):
         how["backend"] = self.backend
         tokens = context.unpadded
         query, key, value = (
-            projection(x_BTC).unflatten(-1, (self.num_heads, -1))
+            project(projection, x_BTC).unflatten(-1, (self.num_heads, -1))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         if tokens is not None:
             if record is not None:
                 rows = (tokens.spread(part).transpose(1, 2) for part in (query, key, value))
                 record.append(QueryKeyValue(*rows))
-            return self.out_proj(unpadded_attention(query, key, value, context, **how).flatten(-2))
+            attended_NHD = unpadded_attention(query, key, value, context, **how)
+            return project(self.out_proj, attended_NHD.flatten(-2))
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         if record is not None:
             record.append(QueryKeyValue(query, key, value))
@@ -156,7 +157,7 @@ class MultiheadAttention(nn.Module):
                 value = torch.cat([memory["value"], value], dim=2)
             memory["key"], memory["value"] = key, value
         attended_BHTD = attention(query, key, value, context, **how)
-        return self.out_proj(attended_BHTD.transpose(1, 2).flatten(-2))
+        return project(self.out_proj, attended_BHTD.transpose(1, 2).flatten(-2))
 
 
 class TransformerLayer(nn.Module):
@@ -194,8 +195,8 @@ class TransformerLayer(nn.Module):
         self.ffn_layernorm = norm(shape.ffn_dim, shape.scale_fc)
         # factors of one, so that a new layer computes what it would without them
         self.w_resid = nn.Parameter(torch.ones(dim)) if shape.scale_resids else None
-        self.fc1 = Linear(dim, shape.ffn_dim)
-        self.fc2 = Linear(shape.ffn_dim, dim)
+        self.fc1 = nn.Linear(dim, shape.ffn_dim)
+        self.fc2 = nn.Linear(shape.ffn_dim, dim)
         self.final_layer_norm = LayerNorm(dim, shape.eps, implementation=shape.norm)
 
     def forward(
@@ -239,11 +240,11 @@ class TransformerLayer(nn.Module):
         return dropout(x_BTC, self.shape.dropout, self.training)
 
     def _feed_forward(self, x_BTC: Tensor) -> Tensor:
-        inner_BTF = self.activation_fn(self.fc1(x_BTC))
+        inner_BTF = self.activation_fn(project(self.fc1, x_BTC))
         inner_BTF = dropout(inner_BTF, self.shape.activation_dropout, self.training)
         if self.ffn_layernorm is not None:
             inner_BTF = self.ffn_layernorm(inner_BTF)
-        return dropout(self.fc2(inner_BTF), self.shape.dropout, self.training)
+        return dropout(project(self.fc2, inner_BTF), self.shape.dropout, self.training)
 
     def _residual(self, x_BTC: Tensor) -> Tensor:
         return x_BTC if self.w_resid is None else self.w_resid * x_BTC

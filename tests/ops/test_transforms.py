@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairseq.modules.pointwise import Linear
+from fairseq.modules.pointwise import project
 from fairseq.ops import attention as attention_room
 from fairseq.ops import linear as linear_room
 from fairseq.ops import linear_cross_entropy as loss_room
@@ -34,7 +34,7 @@ def large_problems_on_that_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 def functions() -> dict[str, tuple[Function, Function]]:
     """Return ours and PyTorch's: functions of (128, 16) with one value."""
     torch.manual_seed(0)
-    layer = Linear(16, 9)
+    layer = nn.Linear(16, 9)
     target_N = torch.arange(128) % 9
 
     def loss(x_NC: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def functions() -> dict[str, tuple[Function, Function]]:
 
     return {
         "linear": (
-            lambda x: layer(x).pow(2).sum(),
+            lambda x: project(layer, x).pow(2).sum(),
             lambda x: F.linear(x, layer.weight, layer.bias).pow(2).sum(),
         ),
         "loss": (
@@ -102,14 +102,14 @@ def test_dropout_of_samples() -> None:
 
 
 def test_all_operations_are_counted() -> None:
-    layer, x = Linear(16, 9), torch.randn(128, 16, requires_grad=True)
+    layer, x = nn.Linear(16, 9), torch.randn(128, 16, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
-        layer(x).sum().backward()
+        project(layer, x).sum().backward()
     assert counter.get_total_flops() == 3 * 2 * 128 * 16 * 9
 
 
 def test_a_trace_is_for_any_number_of_rows() -> None:
-    layer = Linear(16, 9)
-    traced = torch.jit.trace(layer, torch.randn(128, 16))
+    layer = nn.Linear(16, 9)
+    traced = torch.jit.trace(lambda x: project(layer, x), torch.randn(128, 16))
     x = torch.randn(200, 16)
     torch.testing.assert_close(traced(x), F.linear(x, layer.weight, layer.bias))
