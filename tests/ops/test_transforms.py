@@ -109,7 +109,15 @@ def test_all_operations_are_counted() -> None:
 
 
 def test_a_trace_is_for_any_number_of_rows() -> None:
-    layer = nn.Linear(16, 9)
-    traced = torch.jit.trace(lambda x: project(layer, x), torch.randn(128, 16))
+    class Projecting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 9)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return project(self.layer, x)
+
+    model = Projecting()
+    traced, layer = torch.jit.trace(model, torch.randn(128, 16)), model.layer
     x = torch.randn(200, 16)
     torch.testing.assert_close(traced(x), F.linear(x, layer.weight, layer.bias))
