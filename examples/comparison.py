@@ -42,6 +42,7 @@ def tuned(
     grid: Mapping[str, Sequence[str]],
     words_of: Callable[[dict[str, str]], tuple[str, ...]],
     train_all: Callable[[Sequence[studies.Run]], Sequence[Any]],
+    prefix: str = "tune-",
 ) -> tuple[dict[str, str], list[Any]]:
     """Return the best choice for an arm on the first seed, and all that was tried.
 
@@ -50,13 +51,14 @@ def tuned(
         grid: flag -> values; all combinations are tried.
         words_of: makes the words of a (short) run from a choice.
         train_all: trains runs and returns their results.
+        prefix: of the names of the runs.
     """
 
     def choice(values: tuple[str, ...]) -> dict[str, str]:
         return dict(zip(grid, values, strict=True))
 
     best, losses = studies.tune(
-        lambda values: studies.Run(f"tune-{arm}", studies.SEEDS[0], words_of(choice(values))),
+        lambda values: studies.Run(f"{prefix}{arm}", studies.SEEDS[0], words_of(choice(values))),
         list(itertools.product(*grid.values())),
         train_all,
         widest=0,
