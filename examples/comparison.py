@@ -1,4 +1,4 @@
-"""What studies that compare ways to train share: tuning on a tenth, costs, what the runs took."""
+"""What studies that compare ways to train share: tuning, costs, what the runs took."""
 
 from __future__ import annotations
 
@@ -42,23 +42,24 @@ def tuned(
     grid: Mapping[str, Sequence[str]],
     words_of: Callable[[dict[str, str]], tuple[str, ...]],
     train_all: Callable[[Sequence[studies.Run]], Sequence[Any]],
-    prefix: str = "tune-",
 ) -> tuple[dict[str, str], list[Any]]:
     """Return the best choice for an arm on the first seed, and all that was tried.
+
+    Runs are whole ones: the best rate of a short one need not be that of a long one, least of all
+    for a model that has something to lose.
 
     Args:
         arm: its name.
         grid: flag -> values; all combinations are tried.
-        words_of: makes the words of a (short) run from a choice.
+        words_of: makes the words of a run from a choice.
         train_all: trains runs and returns their results.
-        prefix: of the names of the runs.
     """
 
     def choice(values: tuple[str, ...]) -> dict[str, str]:
         return dict(zip(grid, values, strict=True))
 
     best, losses = studies.tune(
-        lambda values: studies.Run(f"{prefix}{arm}", studies.SEEDS[0], words_of(choice(values))),
+        lambda values: studies.Run(arm, studies.SEEDS[0], words_of(choice(values))),
         list(itertools.product(*grid.values())),
         train_all,
         widest=0,

@@ -25,9 +25,8 @@ import verdicts
 HERE = Path(__file__).resolve().parent
 RECORD = HERE / "results" / "decoder.json"
 VOCABULARY = 512
-TEACHER_UPDATES, UPDATES = 7300, 400
-TRIAL = 5  # a trial of a rate has a fifth of the updates: a tenth chooses rates that are too low
-LINES = 12_000  # what students read, in lines of the first text: once, "LM, longer" included
+TEACHER_UPDATES, UPDATES = 7300, 300
+LINES = 10_000  # what students read, in lines of the first text: once, "LM, longer" included
 TEACHER = "--decoder-layers 4 --batch-size 32"
 STUDENT = "--decoder-layers 2 --batch-size 16"
 COMMON = (
@@ -127,23 +126,27 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def all_runs(arms: list[str], data: Path, out: Path, scale: int, seeds: Any) -> dict[str, Any]:
-    """Train the teacher, choose the rate of each arm by shorter runs, and train all arms."""
+    """Train the teacher, choose the rate of each arm with the first seed, and train all arms."""
     first = teacher(TEACHER_UPDATES // scale)
     done = studies.train(first, data, out, measure)
     data = portion(out, LINES)
     path = first.folder(out) / "checkpoint_last.pt"
     updates, choices, tried = max(4, UPDATES // scale), dict[str, Any](), dict[str, Any]()
+    arms = sorted(arms, key=lambda arm: LONGER in arm)  # whose rate and length come from others
     for arm in arms:
+        if LONGER in arm:
+            choices[arm], tried[arm] = choices[f"{ARMS[arm][0]}: LM"], []
+            continue
         flags = flags_of(arm, path, data, out)
         choices[arm], tried[arm] = comparison.tuned(
             arm, GRID,
-            lambda choice, flags=flags: schedule(flags, max(4, updates // TRIAL), choice),
+            lambda choice, flags=flags: schedule(flags, updates, choice),
             lambda runs: [studies.train(run, data, out, measure) for run in runs],
         )  # fmt: skip
     results = []
     for seed in seeds:
         costs: dict[str, float] = {}
-        for arm in sorted(arms, key=lambda arm: LONGER in arm):
+        for arm in arms:
             start, objective = ARMS[arm]
             length = updates
             if objective == LONGER:

@@ -191,14 +191,11 @@ class Study:
         return {name: bits[name] for name in ("unigram", "bidirectional bigram")}
 
     def tune(self, arm: str) -> tuple[dict[str, str], list[Any]]:
-        """Choose the rate of an arm by whole runs of the first seed: short ones favour low rates.
-
-        What a grown model gains from a high rate shows late, after it has lost what it began with.
-        """
+        """Choose the rate of an arm."""
         flags, _ = self.begun(arm, studies.SEEDS[0])
         return comparison.tuned(
             arm, GRID, lambda choice: self.schedule(flags, UPDATES, choice),
-            lambda runs: [self.trained(run) for run in runs], prefix="",
+            lambda runs: [self.trained(run) for run in runs],
         )  # fmt: skip
 
 
