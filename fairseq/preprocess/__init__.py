@@ -11,8 +11,10 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import TextIO
 
 from fairseq.config.preprocess import PreprocessConfig
 from fairseq.config.ranges import check_fields
@@ -79,7 +81,7 @@ def preprocess(config: PreprocessConfig) -> None:
         OutputExistsError: if ``destdir`` holds a dictionary that would be overwritten, or another
             ``preprocess`` is at work there.
     """
-    config = PreprocessConfig.from_namespace(config)
+    given, config = vars(config), PreprocessConfig.from_namespace(config)
     check_fields(config)
     _check_flags(config)
     _check_destination(config)
@@ -88,12 +90,12 @@ def preprocess(config: PreprocessConfig) -> None:
         _require_text(text)
     os.makedirs(config.destdir, exist_ok=True)
     with (
-        _log_file(config.destdir),
+        _log_file(config.destdir) as log,
         describe_writes() as described,
         contextlib.ExitStack() as stack,
     ):
         _check_destination(config)  # again, now that nobody else can be at work there
-        logger.info("settings: %s", _stated(config))
+        print(_namespace(given, config), file=log, flush=True)  # too long for a terminal
         texts = _records_to_text(config, texts, stack)
         numbered = _read_train_texts(config, texts, stack)
         dictionaries = _dictionaries(config, texts, numbered)
@@ -112,10 +114,11 @@ def preprocess(config: PreprocessConfig) -> None:
         logger.info(f"Wrote preprocessed data to {config.destdir}")
 
 
-def _stated(config: PreprocessConfig) -> str:
-    """Return the settings that are not the defaults, ``name=value``, for the log."""
-    values = ((field, getattr(config, field.name)) for field in fields(config))
-    return ", ".join(f"{f.name}={value!r}" for f, value in values if value != f.default)
+def _namespace(given: Mapping[str, object], config: PreprocessConfig) -> Namespace:
+    """Return every setting as the original's ``preprocess.log`` has them, for who parses it."""
+    own = {field.name: getattr(config, field.name) for field in fields(config)}
+    values = {**given, **own}
+    return Namespace(**{name: value for name, value in values.items() if name != "_name"})
 
 
 def _check_flags(config: PreprocessConfig) -> None:
@@ -373,8 +376,8 @@ class _LogFile(logging.FileHandler):
 
 
 @contextlib.contextmanager
-def _log_file(destdir: str) -> Iterator[None]:
-    """Append what is logged meanwhile to ``preprocess.log``, which is locked.
+def _log_file(destdir: str) -> Iterator[TextIO]:
+    """Append what is logged meanwhile to ``preprocess.log``, which is locked, and yield it open.
 
     Raises:
         OutputExistsError: if another process has it locked.
@@ -392,7 +395,7 @@ def _log_file(destdir: str) -> Iterator[None]:
     if not logger.isEnabledFor(logging.INFO):
         logger.setLevel(logging.INFO)
     try:
-        yield
+        yield handler.stream
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import hashlib
 import json
@@ -186,10 +187,13 @@ def test_log_lines(in_compat, tmp_path):
     data = MMapIndexedDataset(tmp_path / "train")
     share = 100 * int((data.flat == 3).sum()) / len(data.flat)
     stated = {**TWO, "destdir": str(tmp_path), "only_source": True}
-    assert lines[0].startswith("settings: ")
-    assert sorted(lines[0].removeprefix("settings: ").split(", ")) == sorted(
-        f"{name}={value!r}" for name, value in stated.items()
-    )
+    call = ast.parse(lines[0], mode="eval").body
+    assert isinstance(call, ast.Call) and ast.unparse(call.func) == "Namespace"
+    told = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    assert {name: told[name] for name in stated} == stated
+    # what nobody stated stands there, too, under the original's names and with its defaults
+    defaults = {"workers": 1, "padding_factor": 8, "srcdict": None, "dataset_impl": "mmap"}
+    assert {name: told[name] for name in defaults} == defaults and "_name" not in told
     assert lines[1] == "Dictionary: 1000 types"
     assert lines[2] == (
         f"input/valid.txt: {len(data)} sents, {len(data.flat)} tokens, "
