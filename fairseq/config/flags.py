@@ -139,6 +139,19 @@ class _RefusedFlag(argparse.Action):
             parser.error(str(error))
 
 
+class _UnreadFlag(argparse.Action):
+    """Accept a flag and keep nothing of it."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        pass
+
+
 def _typed(kind: object, flag: str) -> Callable[[str], Any]:
     """Return an argparse ``type`` that keeps the message of our own errors."""
 
@@ -301,6 +314,14 @@ def add_refused_flags(parser: argparse.ArgumentParser) -> None:
             default=argparse.SUPPRESS,
             help=argparse.SUPPRESS,
         )
+
+
+def add_unread_flags(parser: Flags, *flags: str, switches: Sequence[str] = ()) -> None:
+    """Accept, hidden from the help, flags of the original that a command has no use for."""
+    for flag in (*flags, *switches):
+        nargs = 0 if flag in switches else None
+        hidden = argparse.SUPPRESS
+        _try_add(parser, flag, action=_UnreadFlag, nargs=nargs, default=hidden, help=hidden)
 
 
 def add_old_flags(parser: argparse.ArgumentParser, section: str) -> None:

@@ -22,6 +22,7 @@ from fairseq.config.flags import (
     Parser,
     add_old_flags,
     add_refused_flags,
+    add_unread_flags,
     describe_choice,
     explicitly_given,
     gen_parser_from_dataclass,
@@ -50,6 +51,21 @@ if TYPE_CHECKING:
 TRAINING = ("common", "distributed_training", "dataset", "optimization", "checkpoint", "ema")
 TEXT = ("bpe", "tokenizer")
 HELP = ("-h", "--help")
+
+# flags of the original's parsers that say nothing to the command; generation takes those of saving
+UNREAD = ("--optimizer", "--lr-scheduler")
+UNREAD_IN_PREPROCESSING = (*UNREAD, "--scoring", "--criterion", "--bpe", "--tokenizer")
+UNREAD_IN_GENERATION = (
+    "--save-dir --restore-file --continue-once --finetune-from-model --optimizer-overrides "
+    "--save-interval --save-interval-updates --keep-interval-updates --keep-last-epochs "
+    "--keep-interval-updates-pattern --keep-best-checkpoints --best-checkpoint-metric --patience"
+).split()
+UNREAD_SWITCHES = (
+    "--reset-dataloader --reset-lr-scheduler --reset-meters --reset-optimizer --no-save "
+    "--no-epoch-checkpoints --no-last-checkpoints --no-save-optimizer-state --save-async "
+    "--maximize-best-checkpoint-metric --write-checkpoints-asynchronously "
+    "--load-checkpoint-on-all-dp-ranks"
+).split()
 
 # the readers of values that the original re-exports here; they live in a module that needs torch
 __getattr__, __dir__, _names = lazy_names(__name__, NAMES[__name__])
@@ -265,6 +281,7 @@ def get_preprocessing_parser(default_task: str = "translation") -> Parser:
     parser.add_argument("--task", default=task, help=argparse.SUPPRESS)
     _hide(parser, {field.name for field in dataclasses.fields(CommonConfig)})
     add_preprocess_args(parser)
+    add_unread_flags(parser, *UNREAD_IN_PREPROCESSING)
     return parser
 
 
@@ -302,7 +319,9 @@ def get_generation_parser(
 ) -> Parser:
     """Return the parser of fairseq-generate and, if ``interactive``, of fairseq-interactive."""
     sections = ("generation", "interactive") if interactive else ("generation",)
-    return _evaluation_parser("Generate text.", default_task, *sections, argv=argv)
+    parser = _evaluation_parser("Generate text.", default_task, *sections, argv=argv)
+    add_unread_flags(parser, *UNREAD_IN_GENERATION, switches=UNREAD_SWITCHES)
+    return parser
 
 
 def get_interactive_generation_parser(default_task: str | None = "translation") -> Parser:
@@ -320,6 +339,7 @@ def _evaluation_parser(
     for section in ("dataset", "common_eval", *sections):
         _add_section(parser, section)
     _hide(parser, TRAINING_ALONE)
+    add_unread_flags(parser, *UNREAD, *(() if "generation" in sections else ("--scoring",)))
     return parser
 
 
