@@ -62,7 +62,7 @@ def test_other_processes_know_the_old_paths(start: str) -> None:
 
 def test_an_old_path_is_found_in_a_fresh_interpreter_in_any_order() -> None:
     code = (
-        "import fairseq.train_loop as a, fairseq.training.loop as b\n"
+        "import fairseq.trainer as a, fairseq.training.trainer as b\n"
         "import fairseq.data.data_utils as c\n"
         "from fairseq.data import collate as d, data_utils as e\n"
         "from fairseq.dataclass import configs, FairseqDataclass, utils\n"

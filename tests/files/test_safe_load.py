@@ -107,7 +107,7 @@ def payloads(mark: Path) -> dict[str, bytes]:
         "logging config": ("logging.config", "fileConfig", (str(script),)),
         "omegaconf": ("omegaconf.omegaconf", "OmegaConf.load", (str(script),)),
         "hydra": ("hydra.utils", "instantiate", ("x",)),
-        "our own code": ("fairseq.user_dir", "import_user_module", (str(script),)),
+        "our own code": ("fairseq.config.plugins", "import_user_module", (str(script),)),
         "our allow-list": ("torch.serialization", "add_safe_globals", ("os.system",)),
         "environment": ("os", "putenv", ("A", "B")),
         "exit": ("os", "_exit", ("3",)),
