@@ -36,19 +36,10 @@ class AdaptiveLoss(CrossEntropyCriterion):
     def forward(
         self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Compute the loss of a batch.
-
-        Args:
-            model: a model with an adaptive softmax.
-            sample: the batch.
-            reduce: return the sum; otherwise the loss of every target.
-
-        Returns:
-            ``(loss, sample_size, logging_output)``; ``sample_size`` is the number of targets, or
-            of sentences if ``sentence_avg`` is set.
+        """See the base class; ``sample_size`` is the number of targets, or of sentences.
 
         Raises:
-            ConfigError: if the model has another head.
+            ConfigError: if the model has no adaptive softmax.
         """
         positions_N = predicted_positions(sample, self.padding_idx)
         target_N = sample["target"].reshape(-1)[positions_N]

@@ -6,6 +6,7 @@ import argparse
 import functools
 import inspect
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -99,9 +100,14 @@ class FairseqCriterion(nn.Module):
     ) -> tuple[Any, Any, dict[str, Any]]:
         """Compute the loss of a batch.
 
+        Args:
+            model: the model.
+            sample: the batch.
+            reduce: return the sum over the batch; otherwise the loss of every target.
+
         Returns:
-            ``(loss, sample_size, logging_output)``: the loss is a sum over the batch, and the
-            gradient is divided by the ``sample_size`` of the whole update.
+            ``(loss, sample_size, logging_output)``; the gradient is divided by the ``sample_size``
+            of the whole update.
         """
         raise NotImplementedError
 
@@ -152,6 +158,14 @@ class FairseqCriterion(nn.Module):
         return False
 
 
+class SummingCriterion(FairseqCriterion):
+    """A criterion whose figures are all sums, or tensors whose rows are joined."""
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
+
+
 class LegacyFairseqCriterion(FairseqCriterion):
     """A criterion built from the flat Namespace, for old plug-ins."""
 
@@ -161,7 +175,6 @@ class LegacyFairseqCriterion(FairseqCriterion):
 
     @classmethod
     def build_criterion(cls, cfg: Settings, task: Task) -> FairseqCriterion:
-        """Build an instance from the Namespace."""
         return cls(cfg, task)
 
 
@@ -200,6 +213,23 @@ def refuse_adaptive(predictions: Predictions) -> Projection | Output:
     if isinstance(predictions, AdaptiveProjection):
         raise ConfigError("a model with adaptive softmax is trained with --criterion adaptive_loss")
     return predictions
+
+
+def totals(logging_outputs: list[LoggingOutput], *without: str) -> dict[str, Any]:
+    """Return the sums of the figures of all processes, but for those named."""
+    names = {name: None for log in logging_outputs for name in log if name not in without}
+    return {name: sum(log.get(name, 0) for log in logging_outputs) for name in names}
+
+
+def log_bits(key: str, nats: Any, count: Any) -> None:
+    """Log the mean, in bits, of a sum in nats; 0 if nothing was counted."""
+    metrics.log_scalar(key, nats / count / math.log(2) if count else 0.0, count, round=3)
+
+
+def log_predicted(total: Mapping[str, Any]) -> None:
+    """Log the loss in bits per predicted position, and its perplexity."""
+    log_bits("loss", total.get("loss", 0), total.get("sample_size", 0))
+    metrics.log_derived("ppl", perplexity_of("loss"))
 
 
 def perplexity_of(key: str) -> Callable[[Any], float]:

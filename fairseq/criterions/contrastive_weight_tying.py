@@ -5,7 +5,6 @@ Shapes: N predicted positions, C channels, V rows of the table, M ids of the who
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,10 +16,12 @@ from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions import register_criterion
 from fairseq.criterions.base import (
     BITS_A_TOKEN,
-    FairseqCriterion,
+    SummingCriterion,
+    log_bits,
     perplexity_of,
     predicted_positions,
     refuse_adaptive,
+    totals,
 )
 from fairseq.distributed import utils as distributed_utils
 from fairseq.errors import ConfigError
@@ -86,7 +87,7 @@ class ContrastiveWeightTyingConfig(FairseqDataclass):
 
 
 @register_criterion("contrastive_weight_tying", dataclass=ContrastiveWeightTyingConfig)
-class ContrastiveWeightTyingCriterion(FairseqCriterion):
+class ContrastiveWeightTyingCriterion(SummingCriterion):
     """Sum over predicted positions of the contrastive loss, in nats; with the usual loss if asked.
 
     Every id but padding is predicted and told apart, also end-of-sentence.
@@ -148,11 +149,7 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
     def forward(
         self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Compute the loss of a batch.
-
-        Returns:
-            ``(loss, sample_size, logging_output)``; ``sample_size`` is the number of predicted
-            positions.
+        """See the base class; ``sample_size`` is the number of predicted positions.
 
         Raises:
             ConfigError: if the model does not tell its table of input embeddings.
@@ -213,7 +210,7 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
         return loss if reduce else loss_N, len(positions_N), log
 
     def extra_flops(self) -> int:
-        """See the base class: scores of all distinct negatives, and the learned map."""
+        """Return those of the scores of all distinct negatives, and of the learned map."""
         return self._extra_flops
 
     def _table_loss(self, hidden_NC: Tensor, table_VC: Tensor, target_N: Tensor) -> Tensor:
@@ -239,31 +236,22 @@ class ContrastiveWeightTyingCriterion(FairseqCriterion):
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None:
         """Log the loss in bits, the accuracy among the negatives, and how many there were."""
-        total = {
-            key: sum(log.get(key, 0) for log in logging_outputs)
-            for key in {key: None for log in logging_outputs for key in log}
-        }
+        total = totals(logging_outputs)
         size = total.get("sample_size", 0)
-        loss = total.get("loss", 0) / size / math.log(2) if size else 0.0
-        metrics.log_scalar("loss", loss, size, round=3)
+        log_bits("loss", total.get("loss", 0), size)
         if not size:
             return
         metrics.log_scalar("accuracy", 100.0 * total["ncorrect"] / size, size, round=1)
         metrics.log_scalar("negatives", total["negatives"] / size, size, round=1)
         for key in ("contrastive_loss", "vocabulary_loss"):
             if key in total:
-                metrics.log_scalar(key, total[key] / size / math.log(2), size, round=3)
+                log_bits(key, total[key], size)
         if "vocabulary_loss" in total:
             metrics.log_derived("ppl", perplexity_of("vocabulary_loss"))
         places = total.get("cosine_places", 0)
         if places:
             for key in [key for key in total if key.startswith("cosine_l")]:
                 metrics.log_scalar(f"avg_{key}", total[key] / places, places, round=3)
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """Return True: every figure is a sum."""
-        return True
 
 
 def _anisotropy(states_LTBC: list[Tensor], sample: Sample, pad: int) -> dict[str, Any]:

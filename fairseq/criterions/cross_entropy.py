@@ -5,7 +5,6 @@ Shapes: B batch, T time, C channels, N predicted positions.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +16,13 @@ from fairseq.criterions import register_criterion
 from fairseq.criterions.base import (
     BITS_A_SENTENCE,
     BITS_A_TOKEN,
-    FairseqCriterion,
     LossBackend,
+    SummingCriterion,
+    log_bits,
     perplexity_of,
     predicted_positions,
     table_predictions,
+    totals,
 )
 from fairseq.logging import metrics
 from fairseq.modules.predictions import tells_projection
@@ -42,7 +43,7 @@ CrossEntropyCriterionConfig = CrossEntropyConfig  # the original's name
 
 
 @register_criterion("cross_entropy", dataclass=CrossEntropyConfig)
-class CrossEntropyCriterion(FairseqCriterion):
+class CrossEntropyCriterion(SummingCriterion):
     """Sum of ``-log p(target)`` over all targets that are not padding, in nats."""
 
     def __init__(self, task: Task, sentence_avg: bool = False, loss_backend: str = "auto") -> None:
@@ -54,16 +55,9 @@ class CrossEntropyCriterion(FairseqCriterion):
     def forward(
         self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Compute the loss of a batch.
+        """See the base class; ``sample_size`` is the number of tokens, or of sentences.
 
-        Args:
-            model: the model; one of a plug-in may predict through ``get_normalized_probs``.
-            sample: the batch.
-            reduce: return the sum; otherwise the loss of every target.
-
-        Returns:
-            ``(loss, sample_size, logging_output)``; ``sample_size`` is ``ntokens``, or the
-            sentences if ``sentence_avg`` is set.
+        A model of a plug-in may predict through ``get_normalized_probs``.
         """
         foreign = type(self).compute_loss is not CrossEntropyCriterion.compute_loss
         if tells_projection(model) and not foreign:
@@ -109,20 +103,9 @@ class CrossEntropyCriterion(FairseqCriterion):
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None:
         """Log the loss in bits, and per token too where that is something else."""
-        loss_sum, ntokens, sample_size = (
-            sum(log.get(key, 0) for log in logging_outputs)
-            for key in ("loss", "ntokens", "sample_size")
-        )
-        loss = loss_sum / sample_size / math.log(2) if sample_size else 0.0
-        metrics.log_scalar("loss", loss, sample_size, round=3)
-        if sample_size != ntokens:
-            nll_loss = loss_sum / ntokens / math.log(2)
-            metrics.log_scalar("nll_loss", nll_loss, ntokens, round=3)
-            metrics.log_derived("ppl", perplexity_of("nll_loss"))
-        else:
-            metrics.log_derived("ppl", perplexity_of("loss"))
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """Return True: every figure is a sum."""
-        return True
+        total = totals(logging_outputs)
+        loss, ntokens, size = (total.get(key, 0) for key in ("loss", "ntokens", "sample_size"))
+        log_bits("loss", loss, size)
+        if size != ntokens:
+            log_bits("nll_loss", loss, ntokens)
+        metrics.log_derived("ppl", perplexity_of("nll_loss" if size != ntokens else "loss"))

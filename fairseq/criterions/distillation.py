@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from fairseq.criterions import register_criterion
 from fairseq.criterions.base import (
     BITS_A_TOKEN,
-    FairseqCriterion,
+    SummingCriterion,
     perplexity_of,
     predicted_positions,
+    totals,
 )
 from fairseq.criterions.distillation_settings import (
     DistillationConfig,
@@ -78,7 +79,7 @@ class CacheLike(Protocol):
 
 
 @register_criterion("distillation", dataclass=DistillationConfig)
-class DistillationCriterion(FairseqCriterion):
+class DistillationCriterion(SummingCriterion):
     """A weighted sum of the student's own loss and of its distances from a teacher.
 
     Without a teacher (it is attached when a run is set up) only the student's loss is computed.
@@ -208,17 +209,10 @@ class DistillationCriterion(FairseqCriterion):
     def forward(
         self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Compute the loss of a batch.
+        """See the base class; ``reduce`` must be True, as the terms have different positions.
 
-        Args:
-            model: the student.
-            sample: the batch.
-            reduce: must be True: the terms have different positions.
-
-        Returns:
-            ``(loss, sample_size, logging_output)``; ``sample_size`` is the number of predicted
-            positions, by which the trainer divides; the loss is scaled so that each term is then
-            divided by its own number.
+        ``sample_size`` is the number of predicted positions, by which the trainer divides; the loss
+        is scaled so that each term is then divided by its own number.
         """
         if not reduce:
             raise UnsupportedError(
@@ -290,7 +284,7 @@ class DistillationCriterion(FairseqCriterion):
         )
 
     def extra_flops(self) -> int:
-        """See the base class: the teacher's forward, and positions beside the predicted ones."""
+        """Return those of the teacher's forward, and of positions beside the predicted ones."""
         return self._extra_flops
 
     def _stored(self, sample: Sample, predicted_N: Tensor, training: bool) -> SparseTeacher | None:
@@ -397,10 +391,7 @@ class DistillationCriterion(FairseqCriterion):
 
         The objective, likelihoods and divergences are in bits, distances as they are.
         """
-        total = {
-            key: sum(log.get(key, 0) for log in logging_outputs)
-            for key in {key: None for log in logging_outputs for key in log}
-        }
+        total = totals(logging_outputs)
         names = [name for name in _COUNTS if total.get(f"{name}_count")]
         loss = sum(total[f"{name}_weighted"] / total[f"{name}_count"] for name in names)
         size = total.get("sample_size", 0)
@@ -412,11 +403,6 @@ class DistillationCriterion(FairseqCriterion):
             metrics.log_scalar(key, total[f"{name}_sum"] / count / unit, count, round=3)
         if "nll" in names:
             metrics.log_derived("ppl", perplexity_of("nll_loss"))
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """Return True: every figure is a sum."""
-        return True
 
 
 def _state(extra: dict[str, Any], layer: int) -> Tensor:

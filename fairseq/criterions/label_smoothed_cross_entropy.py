@@ -5,7 +5,6 @@ Shapes: B batch, T time, N predicted positions, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +17,12 @@ from fairseq.criterions import register_criterion
 from fairseq.criterions.base import (
     BITS_A_SENTENCE,
     BITS_A_TOKEN,
-    FairseqCriterion,
+    SummingCriterion,
+    log_bits,
     perplexity_of,
     predicted_positions,
     table_predictions,
+    totals,
 )
 from fairseq.criterions.cross_entropy import CrossEntropyConfig
 from fairseq.errors import ConfigError
@@ -76,7 +77,7 @@ class LabelSmoothedCrossEntropyCriterionConfig(CrossEntropyConfig):
 @register_criterion(
     "label_smoothed_cross_entropy", dataclass=LabelSmoothedCrossEntropyCriterionConfig
 )
-class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
+class LabelSmoothedCrossEntropyCriterion(SummingCriterion):
     """Sum over targets of ``(1 - e - e_i) (-log p(target)) + e_i sum_v -log p(v)``, in nats.
 
     ``e`` is the smoothing and ``e_i = e / (V - 1)``, so that the target keeps ``1 - e`` and every
@@ -107,7 +108,7 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
     def forward(
         self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Compute the loss of a batch; arguments and results as of ``CrossEntropyCriterion``."""
+        """See the base class; ``sample_size`` is the number of tokens, or of sentences."""
         positions_N = predicted_positions(sample, self.padding_idx)
         if self.ignore_prefix_size:
             length = sample["target"].shape[-1]
@@ -160,25 +161,14 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
     def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None:
         """Log both losses in bits, the perplexity without smoothing, and the accuracy."""
 
-        def total(key: str) -> Any:
-            return sum(log.get(key, 0) for log in logging_outputs)
-
-        size, ntokens = total("sample_size"), total("ntokens")
-        loss = total("loss") / size / math.log(2) if size else 0.0
-        nll_loss = total("nll_loss") / ntokens / math.log(2) if ntokens else 0.0
-        metrics.log_scalar("loss", loss, size, round=3)
-        metrics.log_scalar("nll_loss", nll_loss, ntokens, round=3)
+        total = totals(logging_outputs)
+        log_bits("loss", total.get("loss", 0), total.get("sample_size", 0))
+        log_bits("nll_loss", total.get("nll_loss", 0), total.get("ntokens", 0))
         metrics.log_derived("ppl", perplexity_of("nll_loss"))
-        targets = total("total")
-        if targets:
-            metrics.log_scalar("total", targets)
-            metrics.log_scalar("n_correct", total("n_correct"))
+        if total.get("total"):
+            metrics.log_scalar("total", total["total"])
+            metrics.log_scalar("n_correct", total["n_correct"])
             metrics.log_derived("accuracy", _accuracy)
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """Return True: every figure is a sum."""
-        return True
 
 
 def _accuracy(meters: Mapping[str, Any]) -> float:

@@ -5,7 +5,6 @@ Shapes: N predicted positions.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +14,13 @@ from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions import register_criterion
 from fairseq.criterions.base import (
     BITS_A_TOKEN,
-    FairseqCriterion,
     LossBackend,
-    perplexity_of,
+    SummingCriterion,
+    log_predicted,
     predicted_positions,
     table_predictions,
+    totals,
 )
-from fairseq.logging import metrics
 from fairseq.protocols import LoggingOutput, Model, Sample, Task
 
 
@@ -35,7 +34,7 @@ class MaskedLmConfig(FairseqDataclass):
 
 
 @register_criterion("masked_lm", dataclass=MaskedLmConfig)
-class MaskedLmLoss(FairseqCriterion):
+class MaskedLmLoss(SummingCriterion):
     """Sum of ``-log p(target)`` over the predicted positions, in nats.
 
     Source: Devlin et al. 2019, section 3.1.
@@ -49,16 +48,9 @@ class MaskedLmLoss(FairseqCriterion):
     def forward(
         self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Compute the loss of a batch.
+        """See the base class; ``sample_size`` is the number of predicted positions.
 
-        Args:
-            model: the model; one of a plug-in is asked for its logits at ``masked_tokens``.
-            sample: the batch.
-            reduce: return the sum; otherwise the loss of every predicted position.
-
-        Returns:
-            ``(loss, sample_size, logging_output)``; ``sample_size`` is the number of predicted
-            positions.
+        A model of a plug-in is asked for its logits at ``masked_tokens``.
         """
         positions_N = predicted_positions(sample, self.padding_idx)
         target_N = sample["target"].reshape(-1)[positions_N]
@@ -76,13 +68,4 @@ class MaskedLmLoss(FairseqCriterion):
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None:
         """Log the loss in bits per predicted position, and the perplexity."""
-        loss_sum = sum(log.get("loss", 0) for log in logging_outputs)
-        sample_size = sum(log.get("sample_size", 0) for log in logging_outputs)
-        loss = loss_sum / sample_size / math.log(2) if sample_size else 0.0
-        metrics.log_scalar("loss", loss, sample_size, round=3)
-        metrics.log_derived("ppl", perplexity_of("loss"))
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """Return True: every figure is a sum."""
-        return True
+        log_predicted(totals(logging_outputs))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fairseq.config.schema import option
 from fairseq.criterions import register_criterion
+from fairseq.criterions.base import totals
 from fairseq.criterions.masked_lm import MaskedLmConfig, MaskedLmLoss
 from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import require_file
@@ -80,7 +81,6 @@ class MaskedLmAdversarial(MaskedLmLoss):
     def forward(
         self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Compute the loss of a batch; see :class:`~fairseq.criterions.masked_lm.MaskedLmLoss`."""
         loss, size, log = super().forward(model, sample, reduce)
         if model.training:
             error = self._error(model, sample["target"].device)
@@ -113,10 +113,9 @@ class MaskedLmAdversarial(MaskedLmLoss):
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
         """Log the loss of the language model in bits and, in training, the error of the head."""
         super().reduce_metrics(logging_outputs)
-        size = sum(log.get("adversarial_size", 0) for log in logging_outputs)
-        if size:
-            error = sum(log.get("adversarial", 0) for log in logging_outputs) / size
-            metrics.log_scalar("adversarial", error, size, round=4)
+        total = totals(logging_outputs)
+        if size := total.get("adversarial_size"):
+            metrics.log_scalar("adversarial", total["adversarial"] / size, size, round=4)
 
 
 def _read(folder: Path, dictionary: Dictionary) -> tuple[list[Tensor], list[int]]:

@@ -5,7 +5,6 @@ Shapes: B rows, T time, N masked positions, W words of the source, V dictionary,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,10 +17,11 @@ from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions import register_criterion
 from fairseq.criterions.base import (
     BITS_A_TOKEN,
-    FairseqCriterion,
-    perplexity_of,
+    SummingCriterion,
+    log_predicted,
     predicted_positions,
     table_predictions,
+    totals,
 )
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
@@ -54,7 +54,7 @@ class MaskedLmTruthConfig(FairseqDataclass):
 
 
 @register_criterion("masked_lm_truth", dataclass=MaskedLmTruthConfig)
-class MaskedLmTruthCriterion(FairseqCriterion):
+class MaskedLmTruthCriterion(SummingCriterion):
     """The loss of ``masked_lm``; in validation also its distance from the best loss there is.
 
     Over the distribution q of a masked word given all shown ones: cross-entropy ``ce`` =
@@ -79,11 +79,7 @@ class MaskedLmTruthCriterion(FairseqCriterion):
     def forward(
         self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Compute the loss of a batch.
-
-        Returns:
-            ``(loss, sample_size, logging_output)``; ``sample_size`` is the number of masked
-            positions.
+        """See the base class; ``sample_size`` is the number of masked positions.
 
         Raises:
             ConfigError: if a predicted word is not hidden by the mask.
@@ -151,24 +147,16 @@ class MaskedLmTruthCriterion(FairseqCriterion):
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None:
         """Log the loss in bits, its perplexity, and the figures of the class in nats."""
-        loss_sum = sum(log.get("loss", 0) for log in logging_outputs)
-        sample_size = sum(log.get("sample_size", 0) for log in logging_outputs)
-        loss = loss_sum / sample_size / math.log(2) if sample_size else 0.0
-        metrics.log_scalar("loss", loss, sample_size, round=3)
-        metrics.log_derived("ppl", perplexity_of("loss"))
+        total = totals(logging_outputs, "_truth")
+        log_predicted(total)
         tables = [log["_truth"] for log in logging_outputs if "_truth" in log]
         if not tables:
             return
         metrics.log_concat_tensor("_truth", torch.cat([table.cpu() for table in tables]))
-        metrics.log_scalar_sum("clamped", sum(log.get("clamped", 0) for log in logging_outputs))
+        metrics.log_scalar_sum("clamped", total.get("clamped", 0))
         for column in range(1, len(COLUMNS)):
             for place, suffix in enumerate(("macro", "macro_se", "micro", "micro_se")):
                 metrics.log_derived(f"{COLUMNS[column]}_{suffix}", _mean_of(column, place))
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """Return True: tables of sentences are joined, the rest is summed."""
-        return True
 
 
 def _by_sentence(figures: np.ndarray, rows_N: np.ndarray) -> Tensor:

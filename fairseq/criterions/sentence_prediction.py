@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions import register_criterion
-from fairseq.criterions.base import BITS_A_SENTENCE, FairseqCriterion
+from fairseq.criterions.base import BITS_A_SENTENCE, SummingCriterion, totals
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
 from fairseq.modules.flops import TRAINING, matrix_entries
@@ -46,7 +46,7 @@ class SentencePredictionConfig(FairseqDataclass):
 
 
 @register_criterion("sentence_prediction", dataclass=SentencePredictionConfig)
-class SentencePredictionCriterion(FairseqCriterion):
+class SentencePredictionCriterion(SummingCriterion):
     """Sum over sentences of ``-log p(class)``, or of squared errors, in nats.
 
     Args:
@@ -73,10 +73,7 @@ class SentencePredictionCriterion(FairseqCriterion):
     def forward(
         self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Compute the loss of a batch.
-
-        Returns:
-            ``(loss, sample_size, logging_output)``; ``sample_size`` is the number of targets.
+        """See the base class; ``sample_size`` is the number of targets.
 
         Raises:
             ConfigError: if the model has no such classification head, or the data no labels.
@@ -119,7 +116,7 @@ class SentencePredictionCriterion(FairseqCriterion):
         return loss, sample_size, log
 
     def extra_flops(self) -> int:
-        """See the base class: those of the classification head."""
+        """Return those of the classification head."""
         return self._extra_flops
 
     def _counts(self, predicted: Tensor, targets: Tensor) -> dict[str, Any]:
@@ -139,21 +136,8 @@ class SentencePredictionCriterion(FairseqCriterion):
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None:
         """Log the loss in bits and what was asked for, in percent."""
-        total = {
-            key: sum(log.get(key, 0) for log in logging_outputs)
-            for key in {key: None for log in logging_outputs for key in log}
-            if key != "_pairs"
-        }
-        size, tokens = total.get("sample_size", 0), total.get("ntokens", 0)
-        bits = total.get("loss", 0) / math.log(2)
-        metrics.log_scalar("loss", bits / size if size else 0.0, size, round=3)
-        if size != tokens:
-            metrics.log_scalar("nll_loss", bits / tokens if tokens else 0.0, tokens, round=3)
-        sentences = total.get("nsentences", 0)
-        if "ncorrect" in total and sentences:
-            metrics.log_scalar(
-                "accuracy", 100.0 * total["ncorrect"] / sentences, sentences, round=1
-            )
+        total = totals(logging_outputs, "_pairs")
+        log_sentences(total)
         _log_counts(total)
         pairs = [log["_pairs"] for log in logging_outputs if "_pairs" in log]
         if pairs:
@@ -161,10 +145,17 @@ class SentencePredictionCriterion(FairseqCriterion):
             for name in ("pearson_and_spearman", "pearson", "spearman"):
                 metrics.log_derived(name, _correlation(name))
 
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """Return True: every figure is a sum (a regression's predictions are gathered)."""
-        return True
+
+def log_sentences(total: Mapping[str, Any]) -> None:
+    """Log the loss in bits, per token too where that is something else, and the accuracy."""
+    size, tokens = total.get("sample_size", 0), total.get("ntokens", 0)
+    bits = total.get("loss", 0) / math.log(2)
+    metrics.log_scalar("loss", bits / size if size else 0.0, size, round=3)
+    if size != tokens:
+        metrics.log_scalar("nll_loss", bits / tokens if tokens else 0.0, tokens, round=3)
+    sentences = total.get("nsentences", 0)
+    if "ncorrect" in total and sentences:
+        metrics.log_scalar("accuracy", 100.0 * total["ncorrect"] / sentences, sentences, round=1)
 
 
 def _log_counts(total: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ Shapes: B sentences, K options.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +15,9 @@ from torch import Tensor
 
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.criterions import register_criterion
-from fairseq.criterions.base import BITS_A_SENTENCE, FairseqCriterion
+from fairseq.criterions.base import BITS_A_SENTENCE, SummingCriterion, totals
+from fairseq.criterions.sentence_prediction import log_sentences
 from fairseq.errors import ConfigError
-from fairseq.logging import metrics
 from fairseq.protocols import LoggingOutput, Model, Task
 
 
@@ -35,7 +34,7 @@ class SentenceRankingConfig(FairseqDataclass):
 
 
 @register_criterion("sentence_ranking", dataclass=SentenceRankingConfig)
-class SentenceRankingCriterion(FairseqCriterion):
+class SentenceRankingCriterion(SummingCriterion):
     """Sum over sentences of ``-log p(right option)``, in nats.
 
     Args:
@@ -58,10 +57,7 @@ class SentenceRankingCriterion(FairseqCriterion):
     def forward(
         self, model: Model, sample: Mapping[str, Any], reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Compute the loss of a batch with ``net_input1`` to ``net_inputK``.
-
-        Returns:
-            ``(loss, sample_size, logging_output)``; ``sample_size`` is the number of sentences.
+        """See the base class; batches hold ``net_input1`` to ``net_inputK``.
 
         Raises:
             ConfigError: if the model has no such head, or the data no labels.
@@ -100,16 +96,4 @@ class SentenceRankingCriterion(FairseqCriterion):
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None:
         """Log the loss in bits and the accuracy in percent."""
-        names = ("loss", "ntokens", "nsentences", "sample_size", "ncorrect")
-        total = {name: sum(log.get(name, 0) for log in logging_outputs) for name in names}
-        size, tokens, bits = total["sample_size"], total["ntokens"], total["loss"] / math.log(2)
-        metrics.log_scalar("loss", bits / size if size else 0.0, size, round=3)
-        if size != tokens:
-            metrics.log_scalar("nll_loss", bits / tokens if tokens else 0.0, tokens, round=3)
-        if size:
-            metrics.log_scalar("accuracy", 100.0 * total["ncorrect"] / size, size, round=1)
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """Return True: every figure is a sum."""
-        return True
+        log_sentences(totals(logging_outputs))
