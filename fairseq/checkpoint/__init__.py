@@ -247,9 +247,6 @@ def with_suffix(path: str, suffix: str) -> str:
 def checkpoint_to_start_from(cfg: CheckpointConfig) -> tuple[str, dict[str, bool]]:
     """Return the file a run starts from and what of it is not taken over.
 
-    Args:
-        cfg: the checkpoint section.
-
     Raises:
         MissingFileError: if a file that the user named does not exist.
     """

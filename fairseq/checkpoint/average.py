@@ -19,9 +19,6 @@ def average_checkpoints(inputs: Sequence[str]) -> dict[str, Any]:
 
     Sums are formed in fp32 (fp64 for fp64 weights); integer tensors are divided without remainder.
 
-    Args:
-        inputs: checkpoint files of one model.
-
     Raises:
         CheckpointError: if their tensors have different names or shapes.
     """

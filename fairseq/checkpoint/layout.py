@@ -202,7 +202,9 @@ def _config_of(
             nested["dataset"].pop(name, None)
         if nested["dataset"].get("data_rng", "auto") == "auto":
             nested["dataset"]["data_rng"] = data_rng_of(state)
-        _name_the_model(nested)
+        model = nested.get("model")
+        if isinstance(model, dict) and not model.get("_name"):
+            model["_name"] = model.get("arch")
         return _make(stated, nested)
     if isinstance(state.get("args"), argparse.Namespace):
         old = _old_args(vars(state["args"]))
@@ -223,12 +225,6 @@ def _make(flat: dict[str, Any], nested: dict[str, Any]) -> FairseqConfig:
             logger.warning("the checkpoint's %s '%s' is not known here", flag, name)
             del sections[section]
     return options.make_config(flat, sections, strict=False, settle=False)
-
-
-def _name_the_model(nested: dict[str, Any]) -> None:
-    model = nested.get("model")
-    if isinstance(model, dict) and not model.get("_name"):
-        model["_name"] = model.get("arch")
 
 
 def _old_args(values: Mapping[str, Any]) -> dict[str, Any]:

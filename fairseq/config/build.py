@@ -203,15 +203,7 @@ def _check_keys(
     config: FairseqDataclass,
     strict: bool,
 ) -> list[str]:
-    """Return the keys that ``config`` lacks; refuse them, and missing values, if ``strict``.
-
-    Args:
-        section: its name.
-        from_section: what the nested configuration says in it.
-        stated: the same, after the flags had their say.
-        config: the result.
-        strict: whether a surplus key is an error.
-    """
+    """Return the keys that ``config`` lacks; refuse them, and missing values, if ``strict``."""
     known = {field.name for field, _ in public_fields(type(config))}
     surplus = [key for key in from_section if key not in known and not key.startswith("_")]
     if strict:

@@ -217,12 +217,7 @@ def upgrade_args(
 
 
 def downgrade(values: Mapping[str, object], section: str) -> Values:
-    """Return the old names of one section with the values the original expects.
-
-    Args:
-        values: new names of a section, complete.
-        section: the section's name.
-    """
+    """Return the old names of one section with the values the original expects."""
     if section == "model" and "decoder_layers" in values:  # the original has flags for the rest
         said = {new: values[new] for new, usual in _OF_DECODERS.items() if values[new] != usual}
         return {**said, **_alibi_decoder(values)}

@@ -83,11 +83,6 @@ def _composed(
 ) -> tuple[dict[str, Any], bool]:
     """Return what a recipe amounts to, and whether it keeps to the section of its folder.
 
-    Args:
-        file: the recipe.
-        above: the recipes that led to this one.
-        included: all that were read so far, repetitions too.
-
     Raises:
         ConfigError: as above, or if recipes include each other in a circle or without end.
     """

@@ -92,10 +92,6 @@ class ContrastiveWeightTyingCriterion(SummingCriterion):
 
     Every id but padding is predicted and told apart, also end-of-sentence.
 
-    Args:
-        cfg: the settings.
-        task: whose targets are predicted.
-
     Attributes:
         projection: the learned map, None without one.
 

@@ -84,10 +84,6 @@ class DistillationCriterion(SummingCriterion):
 
     Without a teacher (it is attached when a run is set up) only the student's loss is computed.
 
-    Args:
-        cfg: the settings.
-        task: whose targets are predicted.
-
     Attributes:
         projections: learned maps from the student's width to the teacher's, where they differ.
 

@@ -93,9 +93,6 @@ def outlive_stop_signals(worker: int = 0) -> None:
 
     Schedulers send their signal to every process, but the trainer still needs its workers for the
     update it is in. For ``worker_init_fn``: the trainer ends them when it is done.
-
-    Args:
-        worker: number of the worker; not needed.
     """
 
     def delay(number: int, frame: FrameType | None) -> None:

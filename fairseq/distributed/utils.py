@@ -78,6 +78,13 @@ def all_reduce(tensor: Tensor, group: object = None, op: str = "sum") -> Tensor:
     return tensor
 
 
+def longest(duration: float, device: torch.device) -> float:
+    """Return the longest duration of any process, the same on all of them."""
+    if get_world_size() == 1:
+        return duration
+    return float(all_reduce(torch.tensor(duration, dtype=torch.float64, device=device), op="max"))
+
+
 def sum_over_processes(data: Mapping[str, object], device: torch.device) -> dict[str, Any]:
     """Add up a dict of numbers over all processes, in one message of float64.
 
@@ -196,10 +203,6 @@ def meeting(cfg: DistributedTrainingConfig) -> DistributedTrainingConfig:
 def init_process_group(cfg: DistributedTrainingConfig, device: torch.device) -> int:
     """Join the other processes.
 
-    Args:
-        cfg: the distributed section, complete.
-        device: where this process computes.
-
     Returns:
         the rank of this process.
 
@@ -208,14 +211,16 @@ def init_process_group(cfg: DistributedTrainingConfig, device: torch.device) -> 
     """
     if is_initialized():
         return get_rank()
-    backend = backend_for(cfg.distributed_backend, device)
+    backend, seconds = backend_for(cfg.distributed_backend, device), cfg.heartbeat_timeout
     try:
         dist.init_process_group(
             backend,
             init_method=cfg.distributed_init_method,
             world_size=cfg.distributed_world_size,
             rank=-1 if cfg.distributed_rank is None else cfg.distributed_rank,
-            timeout=datetime.timedelta(minutes=_timeout_minutes(cfg)),
+            timeout=datetime.timedelta(
+                minutes=seconds / 60 if seconds and seconds > 0 else TIMEOUT_MINUTES
+            ),
         )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
@@ -224,11 +229,6 @@ def init_process_group(cfg: DistributedTrainingConfig, device: torch.device) -> 
     if get_rank() != 0:
         logging.getLogger().setLevel(logging.WARNING)
     return get_rank()
-
-
-def _timeout_minutes(cfg: Settings) -> float:
-    seconds = getattr(cfg, "heartbeat_timeout", -1)
-    return seconds / 60 if seconds and seconds > 0 else TIMEOUT_MINUTES
 
 
 def _spawned(index: int, main: Callable[..., object], cfg: FairseqConfig, start_rank: int) -> None:

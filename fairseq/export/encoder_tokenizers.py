@@ -26,10 +26,6 @@ _NAMES = ("cls_token", "pad_token", "eos_token", "unk_token", "mask_token")
 def content_of(tokenizer: object, source: Path) -> dict[str, Any]:
     """Return what a loaded tokenizer does, as the content of a ``tokenizer.json``.
 
-    Args:
-        tokenizer: of transformers.
-        source: where it came from.
-
     Returns:
         the content, with its added tokens apart: ``special`` are those that have a role.
 

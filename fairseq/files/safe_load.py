@@ -181,9 +181,6 @@ def verify_zip(path: PathLike) -> None:
 def safe_load(path: PathLike) -> Any:
     """Load a ``torch.save`` file, new or old format, onto the CPU.
 
-    Args:
-        path: the file.
-
     Returns:
         its content; foreign containers as plain dicts and lists.
 

@@ -199,10 +199,6 @@ def map_blocks(
 def chunk_spans(path: PathLike, num_workers: int) -> list[Span]:
     """Cut a file into spans of whole lines, a few for each worker, that memory hardly notices.
 
-    Args:
-        path: the text file.
-        num_workers: processes that share them.
-
     Raises:
         MissingFileError: if the file is absent or unreadable.
     """

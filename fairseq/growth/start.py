@@ -189,7 +189,8 @@ def grow_loaded(
     source = read_source(path, content, task)
     check_operator(source, cfg.model)
     reason = method.check(source.config, cfg.model, options)
-    logger.info("grown by %s from %s: %s", name, os.path.basename(path), _verdict(reason))
+    verdict = "the same function" if reason is None else f"not exact: {reason}"
+    logger.info("grown by %s from %s: %s", name, os.path.basename(path), verdict)
     carried = None
     if settings.grow_optimizer == "asymmetric":
         carried = _carried(
@@ -214,10 +215,6 @@ def _carried(
         raise ConfigError(f"{FLAG}: the source {what}: use --grow-optimizer reset")
     shapes = {name: x.shape for name, x in source.state.items()}
     return Carried(last["optimizer_name"], saved, shapes, inherited_layers(source.state, grow))
-
-
-def _verdict(reason: str | None) -> str:
-    return "the same function" if reason is None else f"not exact: {reason}"
 
 
 def recall_source(cfg: FairseqConfig, loaded: tuple[str, dict[str, Any]] | None) -> FairseqConfig:

@@ -136,9 +136,6 @@ def interface_of(model_class: Any, folder: str, file: str, data: str, **kwargs: 
 def load_archive_file(archive_file: str) -> str:
     """Return the folder of a model: as given, unpacked, or fetched and unpacked.
 
-    Args:
-        archive_file: folder, archive or URL.
-
     Raises:
         MissingFileError: if it is nowhere.
         CheckpointError: if the archive is damaged or unsafe.

@@ -287,11 +287,7 @@ class StopwatchMeter(Meter):
 
 
 class ConcatTensorMeter(Meter):
-    """Tensors joined along one dimension, for metrics that need every prediction at once.
-
-    Args:
-        dim: the dimension that grows.
-    """
+    """Tensors joined along one dimension, for metrics that need every prediction at once."""
 
     def __init__(self, dim: int = 0) -> None:
         self.dim = dim

@@ -95,9 +95,6 @@ class EMA:
         """Return the decay in force."""
         return self.decay
 
-    def _set_decay(self, decay: float) -> None:
-        self.decay = decay
-
     def step(self, new_model: nn.Module, updates: int | None = None) -> None:
         """Take the weights of ``new_model`` into the average.
 
@@ -106,10 +103,8 @@ class EMA:
             updates: number of updates done; needed for ``ema_start_update``.
         """
         if updates is not None:
-            self._set_decay(
-                # a decay of 0 copies the weights: until then the average is the model itself
-                0.0 if updates < self.config.ema_start_update else self.config.ema_decay
-            )
+            # a decay of 0 copies the weights: until then the average is the model itself
+            self.decay = 0.0 if updates < self.config.ema_start_update else self.config.ema_decay
         if self.config.ema_update_freq > 1:
             self.update_freq_counter += 1
             if self.update_freq_counter < self.config.ema_update_freq:

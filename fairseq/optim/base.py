@@ -31,9 +31,6 @@ class FairseqOptimizer:
 
     A subclass sets ``self._optimizer`` to a ``torch.optim.Optimizer`` in its constructor.
 
-    Args:
-        cfg: the configuration of the optimizer.
-
     Attributes:
         splits_by_name: parameters are treated by their names, see :meth:`settings_by_name`.
     """

@@ -68,9 +68,6 @@ class DynamicLossScaler:
     def check_overflow(self, grad_norm: float | Tensor) -> None:
         """Raise if the norm of the gradients says that an fp16 number overflowed.
 
-        Args:
-            grad_norm: the norm over all gradients.
-
         Raises:
             OverflowError: the batch is to be skipped; the scale is already the new one.
             FloatingPointError: the scale cannot fall any further.

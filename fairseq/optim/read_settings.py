@@ -66,13 +66,7 @@ def learning_rates(cfg: object) -> list[float]:
 
 
 def setting(cfg: object, path: str, default: object = None) -> Any:
-    """Return ``cfg.a.b`` for the path ``"a.b"``, or ``default`` where something is missing or None.
-
-    Args:
-        cfg: nested configuration objects, namespaces or mappings.
-        path: names joined by dots.
-        default: the value of an absent setting.
-    """
+    """Return ``cfg.a.b`` for the path ``"a.b"``; ``default`` if something is missing or None."""
     value = cfg
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)

@@ -19,11 +19,6 @@ _FRAME, _FOREIGN = -2, -3
 class Truth:
     """What a perfect model would answer.
 
-    Args:
-        source: where the sentences come from.
-        dictionary: holds all of its words.
-        mask: id that hides a word.
-
     Attributes:
         ids_W: int64 (W,), the dictionary's id of each word.
 

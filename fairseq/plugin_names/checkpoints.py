@@ -112,9 +112,6 @@ def load_pretrained_component_from_model(
 def load_ema_from_checkpoint(path: str) -> dict[str, Any]:
     """Return a checkpoint of a run with ``--store-ema``, its model replaced by the average.
 
-    Args:
-        path: the file.
-
     Returns:
         its content, upgraded; the weights are fp32, also those of half-precision models.
 

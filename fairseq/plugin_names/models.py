@@ -34,12 +34,7 @@ FairseqModel = FairseqEncoderDecoderModel  # its name of old
 
 
 class FairseqMultiModel(BaseFairseqModel):
-    """Pairs of encoders and decoders, by name.
-
-    Args:
-        encoders: by name.
-        decoders: by the same names.
-    """
+    """Pairs of encoders and decoders, by name."""
 
     def __init__(
         self, encoders: Mapping[str, FairseqEncoder], decoders: Mapping[str, FairseqDecoder]

@@ -20,11 +20,7 @@ __all__ = ["SCORER_DATACLASS_REGISTRY", "SCORER_REGISTRY", "BaseScorer", "build_
 
 
 class BaseScorer(ABC):
-    """Collects pairs of texts and says how alike they are.
-
-    Args:
-        cfg: the settings.
-    """
+    """Collects pairs of texts and says how alike they are."""
 
     def __init__(self, cfg: Settings) -> None:
         self.cfg = cfg

@@ -19,26 +19,6 @@ from fairseq.plugin_names.transformer.layers import TransformerSentenceEncoderLa
 class TransformerSentenceEncoder(nn.Module):
     """Token, position and segment embeddings, a norm, and layers.
 
-    Args:
-        padding_idx: id of the pad symbol.
-        vocab_size: rows of the table.
-        num_encoder_layers: layers.
-        embedding_dim: C.
-        ffn_embedding_dim: channels inside the feed-forward networks.
-        num_attention_heads: heads.
-        dropout: on hidden states.
-        attention_dropout: on attention weights.
-        activation_dropout: inside the feed-forward networks.
-        layerdrop: probability of leaving a layer out.
-        max_seq_len: longest input.
-        num_segments: segment embeddings; 0 for none.
-        use_position_embeddings: tokens know where they stand.
-        encoder_normalize_before: normalise the embeddings.
-        apply_bert_init: draw all weights as BERT's.
-        activation_fn: of the feed-forward networks.
-        learned_pos_embedding: positions are learned, not sinusoidal.
-        **unused: for old callers.
-
     Source: Devlin et al. 2019, section 3.
     """
 

@@ -148,10 +148,6 @@ def run_names(paths: Sequence[Path]) -> list[str]:
 def load_run(folder: Path, name: str) -> Run:
     """Read one run folder, which may have no record yet.
 
-    Args:
-        folder: the run folder.
-        name: what to call it.
-
     Raises:
         MissingFileError: if the folder or its ``metrics.jsonl`` is missing.
     """

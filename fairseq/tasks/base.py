@@ -140,7 +140,17 @@ class FairseqTask:
     def load_dataset(
         self, split: str, combine: bool = False, task_cfg: Settings | None = None, **kwargs: Any
     ) -> None:
-        """Load a split into ``self.datasets``."""
+        """Load a split into ``self.datasets``.
+
+        Args:
+            split: its name, also that of its files.
+            combine: also read ``split1``, ``split2``, ...
+            task_cfg: other settings than those of the task; no task of the house reads it.
+            **kwargs: ``epoch`` chooses the folder of data that are spread over several.
+
+        Raises:
+            DataError: if files are missing, damaged, or do not fit each other or the dictionary.
+        """
         raise NotImplementedError
 
     def dataset(self, split: str) -> Any:

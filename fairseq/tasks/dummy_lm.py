@@ -18,7 +18,7 @@ from fairseq.data.storage.dictionary import Dictionary
 from fairseq.protocols import Model
 from fairseq.rng import philox
 from fairseq.tasks import register_task
-from fairseq.tasks.base import FairseqTask
+from fairseq.tasks.one_dictionary import OneDictionaryTask
 
 
 @dataclass
@@ -72,11 +72,8 @@ class RandomLines:
         return torch.from_numpy(tokens_T)
 
 
-class DummyTask(FairseqTask):
+class DummyTask(OneDictionaryTask):
     """Base of the tasks of this module.
-
-    Args:
-        cfg: the settings.
 
     Attributes:
         dictionary: ``word0``, ``word1`` and so on.
@@ -103,23 +100,12 @@ class DummyTask(FairseqTask):
             include_targets=include_targets,
         )
 
-    @property
-    def source_dictionary(self) -> Dictionary:
-        """Return the dictionary."""
-        return self.dictionary
-
-    @property
-    def target_dictionary(self) -> Dictionary:
-        """Return the same dictionary."""
-        return self.dictionary
-
 
 @register_task("dummy_lm", dataclass=DummyLMConfig)
 class DummyLMTask(DummyTask):
     """Predict the next of random tokens."""
 
     def load_dataset(self, split: str, combine: bool = False, *args: Any, **kwargs: Any) -> None:
-        """Make a split; other arguments do not matter."""
         cfg = self.cfg
         length = cfg.tokens_per_sample - cfg.add_bos_token
         blocks = self.blocks(split, length, include_targets=True)
@@ -148,7 +134,6 @@ class DummyMaskedLMTask(DummyTask):
         self.mask_idx = self.dictionary.add_symbol(self.dictionary.mask_word)
 
     def load_dataset(self, split: str, combine: bool = False, *args: Any, **kwargs: Any) -> None:
-        """Make a split; other arguments do not matter."""
         cfg, dictionary = self.cfg, self.dictionary
         blocks = PrependTokenDataset(
             self.blocks(split, cfg.tokens_per_sample - 1, include_targets=False), dictionary.bos()
@@ -163,9 +148,7 @@ class DummyMaskedLMTask(DummyTask):
         )
 
     def begin_epoch(self, epoch: int, model: Model) -> None:
-        """Tell the model which epoch begins."""
         model.set_epoch(epoch)
 
     def max_positions(self) -> int:
-        """Return the longest block."""
         return self.cfg.tokens_per_sample

@@ -155,18 +155,6 @@ class LanguageModelingTask(FairseqTask):
         epoch: int = 1,
         **kwargs: Any,
     ) -> None:
-        """Load a split.
-
-        Args:
-            split: its name, also that of its files.
-            combine: also read ``split1``, ``split2``, ...
-            task_cfg: unused.
-            epoch: chooses the folder of sharded training data.
-            **kwargs: ignored.
-
-        Raises:
-            DataError: if the files are missing or do not fit the dictionary.
-        """
         cfg, dictionary = self.cfg, self.dictionary
         folder = self.data_folder(split, epoch)
         lines = load_lines(
@@ -272,12 +260,7 @@ class LanguageModelingTask(FairseqTask):
     ) -> Any:
         """Continue the sources of a batch, or score them if the generator is a scorer.
 
-        Args:
-            generator: what :meth:`build_generator` returned.
-            models: the models.
-            sample: the batch.
-            prefix_tokens: int64 (B, T), what the outputs begin with; the sources if None.
-            constraints: refused.
+        What the outputs begin with, ``prefix_tokens`` (B, T), is the sources if None.
         """
         if constraints is not None:
             raise UnsupportedError("constrained generation exists in the original only")
@@ -331,7 +314,6 @@ class LanguageModelingTask(FairseqTask):
         ).next_epoch_itr(shuffle=False)
 
     def fit_dictionary(self, rows: int) -> bool:
-        """See the base class."""
         fitted = self.dictionary.resized(rows)
         if fitted is None or self.cfg.output_dictionary_size >= 0:
             return False
@@ -340,10 +322,8 @@ class LanguageModelingTask(FairseqTask):
 
     @property
     def source_dictionary(self) -> Dictionary:
-        """Return the dictionary of the sources."""
         return self.dictionary
 
     @property
     def target_dictionary(self) -> Dictionary:
-        """Return the dictionary of the targets."""
         return self.output_dictionary

@@ -22,12 +22,7 @@ from fairseq.tasks.dictionaries import fit_dictionary
 
 
 def task_of(content: StateDict, config: FairseqConfig) -> FairseqTask:
-    """Return the task of a checkpoint, for evaluation alone.
-
-    Args:
-        content: of the file, in today's layout.
-        config: its settings.
-    """
+    """Return the task of a checkpoint, for evaluation alone."""
     task: FairseqTask = tasks.setup_task(config.task)
     fit_dictionary(task, vocabulary_of(content))
     task.load_state_dict(content["task_state"] or {})

@@ -41,7 +41,7 @@ from fairseq.data.storage.load import load_lines
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.protocols import Model, Settings
 from fairseq.tasks import register_task
-from fairseq.tasks.base import FairseqTask
+from fairseq.tasks.one_dictionary import MaskTask
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class MaskedLMConfig(FairseqDataclass):
 
 
 @register_task("masked_lm", dataclass=MaskedLMConfig)
-class MaskedLMTask(FairseqTask):
+class MaskedLMTask(MaskTask):
     """Predict hidden tokens.
 
     Args:
@@ -116,8 +116,6 @@ class MaskedLMTask(FairseqTask):
         dictionary: the dictionary of the data; that of the data folder if None.
 
     Attributes:
-        dictionary: with ``<mask>`` as its last entry, unless that is the zero vector.
-        mask_idx: id of ``<mask>``; one past the dictionary where it is the zero vector.
         bpe: the encoder the data were made with; needed to mask whole words.
     """
 
@@ -131,19 +129,8 @@ class MaskedLMTask(FairseqTask):
             )
         if dictionary is None:
             dictionary = self.load_dictionary(os.path.join(self.data_folder("train"), "dict.txt"))
-        self._use(dictionary)
+        self.use_dictionary(dictionary)
         self.bpe: Any = None
-
-    def _use(self, dictionary: Dictionary) -> None:
-        """Take over a dictionary and settle what stands for ``<mask>``."""
-        self.dictionary = dictionary
-        self._adds_mask = not self.cfg.omit_mask and dictionary.mask_word not in dictionary
-        if self._adds_mask:
-            dictionary.add_symbol(dictionary.mask_word)
-        # a zero mask lies one past the embedding table
-        self.mask_idx = (
-            len(dictionary) if self.cfg.omit_mask else dictionary.index(dictionary.mask_word)
-        )
 
     @classmethod
     def setup_task(cls, cfg: MaskedLMConfig, **kwargs: Any) -> MaskedLMTask:
@@ -160,18 +147,6 @@ class MaskedLMTask(FairseqTask):
         epoch: int = 1,
         **kwargs: Any,
     ) -> None:
-        """Load a split.
-
-        Args:
-            split: its name, also that of its files.
-            combine: also read ``split1``, ``split2``, ...
-            task_cfg: unused.
-            epoch: chooses the folder of sharded training data.
-            **kwargs: ignored.
-
-        Raises:
-            DataError: if the files are missing or do not fit the dictionary.
-        """
         blocks = self.unmasked_blocks(split, epoch, combine)
         cfg = self.cfg
         self.datasets[split] = MaskedLMDataset(
@@ -314,36 +289,13 @@ class MaskedLMTask(FairseqTask):
         return SortDataset(dataset, sizes) if sort else dataset
 
     def documents_of(self, tokens_BT: Tensor) -> Tensor | None:
-        """Return the number of each token's document, int64 (B, T); None if all is one."""
         if not self.cfg.document_mask:
             return None
         dictionary = self.dictionary
         return number_documents(tokens_BT, eos=dictionary.eos(), pad=dictionary.pad())
 
-    def fit_dictionary(self, rows: int) -> bool:
-        """See the base class; ``<mask>`` stays the last entry, or one past it."""
-        without = (self.dictionary.mask_word,) if self._adds_mask else ()
-        # fillers go in front of <mask>, which checkpoints have in their last row
-        fitted = self.dictionary.resized(rows - len(without), without)
-        if fitted is None:
-            return False
-        self._use(fitted)
-        return True
-
     def begin_epoch(self, epoch: int, model: Model) -> None:
-        """Tell the model which epoch begins."""
         model.set_epoch(epoch)
 
     def max_positions(self) -> int:
-        """Return the longest block."""
         return self.cfg.tokens_per_sample
-
-    @property
-    def source_dictionary(self) -> Dictionary:
-        """Return the dictionary, ``<mask>`` included unless it is the zero vector."""
-        return self.dictionary
-
-    @property
-    def target_dictionary(self) -> Dictionary:
-        """Return the same dictionary."""
-        return self.dictionary

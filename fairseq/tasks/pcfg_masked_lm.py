@@ -25,7 +25,7 @@ from fairseq.pcfg.source import Source, load_source
 from fairseq.protocols import Model
 from fairseq.rng import philox
 from fairseq.tasks import register_task
-from fairseq.tasks.base import FairseqTask
+from fairseq.tasks.one_dictionary import OneDictionaryTask
 
 _CHUNK = 64  # neighbours that are drawn together; part of what a seed means
 
@@ -133,7 +133,7 @@ class StreamDataset(OwnSizes, FairseqDataset):
 
 
 @register_task("pcfg_masked_lm", dataclass=PcfgMaskedLMConfig)
-class PcfgMaskedLMTask(FairseqTask):
+class PcfgMaskedLMTask(OneDictionaryTask):
     """Predict hidden words of sentences that are drawn on the way.
 
     Attributes:
@@ -155,7 +155,6 @@ class PcfgMaskedLMTask(FairseqTask):
         self.mask_idx = self.dictionary.add_symbol(self.dictionary.mask_word)
 
     def load_dataset(self, split: str, combine: bool = False, *args: Any, **kwargs: Any) -> None:
-        """Open a stream; other arguments do not matter."""
         endless = split == self.train_split
         count = self.cfg.epoch_sentences if endless else self.cfg.valid_sentences
         self.datasets[split] = StreamDataset(
@@ -163,19 +162,7 @@ class PcfgMaskedLMTask(FairseqTask):
         )
 
     def begin_epoch(self, epoch: int, model: Model) -> None:
-        """Tell the model which epoch begins."""
         model.set_epoch(epoch)
 
     def max_positions(self) -> int:
-        """Return the longest sentence, <s> and </s> included."""
         return self.cfg.tokens_per_sample
-
-    @property
-    def source_dictionary(self) -> Dictionary:
-        """Return the dictionary."""
-        return self.dictionary
-
-    @property
-    def target_dictionary(self) -> Dictionary:
-        """Return the same dictionary."""
-        return self.dictionary

@@ -38,7 +38,7 @@ from fairseq.errors import ConfigError, DataError, UnsupportedError
 from fairseq.files.io import require_file
 from fairseq.protocols import Settings
 from fairseq.tasks import register_task
-from fairseq.tasks.base import FairseqTask
+from fairseq.tasks.one_dictionary import MaskTask
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class SentencePredictionConfig(FairseqDataclass):
 
 
 @register_task("sentence_prediction", dataclass=SentencePredictionConfig)
-class SentencePredictionTask(FairseqTask):
+class SentencePredictionTask(MaskTask):
     """Predict a class, or numbers, from one or two sentences.
 
     Args:
@@ -86,10 +86,6 @@ class SentencePredictionTask(FairseqTask):
     Raises:
         ConfigError: if a token to put in front is not in the dictionary.
         UnsupportedError: for ``d2v2_multi``.
-
-    Attributes:
-        dictionary: of the inputs, ``<mask>`` included unless it is the zero vector.
-        mask_idx: id of ``<mask>``; one past the dictionary where it is the zero vector.
     """
 
     cfg: SentencePredictionConfig
@@ -105,7 +101,7 @@ class SentencePredictionTask(FairseqTask):
             raise UnsupportedError("--d2v2-multi belongs to data2vec, which is not supported")
         self._label_dictionary = label_dictionary
         self.segments = 0  # of the model, once it is built
-        self._use(data_dictionary)
+        self.use_dictionary(data_dictionary)
         for name in ("init_token", "separator_token"):
             token = getattr(cfg, name)
             if token is not None and not 0 <= token < len(data_dictionary):
@@ -113,14 +109,6 @@ class SentencePredictionTask(FairseqTask):
                     f"--{name.replace('_', '-')} {token} is not in the dictionary of the data, "
                     f"which has {len(data_dictionary)} entries"
                 )
-
-    def _use(self, dictionary: Dictionary) -> None:
-        self.dictionary = dictionary
-        self._adds_mask = not self.cfg.omit_mask and dictionary.mask_word not in dictionary
-        if self._adds_mask:
-            dictionary.add_symbol(dictionary.mask_word)
-        zero = self.cfg.omit_mask
-        self.mask_idx = len(dictionary) if zero else dictionary.index(dictionary.mask_word)
 
     @classmethod
     def setup_task(cls, cfg: SentencePredictionConfig, **kwargs: Any) -> SentencePredictionTask:
@@ -163,18 +151,6 @@ class SentencePredictionTask(FairseqTask):
         epoch: int = 1,
         **kwargs: Any,
     ) -> None:
-        """Load a split.
-
-        Args:
-            split: its name, also that of its files.
-            combine: also read ``split1``, ``split2``, ...
-            task_cfg: unused.
-            epoch: unused: the data are not sharded.
-            **kwargs: ignored.
-
-        Raises:
-            DataError: if files are missing, damaged, or do not fit each other.
-        """
         cfg = self.cfg
         first = self._inputs("input0", split, combine)
         if first is None:
@@ -357,31 +333,11 @@ class SentencePredictionTask(FairseqTask):
         """Return how many numbers the classification head puts out."""
         return self.cfg.num_classes
 
-    def fit_dictionary(self, rows: int) -> bool:
-        """See the base class; ``<mask>`` stays the last entry, or one past it."""
-        without = (self.dictionary.mask_word,) if self._adds_mask else ()
-        fitted = self.dictionary.resized(rows - len(without), without)
-        if fitted is None:
-            return False
-        self._use(fitted)
-        return True
-
     def max_positions(self) -> int:
-        """Return the longest input."""
         return self.cfg.max_positions
 
-    @property
-    def source_dictionary(self) -> Dictionary:
-        """Return the dictionary of the inputs."""
-        return self.dictionary
-
-    @property
-    def target_dictionary(self) -> Dictionary:
-        """Return the dictionary of the inputs, as the original does."""
-        return self.dictionary
-
     def dictionaries(self) -> dict[str, Any]:
-        """See the base class; the order of the labels is that of the classes."""
+        # the order of the labels is that of the classes
         return {"source": self.dictionary, "labels": self._label_dictionary}
 
     @property

@@ -52,12 +52,6 @@ class SentenceRankingTask(SentencePredictionTask):
 
     @classmethod
     def setup_task(cls, cfg: Any, **kwargs: Any) -> SentenceRankingTask:
-        """Load the dictionary and set up the task.
-
-        Raises:
-            ConfigError: if ``--num-classes`` is missing.
-            MissingFileError: if the dictionary is absent.
-        """
         cfg = settled_alone(cfg)
         if cfg.num_classes < 2:
             raise ConfigError(f"--num-classes is {cfg.num_classes}; give the number of options")
@@ -71,11 +65,7 @@ class SentenceRankingTask(SentencePredictionTask):
         epoch: int = 1,
         **kwargs: Any,
     ) -> None:
-        """Load a split; batches have ``net_input1``, ``net_input2``, ... for the options.
-
-        Raises:
-            DataError: if files are missing, damaged, or do not fit each other.
-        """
+        """See the base class; batches have ``net_input1``, ``net_input2``, ... for the options."""
         names = [f"input{number}" for number in range(self.cfg.num_classes + 1)]
         parts = {name: self._inputs(name, split, combine) for name in names}
         absent = [name for name, part in parts.items() if part is None]

@@ -39,13 +39,6 @@ logger = logging.getLogger(__name__)
 class Teacher:
     """A frozen model with its own device and type.
 
-    Args:
-        model: the model.
-        path: where it comes from.
-        digest: SHA-256 of its file.
-        device: where it runs.
-        dtype: what it runs in.
-
     Attributes:
         facts: path and digest, as checkpoints of its students keep them.
     """

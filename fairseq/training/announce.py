@@ -26,11 +26,7 @@ LOOKED_AT = 100  # batches that stand for all of an epoch
 
 
 class Costs:
-    """Logs what a run costs, and puts the time that is left into its figures.
-
-    Args:
-        trainer: of the run.
-    """
+    """Logs what a run costs, and puts the time that is left into its figures."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer

@@ -13,8 +13,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from fairseq.config.sections import FairseqConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
@@ -262,7 +260,8 @@ def _timed_updates(loop: TrainLoop, groups: Any) -> tuple[float, int, dict[str, 
         if number == 0:
             started, before = now, dict(trainer.progress)
             continue
-        seconds = _agreed(now - started, trainer)
+        # the same on all processes, so that they stop together
+        seconds = distributed_utils.longest(now - started, trainer.device)
         if seconds > MOST or (number >= LEAST and seconds >= ENOUGH):
             break
     names = [name for name in ("tokens", "flops") if name in trainer.progress]
@@ -276,14 +275,6 @@ def _updates(loop: TrainLoop, groups: Any) -> Iterator[list[Any]]:
         loop.trainer.begin_epoch(loop.epoch_itr.epoch)
         yield from groups
         groups = loop.update_groups()
-
-
-def _agreed(seconds: float, trainer: Trainer) -> float:
-    """Return the longest time of any process, so that all of them stop together."""
-    if trainer.world == 1:
-        return seconds
-    total = torch.tensor(seconds, dtype=torch.float64, device=trainer.device)
-    return float(distributed_utils.all_reduce(total, op="max"))
 
 
 def _validation_seconds(loop: TrainLoop) -> float:

@@ -15,10 +15,6 @@ def freeze_parts(model: nn.Module, settings: OptimizationConfig) -> None:
 
     What is frozen gets no gradient, and the optimizer, weight decay included, never sees it.
 
-    Args:
-        model: in which parameters are frozen.
-        settings: say which.
-
     Raises:
         ConfigError: if the model has no such part, or nothing is left to train.
     """

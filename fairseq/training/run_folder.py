@@ -102,12 +102,7 @@ class RunFolder:
             open_text_log(self.path / "events.jsonl").write(json.dumps(record))
 
     def describe(self, config: FairseqConfig, parameters: int) -> None:
-        """Write ``config.yaml``, ``command.txt`` and ``versions.json``.
-
-        Args:
-            config: the effective configuration.
-            parameters: size of the model.
-        """
+        """Write ``config.yaml``, ``command.txt`` and ``versions.json``."""
         if not self.enabled:
             return
         self._begun = True

@@ -44,9 +44,6 @@ class SpikeError(FairseqError):
 class SpikePolicy:
     """Looks at the loss of each update before it is applied.
 
-    Args:
-        config: the optimization section.
-
     Raises:
         ConfigError: for a factor or a window that finds nothing.
     """
@@ -99,10 +96,6 @@ class SpikePolicy:
 
 def roll_back(trainer: Trainer, save_dir: str) -> tuple[str, int] | None:
     """Give a trainer the state of a checkpoint from before a spike; where it reads on stays.
-
-    Args:
-        trainer: stands at the spike.
-        save_dir: the run folder.
 
     Returns:
         ``(checkpoint, its number of updates)``; None if there is none that is old enough, and

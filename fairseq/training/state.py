@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from fairseq import utils
@@ -224,12 +223,8 @@ class TrainingState:
 
     def hours(self) -> float:
         """Return the hours of training so far, restarts added up, the same on all processes."""
-        hours = self.cumulative_training_time() / 3600
-        if self.world == 1:
-            return hours
-        # the longest: clocks differ, and one process alone must not see the limit
-        total = torch.tensor(hours, dtype=torch.float64, device=self.device)
-        return float(distributed_utils.all_reduce(total, op="max"))
+        # clocks differ, and one process alone must not see the limit
+        return distributed_utils.longest(self.cumulative_training_time() / 3600, self.device)
 
     def get_lr(self) -> float:
         """Return the learning rate of the next update."""

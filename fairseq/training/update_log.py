@@ -43,9 +43,6 @@ class Report(NamedTuple):
 class UpdateLog:
     """Logs updates, the unread ones later.
 
-    Args:
-        trainer: whose updates.
-
     Attributes:
         began: whether an update was logged; the first one is at once, since clocks start with it.
         skipped: the first of some updates that were found to have changed nothing, and why; to be

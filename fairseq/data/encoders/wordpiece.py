@@ -30,9 +30,6 @@ class WordpieceConfig(FairseqDataclass):
 class Wordpiece:
     """Splits text as BERT does: clean-up, lower case (unless cased), punctuation, word pieces.
 
-    Args:
-        cfg: the settings.
-
     Attributes:
         vocabulary: name of the vocabulary file.
         lowercase: whether capitals are lost.

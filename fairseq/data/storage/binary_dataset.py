@@ -86,15 +86,6 @@ class MappedFile:
             )
 
 
-def open_index(prefix_path: PathLike) -> tuple[MappedFile, MappedFile]:
-    """Map the ``.idx`` and ``.bin`` files of a dataset into memory.
-
-    Raises:
-        MissingFileError: if one of them is absent or unreadable.
-    """
-    return MappedFile(index_file_path(prefix_path)), MappedFile(data_file_path(prefix_path))
-
-
 def integer_code(dtype: npt.DTypeLike) -> int:
     """Return the dtype code of an integer dtype.
 
@@ -150,8 +141,9 @@ class BinaryDataset:
 
     def _map(self, header: struct.Struct, magic: bytes) -> tuple[np.ndarray, tuple[int, ...]]:
         """Map both files; return the index, uint8, and what its header says behind the version."""
-        self._index, self._data = open_index(self.path)
-        index, name = self._index.bytes_N, index_file_path(self.path)
+        name = index_file_path(self.path)
+        self._index, self._data = MappedFile(name), MappedFile(data_file_path(self.path))
+        index = self._index.bytes_N
         if len(index) < header.size:
             raise damaged(name, f"it has only {len(index)} bytes")
         its_magic, version, *numbers = header.unpack(index[: header.size].tobytes())

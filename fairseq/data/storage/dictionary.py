@@ -435,12 +435,7 @@ class Dictionary:
 
 
 class TruncatedDictionary(Dictionary):
-    """The first ``length`` symbols of another dictionary; the rest is unknown.
-
-    Args:
-        wrapped_dict: the other dictionary.
-        length: how many symbols are kept.
-    """
+    """The first ``length`` symbols of another dictionary; the rest is unknown."""
 
     def __init__(self, wrapped_dict: Dictionary, length: int) -> None:
         self.__dict__.update(vars(wrapped_dict))

@@ -96,7 +96,9 @@ def write_manifest(
     known = {path: FileEntry(*entry) for path, entry in (described or {}).items()}
     with ThreadPoolExecutor(num_workers) as pool:
         # threads will do: digests are computed without the interpreter's lock
-        entries = pool.map(lambda path: known.get(path) or _describe(path), paths)
+        entries = pool.map(
+            lambda path: known.get(path) or FileEntry(os.path.getsize(path), sha256_of(path)), paths
+        )
         new = dict(zip(names, entries, strict=True))
     files = {
         name: entry
@@ -111,10 +113,6 @@ def write_manifest(
         json.dump(asdict(manifest), handle, indent=1, sort_keys=True)
         handle.write("\n")
     return manifest
-
-
-def _describe(path: str) -> FileEntry:
-    return FileEntry(os.path.getsize(path), sha256_of(path))
 
 
 def read_manifest(folder: PathLike) -> Manifest:

@@ -23,9 +23,6 @@ Run = dict[str, Any]
 class Results:
     """The runs of ``results.json``: looked up before one begins, added when it ends.
 
-    Args:
-        path: the file.
-
     Raises:
         DataError: if the file holds something else.
     """

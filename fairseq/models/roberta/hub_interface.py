@@ -23,13 +23,7 @@ SENTENCEPIECE_SPACE = "▁"
 
 
 class RobertaHubInterface(nn.Module):
-    """Wraps a loaded model with its dictionary and text encoder.
-
-    Args:
-        cfg: the configuration it was loaded with.
-        task: its task.
-        model: the model.
-    """
+    """Wraps a loaded model with its dictionary and text encoder."""
 
     def __init__(self, cfg: Settings, task: Task, model: BaseFairseqModel) -> None:
         super().__init__()

@@ -28,10 +28,6 @@ __all__ = [
 class FairseqLRScheduler:
     """Base of every schedule.
 
-    Args:
-        cfg: the configuration of the schedule.
-        optimizer: what it sets the rate of.
-
     Raises:
         ConfigError: if ``optimizer`` is not an optimizer of this package.
     """

@@ -28,14 +28,7 @@ EncoderOut = dict[str, list[Any]]
 
 
 class TransformerEncoderBase(Side, FairseqEncoder):
-    """Embeddings and a stack of layers.
-
-    Args:
-        cfg: the settings.
-        dictionary: of the input.
-        embed_tokens: the token embeddings.
-        return_fc: for old callers.
-    """
+    """Embeddings and a stack of layers."""
 
     def __init__(
         self,

@@ -88,12 +88,7 @@ class _Layer(nn.Module):
 
 
 class TransformerEncoderLayerBase(_Layer):
-    """A layer of an encoder.
-
-    Args:
-        cfg: the settings.
-        return_fc: for old callers.
-    """
+    """A layer of an encoder."""
 
     def __init__(self, cfg: TransformerConfig, return_fc: bool = False) -> None:
         super().__init__(cfg, cfg.encoder)
@@ -290,18 +285,7 @@ class TransformerDecoderLayer(TransformerDecoderLayerBase):
 
 
 class TransformerSentenceEncoderLayer(TransformerEncoderLayerBase):
-    """A layer of BERT, from plain numbers.
-
-    Args:
-        embedding_dim: C.
-        ffn_embedding_dim: channels inside the feed-forward network.
-        num_attention_heads: heads.
-        dropout: on the output of both blocks.
-        attention_dropout: on attention weights.
-        activation_dropout: inside the feed-forward network.
-        activation_fn: name of its activation.
-        **unused: for old callers.
-    """
+    """A layer of BERT, from plain numbers."""
 
     def __init__(
         self,
