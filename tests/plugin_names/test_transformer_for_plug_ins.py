@@ -175,6 +175,17 @@ def test_factories_of_encoders_and_decoders_are_asked() -> None:
         TransformerDecoder(settings(scale_fc=True), DICTIONARY, table, True)
 
 
+def test_flat_and_nested_settings_build_the_same_stacks() -> None:
+    flat, table = settings(decoder_normalize_before=True), Embedding(len(DICTIONARY), 8, PAD)
+    nested = TransformerConfig.from_namespace(flat)
+    for kind in (TransformerEncoder, TransformerDecoder):
+        one, other = kind(flat, DICTIONARY, table), kind(nested, DICTIONARY, table)
+        assert one.args is flat and other.args is nested and type(one.cfg) is TransformerConfig
+        other.load_state_dict(one.state_dict())
+        inner = [[type(part) for part in stack.modules()] for stack in (one, other)]
+        assert inner[0] == inner[1]
+
+
 def test_small_parts() -> None:
     assert not table_row(Embedding(5, 8, 1)).any()
     assert not Linear(3, 2).bias.any() and Linear(3, 2, bias=False).bias is None

@@ -48,6 +48,9 @@ __all__ = [
 class TransformerModelBase(FairseqEncoderDecoderModel):
     """An encoder and a decoder."""
 
+    encoder_class: type[TransformerEncoderBase] = TransformerEncoderBase
+    decoder_class: type[TransformerDecoderBase] = TransformerDecoderBase
+
     def __init__(self, cfg: Settings, encoder: FairseqEncoder, decoder: FairseqDecoder) -> None:
         super().__init__(encoder, decoder)
         self.cfg, self.supports_align_args = cfg, True
@@ -77,16 +80,13 @@ class TransformerModelBase(FairseqEncoderDecoderModel):
     @classmethod
     def build_encoder(cls, cfg: Settings, src_dict: Dictionary, embed_tokens: nn.Embedding) -> Any:
         """Return the encoder."""
-        settings = TransformerConfig.from_namespace(cfg)
-        return TransformerEncoderBase(settings, src_dict, embed_tokens)
+        return cls.encoder_class(cfg, src_dict, embed_tokens)
 
     @classmethod
     def build_decoder(cls, cfg: Settings, tgt_dict: Dictionary, embed_tokens: nn.Embedding) -> Any:
         """Return the decoder."""
-        settings = TransformerConfig.from_namespace(cfg)
-        return TransformerDecoderBase(
-            settings, tgt_dict, embed_tokens, no_encoder_attn=settings.no_cross_attention
-        )
+        skip = TransformerConfig.from_namespace(cfg).no_cross_attention
+        return cls.decoder_class(cfg, tgt_dict, embed_tokens, no_encoder_attn=skip)
 
     def forward(  # type: ignore[override]
         self,
@@ -113,17 +113,10 @@ class TransformerModelBase(FairseqEncoderDecoderModel):
 class TransformerModel(TransformerModelBase):
     """The same, from a flat Namespace."""
 
+    encoder_class, decoder_class = TransformerEncoder, TransformerDecoder
+
     @classmethod
     def build_model(cls, args: FairseqDataclass, task: Task) -> TransformerModelBase:
         """Fill in what ``args`` leaves open, and build."""
         base_architecture(args)
         return super().build_model(args, task)
-
-    @classmethod
-    def build_encoder(cls, args: Settings, src_dict: Dictionary, embed_tokens: nn.Embedding) -> Any:
-        return TransformerEncoder(args, src_dict, embed_tokens)
-
-    @classmethod
-    def build_decoder(cls, args: Settings, tgt_dict: Dictionary, embed_tokens: nn.Embedding) -> Any:
-        skip = getattr(args, "no_cross_attention", False)
-        return TransformerDecoder(args, tgt_dict, embed_tokens, no_encoder_attn=skip)

@@ -30,7 +30,7 @@ class TransformerDecoderBase(Side, FairseqIncrementalDecoder):
     """Embeddings, a stack of layers and the output layer.
 
     Args:
-        cfg: the settings.
+        cfg: the settings, nested or flat.
         dictionary: of the output.
         embed_tokens: the token embeddings.
         no_encoder_attn: there is no encoder.
@@ -39,14 +39,15 @@ class TransformerDecoderBase(Side, FairseqIncrementalDecoder):
 
     def __init__(
         self,
-        cfg: TransformerConfig,
+        cfg: Settings,
         dictionary: Dictionary,
         embed_tokens: nn.Embedding | AdaptiveInput,
         no_encoder_attn: bool = False,
         output_projection: nn.Module | None = None,
     ) -> None:
         super().__init__(dictionary)
-        self.cfg, self.embed_tokens = cfg, embed_tokens
+        self.args, self.embed_tokens = cfg, embed_tokens
+        self.cfg = cfg = TransformerConfig.from_namespace(cfg)
         self.register_buffer("version", torch.tensor([3.0]))
         side, inputs = cfg.decoder, embed_tokens.embedding_dim
         self.embed_dim = dim = side.embed_dim or inputs
@@ -70,11 +71,12 @@ class TransformerDecoderBase(Side, FairseqIncrementalDecoder):
 
     def build_output_projection(
         self,
-        cfg: TransformerConfig,
+        cfg: Settings,
         dictionary: Dictionary,
         embed_tokens: nn.Embedding | AdaptiveInput,
     ) -> None:
         """Set the output layer: adaptive, tied to the embeddings, or of its own."""
+        cfg = TransformerConfig.from_namespace(cfg)
         if cfg.adaptive_softmax_cutoff is not None:
             self.adaptive_softmax = AdaptiveSoftmax(
                 len(dictionary),
@@ -94,9 +96,7 @@ class TransformerDecoderBase(Side, FairseqIncrementalDecoder):
         else:
             nn.init.normal_(self.output_projection.weight, std=self.output_embed_dim**-0.5)
 
-    def build_decoder_layer(
-        self, cfg: TransformerConfig, no_encoder_attn: bool = False
-    ) -> nn.Module:
+    def build_decoder_layer(self, cfg: Settings, no_encoder_attn: bool = False) -> nn.Module:
         """Return one layer; called once for each."""
         return TransformerDecoderLayerBase(cfg, no_encoder_attn)
 
@@ -231,30 +231,7 @@ class TransformerDecoderBase(Side, FairseqIncrementalDecoder):
 
 
 class TransformerDecoder(TransformerDecoderBase):
-    """The same, from a flat Namespace, which :meth:`build_decoder_layer` gets."""
-
-    def __init__(
-        self,
-        args: Settings,
-        dictionary: Dictionary,
-        embed_tokens: nn.Embedding | AdaptiveInput,
-        no_encoder_attn: bool = False,
-        output_projection: nn.Module | None = None,
-    ) -> None:
-        self.__dict__["args"] = args  # nn.Module is not set up yet, but layers want it
-        config = TransformerConfig.from_namespace(args)
-        super().__init__(config, dictionary, embed_tokens, no_encoder_attn, output_projection)
-        self.args = args
-
-    def build_output_projection(
-        self,
-        args: Settings,
-        dictionary: Dictionary,
-        embed_tokens: nn.Embedding | AdaptiveInput,
-    ) -> None:
-        super().build_output_projection(
-            TransformerConfig.from_namespace(args), dictionary, embed_tokens
-        )
+    """The same, under the names that go with a flat Namespace."""
 
     def build_decoder_layer(self, args: Settings, no_encoder_attn: bool = False) -> nn.Module:
-        return TransformerDecoderLayer(TransformerConfig.from_namespace(args), no_encoder_attn)
+        return TransformerDecoderLayer(args, no_encoder_attn)

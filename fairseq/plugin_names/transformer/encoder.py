@@ -32,13 +32,14 @@ class TransformerEncoderBase(Side, FairseqEncoder):
 
     def __init__(
         self,
-        cfg: TransformerConfig,
+        cfg: Settings,
         dictionary: Dictionary,
         embed_tokens: nn.Embedding,
         return_fc: bool = False,
     ) -> None:
         super().__init__(dictionary)
-        self.cfg, self.embed_tokens = cfg, embed_tokens
+        self.args, self.embed_tokens = cfg, embed_tokens
+        self.cfg = cfg = TransformerConfig.from_namespace(cfg)
         self.register_buffer("version", torch.tensor([3.0]))
         pad = embed_tokens.padding_idx
         self.padding_idx = dictionary.pad() if pad is None else pad
@@ -50,7 +51,7 @@ class TransformerEncoderBase(Side, FairseqEncoder):
         dim = embed_tokens.embedding_dim
         self.layer_norm = LayerNorm(dim) if cfg.encoder.normalize_before else None
 
-    def build_encoder_layer(self, cfg: TransformerConfig) -> nn.Module:
+    def build_encoder_layer(self, cfg: Settings) -> nn.Module:
         """Return one layer; called once for each."""
         return TransformerEncoderLayerBase(cfg)
 
@@ -129,18 +130,7 @@ class TransformerEncoderBase(Side, FairseqEncoder):
 
 
 class TransformerEncoder(TransformerEncoderBase):
-    """The same, from a flat Namespace, which :meth:`build_encoder_layer` gets."""
-
-    def __init__(
-        self,
-        args: Settings,
-        dictionary: Dictionary,
-        embed_tokens: nn.Embedding,
-        return_fc: bool = False,
-    ) -> None:
-        self.__dict__["args"] = args  # nn.Module is not set up yet, but layers want it
-        super().__init__(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
-        self.args = args
+    """The same, under the names that go with a flat Namespace."""
 
     def build_encoder_layer(self, args: Settings) -> nn.Module:
-        return TransformerEncoderLayer(TransformerConfig.from_namespace(args))
+        return TransformerEncoderLayer(args)

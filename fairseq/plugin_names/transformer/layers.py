@@ -32,8 +32,10 @@ class _Layer(nn.Module):
 
     self_attn: Any  # of a plug-in's class, maybe
 
-    def __init__(self, cfg: TransformerConfig, side: EncDecBaseConfig) -> None:
+    def __init__(self, args: Settings, name: str) -> None:
         super().__init__()
+        cfg = TransformerConfig.from_namespace(args)
+        side: EncDecBaseConfig = cfg[name]
         assert side.embed_dim is not None
         scales = [name for name in ("fc", "attn", "heads", "resids") if cfg[f"scale_{name}"]]
         if scales:
@@ -41,7 +43,7 @@ class _Layer(nn.Module):
                 f"scale_{scales[0]}: NormFormer's scales are in --arch transformer_lm, not in the "
                 "layers for plug-ins"
             )
-        self.cfg, self.embed_dim = cfg, side.embed_dim
+        self.args, self.cfg, self.embed_dim = args, cfg, side.embed_dim
         self.quant_noise, self.quant_noise_block_size = cfg.quant_noise.pq, 8
         self.normalize_before = side.normalize_before
         self.dropout_module = FairseqDropout(cfg.dropout)
@@ -90,14 +92,15 @@ class _Layer(nn.Module):
 class TransformerEncoderLayerBase(_Layer):
     """A layer of an encoder."""
 
-    def __init__(self, cfg: TransformerConfig, return_fc: bool = False) -> None:
-        super().__init__(cfg, cfg.encoder)
-        self.self_attn = self.build_self_attention(self.embed_dim, cfg)
+    def __init__(self, cfg: Settings, return_fc: bool = False) -> None:
+        super().__init__(cfg, "encoder")
+        self.self_attn = self.build_self_attention(self.embed_dim, self.cfg)
         self.self_attn_layer_norm = LayerNorm(self.embed_dim)
-        self._build_feed_forward(cfg.encoder)
+        self._build_feed_forward(self.cfg.encoder)
 
-    def build_self_attention(self, embed_dim: int, cfg: TransformerConfig) -> nn.Module:
+    def build_self_attention(self, embed_dim: int, cfg: Settings) -> nn.Module:
         """Return the attention, which is called as :class:`MultiheadAttention` is."""
+        cfg = TransformerConfig.from_namespace(cfg)
         return MultiheadAttention(
             embed_dim,
             cfg.encoder.attention_heads,
@@ -130,14 +133,7 @@ class TransformerEncoderLayerBase(_Layer):
 
 
 class TransformerEncoderLayer(TransformerEncoderLayerBase):
-    """The same, from a flat Namespace."""
-
-    def __init__(self, args: Settings) -> None:
-        super().__init__(TransformerConfig.from_namespace(args))
-        self.args = args
-
-    def build_self_attention(self, embed_dim: int, args: Settings) -> nn.Module:
-        return super().build_self_attention(embed_dim, TransformerConfig.from_namespace(args))
+    """The same, under the name that goes with a flat Namespace."""
 
 
 class TransformerDecoderLayerBase(_Layer):
@@ -152,30 +148,32 @@ class TransformerDecoderLayerBase(_Layer):
 
     def __init__(
         self,
-        cfg: TransformerConfig,
+        cfg: Settings,
         no_encoder_attn: bool = False,
         add_bias_kv: bool = False,
         add_zero_attn: bool = False,
     ) -> None:
-        super().__init__(cfg, cfg.decoder)
-        self.self_attn = self.build_self_attention(self.embed_dim, cfg, add_bias_kv, add_zero_attn)
+        super().__init__(cfg, "decoder")
+        unsupported = add_bias_kv, add_zero_attn
+        self.self_attn = self.build_self_attention(self.embed_dim, self.cfg, *unsupported)
         self.self_attn_layer_norm = LayerNorm(self.embed_dim)
         self.encoder_attn: Any = None
         self.encoder_attn_layer_norm: Any = None
         if not no_encoder_attn:
-            self.encoder_attn = self.build_encoder_attention(self.embed_dim, cfg)
+            self.encoder_attn = self.build_encoder_attention(self.embed_dim, self.cfg)
             self.encoder_attn_layer_norm = LayerNorm(self.embed_dim)
-        self._build_feed_forward(cfg.decoder)
+        self._build_feed_forward(self.cfg.decoder)
         self.need_attn = True
 
     def build_self_attention(
         self,
         embed_dim: int,
-        cfg: TransformerConfig,
+        cfg: Settings,
         add_bias_kv: bool = False,
         add_zero_attn: bool = False,
     ) -> nn.Module:
         """Return the attention to earlier tokens."""
+        cfg = TransformerConfig.from_namespace(cfg)
         return MultiheadAttention(
             embed_dim,
             cfg.decoder.attention_heads,
@@ -187,8 +185,9 @@ class TransformerDecoderLayerBase(_Layer):
             qn_block_size=self.quant_noise_block_size,
         )
 
-    def build_encoder_attention(self, embed_dim: int, cfg: TransformerConfig) -> nn.Module:
+    def build_encoder_attention(self, embed_dim: int, cfg: Settings) -> nn.Module:
         """Return the attention to the encoder."""
+        cfg = TransformerConfig.from_namespace(cfg)
         return MultiheadAttention(
             embed_dim,
             cfg.decoder.attention_heads,
@@ -261,27 +260,7 @@ class TransformerDecoderLayerBase(_Layer):
 
 
 class TransformerDecoderLayer(TransformerDecoderLayerBase):
-    """The same, from a flat Namespace."""
-
-    def __init__(
-        self,
-        args: Settings,
-        no_encoder_attn: bool = False,
-        add_bias_kv: bool = False,
-        add_zero_attn: bool = False,
-    ) -> None:
-        config = TransformerConfig.from_namespace(args)
-        super().__init__(config, no_encoder_attn, add_bias_kv, add_zero_attn)
-        self.args = args
-
-    def build_self_attention(
-        self, embed_dim: int, args: object, add_bias_kv: bool = False, add_zero_attn: bool = False
-    ) -> nn.Module:
-        config = TransformerConfig.from_namespace(args)
-        return super().build_self_attention(embed_dim, config, add_bias_kv, add_zero_attn)
-
-    def build_encoder_attention(self, embed_dim: int, args: Settings) -> nn.Module:
-        return super().build_encoder_attention(embed_dim, TransformerConfig.from_namespace(args))
+    """The same, under the name that goes with a flat Namespace."""
 
 
 class TransformerSentenceEncoderLayer(TransformerEncoderLayerBase):
