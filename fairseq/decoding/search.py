@@ -68,7 +68,6 @@ class BeamSearch(Search):
         prev_output_tokens: Tensor | None = None,
         original_batch_idxs: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See the base class."""
         beam, words = lprobs.shape[1:]
         if step == 0:
             total_BKV = lprobs[:, :1]
@@ -119,7 +118,6 @@ class Sampling(Search):
         prev_output_tokens: Tensor | None = None,
         original_batch_idxs: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See the base class; C is K."""
         batch, beam, _ = lprobs.shape
         ids = range(batch) if original_batch_idxs is None else original_batch_idxs
         draw_BK = self._draws(ids, step, batch, beam)

@@ -64,7 +64,7 @@ def validate(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             validation.log_figures(task, criterion, [log])
 
     results = {}
-    for subset in subsets_of(config):
+    for subset in validation.valid_subsets(config):
         task.load_dataset(subset, combine=False, epoch=1)
         results[subset] = _validate_subset(config, task, model, subset, step, flat)
     return results
@@ -97,11 +97,6 @@ def load_criterion(criterion: FairseqCriterion, path: str) -> None:
         criterion.load_state_dict(state)
     except RuntimeError as error:
         raise explain(error, path) from error
-
-
-def subsets_of(config: FairseqConfig) -> list[str]:
-    """Return the names of the subsets to evaluate."""
-    return str(config.dataset.valid_subset).replace(" ", "").split(",")
 
 
 def _validate_subset(

@@ -23,6 +23,7 @@ from fairseq.models.base import BaseFairseqModel
 from fairseq.modules.predictions import predict
 from fairseq.protocols import Sample
 from fairseq.tasks.base import FairseqTask
+from fairseq.tasks.validation import valid_subsets
 
 logger = logging.getLogger("fairseq.masked_lm_scores")
 
@@ -55,7 +56,7 @@ def pseudo_perplexity(flat: Mapping[str, Any], most: int | None = None) -> dict[
     model = models[0].to(device).eval()
     encoder = _encoder(task, config)
     results = {}
-    for subset in evaluation.subsets_of(config):
+    for subset in valid_subsets(config):
         blocks = task.unmasked_blocks(subset)
         count = len(blocks) if most is None else min(most, len(blocks))
         whole = [blocks[i] for i in range(count)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq import evaluation, utils
+from fairseq import utils
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError
 from fairseq.export.encoder_out import new_folder
@@ -65,7 +65,7 @@ def write_teacher_cache(
     }
     with new_folder(folder, force) as unfinished:
         with CacheWriter(unfinished, meta, config.common.seed) as writer:
-            for subset in evaluation.subsets_of(config):
+            for subset in validation.valid_subsets(config):
                 task.load_dataset(subset, combine=False, epoch=1)
                 for epoch in range(1, 1 + (epochs if subset == task.train_split else 1)):
                     batches = validation.valid_batches(config, task, model, subset, epoch)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from fairseq import evaluation
 from fairseq.criterions.base import predicted_positions
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError
@@ -61,7 +60,7 @@ def write_sample_scores(flat: Mapping[str, Any], path: Path, plot: Path | None =
     with atomic_write(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for subset in evaluation.subsets_of(config):
+        for subset in validation.valid_subsets(config):
             task.load_dataset(subset, combine=False, epoch=1)
             batches = validation.valid_batches(config, task, student, subset)
             for sample in batches.next_epoch_itr(shuffle=False):

@@ -113,7 +113,6 @@ class _AnyModel(RobertaModel):
 
     @classmethod
     def hub_interface(cls, args: Settings, task: Task, models: list[Any]) -> RobertaHubInterface:
-        """Return the interface of an encoder for either kind."""
         return RobertaHubInterface(args, task, models[0])
 
 

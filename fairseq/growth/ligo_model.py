@@ -253,7 +253,6 @@ class LigoModel(BaseFairseqModel):
         return self._call("projection", hidden_NC)
 
     def extract_features(self, *args: object, **kwargs: object) -> Any:
-        """Return hidden states."""
         return self._call("extract_features", *args, **kwargs)
 
     def embedding_table(self) -> Tensor:
@@ -266,7 +265,6 @@ class LigoModel(BaseFairseqModel):
         return shape
 
     def max_positions(self) -> Any:
-        """Return the longest input."""
         return self._skeleton[0].model.max_positions()
 
     @property

@@ -219,7 +219,6 @@ class TimeMeter(Meter):
         return self._rounded(self.avg)
 
     def state_dict(self) -> MeterState:
-        """Return ``init`` (the seconds so far), ``n`` and ``round``."""
         return {"init": self.elapsed_time, "n": self.n, "round": self.round}
 
     def load_state_dict(self, state_dict: MeterState) -> None:
@@ -255,7 +254,6 @@ class StopwatchMeter(Meter):
         self.n += to_python(n)
 
     def reset(self) -> None:
-        """Forget all laps and start a new one."""
         self.sum = 0
         self.n = 0
         self.start()

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from fairseq.files.io import atomic_write
 from fairseq.logging.deferred import to_python
 from fairseq.logging.meters import AverageMeter, StopwatchMeter, SumMeter, TimeMeter, exact
 
@@ -168,18 +169,8 @@ def _set_aside(path: str | os.PathLike[str], done: int) -> None:
     # kept, not deleted, and before the file loses them: a crash between the two loses nothing
     with open(f"{os.fspath(path)}.superseded", "ab") as handle:
         handle.writelines(line for line, is_again in zip(lines, again, strict=True) if is_again)
-    _replace(path, b"".join(x for x, is_again in zip(lines, again, strict=True) if not is_again))
-
-
-def _replace(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file whole or not at all."""
-    new = f"{os.fspath(path)}.new"
-    with open(new, "wb") as handle:
-        handle.write(content)
-        handle.flush()
-        # the content must be on the disk before the name is: else a power cut leaves an empty file
-        os.fsync(handle.fileno())
-    os.replace(new, path)
+    with atomic_write(path) as handle:
+        handle.writelines(line for line, is_again in zip(lines, again, strict=True) if not is_again)
 
 
 def _continued(path: str | os.PathLike[str], done: int | None) -> LineFile:
@@ -298,8 +289,8 @@ class WandbSink(MetricSink):
         self._run: Any = wandb.init(project=project, name=run_name, **stated)
         if folder is not None:
             record = {"project": project, "id": self._run.id, "name": run_name}
-            os.makedirs(folder, exist_ok=True)
-            _replace(os.path.join(folder, WANDB_FILE), json.dumps(record).encode())
+            with atomic_write(os.path.join(folder, WANDB_FILE), "w") as handle:
+                json.dump(record, handle)
 
     def log(
         self,

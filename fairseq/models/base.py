@@ -254,7 +254,6 @@ class FairseqEncoderModel(BaseFairseqModel):
         return self.encoder(src_tokens, src_lengths, **kwargs)
 
     def max_positions(self) -> Any:
-        """Return the longest input of the encoder."""
         return self.encoder.max_positions()
 
 
@@ -334,11 +333,9 @@ class FairseqLanguageModel(BaseFairseqModel):
         return self.decoder(src_tokens, **kwargs)
 
     def extract_features(self, src_tokens: Tensor, **kwargs: Any) -> Any:
-        """Return ``(hidden states, extra)``."""
         return self.decoder.extract_features(src_tokens, **kwargs)
 
     def max_positions(self) -> Any:
-        """Return the longest input of the decoder."""
         return self.decoder.max_positions()
 
     @property

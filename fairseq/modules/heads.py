@@ -110,7 +110,6 @@ class RobertaLMHead(VocabularyHead):
         self.bias = nn.Parameter(torch.zeros(output_dim))
 
     def projection(self, hidden_NC: Tensor) -> Projection:
-        """Return the transformed hidden states with the tied table and the bias."""
         hidden_NC = self.layer_norm(self.activation_fn(project(self.dense, hidden_NC)))
         return Projection(hidden_NC, self.weight, self.bias)
 
@@ -140,7 +139,6 @@ class ClapHead(VocabularyHead):
         self.normalize, self.normalize_hidden = normalize, normalize_hidden
 
     def projection(self, hidden_NC: Tensor) -> Projection:
-        """Return the scaled hidden states with the normalised table."""
         if self.normalize_hidden:
             hidden_NC = F.normalize(hidden_NC, dim=-1)
         weight_VC = F.normalize(self.weight, dim=-1) if self.normalize else self.weight
@@ -299,7 +297,6 @@ class LinearHead(VocabularyHead):
         self.bias = nn.Parameter(torch.zeros(output_dim)) if bias else None
 
     def projection(self, hidden_NC: Tensor) -> Projection:
-        """Return the hidden states with the output table and the bias."""
         # as a view: DDP misses parameters that leave the forward pass as they are
         bias_V = None if self.bias is None else self.bias.view_as(self.bias)
         return Projection(hidden_NC, self.weight, bias_V)

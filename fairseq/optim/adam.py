@@ -104,7 +104,6 @@ class Adam(PerTensorOptimizer):
         }
 
     def rule(self, param: Tensor, grad: Tensor, state: State, group: Group) -> None:
-        """Apply the formula of this module, in its order of operations."""
         state["step"] += 1
         beta1, beta2 = group["betas"]
         mean, square = state["exp_avg"], state["exp_avg_sq"]

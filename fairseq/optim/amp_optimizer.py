@@ -66,7 +66,6 @@ class AMPOptimizer(WrappingOptimizer):
         return self.scaler.get_scale() * self.scaler.get_backoff_factor()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the wrapped optimizer's state and, under a key of its own, the scaler's."""
         return {**self.fp32_optimizer.state_dict(), "grad_scaler": self.scaler.state_dict()}
 
     def load_state_dict(
@@ -77,7 +76,6 @@ class AMPOptimizer(WrappingOptimizer):
             self.scaler.load_state_dict(state_dict["grad_scaler"])
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of the scaled ``loss`` (a 0-dim tensor)."""
         self.scaler.scale(loss).backward()
 
     def clip_grad_norm(

@@ -73,7 +73,6 @@ class HalfPrecisionOptimizer(WrappingOptimizer):
         self._factor = 1.0 if self.scaler is None else 1.0 / self.scaler.loss_scale
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the wrapped optimizer's state with the loss scale and its counters."""
         state = self.wrapped_optimizer.state_dict()
         if self.scaler is not None:
             state["loss_scale"] = self.scaler.loss_scale
@@ -90,7 +89,6 @@ class HalfPrecisionOptimizer(WrappingOptimizer):
             self._reset_factor()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of the scaled ``loss`` (a 0-dim tensor)."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def multiply_grads(self, c: float | Tensor) -> None:
@@ -310,7 +308,6 @@ class FP16Optimizer(HalfPrecisionOptimizer):
         scale: float | Tensor = 1.0,
         groups: Sequence[str] | None = None,
     ) -> None:
-        """Update the master weights and round them into the model; see the base class."""
         self._collect()
         super().step(closure, scale, groups)
         with torch.no_grad():

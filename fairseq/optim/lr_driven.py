@@ -69,7 +69,6 @@ class ReduceLROnPlateauLRSchedule(FairseqLRScheduler):
         return self.optimizer.get_lr()
 
     def step_update(self, num_updates: int) -> float:
-        """Set the rate during the warm-up; return it."""
         warmup = self.cfg.warmup_updates
         self.warm = num_updates > warmup or warmup <= 0
         if not self.warm:

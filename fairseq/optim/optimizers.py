@@ -120,7 +120,6 @@ class NAG(PerTensorOptimizer):
         param.add_(velocity, alpha=momentum).add_(grad, alpha=-lr)
 
     def step(self, closure: Callable[[], float] | None = None, scale: float | Tensor = 1.0) -> Any:
-        """Update every parameter, then remember the learning rate; see the base class."""
         loss = super().step(closure, scale)
         for group in self.param_groups:
             group["lr_old"] = group["lr"]

@@ -121,7 +121,6 @@ class RightPaddingMaskDataset(BaseWrapperDataset):
         return torch.zeros_like(self.dataset[index], dtype=torch.bool)
 
     def collater(self, samples: list[torch.Tensor]) -> torch.Tensor:
-        """Pad items to the longest with True."""
         return collate_tokens(samples, True)
 
 
@@ -244,7 +243,6 @@ class ResamplingDataset(_Drawn, BaseWrapperDataset):
 
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """Return False: every epoch has other items."""
         return False
 
     def set_epoch(self, epoch: int) -> None:

@@ -56,7 +56,6 @@ class FairseqMultiModel(BaseFairseqModel):
         }
 
     def max_positions(self) -> dict[str, Any]:
-        """Return the longest source and target of every pair."""
         return {key: model.max_positions() for key, model in self.models.items()}
 
     @property
@@ -97,7 +96,6 @@ class CompositeEncoder(FairseqEncoder):
         }
 
     def max_positions(self) -> int | float:
-        """Return the longest input that all of them take."""
         return min(encoder.max_positions() for encoder in self.encoders.values())
 
 

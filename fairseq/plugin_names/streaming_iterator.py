@@ -90,7 +90,6 @@ class StreamingEpochBatchIterator(EpochBatchIterating):
         return self._current.n if self._current is not None else 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch to begin next."""
         return {"epoch": self.next_epoch_idx}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -131,7 +131,6 @@ class VocabularyDatasetBinarizer(Binarizer):
         self.already_numberized = already_numberized
 
     def binarize_line(self, line: str, summary: BinarizeSummary) -> torch.Tensor:
-        """Return the tokens of a line as an IntTensor, and count them in ``summary``."""
         import torch
 
         words = self.tokenize(line)

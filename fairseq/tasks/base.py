@@ -397,15 +397,7 @@ class FairseqTask:
         update_num: int,
         ignore_grad: bool = False,
     ) -> tuple[Any, Any, dict[str, Any]]:
-        """Run one batch forward and backward.
-
-        Args:
-            sample: the batch.
-            model: the model.
-            criterion: the loss.
-            optimizer: scales the loss and runs backward.
-            update_num: number of the update.
-            ignore_grad: multiply the loss by zero (filler batches).
+        """Run one batch forward and backward; of a filler batch (``ignore_grad``) the loss is 0.
 
         Returns:
             ``(loss, sample_size, logging_output)``: the loss is a sum, ``sample_size`` the

@@ -113,5 +113,4 @@ class SentenceRankingTask(SentencePredictionTask):
         return RawLabelDataset([int(line) for line in lines])
 
     def outputs_of_head(self) -> int:
-        """Return 1: the score of an option."""
         return 1

@@ -23,6 +23,11 @@ from fairseq.tasks.base import FairseqTask
 from fairseq.tasks.precision import autocast
 
 
+def valid_subsets(cfg: FairseqConfig) -> list[str]:
+    """Return the names of the subsets that a model is evaluated on."""
+    return cfg.dataset.valid_subset.replace(" ", "").split(",")
+
+
 def valid_batches(
     cfg: FairseqConfig, task: FairseqTask, model: Model, subset: str, epoch: int = 1, **more: Any
 ) -> Any:

@@ -17,9 +17,10 @@ from fairseq.config.sections import FairseqConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 from fairseq.models.base import count_parameters
+from fairseq.tasks.validation import valid_subsets
 from fairseq.training import policy
 from fairseq.training.announce import lengths_of, some_batches, standing
-from fairseq.training.loop import TrainLoop, ready_to_train, valid_subsets
+from fairseq.training.loop import TrainLoop, ready_to_train
 from fairseq.training.memory import (
     bytes_of,
     gradient_bytes,

@@ -33,7 +33,7 @@ from fairseq.logging.meters import StopwatchMeter, exact, safe_round
 from fairseq.logging.progress_bar import BaseProgressBar, progress_of
 from fairseq.logging.sinks import close_sinks
 from fairseq.models.base import count_parameters
-from fairseq.tasks.validation import figures_of
+from fairseq.tasks.validation import figures_of, valid_subsets
 from fairseq.teacher import attach_teacher
 from fairseq.training import policy, spikes
 from fairseq.training.allocator import keep_freed_memory
@@ -156,11 +156,6 @@ def _completed(settings: Any, model: Any) -> Any:
 
 def _writes(cfg: FairseqConfig) -> bool:
     return not cfg.checkpoint.no_save and distributed_utils.is_master()
-
-
-def valid_subsets(cfg: FairseqConfig) -> list[str]:
-    """Return the names of the subsets that a run is validated on."""
-    return cfg.dataset.valid_subset.replace(" ", "").split(",")
 
 
 class TrainLoop:

@@ -96,7 +96,6 @@ class MaskedLMDataset(OwnSizes, BaseWrapperDataset):
         return np.lexsort([words, self._sizes])
 
     def set_epoch(self, epoch: int) -> None:
-        """Change the masks, and the blocks' epoch."""
         super().set_epoch(epoch)
         self.epoch = epoch
 

@@ -103,7 +103,6 @@ class MaskTokensDataset(BaseWrapperDataset):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Change the masks, and the wrapped dataset's epoch."""
         super().set_epoch(epoch)
         self.epoch = epoch
 

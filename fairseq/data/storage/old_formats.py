@@ -74,7 +74,6 @@ class IndexedDataset(BinaryDataset):
         return int(self._starts[:-1][i])
 
     def get_array(self, i: int) -> np.ndarray:
-        """Return item ``i``; a copy if the stored tokens have to be corrected."""
         tokens = super().get_array(i)
         return tokens - 1 if self.fix_lua_indexing else tokens
 

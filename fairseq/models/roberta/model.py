@@ -135,7 +135,6 @@ class RobertaEncoder(FairseqEncoder):
         documents: Tensor | None = None,
         **unused: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Encode and, unless ``features_only``, project; see :meth:`RobertaModel.forward`."""
         x_BTC, extra = self.extract_features(
             src_tokens, return_all_hiddens, segments, token_embeddings, qkv_layers, documents
         )
@@ -452,7 +451,6 @@ class RobertaModel(FairseqEncoderModel):
 
     @classmethod
     def hub_models(cls) -> dict[str, Any]:
-        """Return the published RoBERTa models and their addresses."""
         names = ("roberta.base", "roberta.large", "roberta.large.mnli", "roberta.large.wsc")
         return {name: f"{PUBLISHED}/{name}.tar.gz" for name in names}
 
@@ -490,7 +488,6 @@ class RobertaModel(FairseqEncoderModel):
 
     @classmethod
     def hub_interface(cls, args: Settings, task: Task, models: Sequence[BaseFairseqModel]) -> Any:
-        """Return the interface that fills masks."""
         from fairseq.models.roberta.hub_interface import RobertaHubInterface
 
         if isinstance(models[0], FairseqLanguageModel):

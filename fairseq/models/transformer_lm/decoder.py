@@ -294,7 +294,6 @@ class TransformerDecoder(FairseqIncrementalDecoder):
     def get_normalized_probs(
         self, net_output: Tensor | tuple[Tensor, Any], log_probs: bool, sample: Sample | None = None
     ) -> Tensor:
-        """Return (log-)probabilities in fp32, shape (B, T, V)."""
         if self.adaptive_softmax is None:
             return super().get_normalized_probs(net_output, log_probs, sample)
         log_p = self.adaptive_softmax.get_log_prob(net_output[0])

@@ -202,7 +202,6 @@ class TransformerLanguageModel(FairseqLanguageModel):
 
     @classmethod
     def hub_models(cls) -> dict[str, Any]:
-        """Return the published language models, their addresses and text encoders."""
         words: dict[str, Any] = {
             "gbw.adaptive_huge": f"{PUBLISHED}/adaptive_lm_gbw_huge.tar.bz2",
             "wiki103.adaptive": f"{PUBLISHED}/adaptive_lm_wiki103.v2.tar.bz2",
