@@ -47,6 +47,9 @@ class MetricSink:
             step: updates done so far.
             epoch: the epoch, from 1.
         """
+        self._take(stats, tag, step, epoch)
+
+    def _take(self, stats: Stats, tag: str | None, step: int | None, epoch: int | None) -> None:
         raise NotImplementedError
 
     def update_config(self, config: Mapping[str, object]) -> None:
@@ -195,13 +198,7 @@ class JsonlSink(MetricSink):
     def __init__(self, path: str | os.PathLike[str], done: int | None = None) -> None:
         self._lines = _continued(path, done)
 
-    def log(
-        self,
-        stats: Stats,
-        tag: str | None = None,
-        step: int | None = None,
-        epoch: int | None = None,
-    ) -> None:
+    def _take(self, stats: Stats, tag: str | None, step: int | None, epoch: int | None) -> None:
         self._lines.write(json.dumps(as_record(stats, tag, step, epoch)))
 
     def close(self) -> None:
@@ -236,18 +233,12 @@ class TensorBoardSink(MetricSink):
             self._writers[tag].add_text("sys.argv", str(sys.argv))
         return self._writers[tag]
 
-    def log(
-        self,
-        stats: Stats,
-        tag: str | None = None,
-        step: int | None = None,
-        epoch: int | None = None,
-    ) -> None:
-        """Write all figures at the step; ``num_updates`` is the step and not a figure."""
+    def _take(self, stats: Stats, tag: str | None, step: int | None, epoch: int | None) -> None:
         writer = self._writer(tag or "")
         step = _step_of(stats, step)
         for key, stat in stats.items():
             number = to_number(stat)
+            # that one is the step itself
             if number is not None and key != "num_updates":
                 writer.add_scalar(key, number, step)
         writer.flush()
@@ -292,13 +283,7 @@ class WandbSink(MetricSink):
             with atomic_write(os.path.join(folder, WANDB_FILE), "w") as handle:
                 json.dump(record, handle)
 
-    def log(
-        self,
-        stats: Stats,
-        tag: str | None = None,
-        step: int | None = None,
-        epoch: int | None = None,
-    ) -> None:
+    def _take(self, stats: Stats, tag: str | None, step: int | None, epoch: int | None) -> None:
         numbers = {key: to_number(stat) for key, stat in stats.items()}
         prefix = f"{tag}/" if tag else ""
         shown = {prefix + key: number for key, number in numbers.items() if number is not None}
@@ -355,13 +340,7 @@ class GuardedSink(MetricSink):
                 error,
             )
 
-    def log(
-        self,
-        stats: Stats,
-        tag: str | None = None,
-        step: int | None = None,
-        epoch: int | None = None,
-    ) -> None:
+    def _take(self, stats: Stats, tag: str | None, step: int | None, epoch: int | None) -> None:
         self._call("log", stats, tag=tag, step=step, epoch=epoch)
 
     def write(self, line: str) -> None:
