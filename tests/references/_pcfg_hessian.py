@@ -8,6 +8,7 @@ project's own RoBERTa. Shapes: N targets, C channels, V classes, P parameters, B
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,11 @@ NAMES = {
 
 
 def roberta_name(name: str) -> str:
-    """Return the name of a parameter in RoBERTa."""
-    part, _, kind = name.partition(".")
-    own = NAMES[part] + {"": "", "w": ".weight", "b": ".bias"}[kind]
+    """Return the name of a parameter in RoBERTa; ``x0.`` is the layer above the first."""
+    extra = re.match(r"x(\d+)\.", name)
+    part, _, kind = name[extra.end() if extra else 0 :].partition(".")
+    own = NAMES[part].replace("layers.0", f"layers.{1 + int(extra[1]) if extra else 0}")
+    own += {"": "", "w": ".weight", "b": ".bias"}[kind]
     return "encoder." + (own if own.startswith("lm_head") else f"sentence_encoder.{own}")
 
 
@@ -88,7 +91,8 @@ class Reference(Objective):
 
 def mlp(arrays: Arrays) -> nn.Module:
     """Return tanh(x w1^T + b1) w2^T + b2."""
-    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+    (inner, inputs), classes = arrays["w1"].shape, len(arrays["b2"])
+    model = nn.Sequential(nn.Linear(inputs, inner), nn.Tanh(), nn.Linear(inner, classes)).double()
     names = ("w1", "b1", "w2", "b2")
     for name, parameter in zip(names, model.parameters(), strict=True):
         parameter.data = torch.from_numpy(arrays[name])
@@ -100,14 +104,14 @@ def swapped(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.concatenate([array[1::-1], array[2:]]))
 
 
-def roberta(arrays: Arrays, heads: int = 2, eps: float = 1e-12) -> RobertaModel:
-    """Return the reference transformer as a RoBERTa in fp64."""
+def roberta(arrays: Arrays, heads: int, eps: float = 1e-12, extra: int = 0) -> RobertaModel:
+    """Return the reference transformer as a RoBERTa in fp64, with ``extra`` layers of zeros."""
     parameters = {key[2:]: value for key, value in arrays.items() if key.startswith("P.")}
     dictionary = Dictionary()
     for number in range(len(parameters["tok"]) - len(dictionary)):
         dictionary.add_symbol(f"w{number}")
     config = RobertaConfig(
-        encoder_layers=1,
+        encoder_layers=1 + extra,
         encoder_embed_dim=parameters["tok"].shape[1],
         encoder_ffn_embed_dim=len(parameters["f1.b"]),
         encoder_attention_heads=heads,
@@ -121,10 +125,26 @@ def roberta(arrays: Arrays, heads: int = 2, eps: float = 1e-12) -> RobertaModel:
     )
     model = RobertaModel(config, RobertaEncoder(config, dictionary)).double()
     state = model.state_dict()
+    for name, tensor in state.items():
+        if ".layers." in name:
+            tensor.zero_()
     for name, value in parameters.items():
         words = name in ("tok", "out.b")
         state[roberta_name(name)].copy_(swapped(value) if words else torch.from_numpy(value))
     return model
+
+
+def heads_of(arrays: Arrays) -> int:
+    """Return the number of heads with which the stored logits come out."""
+    width, sample = arrays["P.tok"].shape[1], masked_batch(arrays)
+    gaps = {}
+    for heads in (heads for heads in range(1, width + 1) if width % heads == 0):
+        with torch.no_grad():
+            chunks = predict(roberta(arrays, heads), sample).chunks()
+            logits_NV = torch.cat([logits for _, logits in chunks])
+        wanted_NV = swapped(arrays["logits"].T).T[sample["order_N"]]
+        gaps[heads] = float((logits_NV - wanted_NV).abs().max())
+    return min(gaps, key=lambda heads: gaps[heads])
 
 
 def masked_batch(arrays: Arrays) -> Sample:
@@ -135,11 +155,12 @@ def masked_batch(arrays: Arrays) -> Sample:
     positions_N = rows_N2[:, 0] * ids_BT.shape[1] + rows_N2[:, 1]
     target_BT = torch.full_like(ids_BT, 1)
     target_BT.view(-1)[positions_N] = target_N
-    order_N = positions_N.sort().values
+    ordered = positions_N.sort()
     return {
         "net_input": {"src_tokens": ids_BT},
         "target": target_BT,
-        "predicted_positions": order_N,
+        "predicted_positions": ordered.values,
+        "order_N": ordered.indices,
         "nsentences": len(ids_BT),
     }
 
@@ -191,6 +212,7 @@ def compare_case(
     gauss_newton = Curvature(objective, parameters, [sample], "ggn")
     gauss_newton_PP = whole_matrix(gauss_newton.products, like_P)
     diagonal_P, values_P = hessian_PP.diagonal(), torch.linalg.eigvalsh(hessian_PP)
+    slope_P = parameters.flatten(gradient([objective.loss(sample)[0]], parameters.tensors))
     frobenius, on_diagonal = float(hessian_PP.square().sum()), float(diagonal_P.square().sum())
     found |= {
         "loss": hessian.loss,
@@ -201,48 +223,70 @@ def compare_case(
         "diag_sq": on_diagonal,
         "hutchinson_var_gaussian": 2 * frobenius,
         "hutchinson_var_rademacher": 2 * (frobenius - on_diagonal),
+        "eig_min": float(values_P[0]),
         "eig_max": float(values_P[-1]),
+        "grad_norm": float(slope_P.norm()),
     }
     if wanted.get("trace_empirical_fisher") is not None:
         found["trace_empirical_fisher"] = float(hessian.squared_gradients().sum())
     for key, value in found.items():
         if wanted.get(key) is not None:
-            comparison.close(f"{name} {key}", value, wanted[key])
+            scale = float(values_P.abs().max()) if key in ("eig_min", "grad_norm") else None
+            comparison.close(f"{name} {key}", value, wanted[key], scale)
     by_name = parameters.by_name(diagonal_P)
     for place, (key, value) in enumerate(wanted.get("trace_by_param", {}).items()):
         own = roberta_name(key) if isinstance(model, RobertaModel) else parameters.names[place]
         comparison.close(f"{name} {key}", by_name[own], value, abs(wanted["trace"]))
 
 
-def compare_hessians(comparison: Comparison, folder: Path) -> None:
-    """Compare ``hessian.json``."""
-    wanted = json.loads((folder / "hessian.json").read_text(encoding="utf-8"))
-    for name in ("mlp", "transformer"):
-        with np.load(folder / f"{name}.npz") as file:
-            arrays = dict(file)
-        if name == "mlp":
-            model: nn.Module = mlp(arrays)
-            sample = {"x": torch.from_numpy(arrays["x"]), "target": torch.from_numpy(arrays["y"])}
-        else:
-            model, sample = roberta(arrays), masked_batch(arrays)
+def compare_mlp(comparison: Comparison, arrays: Arrays, wanted: Mapping[str, Any]) -> None:
+    """Compare the two-layer network: hard labels, and its own probabilities as labels."""
+    model = mlp(arrays)
+    sample = {"x": torch.from_numpy(arrays["x"]), "target": torch.from_numpy(arrays["y"])}
+    compare_both(comparison, "mlp", model, sample, wanted)
+
+
+def compare_both(
+    comparison: Comparison, name: str, model: nn.Module, sample: Sample, wanted: Mapping[str, Any]
+) -> None:
+    """Compare a model with its labels, and with its own probabilities in their place."""
+    if name in wanted:
         compare_case(comparison, name, model, sample, wanted[name])
+    if (key := f"{name}_soft_targets_at_optimum") in wanted:
         with torch.no_grad():
             logits_NV = torch.cat([part for _, part in predict(model, sample).chunks()])
-        best = {**sample, "soft": logits_NV.softmax(-1)}
-        key = f"{name}_soft_targets_at_optimum"
-        compare_case(comparison, key, model, best, wanted[key])
-    for factor in (2, 3):
-        wide, key = widened(arrays, factor), f"transformer_widen{factor}"
-        model = roberta(wide, 2 * factor)
-        if "trace" in wanted[key]:
-            compare_case(comparison, key, model, masked_batch(wide), wanted[key])
-    fisher = wanted["fisher_by_param"]
-    for key, factor, scaled in (
-        ("base", 1, True), ("widen2", 2, True), ("widen3", 3, True),
-        ("widen2_unscaled_embeddings", 2, False),
-    ):  # fmt: skip
-        wide = widened(arrays, factor, scaled)
-        compare_fisher(comparison, key, roberta(wide, 2 * factor), masked_batch(wide), fisher[key])
+        compare_case(comparison, key, model, {**sample, "soft": logits_NV.softmax(-1)}, wanted[key])
+
+
+def compare_transformer(comparison: Comparison, arrays: Arrays, wanted: Mapping[str, Any]) -> None:
+    """Compare the transformer: as it is, widened, deepened, and the Fisher of its parameters."""
+    heads, sample = heads_of(arrays), masked_batch(arrays)
+    compare_both(comparison, "transformer", roberta(arrays, heads), sample, wanted)
+    for key, case in wanted.items():
+        changed = re.fullmatch(r"transformer_(widen|deepen)(\d+)", key)
+        if changed is not None and "trace" in case:
+            number = int(changed[2])
+            times, extra = (number, 0) if changed[1] == "widen" else (1, number)
+            model = roberta(widened(arrays, times), heads * times, extra=extra)
+            compare_case(comparison, key, model, sample, case)
+    for key, case in wanted.get("fisher_by_param", {}).items():
+        named = re.fullmatch(r"base|widen(\d+)(_unscaled_embeddings)?", key)
+        if named is None:
+            comparison.wrong.append(f"fisher_by_param: nothing is known of {key}")
+            continue
+        factor = int(named[1] or 1)
+        model = roberta(widened(arrays, factor, not named[2]), heads * factor)
+        compare_fisher(comparison, key, model, sample, case)
+
+
+def compare_hessians(comparison: Comparison, folder: Path) -> None:
+    """Compare ``hessian.json`` with what stands in ``mlp.npz`` and ``transformer.npz``."""
+    wanted = json.loads((folder / "hessian.json").read_text(encoding="utf-8"))
+    known = {"mlp": compare_mlp, "transformer": compare_transformer}
+    for name, compare in known.items():
+        if (folder / f"{name}.npz").exists():
+            with np.load(folder / f"{name}.npz") as file:
+                compare(comparison, dict(file), wanted)
 
 
 def compare_fisher(

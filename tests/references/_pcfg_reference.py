@@ -39,6 +39,8 @@ class Reference:
         self.columns = [self.word[w] for w in record.get("terminals", grammar.terminals)]
         self.worst: dict[str, float] = {}
         self.unknown: set[str] = set()
+        # what a model answers in the place of the truth, a row for each listed sentence
+        self.answers = [record[key] for key in record if re.search("model|predict", key)]
 
     def note(self, key: str, found: Any, wanted: Any) -> None:
         """Compare numbers; a missing one (None) stands for none."""
@@ -70,8 +72,12 @@ class Reference:
         """Compare a table by what its keys are; tell if it is understood."""
         if isinstance(value, str) and value.endswith(".npy") and self._listed():
             value = np.load(self.folder / value, allow_pickle=False).tolist()
+        if value in self.answers:
+            return True
         if self._listed() and isinstance(value, list) and len(value) == len(self._listed()):
             return key == "sentences" or self._rows(key, value)
+        if isinstance(value, float) and re.search("cross|kl|ce$", key, re.I):
+            return self._against_answers(key, value)
         if isinstance(value, float) and re.search("entropy|optim|loss", key):
             self.average(key, value)
         elif re.search("label", key):
@@ -110,6 +116,20 @@ class Reference:
             if len(row) < len(flat):
                 return False
             self.note(key, row[: len(flat)], flat.tolist())  # what follows only fills the row
+        return True
+
+    def _against_answers(self, key: str, value: float) -> bool:
+        """Compare cross-entropy or KL of a model's answers, mean over positions."""
+        if len(self.answers) != 1 or np.shape(self.answers[0])[:1] != (len(self._listed()),):
+            return False
+        parts = []
+        for sentence, row in zip(self._listed(), self.answers[0], strict=True):
+            q_NT = self.source.conditionals(self.words(sentence))[0][0][:, self.columns]
+            p_NT = np.asarray(row, dtype=float).ravel()[: q_NT.size].reshape(q_NT.shape)
+            top_NT = q_NT if re.search("kl", key, re.I) else np.ones_like(q_NT)
+            ratio_NT = np.divide(top_NT, p_NT, out=np.ones_like(q_NT), where=q_NT > 0)
+            parts.extend((q_NT * np.log(ratio_NT)).sum(1).tolist())
+        self.note(key, float(np.mean(parts)), value)
         return True
 
     def _is_row(self, row: Any) -> bool:

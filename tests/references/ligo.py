@@ -68,8 +68,11 @@ def config_of(state: Arrays, head_dim: int, **settings: Any) -> RobertaConfig:
     )
 
 
-def outputs(config: RobertaConfig, state: Arrays, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return logits (B, T, V) and hidden states (B, T, C) of the package's model in fp64."""
+def outputs(config: RobertaConfig, state: Arrays, tokens: Tensor) -> tuple[Tensor, ...]:
+    """Return logits (B, T, V) of the package's model in fp64, and hidden states (B, T, C).
+
+    The last are those after the last layer, which a pre-norm model normalises once more.
+    """
 
     class Rows:
         def __len__(self) -> int:
@@ -79,19 +82,23 @@ def outputs(config: RobertaConfig, state: Arrays, tokens: Tensor) -> tuple[Tenso
             return 1
 
     task = SimpleNamespace(cfg=SimpleNamespace(), source_dictionary=Rows(), max_positions=None)
-    fits = len(state["lm_head.dense.weight"]) == config.encoder_embed_dim
+    fits = len(state.get("lm_head.dense.weight", ())) == config.encoder_embed_dim
     config = dataclasses.replace(config, head="roberta" if fits else "none")
     model = RobertaModel.build_model(config, task).double().eval()
     known = model.state_dict()
     model.load_state_dict({name: x for name, x in prefixed(state).items() if name in known})
     with torch.no_grad():
-        hidden, _ = model(tokens.long(), features_only=True)
-        return (model(tokens.long())[0] if fits else narrow_head(state, hidden)), hidden
+        hidden, more = model(tokens.long(), features_only=True, return_all_hiddens=True)
+        logits = model(tokens.long())[0] if fits else narrow_head(state, hidden)
+    return logits, hidden, more["inner_states"][-1].transpose(0, 1)
 
 
 def narrow_head(state: Arrays, hidden: Tensor) -> Tensor:
-    """Return the logits of a head that did not grow with the hidden states."""
+    """Return the logits of a head that did not grow with the hidden states, if there is a head."""
     part = {name.removeprefix("lm_head."): x for name, x in state.items()}
+    if "dense.weight" not in part:
+        return hidden.new_empty(0)
+    hidden = hidden[..., : part["dense.weight"].shape[1]]
     inner = F.gelu(F.linear(hidden, part["dense.weight"], part["dense.bias"]))
     norm = part["layer_norm.weight"], part["layer_norm.bias"]
     return F.linear(F.layer_norm(inner, norm[0].shape, *norm), part["weight"], part["bias"])
@@ -160,18 +167,20 @@ def io_difference(folder: Folder, name: str, state: Arrays, untied: bool = False
     io = read(path)
     width, old = state["embed_tokens.weight"].shape[1], folder.config.encoder_embed_dim
     base = config_of(state, folder.head_dim, untie_weights_roberta=untied)
-    worst, stated = 0.0, [float(x) for key, x in io.items() if key.startswith("eps")]
+    worst, stated = 0.0, [float(x) for key, x in io.items() if "eps" in key]
     for key, wanted in io.items():
-        if key.startswith(("tokens", "eps")):
+        if key == "tokens" or "eps" in key:
             continue
         if wanted.dim() != 3 or not wanted.is_floating_point():
             raise NotUnderstood(f"{path.name}: {key}")
         config = pre_norm(base) if "preln" in key or "preln" in name else base
         eps = [1e-5, 1e-5 * old / width, *stated]
         tried = [dataclasses.replace(config, layer_norm_eps=value) for value in eps]
-        index = 0 if wanted.shape[-1] == len(state["embed_tokens.weight"]) else 1
-        found = [outputs(c, state, io["tokens"])[index][..., : wanted.shape[-1]] for c in tried]
-        worst = max(worst, min(float((x - wanted).abs().max()) for x in found))
+        last = wanted.shape[-1]
+        logits = "logits" in key or last == len(state["embed_tokens.weight"])
+        found = [x for c in tried for x in outputs(c, state, io["tokens"])[: 1 if logits else None]]
+        gaps = [float((x[..., :last] - wanted).abs().max()) for x in found if x.dim() == 3]
+        worst = max(worst, min(gaps))
     return worst
 
 
