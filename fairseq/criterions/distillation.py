@@ -73,7 +73,7 @@ class CacheLike(Protocol):
     facts: dict[str, str]
 
     def lookup(
-        self, tokens_BT: Tensor, positions_N: Tensor, pad: int, temperature: float
+        self, net_input: Mapping[str, Any], positions_N: Tensor, pad: int, temperature: float
     ) -> SparseTeacher | None:
         """Return what is stored of these positions, None if it is not."""
 
@@ -287,9 +287,8 @@ class DistillationCriterion(SummingCriterion):
         """Return what the cache holds of a batch; only validation may do without."""
         if self._cache is None:
             return None
-        tokens_BT = sample["net_input"]["src_tokens"]
         temperature = self.cfg.distillation_temperature
-        stored = self._cache.lookup(tokens_BT, predicted_N, self.padding_idx, temperature)
+        stored = self._cache.lookup(sample["net_input"], predicted_N, self.padding_idx, temperature)
         if stored is None and training:
             raise DataError(
                 f"--teacher-cache {self.cfg.teacher_cache} does not hold this batch: it was made "

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fairseq import utils
+from fairseq.config.sections import FairseqConfig
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError
 from fairseq.export.encoder_out import new_folder
 from fairseq.files.io import sha256_of
 from fairseq.hub.load import load_by_settings
+from fairseq.logging.progress_bar import progress_of
 from fairseq.tasks import validation
+from fairseq.tasks.base import FairseqTask
 from fairseq.teacher.cache import METHODS, VERSION, CacheWriter, digest_of
 
 
@@ -61,17 +64,33 @@ def write_teacher_cache(
         "symbols": len(dictionary),
         "dictionary": digest_of(dictionary),
         "teacher": str(flat["path"]),
+        # draws of another seed are another cache
+        **({"seed": config.common.seed} if method == "sample" else {}),
         "teacher_sha256": sha256_of(utils.split_paths(str(flat["path"]))[0]),
     }
     with new_folder(folder, force) as unfinished:
         with CacheWriter(unfinished, meta, config.common.seed) as writer:
-            for subset in validation.valid_subsets(config):
-                task.load_dataset(subset, combine=False, epoch=1)
-                for epoch in range(1, 1 + (epochs if subset == task.train_split else 1)):
-                    batches = validation.valid_batches(config, task, model, subset, epoch)
-                    for sample in batches.next_epoch_itr(shuffle=False):
-                        if sample:
-                            sample = utils.move_to_device(sample, device)
-                            writer.add(model, sample, dictionary.pad())
+            for subset, epoch in _passes(config, task, epochs):
+                every = validation.valid_batches(config, task, model, subset, epoch)
+                batches, shown = every.next_epoch_itr(shuffle=False), f"{subset}, epoch {epoch}"
+                with progress_of(config.common, batches, shown) as progress:
+                    for sample in filter(None, progress):
+                        writer.add(model, utils.move_to_device(sample, device), dictionary.pad())
         (unfinished / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
     return meta
+
+
+def _passes(config: FairseqConfig, task: FairseqTask, epochs: int) -> Iterator[tuple[str, int]]:
+    """Load each subset as a training does, and yield it with the epoch whose masks it has.
+
+    Training data of several folders are one folder an epoch: all of them come up.
+    """
+    data = getattr(config.task, "data", None) or ""
+    folders = len([folder for folder in utils.split_paths(data) if folder])
+    for subset in validation.valid_subsets(config):
+        trained = subset == task.train_split
+        for epoch in range(1, 1 + (max(epochs, folders) if trained else 1)):
+            if epoch == 1 or folders > 1:
+                combine = trained or bool(config.dataset.combine_valid_subsets)
+                task.load_dataset(subset, combine=combine, epoch=epoch)
+            yield subset, epoch

@@ -392,8 +392,11 @@ def _reference(
         value_N = (stored.weight_NK * gap_NK).sum(-1)
         if stored.log_tail_N is not None:
             other_NV = torch.ones_like(q_NV).scatter(1, stored.ids_NK, 0.0)
-            log_rest_N = (q_NV * other_NV).sum(-1).log()
-            value_N = value_N + stored.log_tail_N.exp() * (stored.log_tail_N - log_rest_N)
+            tail_N = stored.log_tail_N.exp()
+            some_N = tail_N > 0  # of a whole distribution nothing is left, on either side
+            log_rest_N = torch.where(some_N, (q_NV * other_NV).sum(-1), 1.0).log()
+            log_tail_N = torch.where(some_N, stored.log_tail_N, 0.0)
+            value_N = value_N + tail_N * (log_tail_N - log_rest_N)
     else:
         t_NV = F.linear(*_cast(teacher, torch.float64)).detach()
         log_p_NV = _log_softmax(t_NV, temperature)

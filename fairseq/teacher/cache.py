@@ -48,21 +48,27 @@ def digest_of(dictionary: Dictionary) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
-def _row_digests(tokens_BT: Tensor, positions_N: Tensor, pad: int) -> tuple[Any, Any]:
+def _row_digests(
+    net_input: Mapping[str, Any], positions_N: Tensor, pad: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the digest of each row, uint64 (B,), and its number of positions, (B,)."""
-    tokens, positions = tokens_BT.cpu().numpy(), positions_N.cpu().numpy()
+    tokens, positions = net_input["src_tokens"].cpu().numpy(), positions_N.cpu().numpy()
     length = tokens.shape[1]
     counts_B = np.bincount(positions // max(1, length), minlength=len(tokens))
-    rows = zip(tokens, np.split(positions % max(1, length), np.cumsum(counts_B)[:-1]), strict=True)
-    digests = [
-        hashlib.blake2b(
-            # how much padding a row has depends on the other rows of its batch
-            row_T[row_T != pad].astype("<i8").tobytes() + b"|" + places.astype("<i8").tobytes(),
-            # 64 bits: that any two of a hundred million rows meet has a chance of 3 in 10,000
-            digest_size=8,
-        ).digest()
-        for row_T, places in rows
-    ]
+    places = np.split(positions % max(1, length), np.cumsum(counts_B)[:-1])
+    # what a token sees; rows of one document are the same with and without --document-mask
+    documents = net_input.get("documents")
+    numbers = np.zeros_like(tokens) if documents is None else documents.cpu().numpy()
+    digests = []
+    for row_T, places_n, number_T in zip(tokens, places, numbers, strict=True):
+        # how much padding a row has depends on the other rows of its batch
+        real_T = row_T != pad
+        parts = [row_T[real_T], places_n]
+        if len(np.unique(number_T[real_T])) > 1:
+            parts.append(number_T[real_T])
+        content = b"|".join(part.astype("<i8").tobytes() for part in parts)
+        # 64 bits: that any two of a hundred million rows meet has a chance of 3 in 10,000
+        digests.append(hashlib.blake2b(content, digest_size=8).digest())
     return np.frombuffer(b"".join(digests), dtype="<u8"), counts_B
 
 
@@ -87,7 +93,7 @@ class CacheWriter(contextlib.ExitStack):
 
         net_input = sample["net_input"]
         positions_N = predicted_positions(sample, pad)
-        digests_B, counts_B = _row_digests(net_input["src_tokens"], positions_N, pad)
+        digests_B, counts_B = _row_digests(net_input, positions_N, pad)
         operands = model(**net_input, predicted_positions=positions_N)[0]
         ends = np.cumsum(counts_B)
         for digest, end, count in zip(digests_B.tolist(), ends, counts_B, strict=True):
@@ -155,12 +161,15 @@ class TeacherCache:
             self.meta = meta = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
             kept = 1 if meta["method"] == "topk" else len(meta["temperatures"])
             shape = (meta["positions"], kept, meta["k"])
-            self.index = np.fromfile(self.folder / "index.bin", dtype=_ROW)
+            self.index = np.array(self._map("index", _ROW, (meta["rows"],)))
+            ends = self.index["first"] + self.index["entries"]
+            if len(ends) and (self.index["first"].min() < 0 or ends.max() > meta["positions"]):
+                raise ValueError("index.bin points outside of the other files")
             self.ids = self._map("ids", _id_type(meta), shape)
             self.values = self._map("values", "<f4", shape)
             tails = (meta["positions"], len(meta["temperatures"]))
             self.tails = self._map("tails", "<f4", tails) if meta["method"] == "topk" else None
-        except (KeyError, ValueError, OSError) as error:
+        except (KeyError, TypeError, ValueError, OSError) as error:
             raise CheckpointError(
                 f"{self.folder} is no cache of a teacher, or damaged ({error}); write it anew"
             ) from error
@@ -172,7 +181,7 @@ class TeacherCache:
         digest = hashlib.sha256(self.index.tobytes() + json.dumps(meta, sort_keys=True).encode())
         self.facts = {"path": str(self.folder), "sha256": digest.hexdigest()}
 
-    def _map(self, name: str, dtype: str, shape: tuple[int, ...]) -> Any:
+    def _map(self, name: str, dtype: str | np.dtype, shape: tuple[int, ...]) -> Any:
         if not shape[0]:
             return np.zeros(shape, dtype)
         path = self.folder / f"{name}.bin"
@@ -181,12 +190,12 @@ class TeacherCache:
         return np.memmap(path, dtype=dtype, mode="r", shape=shape)
 
     def lookup(
-        self, tokens_BT: Tensor, positions_N: Tensor, pad: int, temperature: float
+        self, net_input: Mapping[str, Any], positions_N: Tensor, pad: int, temperature: float
     ) -> SparseTeacher | None:
         """Return what is stored of these positions, None if a row is not.
 
         Args:
-            tokens_BT: what the model sees.
+            net_input: what the model sees: ``src_tokens`` (B, T) and ``documents``, if there are.
             positions_N: flat indices of all predicted positions, ascending.
             pad: the padding id.
             temperature: of the distributions.
@@ -200,7 +209,7 @@ class TeacherCache:
                 f"{self.folder} was made for the temperatures {known}, not for "
                 f"--distillation-temperature {temperature}: write it with --cache-temperatures"
             )
-        digests_B, counts_B = _row_digests(tokens_BT, positions_N, pad)
+        digests_B, counts_B = _row_digests(net_input, positions_N, pad)
         digests_B, counts_B = digests_B[counts_B > 0], counts_B[counts_B > 0]
         places_B = np.searchsorted(self.index["digest"], digests_B)
         if len(places_B) and places_B.max() >= len(self.index):
@@ -211,7 +220,7 @@ class TeacherCache:
         # counts on from the first entry of each row
         firsts_N = np.repeat(rows["first"] - (np.cumsum(counts_B) - counts_B), counts_B)
         return self._entries(firsts_N + np.arange(counts_B.sum()), known.index(temperature),
-                             temperature, tokens_BT.device)  # fmt: skip
+                             temperature, positions_N.device)  # fmt: skip
 
     def _entries(
         self, entries_N: np.ndarray, number: int, temperature: float, device: torch.device

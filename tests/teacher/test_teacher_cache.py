@@ -97,8 +97,7 @@ def test_a_part_is_stored_as_defined(
         positions_N = predicted_positions(sample, pad)
         logits_NV = teacher.outputs(sample["net_input"], positions_N)[0].logits()
         for temperature in (1.0, 2.5):
-            tokens_BT = sample["net_input"]["src_tokens"]
-            stored = cache.lookup(tokens_BT, positions_N, pad, temperature)
+            stored = cache.lookup(sample["net_input"], positions_N, pad, temperature)
             assert stored is not None and stored.log_tail_N is not None
             p_NV = (logits_NV / temperature).softmax(-1)
             wanted_NK, ids_NK = p_NV.topk(5)
@@ -108,7 +107,7 @@ def test_a_part_is_stored_as_defined(
             torch.testing.assert_close(stored.log_tail_N.exp(), tail_N, atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(stored.weight_NK.sum(1) + tail_N, torch.ones(len(tail_N)))
     with pytest.raises(ConfigError, match=r"temperatures \[1.*not for .*3"):
-        cache.lookup(tokens_BT, positions_N, pad, 3.0)
+        cache.lookup(sample["net_input"], positions_N, pad, 3.0)
 
 
 def test_drawn_words_estimate_the_divergence_without_bias(
@@ -131,7 +130,7 @@ def test_drawn_words_estimate_the_divergence_without_bias(
         told = {**given(data, teachers["causal"], "train"), "seed": seed}
         write_teacher_cache(told, folder, "sample", 8, [1.0, 2.0])
         stored = TeacherCache(str(folder), task.target_dictionary).lookup(
-            sample["net_input"]["src_tokens"], positions_N, pad, 2.0
+            sample["net_input"], positions_N, pad, 2.0
         )
         assert isinstance(stored, SparseTeacher) and stored.log_tail_N is None
         means.append(linear_distillation(own, stored, target_N, temperature=2.0)[1].mean())
@@ -168,6 +167,13 @@ def test_what_was_not_stored_is_not_made_up(
     (other / "dict.txt").write_text("\n".join([words[1], words[0], *words[2:]]) + "\n")
     with pytest.raises(ConfigError, match="another dictionary"):
         train(config(other, tmp_path / "swapped", **one))
+    index = (cache / "index.bin").read_bytes()
+    # a row is lost; the first row of all begins far behind the end
+    for broken in (index[:-24], index[:8] + (10**9).to_bytes(8, "little") + index[16:]):
+        (cache / "index.bin").write_bytes(broken)
+        with pytest.raises(CheckpointError, match="damaged"):
+            train(config(data, tmp_path / "index", **one))
+    (cache / "index.bin").write_bytes(index)
     (cache / "values.bin").write_bytes(b"short")
     with pytest.raises(CheckpointError, match="damaged"):
         train(config(data, tmp_path / "damaged", **one))
