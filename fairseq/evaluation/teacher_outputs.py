@@ -46,11 +46,14 @@ def write_teacher_cache(
     Raises:
         ConfigError: for senseless settings.
     """
-    if method not in METHODS or k < 1 or not temperatures or min(temperatures) <= 0:
+    if method not in METHODS or min(k, epochs) < 1 or not temperatures or min(temperatures) <= 0:
         raise ConfigError(
-            f"--cache-method is one of {', '.join(METHODS)}, --top-k at least 1, and temperatures "
-            f"are positive, not {method}, {k} and {list(temperatures)}"
+            f"--cache-method is one of {', '.join(METHODS)}, --top-k and --cache-epochs at least "
+            f"1, and temperatures are positive, not {method}, {k}, {epochs} and "
+            f"{list(temperatures)}"
         )
+    if len(utils.split_paths(str(flat["path"]))) > 1:
+        raise ConfigError(f"--path {flat['path']} names several teachers: store one at a time")
     models, config, task = load_by_settings(flat)
     device = choose_device(config)
     model = models[0].to(device).eval()
@@ -66,7 +69,7 @@ def write_teacher_cache(
         "teacher": str(flat["path"]),
         # draws of another seed are another cache
         **({"seed": config.common.seed} if method == "sample" else {}),
-        "teacher_sha256": sha256_of(utils.split_paths(str(flat["path"]))[0]),
+        "teacher_sha256": sha256_of(str(flat["path"])),
     }
     with new_folder(folder, force) as unfinished:
         with CacheWriter(unfinished, meta, config.common.seed) as writer:

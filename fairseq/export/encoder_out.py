@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fairseq.checkpoint.layout import config_of, read_state
 from fairseq.errors import (
+    DataError,
     MissingFileError,
     UnsupportedError,
     install_hint,
@@ -67,14 +68,24 @@ def require_transformers() -> Any:
     return transformers
 
 
+# one of them stands in every folder that the users of new_folder make, and in no other of ours
+_MARKS = ("config.json", "meta.json", "model.pt", "revisions.json")
+
+
 @contextlib.contextmanager
 def new_folder(out: Path, force: bool) -> Iterator[Path]:
     """Give a temporary folder that becomes ``out`` at the end, and vanishes after an error.
 
     Raises:
-        DataError: if ``out`` exists and is not to be replaced.
+        DataError: if ``out`` exists and is not to be replaced, or holds something else.
     """
     refuse_existing(out, force)
+    ours = any((out / name).is_file() for name in _MARKS)
+    if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(
+            f"{out} holds something else than is to be written (data, a run?), so it is not "
+            "replaced: choose another name, or remove it yourself"
+        )
     temporary = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

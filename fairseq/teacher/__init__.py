@@ -136,6 +136,9 @@ def load_teacher(config: FairseqConfig, task: FairseqTask, student: BaseFairseqM
     _check_fit(model, student, task, str(path), settings.alpha_ce or settings.alpha_mse)
     state = _with_rows_of(source, task.source_dictionary, str(path))
     give_weights(model, state, source.model, str(path))
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"the teacher {path} has weights that are not finite: {name}")
     dtype = getattr(torch, settings.teacher_dtype)
     return Teacher(model, str(path), digest_of(path), choose_device(config), dtype)
 
@@ -245,6 +248,12 @@ def _check_fit(
         raise ConfigError(
             f"the teacher {path} predicts {sorted(kinds[0])}, the student {sorted(kinds[1])}: "
             "masked models learn from masked ones, causal ones from causal ones"
+        )
+    blank = [getattr(getattr(m, "config", None), "mask_embedding", "") for m in (teacher, student)]
+    if "zero" in blank and blank[0] != blank[1]:
+        raise ConfigError(
+            f"the teacher {path} and the student hide tokens differently: --mask-embedding "
+            f"{blank[0] or 'learned'} and {blank[1] or 'learned'}; they must have the same"
         )
     decoder = getattr(teacher, "decoder", None)
     headless = getattr(getattr(teacher, "config", None), "head", None) == "none"

@@ -112,6 +112,8 @@ class CacheWriter(contextlib.ExitStack):
 
     def _write(self, logits_RV: Tensor, draw: torch.Generator) -> None:
         k, temperatures = self.meta["k"], self.meta["temperatures"]
+        if not logits_RV.isfinite().all():
+            raise CheckpointError(f"{self.meta['teacher']} gives logits that are not finite")
         if self.meta["method"] == "topk":
             # logits as they are serve every temperature; only the sum of the others depends on it
             values, ids = logits_RV.topk(k)
@@ -159,6 +161,8 @@ class TeacherCache:
             raise MissingFileError(f"--teacher-cache not found: {self.folder}")
         try:
             self.meta = meta = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
+            if meta["version"] != VERSION or meta["method"] not in METHODS:
+                raise ValueError(f"version {meta['version']}, method {meta['method']}")
             kept = 1 if meta["method"] == "topk" else len(meta["temperatures"])
             shape = (meta["positions"], kept, meta["k"])
             self.index = np.array(self._map("index", _ROW, (meta["rows"],)))

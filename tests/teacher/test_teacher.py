@@ -243,6 +243,15 @@ def test_what_does_not_fit_is_refused(
         load(data, student("causal", teachers["masked"]))
     with pytest.raises((ConfigError, CheckpointError), match="masked models learn from masked"):
         load(data, student("masked", teachers["causal"], teacher_overrides=""))
+    # <mask> has no row in the one model, and one in the other
+    blank = {"head": "clap", "position": "alibi", "mask_embedding": "zero"}
+    with pytest.raises(ConfigError, match="hide tokens differently.* learned and zero"):
+        load(data, student("masked", teachers["masked"], **blank))
+    broken = content(teachers["masked"])
+    next(x for n, x in broken["model"].items() if n.endswith("fc2.bias"))[3] = float("nan")
+    torch.save(broken, tmp_path / "nan.pt")
+    with pytest.raises(CheckpointError, match=r"not finite: .*fc2\.bias"):
+        load(data, student("masked", tmp_path / "nan.pt"))
     with pytest.raises(ConfigError, match="reaches 16"):
         load(data, student("masked", teachers["masked"], tokens_per_sample=32, max_positions=32))
     (tmp_path / "empty").mkdir()

@@ -193,8 +193,16 @@ def test_the_command_writes_caches_and_scores(
     assert meta["temperatures"] == [1.0, 2.0] and meta["k"] == 3 and meta["method"] == "sample"
     assert meta == json.loads((tmp_path / "cache" / "meta.json").read_text())
     assert not list(tmp_path.glob(".*"))
-    with pytest.raises(ConfigError, match="--top-k at least 1"):
-        run([*common, *cache, "--top-k", "0", "--cache-force"])
+    for wrong in (["--top-k", "0"], ["--cache-epochs", "0"]):
+        with pytest.raises(ConfigError, match="--top-k and --cache-epochs at least 1"):
+            run([*common, *cache, *wrong, "--cache-force"])
+    with pytest.raises(ConfigError, match="several teachers"):
+        run([*common[:2], f"{common[2]}:{common[2]}", *common[3:], *cache, "--cache-force"])
+    before = {path.name: path.read_bytes() for path in data.iterdir()}
+    # a slip of the pen: the data in the place of the cache
+    with pytest.raises(DataError, match="holds something else"):
+        run([*common, "--write-teacher-cache", str(data), "--cache-force"])
+    assert before == {path.name: path.read_bytes() for path in data.iterdir()}
     with pytest.raises(DataError, match="exists"):
         run([*common, *cache])
     flags = {"max_update": 2, "decoder_layers": 1, "teacher_path": str(teachers["causal"])}
