@@ -8,22 +8,12 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch import Tensor
 
 from fairseq.growth.copies import widen_by_copies
 from fairseq.growth.layers import deepen, deepen_reason
 from fairseq.growth.methods import Options, method
-from fairseq.growth.sizes import Config, Pair, sizes_of
+from fairseq.growth.sizes import Pair, slopes_of
 from fairseq.growth.tensors import Parts
-from fairseq.modules.positions import alibi_slopes
-
-
-def slopes_of(config: Config) -> Tensor:
-    """Return the slopes of a model with ALiBi, fp32 of shape (H,)."""
-    slopes = config.get("alibi_slopes")
-    if slopes is not None:
-        return torch.tensor(list(slopes), dtype=torch.float32)
-    return alibi_slopes(sizes_of(config).heads)
 
 
 def position_reason(pair: Pair) -> str | None:

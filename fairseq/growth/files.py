@@ -18,7 +18,6 @@ from fairseq.errors import CheckpointError, ConfigError
 from fairseq.export.encoder_out import find_data
 from fairseq.export.model_files import refuse_existing, write_model
 from fairseq.files.io import require_file, sha256_of
-from fairseq.growth.enlarge import slopes_of
 from fairseq.growth.methods import Options
 from fairseq.growth.sizes import (
     FIELDS,
@@ -29,6 +28,7 @@ from fairseq.growth.sizes import (
     scale_of,
     side_of,
     sizes_of,
+    slopes_of,
 )
 from fairseq.growth.start import (
     Source,

@@ -11,7 +11,7 @@ from torch import Tensor
 from fairseq import catalog
 from fairseq.config.registry import Registry
 from fairseq.errors import ConfigError, UnsupportedError
-from fairseq.growth.sizes import Config, Pair, check_pair
+from fairseq.growth.sizes import Config, Pair, check_pair, settings_reason
 from fairseq.growth.tensors import Parts, State, join, split
 from fairseq.models.base import prune_state_dict
 from fairseq.rng import derive_seed
@@ -92,7 +92,7 @@ class Method:
         check_pair(pair, self.shrinks, self.any_depth)
         if options.layers is not None:
             check_layers(options.layers, pair)
-        reason = self.inexact(pair, options)
+        reason = self.inexact(pair, options) or settings_reason(pair)
         if self.exact_only and reason is not None:
             raise UnsupportedError(f"this model cannot be enlarged exactly: {reason}")
         return reason

@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.models.roberta.config import RobertaConfig
 from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
+from fairseq.modules.positions import alibi_slopes
 
 Config = RobertaConfig | TransformerLanguageModelConfig
 
@@ -187,6 +191,34 @@ def position_of(config: Config) -> str:
     """Return how tokens know where they stand."""
     kind = getattr(config, "position_kind", None)
     return str(kind() if kind is not None else config.get("position"))
+
+
+def slopes_of(config: Config) -> Tensor:
+    """Return the slopes of a model with ALiBi, fp32 of shape (H,)."""
+    slopes = config.get("alibi_slopes")
+    if slopes is not None:
+        return torch.tensor(list(slopes), dtype=torch.float32)
+    return alibi_slopes(sizes_of(config).heads)
+
+
+def settings_reason(pair: Pair) -> str | None:
+    """Return which setting makes equal tensors compute something else, None if none does.
+
+    What depends on the sizes (slopes of more heads, scales of wider tables) is left to the methods.
+    """
+    eps, new = (float(config["layer_norm_eps"]) for config in pair)
+    ratio = pair.small.width / pair.large.width  # what means in new channels need, see LEMON
+    wanted = (1.0, ratio) if pair.large.width % pair.small.width else (1.0,)
+    if all(abs(new - eps * factor) > 1e-6 * eps for factor in wanted):
+        return f"layer norms had another eps: give --layer-norm-eps {eps:g}"
+    if pair.small.width != pair.large.width:
+        return None
+    if abs(pair.growth_of_scale - 1) > 1e-9:
+        return f"embeddings were multiplied by {scale_of(pair.source):g}: --embedding-multiplier"
+    slopes = [slopes_of(config) for config in pair] if pair.position.startswith("alibi") else []
+    if slopes and not torch.equal(*slopes):
+        return "ALiBi's slopes were others: --alibi-slopes"
+    return None
 
 
 def check_pair(pair: Pair, shrinks: bool = False, any_depth: bool = False) -> None:
