@@ -9,6 +9,7 @@ from typing import Any
 
 from fairseq import utils
 from fairseq.config.sections import FairseqConfig
+from fairseq.data.batches.read import workers_ended
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError
 from fairseq.export.encoder_out import new_folder
@@ -18,6 +19,7 @@ from fairseq.logging.progress_bar import progress_of
 from fairseq.tasks import validation
 from fairseq.tasks.base import FairseqTask
 from fairseq.teacher.cache import METHODS, VERSION, CacheWriter, digest_of
+from fairseq.training.allocator import keep_freed_memory
 
 
 def write_teacher_cache(
@@ -56,6 +58,7 @@ def write_teacher_cache(
         raise ConfigError(f"--path {flat['path']} names several teachers: store one at a time")
     models, config, task = load_by_settings(flat)
     device = choose_device(config)
+    keep_freed_memory()
     model = models[0].to(device).eval()
     dictionary = task.target_dictionary
     k = min(k, len(dictionary)) if method == "topk" else k
@@ -75,8 +78,8 @@ def write_teacher_cache(
         with CacheWriter(unfinished, meta, config.common.seed) as writer:
             for subset, epoch in _passes(config, task, epochs):
                 every = validation.valid_batches(config, task, model, subset, epoch)
-                batches, shown = every.next_epoch_itr(shuffle=False), f"{subset}, epoch {epoch}"
-                with progress_of(config.common, batches, shown) as progress:
+                batches, shown = every.next_epoch_itr(shuffle=False), f"teacher on '{subset}', epoch {epoch}"
+                with workers_ended(), progress_of(config.common, batches, shown) as progress:
                     for sample in filter(None, progress):
                         writer.add(model, utils.move_to_device(sample, device), dictionary.pad())
         (unfinished / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")

@@ -104,20 +104,24 @@ class CacheWriter(contextlib.ExitStack):
             self.entries += int(count)
             hidden_NC = operands.hidden_NC[end - count : end].float()
             bias_V = None if operands.bias_V is None else operands.bias_V.float()
-            draw = torch.Generator(hidden_NC.device)
-            # by the row and not by its turn: stored again, in any order, a row is the same
-            draw.manual_seed(derive_seed(self.seed, "teacher-cache", digest >> 1))
+            draw = None if self.meta["method"] == "topk" else torch.Generator(hidden_NC.device)
+            if draw is not None:
+                # by the row and not by its turn: stored again, in any order, a row is the same
+                draw.manual_seed(derive_seed(self.seed, "teacher-cache", digest >> 1))
+            # row by row, although a batch has the same logits: they fit a cache, and their bits do
+            # not depend on which rows are new
             for _, logits_RV in logit_chunks(hidden_NC, operands.weight_VC.float(), bias_V):
                 self._write(logits_RV, draw)
 
-    def _write(self, logits_RV: Tensor, draw: torch.Generator) -> None:
+    def _write(self, logits_RV: Tensor, draw: torch.Generator | None) -> None:
+        """Append what is kept of logits, which are used up."""
         k, temperatures = self.meta["k"], self.meta["temperatures"]
         if not logits_RV.isfinite().all():
             raise CheckpointError(f"{self.meta['teacher']} gives logits that are not finite")
-        if self.meta["method"] == "topk":
+        if draw is None:
             # logits as they are serve every temperature; only the sum of the others depends on it
             values, ids = logits_RV.topk(k)
-            rest_RV = logits_RV.scatter(1, ids, -math.inf)
+            rest_RV = logits_RV.scatter_(1, ids, -math.inf)
             tails = torch.stack([(rest_RV / t).logsumexp(-1) for t in temperatures], 1)
             self.files["tails"].write(tails.float().cpu().numpy().astype("<f4").tobytes())
         else:
