@@ -78,7 +78,8 @@ def write_teacher_cache(
         with CacheWriter(unfinished, meta, config.common.seed) as writer:
             for subset, epoch in _passes(config, task, epochs):
                 every = validation.valid_batches(config, task, model, subset, epoch)
-                batches, shown = every.next_epoch_itr(shuffle=False), f"teacher on '{subset}', epoch {epoch}"
+                batches = every.next_epoch_itr(shuffle=False)
+                shown = f"the teacher on '{subset}', epoch {epoch}"
                 with workers_ended(), progress_of(config.common, batches, shown) as progress:
                     for sample in filter(None, progress):
                         writer.add(model, utils.move_to_device(sample, device), dictionary.pad())
