@@ -36,8 +36,12 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "segments": (0, 2),
     "loss_backend": ("auto", "reference", "chunked"),
 }
-# Settings of the task. They join the pairs, but not the full product.
-TASK_VALUES: dict[str, tuple[Any, ...]] = {
+# Settings of the task and of how things are computed. They join the pairs, not the full product.
+FURTHER: dict[str, tuple[Any, ...]] = {
+    "attention_backend": ("auto", "sdpa", "explicit", "rows", "reference"),
+    "unpadded": ("auto", "on", "off"),
+    "embedding_multiplier": (None, 2.0),
+    "checkpoint_activations": (False, True),
     "document_mask": (False, True),
     "mask_count": (0, 2),
     "static_masks": (0, 2),
@@ -69,7 +73,7 @@ def products(**fixed: Any) -> Iterator[Knobs]:
 def covering() -> list[Knobs]:
     """Return a few combinations in which every pair of values that makes sense occurs."""
     rng = np.random.default_rng(0)
-    values = {**VALUES, **TASK_VALUES}
+    values = {**VALUES, **FURTHER}
     drawn = [{n: v[rng.integers(len(v))] for n, v in values.items()} for _ in range(2000)]
     sensible = [k for k in drawn if not any(holds(part, k) for part in SENSELESS)]
     pairs = [all_pairs(knobs) for knobs in sensible]
@@ -154,7 +158,15 @@ def train_and_reload(data: Path, knobs: Knobs, path: Path, learns: bool = True) 
     assert its_task.mask_idx == task.mask_idx and (tokens_BT == task.mask_idx).any()
     with torch.no_grad():
         logits = [m.eval()(tokens_BT)[0] for m in (model, loaded)]
-    assert logits[0].isfinite().all() and logits[0].equal(logits[1])
+    assert logits[0].isfinite().all()
+    # a checkpoint says what a model is, not how it is computed: then the last bits may differ
+    computed = any(
+        knobs.get(name) not in (None, "auto") for name in ("attention_backend", "unpadded")
+    )
+    real_BT = tokens_BT != task.dictionary.pad()
+    torch.testing.assert_close(
+        logits[1][real_BT], logits[0][real_BT], rtol=0, atol=1e-6 if computed else 0
+    )
 
 
 @pytest.mark.parametrize("knobs", COVERING, ids=lambda k: "-".join(map(str, k.values())))
@@ -172,7 +184,7 @@ def export(data: Path, knobs: Knobs, folder: Path) -> None:
     from fairseq.export import original_and_safetensors
 
     unknown = {"position": ("alibi", "alibi-asymmetric"), "head": ("clap",)}
-    unknown |= {"mask_embedding": ("zero",), "segments": (2,)}
+    unknown |= {"mask_embedding": ("zero",), "segments": (2,), "embedding_multiplier": (2.0,)}
     if any(knobs[name] in values for name, values in unknown.items()):
         with pytest.raises(UnsupportedError, match="the original fairseq cannot load"):
             original_and_safetensors.to_fairseq(folder / "model.pt", folder / "plain.pt")
@@ -201,7 +213,7 @@ def test_the_combinations_are_few_and_cover_every_pair() -> None:
     sensible = (k for k in products() if not any(holds(part, k) for part in SENSELESS))
     own = [{name: knobs[name] for name in VALUES} for knobs in COVERING]
     assert set().union(*map(all_pairs, own)) == set().union(*map(all_pairs, sensible))
-    singles = [[(n, v) for n, vs in t.items() for v in vs] for t in (TASK_VALUES, VALUES)]
+    singles = [[(n, v) for n, vs in t.items() for v in vs] for t in (FURTHER, VALUES)]
     for pair in itertools.product(*singles):
         sensible_value = pair[1] != ("head", "none")
         assert any(set(pair) <= set(k.items()) for k in COVERING) == sensible_value, pair
