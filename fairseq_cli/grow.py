@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and grow."""
     parser = get_parser()
     args, rest = parser.parse_known_args(argv)
+    from fairseq.config.ranges import check_fields
+    from fairseq.config.sections import CheckpointConfig
     from fairseq.growth.files import Opened, grow_file, settle_target, target_of
     from fairseq.growth.start import options_of
 
@@ -82,10 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.operator is not None:
         operator = Opened(args.operator, args.data or Path(opened.config.task.data)).source
     source = operator or opened.source
-    options = options_of(args)
+    named = {field.name for field in dataclasses.fields(CheckpointConfig)}
+    growth = {name: value for name, value in vars(args).items() if name in named}
+    check_fields(section := CheckpointConfig(**growth), "checkpoint")
+    options = options_of(section)
     stated = model_flags(parser, source.target or source.config, rest)
     target = target_of(source, stated, args.arch, options, args.grow_width)
     settle_target(args.method or "ligo", source.config, target, stated)
+    check_fields(target, "model", stated)
     result = grow_file(opened, args.out, args.method, target, options, operator, args.force)
     if args.json:
         print(json.dumps(result))

@@ -197,7 +197,7 @@ def grow_file(
         options = dataclasses.replace(options, fresh=fresh)
     state = grow_state(source, target, chosen, options)
     change = largest_change(opened, target, state)
-    if reason is None and change is not None and change > TOLERANCE:
+    if reason is None and change is not None and not change <= TOLERANCE:
         raise CheckpointError(f"{name} should not change logits, but moves them by {change:.1e}")
     dtype = dtype_of(source.state)
     written = {n: x.to(dtype) if x.dtype == torch.float64 else x for n, x in state.items()}

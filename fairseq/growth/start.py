@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fairseq.checkpoint.layout import config_of, record_of
 from fairseq.config.sections import FairseqConfig
-from fairseq.errors import ConfigError
+from fairseq.errors import CheckpointError, ConfigError
 from fairseq.growth.carry import FLAG, Carried, inherited_layers
 from fairseq.growth.ligo_model import LigoModel, LigoSettings
 from fairseq.growth.methods import GROWTH, Method, Options
@@ -22,8 +22,6 @@ from fairseq.growth.tensors import join, split
 from fairseq.tasks.loading import model_of
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-
     from torch import nn
 
     from fairseq.config.sections import CheckpointConfig, FairseqConfig
@@ -62,12 +60,16 @@ def read_source(path: str, content: Mapping[str, Any], task: Task) -> Source:
         task: builds the model; its dictionary must be the checkpoint's.
 
     Raises:
-        CheckpointError: if the file does not fit its own configuration, or the dictionary.
+        CheckpointError: if the file does not fit its own configuration, or the dictionary, or holds
+            weights that are not finite.
     """
     config = dataclasses.replace(config_of(content).model)
     # classification heads that fine-tuning added grow along
     built = dataclasses.replace(config, **({HEADS: True} if HEADS in config else {}))
     model = model_of(content["model"], built, task, path)
+    for name, x in model.state_dict().items():
+        if not x.isfinite().all():  # whatever grows from it is as broken
+            raise CheckpointError(f"{path} has weights that are not finite: {name}")
     if not isinstance(model, LigoModel):
         sizes_of(config)  # or say that this kind of model does not grow
         # in the precision of the file: the model that took the weights over made them fp32
@@ -134,8 +136,8 @@ def _words(config: Config) -> str:
     return ", ".join(f"{name} {size}" for name, size in sizes_of(config)._asdict().items())
 
 
-def options_of(settings: CheckpointConfig | Namespace) -> Options:
-    """Return what the ``--grow-*`` flags say: of a run's checkpoint section, or of fairseq-grow."""
+def options_of(settings: CheckpointConfig) -> Options:
+    """Return what the ``--grow-*`` flags say."""
     return Options(
         layers=settings.grow_layers or None,
         seed=settings.grow_seed,

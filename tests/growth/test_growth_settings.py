@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from growth_pairs import a_config, build, grown, logits_of
 
-from fairseq.errors import UnsupportedError
+from fairseq.errors import CheckpointError, ConfigError, UnsupportedError
 from fairseq.growth.methods import GROWTH, Options
 from fairseq.growth.sizes import resized
+from fairseq_cli import grow
+from tests import tiny_run
 
 CASES = {
     "eps": ({}, {"layer_norm_eps": 1e-3}, "--layer-norm-eps 1e-05"),
@@ -49,3 +53,32 @@ def test_a_setting_that_changes_the_function_is_named(family: str, case: str) ->
     moved = build(other, seed=9)
     moved.load_state_dict(grown("enlarge", model, same).state_dict())
     assert (logits_of(moved) - before).abs().max() > 1e-4
+
+
+def test_what_is_not_finite_is_refused(tmp_path: Path) -> None:
+    """A NaN is neither larger nor smaller than any tolerance."""
+    data = tiny_run.make_corpus(tmp_path / "data")
+    tiny_run.train(tiny_run.config(data, tmp_path / "run", max_update=1))
+    source, out = tmp_path / "run/checkpoint_last.pt", tmp_path / "grown.pt"
+    command = [
+        "--out",
+        str(out),
+        "--method",
+        "hyperclone",
+        "--grow-width",
+        "2",
+        "--data",
+        str(data),
+    ]
+    for number, said in (("-1", "at least 0"), ("nan", "finite number")):
+        with pytest.raises(ConfigError, match=f"--grow-noise.*{said}"):
+            grow.main([str(source), *command, "--grow-noise", number])
+    with pytest.raises(ConfigError, match="--layer-norm-eps"):
+        grow.main([str(source), *command, "--layer-norm-eps", "-1"])
+    content = tiny_run.content(source)
+    name = "encoder.sentence_encoder.layers.0.fc1.bias"
+    content["model"][name][0] = float("nan")
+    torch.save(content, tmp_path / "nan.pt")
+    with pytest.raises(CheckpointError, match=rf"nan\.pt has weights that are not finite: {name}"):
+        grow.main([str(tmp_path / "nan.pt"), *command])
+    assert not out.exists()
