@@ -136,7 +136,9 @@ def write_samples(
     with progress("sampling", sum(sizes.values()), "sentences") as show:
         for name, size in sizes.items():
             with atomic_write(Path(folder) / f"{name}.txt") as handle:
-                blocks = map_tasks(writer, _blocks(name, size), workers, "sampling")
+                tasks = list(_blocks(name, size))
+                # a process without a block would be started for nothing
+                blocks = map_tasks(writer, tasks, min(workers, len(tasks)), "sampling")
                 for number, (text, block_T, used) in enumerate(blocks, 1):
                     # blocks come back in their order, whatever process made them
                     handle.write(text)
