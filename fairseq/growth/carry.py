@@ -5,7 +5,8 @@ get equal updates and stay copies. Kept for the original and zero for its copies
 the states set them apart. They are not scaled along with the weights, which gained nothing there.
 
 Source: Yu et al. 2026 (SPARKLING, arXiv 2602.02472), section 4.2.1, equation 24, for width; a layer
-is treated alike: the first copy of each keeps the state.
+is treated alike: the first copy of each keeps the state. The paper's other half, a learning rate of
+its own for what is new, is not here: the rate of a run holds for whole tensors.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq.checkpoint.layout import config_of, read_state, record_of
 from fairseq.config.registries import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY
@@ -127,8 +127,11 @@ def settle_target(name: str, source: Config, target: Config, stated: Mapping[str
 
 def logits_of(task: Task, config: Config, state: Mapping[str, Tensor], tokens_BT: Tensor) -> Tensor:
     """Return the logits of a model in fp64 (hidden states if it has no head), fp64 (B, T, V)."""
-    model = task.build_model(dataclasses.replace(config), from_checkpoint=True).double().eval()
-    model.load_state_dict(dict(state))
+    model = task.build_model(dataclasses.replace(config), from_checkpoint=True).eval()
+    wide = {name: x.double() if x.is_floating_point() else x for name, x in state.items()}
+    # put in place of the model's own weights instead of copied into them: large models are large
+    nn.Module.load_state_dict(model, wide, assign=True)
+    model.double()  # what no state holds, such as tables of positions
     headless = config.get("head") == "none" or bool(config.get("adaptive_softmax_cutoff"))
     with torch.no_grad():
         return model(tokens_BT, features_only=headless)[0]

@@ -120,9 +120,28 @@ class Method:
         self.check(source, target, options)
         pair = Pair(source, target)
         parts = split(prune_state_dict(state, source), pair.one_table)
-        grown = self.grow(parts, pair, options)
-        # layers that are copied share their tensors until here; parameters must not share memory
-        return {name: x.clone() for name, x in join(grown, pair.one_table).items()}
+        given = (state, options.fresh or {}, options.operator or {})
+        # no name for what was grown: it would keep alive what is copied and no longer needed
+        return _apart(
+            join(self.grow(parts, pair, options), pair.one_table),
+            [x for part in given for x in part.values()],
+        )
+
+
+def _apart(state: dict[str, Tensor], others: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Copy, in place, what shares memory with another tensor of the state or one of ``others``.
+
+    Layers that are copied are one tensor until here; parameters must not be.
+    """
+    taken = {x.untyped_storage().data_ptr() for x in others}
+    # one memory after the other, so that a stack of layers is gone before the next is copied
+    for name in sorted(state, key=lambda name: state[name].untyped_storage().data_ptr()):
+        x = state[name]
+        storage = x.untyped_storage()
+        if storage.data_ptr() in taken or storage.nbytes() != x.nbytes:
+            state[name] = x = x.clone()
+        taken.add(x.untyped_storage().data_ptr())
+    return state
 
 
 def method(inexact: Reason, **facts: bool) -> Callable[[Grow], Method]:

