@@ -243,8 +243,11 @@ def draw(results: Sequence[Any], path: Path, title: str, skip: int = 0) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), constrained_layout=True)
-    for name, group in by_name(results).items():
+    groups = by_name(results)
+    many = len(groups) > 10  # more than the usual colours: others, and the legend beside the curves
+    figure, axes = pyplot.subplots(figsize=(9 if many else 7, 4.5), constrained_layout=True)
+    axes.set_prop_cycle(color=pyplot.colormaps["tab20" if many else "tab10"].colors)
+    for name, group in groups.items():
         first = min(skip, len(group[0]["curve"]) - 1)  # of a short try something is shown, too
         updates = [point["update"] for point in group[0]["curve"]][first:]
         rows = [[2 ** point["loss"] for point in result["curve"]][first:] for result in group]
@@ -253,7 +256,7 @@ def draw(results: Sequence[Any], path: Path, title: str, skip: int = 0) -> None:
         low, high = [min(c) for c in columns], [max(c) for c in columns]
         axes.fill_between(updates, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(xlabel="updates", ylabel="validation perplexity", yscale="log", title=title)
-    axes.legend()
+    axes.legend(**({"loc": "center left", "bbox_to_anchor": (1, 0.5)} if many else {}))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

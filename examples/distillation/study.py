@@ -59,6 +59,11 @@ STARTS = {
 }
 # "LM, longer" trains on likelihood alone until it has cost what "CE + cos" does
 LONGER = "LM, longer"
+# compared besides "CE + cos" and likelihood alone
+OTHERS = (
+    ("CE + cos", "CE"), ("PKD", "CE"), ("reverse KL", "CE"), ("cached sampled", "CE"),
+    ("cached sampled", "cached top-k"), ("MiniLM", "LM"),
+)  # fmt: skip
 ARMS = {
     f"{start}: {objective}": (start, objective)
     for start in STARTS
@@ -189,19 +194,26 @@ def table(record: dict[str, Any]) -> str:
 
 
 def verdict(record: dict[str, Any]) -> str:
-    """Return whether "CE + cos" beats "extract and train on", at equal updates and FLOPs."""
+    """Return whether "CE + cos" beats "extract and train on", and what tells other arms apart."""
     groups, lines = studies.by_name(record["results"]), []
-    for start in STARTS:
-        for rival, title in (("LM", "equal updates"), (LONGER, "equal FLOPs")):
-            new, old = groups.get(f"{start}: CE + cos"), groups.get(f"{start}: {rival}")
-            if new is None or old is None:
-                continue
+
+    def compare(one: str, other: str, when: str, called: str = "") -> None:
+        new, old = groups.get(one), groups.get(other)
+        if new and old:
             difference = comparison.paired(new, old)
             word = verdicts.verdict(difference, words=("beats", "loses to", "is not told from"))
+            start, name = one.split(": ")
+            called = called or f'"{other.split(": ")[1]}"'
             lines.append(
-                f'- {start} start, {title} (the teacher\'s forward included): "CE + cos" {word} '
-                f"likelihood alone, {difference.shown(3)} bits."
+                f'- {start} start, {when}: "{name}" {word} {called}, {difference.shown(3)} bits.'
             )
+
+    for start in STARTS:
+        for rival, when in (("LM", "equal updates"), (LONGER, "equal FLOPs")):
+            when += " (the teacher's forward included)"
+            compare(f"{start}: CE + cos", f"{start}: {rival}", when, "likelihood alone")
+        for one, other in OTHERS:
+            compare(f"{start}: {one}", f"{start}: {other}", "equal updates")
     return "\n".join(lines) + "\n"
 
 
