@@ -21,8 +21,10 @@ def copy(parts: Parts, pair: Pair, options: Options) -> Parts:
     if options.fresh is None:
         raise ConfigError("copy needs the weights of a new model of the target's sizes")
     small, grown = join(parts), {}
+    kind = next(x.dtype for x in small.values() if x.dim() > 1)
     for name, fresh in options.fresh.items():
         rest = fresh if options.fill == "fresh" else torch.zeros_like(fresh)
+        rest = rest.to(kind) if rest.is_floating_point() else rest
         grown[name] = _corner(small[name], rest) if name in small else rest
     return split(grown)
 
@@ -30,6 +32,6 @@ def copy(parts: Parts, pair: Pair, options: Options) -> Parts:
 def _corner(small: Tensor, large: Tensor) -> Tensor:
     if small.shape == large.shape:
         return small
-    result = large.to(small.dtype).clone()
+    result = large.clone()
     result[tuple(slice(size) for size in small.shape)] = small
     return result

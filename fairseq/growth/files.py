@@ -62,10 +62,12 @@ class Opened:
         if not (folder / "input0" / "dict.txt").is_file():  # where sentence tasks have it
             require_file(folder / "dict.txt", "dictionary", "Name its folder with --data.")
         self.path = path
-        self.content = read_state(path)
-        self.config = config_of(self.content, {"data": str(folder)})
-        self.task = task_of(self.content, self.config)
-        self.source: Source = read_source(str(path), self.content, self.task)
+        content = read_state(path)
+        self.config = config_of(content, {"data": str(folder)})
+        self.task = task_of(content, self.config)
+        self.source: Source = read_source(str(path), content, self.task)
+        # without what is large: weights are the source's, and an optimizer's state is not used
+        self.content = {**content, "model": {}, "last_optimizer_state": None}
 
 
 def target_of(

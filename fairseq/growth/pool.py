@@ -35,4 +35,5 @@ def pool(parts: Parts, pair: Pair, options: Options) -> Parts:
         inputs, outputs = sizes.get(axis, (small.width, large.width))
         return None if inputs == outputs else Pool(inputs, outputs)
 
-    return take(widen(parts, maps), _layers(pair, options))
+    # layers that are left out need no means
+    return widen(take(parts, _layers(pair, options)), maps)

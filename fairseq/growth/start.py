@@ -158,7 +158,6 @@ def grow_state(
     options = dataclasses.replace(
         options,
         operator=None if source.operator is None else wide(source.operator),
-        fresh=None if options.fresh is None else wide(options.fresh),
         share=source.share,
         in_matrix=source.in_matrix,
     )
