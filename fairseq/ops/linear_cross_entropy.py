@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fairseq.errors import ConfigError, did_you_mean
-from fairseq.ops.linear import linear, product
+from fairseq.ops.linear import linear, product, step_of_rows
 from fairseq.ops.loss_peers import OPTIONAL, optional_backend, triton_serves
 from fairseq.ops.single_backward import single_backward
 from fairseq.ops.transforms import is_transformed
@@ -111,9 +111,15 @@ def chunk_rows(device: torch.device, classes: int) -> int:
     """Return how many rows of logits a chunk has."""
     if device.type == "cpu":
         # some rows at least, whatever the vocabulary: every chunk reads the whole weight
-        return max(16, CHUNK_ELEMENTS // max(1, classes))
+        return _even(CHUNK_ELEMENTS // max(1, classes))
     fewest, most = GPU_CHUNK_ROWS
     return min(most, max(fewest, GPU_CHUNK_ELEMENTS // max(1, classes)))
+
+
+def _even(rows: int) -> int:
+    """Return about as many rows, at least 16, a number that oneDNN is given whole."""
+    rows = max(16, rows)
+    return rows - rows % step_of_rows(rows)
 
 
 def factor_type(hidden: Tensor, backend: str) -> torch.dtype:
@@ -155,7 +161,7 @@ def logit_chunks(
     """Yield (rows, their logits_RV in fp32 or fp64), a bounded number of elements at a time."""
     step = chunk_rows(hidden_NC.device, weight_VC.shape[0])
     if elements is not None:
-        step = max(16, elements // max(1, weight_VC.shape[0]))
+        step = _even(elements // max(1, weight_VC.shape[0]))
     for start in range(0, len(hidden_NC), step):
         rows = slice(start, start + step)
         yield rows, product(hidden_NC[rows], weight_VC.t(), bias_V)
