@@ -206,3 +206,11 @@ def test_small_parts() -> None:
 
 def table_row(table: nn.Embedding) -> Tensor:
     return table.weight[1].detach()
+
+
+def test_a_flat_namespace_may_be_given_by_its_name() -> None:
+    flat, table = settings(), Embedding(len(DICTIONARY), 8, PAD)
+    for stack in (TransformerEncoder, TransformerDecoder):
+        assert stack(args=flat, dictionary=DICTIONARY, embed_tokens=table).args is flat
+    for layer in (TransformerEncoderLayer, TransformerDecoderLayer):
+        assert layer(args=flat).args is flat

@@ -233,5 +233,15 @@ class TransformerDecoderBase(Side, FairseqIncrementalDecoder):
 class TransformerDecoder(TransformerDecoderBase):
     """The same, under the names that go with a flat Namespace."""
 
+    def __init__(
+        self,
+        args: Settings,
+        dictionary: Dictionary,
+        embed_tokens: nn.Embedding | AdaptiveInput,
+        no_encoder_attn: bool = False,
+        output_projection: nn.Module | None = None,
+    ) -> None:
+        super().__init__(args, dictionary, embed_tokens, no_encoder_attn, output_projection)
+
     def build_decoder_layer(self, args: Settings, no_encoder_attn: bool = False) -> nn.Module:
         return TransformerDecoderLayer(args, no_encoder_attn)

@@ -132,5 +132,14 @@ class TransformerEncoderBase(Side, FairseqEncoder):
 class TransformerEncoder(TransformerEncoderBase):
     """The same, under the names that go with a flat Namespace."""
 
+    def __init__(
+        self,
+        args: Settings,
+        dictionary: Dictionary,
+        embed_tokens: nn.Embedding,
+        return_fc: bool = False,
+    ) -> None:
+        super().__init__(args, dictionary, embed_tokens, return_fc)
+
     def build_encoder_layer(self, args: Settings) -> nn.Module:
         return TransformerEncoderLayer(args)

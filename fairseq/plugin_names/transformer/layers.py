@@ -135,6 +135,9 @@ class TransformerEncoderLayerBase(_Layer):
 class TransformerEncoderLayer(TransformerEncoderLayerBase):
     """The same, under the name that goes with a flat Namespace."""
 
+    def __init__(self, args: Settings) -> None:
+        super().__init__(args)
+
 
 class TransformerDecoderLayerBase(_Layer):
     """A layer of a decoder, with attention to an encoder unless told otherwise.
@@ -261,6 +264,15 @@ class TransformerDecoderLayerBase(_Layer):
 
 class TransformerDecoderLayer(TransformerDecoderLayerBase):
     """The same, under the name that goes with a flat Namespace."""
+
+    def __init__(
+        self,
+        args: Settings,
+        no_encoder_attn: bool = False,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
+    ) -> None:
+        super().__init__(args, no_encoder_attn, add_bias_kv, add_zero_attn)
 
 
 class TransformerSentenceEncoderLayer(TransformerEncoderLayerBase):
