@@ -82,8 +82,8 @@ def processor_prefers_onednn() -> bool:
 def _by_onednn(left: Tensor, right_MK: Tensor, bias_M: Tensor | None) -> Tensor:
     """Multiply, with a number of rows that returns; the few rows beyond it are added or left over.
 
-    oneDNN compiles code for every number of rows and keeps it, about 0.7 MB each, for as many as a
-    thousand of them; predicted tokens and lengths of sentences come in any number.
+    oneDNN compiles code for every number of rows and keeps it, for as many as a thousand of them;
+    predicted tokens and lengths of sentences come in any number.
     """
     columns = left.shape[-1]
     rows = left.numel() // max(1, columns)
