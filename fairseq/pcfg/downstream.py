@@ -30,7 +30,7 @@ from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import PathLike, atomic_write
 from fairseq.pcfg.draws import Sentences, Span
-from fairseq.pcfg.sample import BLOCK, dictionary_of, draw_exactly
+from fairseq.pcfg.sample import BLOCK, dictionary_of, draw_exactly, make_folder
 from fairseq.pcfg.source import GrammarSource, batches
 from fairseq.pcfg.viterbi import Viterbi
 from fairseq.rng import philox
@@ -151,11 +151,12 @@ def write_downstream(
         drop_unparsable: leave out sentences whose span no symbol fits.
 
     Raises:
-        DataError: if there are such sentences, or hardly any of these lengths.
+        DataError: if there are such sentences, or hardly any of these lengths, or the folder holds
+            other texts.
     """
     dictionary = dictionary_of(labeller.source.terminals)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, labeller.source.terminals, *(f"{split}.input0" for split in sizes))
     counts_K = np.zeros(len(labeller.names), dtype=np.int64)
     dropped = 0
     for split, size in sizes.items():

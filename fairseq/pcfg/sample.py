@@ -25,6 +25,7 @@ BLOCK = 1 << 14
 """Sentences of a block."""
 
 _MOST_DRAWS = 1000  # per sentence kept
+_LONGEST_LINE = 1 << 16  # bytes that are looked at: enough to see whose text it is
 
 
 def draw_exactly(
@@ -124,12 +125,12 @@ def write_samples(
 
     Raises:
         ConfigError: if there is nothing to write.
-        DataError: if hardly any sentence is short enough.
+        DataError: if hardly any sentence is short enough, or the folder holds other texts.
     """
     if not sizes or min(sizes.values()) < 0 or longest < 1:
         raise ConfigError("give the sentences of each file, 0 or more, and --max-len of at least 1")
     dictionary_of(source.terminals)  # refuses words before anything is written
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    make_folder(folder, source.terminals, *(f"{name}.txt" for name in sizes))
     writer = BlockWriter(source, seed, longest, blank_lines)
     counts_T = np.zeros(len(source.terminals), dtype=np.int64)
     words = drawn = before = 0
@@ -153,6 +154,28 @@ def write_samples(
 def _blocks(name: str, size: int) -> Iterator[tuple[str, int, int]]:
     for number, first in enumerate(range(0, size, BLOCK)):
         yield name, number, min(BLOCK, size - first)
+
+
+def make_folder(folder: PathLike, terminals: tuple[str, ...], *names: str) -> None:
+    """Make a folder for sentences of these words; what it has of an earlier run is replaced.
+
+    Raises:
+        DataError: if ``dict.txt``, or the first line of a text, holds a word of something else.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    known = {word.encode() for word in terminals}
+    for path in (Path(folder) / name for name in ("dict.txt", *names)):
+        if not path.is_file():
+            continue
+        with open(path, "rb") as file:
+            words = file.readline(_LONGEST_LINE).split()
+            if path.name == "dict.txt":  # lines of a word and its count
+                words = [*words[:1], *(word for line in file for word in line.split()[:1])]
+        if other := next((word for word in words if word not in known), None):
+            raise DataError(
+                f"{path} is no text of this source: it holds '{other.decode(errors='replace')}', "
+                "so it is not replaced; choose another folder, or remove it yourself"
+            )
 
 
 def dictionary_of(terminals: tuple[str, ...], counts_T: np.ndarray | None = None) -> Dictionary:

@@ -81,6 +81,25 @@ def test_corpora_are_the_same_for_any_number_of_processes(toy_file: Path, tmp_pa
     assert first.count("\n\n") == 5 and first != (tmp_path / "s" / "train1.txt").read_text()
 
 
+@pytest.mark.parametrize("command", ["sample", "downstream"])
+@pytest.mark.parametrize("name", ["dict.txt", "train"])
+def test_texts_of_something_else_are_not_replaced(
+    name: str, command: str, toy_file: Path, tmp_path: Path
+) -> None:
+    own = {"sample": "train.txt", "downstream": "train.input0"}[command]
+    words = ["--num", "3", "--valid", "0", *(["--test", "0"] if command == "sample" else
+             ["--min-len", "1", "--drop-unparsable"])]  # fmt: skip
+    for _ in range(2):  # what the command itself wrote is replaced
+        assert pcfg.main([command, str(toy_file), str(tmp_path / "own"), *words]) == 0
+    other = tmp_path / "other" / (own if name == "train" else name)
+    other.parent.mkdir()
+    other.write_text("the cat 5\nsat 2\n")
+    with pytest.raises(DataError, match="is no text of this source: it holds 'the'"):
+        pcfg.main([command, str(toy_file), str(other.parent), *words])
+    assert [path.name for path in other.parent.iterdir()] == [other.name]
+    assert other.read_text() == "the cat 5\nsat 2\n"
+
+
 def test_a_killed_run_leaves_no_file_under_a_final_name(toy_file: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fairseq_cli.pcfg", "sample", str(toy_file),
                str(tmp_path / "out"), "--num", "100000000"]  # fmt: skip
