@@ -1,4 +1,4 @@
-"""Stored outputs of a teacher for data in several folders and files, and for packed documents."""
+"""Stored outputs of a teacher: data in several places, packed documents, cut and shared runs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from teacher_runs import CAUSAL, LAST
-from tiny_run import Recorder, config, make_corpus, train
+from tiny_run import Recorder, config, digest, make_corpus, train
 
 from fairseq.data.storage.indexed_dataset import make_builder
 from fairseq.errors import DataError
 from fairseq.evaluation.teacher_outputs import write_teacher_cache
+from tests.distributed.test_distributed import assert_same, finish, start
 
 DISTILLED: dict[str, Any] = {**CAUSAL, "criterion": "distillation", "dropout": 0.0}
 
@@ -70,3 +71,37 @@ def test_packed_documents_are_other_rows_than_text_that_sees_all(
     cache = stored(teacher, data, tmp_path / "cache", document_mask=True)
     found = losses(data, tmp_path / "stored", teacher_cache=cache, **apart)
     assert len(live) == 2 and found == pytest.approx(live, abs=2e-4)
+
+
+class Killed(BaseException):
+    """Ends a run as SIGKILL would, as far as its files are concerned."""
+
+
+def test_a_cut_run_ends_with_the_same_bits(teacher: Path, tmp_path: Path) -> None:
+    """Cut between two checkpoints, in the middle of an epoch and of dropout's draws."""
+    data, cache = tmp_path / "first", stored(teacher, tmp_path / "first", tmp_path / "cache")
+    flags = {**DISTILLED, "teacher_cache": cache, "dropout": 0.1, "save_interval_updates": 2,
+             "keep_interval_updates": 1, "update_freq": [2], "max_update": 6}  # fmt: skip
+    train(config(data, tmp_path / "whole", **flags))
+
+    def kill(trainer: Any, calls: int) -> None:
+        if trainer.get_num_updates() == 3:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        Recorder(patch, kill)
+        with pytest.raises(Killed):
+            train(config(data, tmp_path / "cut", **flags))
+    train(config(data, tmp_path / "cut", **flags))
+    assert digest(tmp_path / "cut" / LAST) == digest(tmp_path / "whole" / LAST)
+
+
+def test_two_processes_are_one(teacher: Path, tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "odd", train_lines=79)
+    # SGD: Adam makes steps of the rounding of zero gradients
+    flags = {**DISTILLED, "teacher_cache": stored(teacher, corpus, tmp_path / "cache"),
+             "required_batch_size_multiple": 1, "optimizer": "sgd", "lr": [0.1],
+             "max_update": 9}  # fmt: skip
+    assert finish(start(corpus, tmp_path / "one", 1, update_freq=[4], **flags)) == [0]
+    assert finish(start(corpus, tmp_path / "two", 2, update_freq=[2], **flags)) == [0, 0]
+    assert_same(tmp_path / "one", tmp_path / "two")
