@@ -111,15 +111,9 @@ def chunk_rows(device: torch.device, classes: int) -> int:
     """Return how many rows of logits a chunk has."""
     if device.type == "cpu":
         # some rows at least, whatever the vocabulary: every chunk reads the whole weight
-        return _even(CHUNK_ELEMENTS // max(1, classes))
+        return max(16, CHUNK_ELEMENTS // max(1, classes))
     fewest, most = GPU_CHUNK_ROWS
     return min(most, max(fewest, GPU_CHUNK_ELEMENTS // max(1, classes)))
-
-
-def _even(rows: int) -> int:
-    """Return about as many rows, at least 16, a number that oneDNN is given whole."""
-    rows = max(16, rows)
-    return rows - rows % step_of_rows(rows)
 
 
 def factor_type(hidden: Tensor, backend: str) -> torch.dtype:
@@ -161,7 +155,9 @@ def logit_chunks(
     """Yield (rows, their logits_RV in fp32 or fp64), a bounded number of elements at a time."""
     step = chunk_rows(hidden_NC.device, weight_VC.shape[0])
     if elements is not None:
-        step = _even(elements // max(1, weight_VC.shape[0]))
+        # a number that oneDNN is given whole: a few rows apart would read all of the weight again
+        step = max(16, elements // max(1, weight_VC.shape[0]))
+        step -= step % step_of_rows(step)
     for start in range(0, len(hidden_NC), step):
         rows = slice(start, start + step)
         yield rows, product(hidden_NC[rows], weight_VC.t(), bias_V)
