@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/run.py [NAME ...] [--text FILE] [--quick]
 
-Whatever is compared runs in the same process (or the same series of processes), interleaved; the
-best of the repeats counts, and the ratio is published. ``--text`` is any English text; without it
-the demo's corpus is used.
+Whatever is compared runs in the same process (or the same series of processes), interleaved, in ten
+rounds; records keep the median and the quartiles. ``--text`` is any English text; without it the
+demo's corpus is used. ``--quick`` takes two rounds and smaller files and keeps nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import datetime
 import json
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from benchmarks.rounds import spread  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 BIN = Path(sys.executable).parent
 ORIGINAL = {"preprocess_MB_s": 1.3, "bpe_MB_s": 1.4}  # the original, on two cores of this kind
@@ -94,6 +98,11 @@ def publish(
         file.write_text(text + "\n", encoding="utf-8")
 
 
+def rounds_of(quick: bool) -> int:
+    """Return how often everything is measured."""
+    return 2 if quick else 10
+
+
 def repeated(text: Path, megabytes: float, target: Path) -> float:
     """Write ``text`` repeated to about ``megabytes``; return the exact size in MB."""
     content = text.read_bytes()
@@ -117,32 +126,35 @@ def peak_of(command: list[str]) -> tuple[float, float]:
     return float(out[0]), float(out[1]) / 1024
 
 
+def rates(megabytes: float, seconds: list[float], original: float) -> dict[str, Any]:
+    """Return MB/s of all rounds, and how many times the original's rate their median is."""
+    reached = spread([megabytes / taken for taken in seconds], 1)
+    return {"MB_s": reached, "times_original": round(reached["median"] / original, 1)}
+
+
 def preprocess(text: Path, quick: bool) -> dict[str, Any]:
     """Dictionary and binarization of 27 and 270 MB with one and two workers, start-up included."""
-    sizes = (27,) if quick else (27, 270)
     record: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "text"
-        for size in sizes:
+        source, target = Path(folder) / "text", Path(folder) / "out"
+        for size in (27,) if quick else (27, 270):
             exact = repeated(text, size, source)
             runs: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
-            for turn in range(6):
+            for turn in range(2 * rounds_of(quick)):
                 workers = turn % 2 + 1
-                target = Path(folder) / f"out-{time.time_ns()}"
                 command = [
                     str(BIN / "fairseq-preprocess"), "--only-source", "--trainpref", str(source),
                     "--destdir", str(target), "--workers", str(workers),
                 ]  # fmt: skip
                 runs[workers].append(peak_of(command))
                 shutil.rmtree(target)
-            for workers, figures in runs.items():
-                best = min(seconds for seconds, _ in figures)
+            seconds = {workers: [taken for taken, _ in run] for workers, run in runs.items()}
+            for workers, run in runs.items():
                 record[f"{size}MB_{workers}w"] = {
-                    "MB_s": round(exact / best, 1),
-                    "times_original": round(exact / best / ORIGINAL["preprocess_MB_s"], 1),
-                    "peak_MB": round(min(peak for _, peak in figures)),
+                    **rates(exact, seconds[workers], ORIGINAL["preprocess_MB_s"]),
+                    "peak_MB": round(statistics.median(peak for _, peak in run)),
                 }
-            gain = record[f"{size}MB_2w"]["MB_s"] / record[f"{size}MB_1w"]["MB_s"]
+            gain = statistics.median(seconds[1]) / statistics.median(seconds[2])
             record[f"{size}MB_gain_of_second_worker"] = round(gain, 2)
     return record
 
@@ -152,35 +164,39 @@ def bpe(text: Path, quick: bool) -> dict[str, Any]:
     files = text.resolve().parent.parent / "gpt2_bpe"
     if not (files / "encoder.json").is_file():
         return {"skipped": f"no encoder.json in {files}"}
-    record: dict[str, Any] = {}
+    seconds: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "text"
-        exact = repeated(text, 10, source)
-        for workers in (1, 2):
+        exact = repeated(text, 1 if quick else 10, source)
+        for turn in range(2 * rounds_of(quick)):
+            workers = turn % 2 + 1
             command = [
                 str(BIN / "fairseq-bpe"), "encode", "--bpe", "gpt2",
                 "--gpt2-encoder-json", str(files / "encoder.json"),
                 "--gpt2-vocab-bpe", str(files / "vocab.bpe"), "--inputs", str(source),
                 "--outputs", str(Path(folder) / "out"), "--keep-empty", "--workers", str(workers),
             ]  # fmt: skip
-            best = min(peak_of(command)[0] for _ in range(3))
-            rate = exact / best
-            record[f"{workers}w"] = {
-                "MB_s": round(rate, 1),
-                "times_original": round(rate / ORIGINAL["bpe_MB_s"], 1),
-            }
-    return record
+            seconds[workers].append(peak_of(command)[0])
+    return {f"{n}w": rates(exact, taken, ORIGINAL["bpe_MB_s"]) for n, taken in seconds.items()}
 
 
 def startup(text: Path, quick: bool) -> dict[str, Any]:
-    """Seconds to import and to show help; best of five."""
-    import_torch = min(peak_of([sys.executable, "-c", "import torch"])[0] for _ in range(5))
-    both = min(peak_of([sys.executable, "-c", "import torch, fairseq"])[0] for _ in range(5))
-    shown = min(peak_of([str(BIN / "fairseq-train"), "--help"])[0] for _ in range(5))
+    """Seconds to import and to show help."""
+    commands = {
+        "import_torch_s": [sys.executable, "-c", "import torch"],
+        "import_torch_and_fairseq_s": [sys.executable, "-c", "import torch, fairseq"],
+        "train_help_s": [str(BIN / "fairseq-train"), "--help"],
+    }
+    taken: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(rounds_of(quick)):
+        for name, command in commands.items():
+            taken[name].append(peak_of(command)[0])
+    torch_s, both_s, help_s = taken.values()
+    over = [both - torch for both, torch in zip(both_s, torch_s, strict=True)]
     return {
-        "import_torch_s": round(import_torch, 3),
-        "import_fairseq_over_torch_s": round(both - import_torch, 3),
-        "train_help_s": round(shown, 3),
+        "import_torch_s": spread(torch_s, 3),
+        "import_fairseq_over_torch_s": spread(over, 3),
+        "train_help_s": spread(help_s, 3),
     }
 
 
@@ -196,14 +212,14 @@ def masking(text: Path, quick: bool) -> dict[str, Any]:
     blocks[:, 0], blocks[:, -1] = 0, 2
     spec = MaskSpec(vocab_size=50265, pad=1, mask=50264, specials=(0, 2), never_drawn=(3,))
     dataset = MaskedLMDataset(blocks, spec, sizes=np.full(4096, 128), pad=1, seed=1)
-    best = 0.0
-    for epoch in range(1, 6):
+    reached = []
+    for epoch in range(1, rounds_of(quick) + 1):
         dataset.set_epoch(epoch)
         started = time.perf_counter()
         for start in range(0, 4096, 32):
             dataset.collater([dataset[i] for i in range(start, start + 32)])
-        best = max(best, 4096 / (time.perf_counter() - started))
-    return {"samples_s": round(best)}
+        reached.append(4096 / (time.perf_counter() - started))
+    return {"samples_s": spread(reached, 0)}
 
 
 def _our_step(case: Any) -> Callable[[], object]:
@@ -240,7 +256,7 @@ def training(text: Path, quick: bool) -> dict[str, Any]:
     record: dict[str, Any] = {"threads": torch.get_num_threads()}
     for vocabulary in (8001, 50265):
         for name, bf16 in (("fp32", False), ("bf16", True)):
-            record[f"V{vocabulary}_{name}"] = _compare(vocabulary, bf16, 3 if quick else 10)
+            record[f"V{vocabulary}_{name}"] = _compare(vocabulary, bf16, rounds_of(quick))
     return record
 
 
@@ -277,11 +293,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], help="default: all")
     default = ROOT / "demo" / "corpus" / "train.txt"
     parser.add_argument("--text", type=Path, default=default, help="English text")
-    parser.add_argument("--quick", action="store_true", help="fewer repeats, smaller files")
+    parser.add_argument(
+        "--quick", action="store_true", help="two rounds, smaller files; nothing is written"
+    )
     args = parser.parse_args()
     for name in args.names or BENCHMARKS:
-        where = machine()
-        publish(name, BENCHMARKS[name](args.text, args.quick), RESULTS / f"{name}.json", where)
+        where, file = machine(), None if args.quick else RESULTS / f"{name}.json"
+        publish(name, BENCHMARKS[name](args.text, args.quick), file, where)
 
 
 if __name__ == "__main__":

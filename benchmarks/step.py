@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import queue
 import signal
@@ -39,6 +38,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from benchmarks.rounds import interval, quartiles, ratios  # noqa: E402
+
 OUT = ROOT / "benchmarks" / "results" / "step.json"
 ROWS, LENGTH, LAYERS, WIDTH, INNER, HEADS = 32, 128, 4, 256, 1024, 4
 STEPS = 2  # of a turn
@@ -235,36 +236,14 @@ def summary(case: Case, times: dict[str, list[tuple[float, float]]]) -> dict[str
     return result
 
 
-def ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
-    """Return how many times longer they take, round by round."""
-    return [a / b for a, b in zip(theirs, ours, strict=True)]
-
-
-def quartiles(values: Sequence[float], digits: int) -> list[float]:
-    """Return the lower quartile, the median and the upper quartile."""
-    if len(values) < 2:
-        return [round(values[0], digits)] * 3
-    return [round(x, digits) for x in statistics.quantiles(values, n=4, method="inclusive")]
-
-
 def verdict(values: Sequence[float]) -> dict[str, Any]:
-    """Return the median ratio, an interval for the median, and who is ahead.
-
-    The interval reaches from the k-th smallest to the k-th largest ratio, with the largest k that
-    keeps at least 95 % by the sign test; with fewer than six rounds there is none.
-    """
-    n, k, outside = len(values), 0, 0.0
-    while outside + math.comb(n, k) / 2 ** (n - 1) <= 0.05:
-        outside += math.comb(n, k) / 2 ** (n - 1)
-        k += 1
-    ordered = sorted(values)
-    interval = [round(ordered[k - 1], 3), round(ordered[n - k], 3)] if k else None
-    said = "cannot be told"
-    if interval is not None and interval[0] > 1:
+    """Return the median ratio, an interval for it, and who is ahead: nobody of a few rounds."""
+    around, said = interval(values), "cannot be told"
+    if around is not None and around[0] > 1:
         said = "fairseq-train is ahead"
-    elif interval is not None and interval[1] < 1:
+    elif around is not None and around[1] < 1:
         said = "fairseq-train is behind"
-    return {"ratio": round(statistics.median(values), 3), "interval": interval, "so": said}
+    return {"ratio": round(statistics.median(values), 3), "interval": around, "so": said}
 
 
 def zipf(words: int) -> np.ndarray:

@@ -15,6 +15,7 @@ ORDER = (
     "masking",
     "preprocess",
     "bpe",
+    "against",
     "step",
     "products",
     "training",
@@ -32,10 +33,11 @@ HEAD = """# Benchmarks
 
 `make bench` measures again (all of it takes about ten minutes); `python benchmarks/run.py NAME`
 measures one; `estimate.py`, `heads.py`, `minilm.py`, `muon.py`, `pcfg.py`, `products.py` and
-`unpadded.py` are programs of their own. Each record in [results](results) names its command,
-machine, date and versions. What is compared with another program runs in the same process,
-interleaved. "Times original" is against 1.3 MB/s (preprocess) and 1.4 MB/s (BPE), which the
-original fairseq reached on another two-core machine.
+`unpadded.py` are programs of their own; `against.py CHECKOUT` runs the commands of this code and of
+another checkout's in turn. A figure of several rounds is their median, with the quartiles. Each
+record in [results](results) names its command, machine, date and versions. What is compared with
+another program runs in the same process, interleaved. "Times original" is against 1.3 MB/s
+(preprocess) and 1.4 MB/s (BPE), which the original fairseq reached on another two-core machine.
 `ratio` is tokens a second against a plain `transformers.RobertaForMaskedLM` loop with the same
 dropout and fused AdamW;
 `ratio_to_gathering` against such a loop that projects the masked positions only. In `heads`, CE is
@@ -49,6 +51,8 @@ operator beside one that trains the large model itself, and processor time and p
 In `step`, the floor is the products of a step by `torch.matmul`, the faster floor those by the
 library that a step takes, which is oneDNN for some on some processors; a share of the former may
 exceed 1.
+In `against`, figures are seconds of each command here and in the other checkout, and their ratio
+with its interval; more than 1.03 with all of the interval is "slower".
 In `estimate`, ratios are what `fairseq-train --estimate` said over what the run took.
 In `unpadded`, ratios are how many times longer padded rows take; "fine-tuning" is `fairseq-train`.
 In `pcfg`, figures are sentences per second of
@@ -63,7 +67,9 @@ def rows(result: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Return a nested record as flat (name, figure) pairs."""
     flat: list[tuple[str, Any]] = []
     for name, value in result.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and set(value) == {"median", "quartiles"}:
+            flat.append((prefix + name, "{} ({}-{})".format(value["median"], *value["quartiles"])))
+        elif isinstance(value, dict):
             flat += rows(value, f"{prefix}{name}: ")
         else:
             flat.append((prefix + name, value))

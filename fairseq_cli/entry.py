@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -136,12 +135,26 @@ def readable(word: str) -> str:
     return word
 
 
+def _holds_original(folder: str) -> bool:
+    """Whether a folder of packages has the records of one that is called fairseq."""
+    try:
+        names = os.listdir(folder or ".")
+    except OSError:  # an archive, or not there
+        return False
+    return any(name == "fairseq.egg-info" or name.startswith("fairseq-") for name in names)
+
+
 def refuse_other_fairseq() -> None:
     """Stop if the original fairseq is installed too: both own the same module names.
 
     Raises:
         FairseqError: saying what to do.
     """
+    if not any(_holds_original(folder) for folder in sys.path):
+        return
+    # a fifth of the time until --help: it is asked only where a folder names the package
+    import importlib.metadata
+
     try:
         version = importlib.metadata.version("fairseq")
     except importlib.metadata.PackageNotFoundError:

@@ -24,7 +24,7 @@ EXAMPLES = """examples:
 def main(cfg: PreprocessConfig) -> None:
     """Preprocess as a flat Namespace (or PreprocessConfig) says."""
     from fairseq.logging.console import setup_logging
-    from fairseq.preprocess import preprocess
+    from fairseq.preprocess.corpus import preprocess
 
     setup_logging(stream="stderr")
     preprocess(cfg)

@@ -92,6 +92,36 @@ def test_the_benchmark_of_padding_runs() -> None:
     assert all(float(text.split()[0]) > 1 for text in ratios.values())
 
 
+def test_commands_of_two_checkouts_take_turns(tmp_path: Path) -> None:
+    text = tmp_path / "words.txt"
+    text.write_text("".join(f"a line of words {i % 7}\n" for i in range(400)), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "against.py"), str(ROOT.parent), "--text", str(text),
+         "--quick", "--rounds", "1", "--only", "fairseq-train --help", "encode"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    rows = json.loads(done.stdout)["result"]["commands"]
+    assert 0 < rows["fairseq-train --help"]["here"] < 5
+    assert 0.2 < rows["fairseq-train --help"]["ratio"] < 5
+    # the files of that tokenizer are not beside this text, so the command fails
+    assert rows["fairseq-bpe encode"]["so"] == "missing"
+
+
+def test_slower_is_said_only_of_a_whole_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    judged = program("against").judged
+    base = [1.0] * 10
+    for here, said in (
+        ([1.2] * 10, "slower"),
+        ([1.2] * 8 + [1.0] * 2, "cannot be told"),  # the interval leaves one out at each end
+        ([1.02] * 10, "not slower"),
+        ([0.5] * 10, "faster"),
+        ([1.2] * 5, "slower of five"),
+    ):
+        row = judged({"here": here, "there": base[: len(here)]})
+        assert row["so"] == ("cannot be told" if len(here) < 6 else said)
+
+
 def test_the_benchmark_of_grammars_runs() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "pcfg.py"), "--quick"],

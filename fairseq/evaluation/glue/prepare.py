@@ -25,7 +25,7 @@ from fairseq.evaluation.glue.tasks import STS_B_MAXIMUM, Examples, GlueTask, rea
 from fairseq.export.encoder_out import find_data
 from fairseq.files.io import atomic_write, require_file, sha256_of
 from fairseq.hub.load import from_pretrained
-from fairseq.preprocess import preprocess
+from fairseq.preprocess.corpus import preprocess
 
 RECORD = "prepared.json"
 UNFINISHED = ".fairseq-glue"  # marks a folder of ours until its record is written
