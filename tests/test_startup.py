@@ -68,6 +68,28 @@ def test_importing_the_package_imports_nothing_else():
     assert added < 0.2
 
 
+def test_an_optimizer_does_not_import_the_compiler_of_torch():
+    code = (
+        "import sys, torch; from fairseq.optim.adam import Adam\n"
+        "weight = torch.nn.Parameter(torch.ones(3)); weight.grad = torch.ones(3)\n"
+        "adam = Adam([weight], impl='fused'); adam.add_param_group({'params': []})\n"
+        "adam.step(); adam.load_state_dict(adam.state_dict()); adam.zero_grad()\n"
+        "assert weight.grad is None and weight[0] < 1\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done, _ = run("-c", code)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_encoding_imports_nothing_that_writes_binary_files():
+    code = (
+        "import sys; from fairseq.preprocess import encode; assert 'numpy' not in sys.modules\n"
+        "from fairseq.preprocess import preprocess; print(preprocess.__module__)"
+    )
+    done, _ = run("-c", code)
+    assert done.stdout.strip() == "fairseq.preprocess.corpus", done.stderr
+
+
 @pytest.mark.parametrize("module", COMMANDS)
 def test_plain_help_is_fast_and_imports_nothing_heavy(module):
     done, _ = run("-c", help_without_torch(module))

@@ -6,6 +6,7 @@ frame also serves the memory-efficient precision modes.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,13 @@ class PerTensorOptimizer(torch.optim.Optimizer):
     supports_memory_efficient_fp16 = True
     supports_step_with_scale = True
     supports_flat_params = True
+
+    # torch asks its compiler to leave these alone, and imports it for that at their first call: a
+    # second of every start and 60 MB, for optimizers that are never compiled
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
     def init_state(self, param: Tensor, group: Group) -> dict[str, Any]:
         """Return the state of ``param`` (fp32 or fp64, any shape) before its first update."""
