@@ -13,7 +13,6 @@ Source: Radford et al. 2018 (GPT); Baevski and Auli 2019 (adaptive input and sof
 from __future__ import annotations
 
 import logging
-import re
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fairseq.checkpoint.tensor_names import upgrade_decoder_state
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError
 from fairseq.models import register_model
@@ -174,7 +174,7 @@ class TransformerLanguageModel(FairseqLanguageModel):
 
     def upgrade_state_dict_named(self, state_dict: StateDict, name: str) -> None:
         """Rename old keys and fill tied tensors, in place."""
-        _rename(state_dict)
+        upgrade_decoder_state(state_dict)
         table: Tensor | None = state_dict.get("decoder.embed_tokens.weight")
         output = "decoder.output_projection.weight"
         projection = self.decoder.output_projection
@@ -214,21 +214,3 @@ class TransformerLanguageModel(FairseqLanguageModel):
             encoders = {"tokenizer": "space", "bpe": "sentencepiece"}
             words[f"wmt20.{language}"] = {"path": path, **encoders}
         return {f"transformer_lm.{name}": entry for name, entry in words.items()}
-
-
-def _rename(state: StateDict) -> None:
-    """Rename, split and drop the keys of an old state dict, in place."""
-    norms = {"0": "self_attn_layer_norm", "1": "final_layer_norm", "2": "final_layer_norm"}
-    for key in list(state):
-        value = state.pop(key)
-        if re.fullmatch(r"decoder\.embed_positions\.(_float_tensor|weights)", key):
-            continue
-        if key == "decoder.embed_out":
-            key = "decoder.output_projection.weight"
-        key = re.sub(r"\.layer_norms\.([012])\.", lambda norm: f".{norms[norm[1]]}.", key)
-        joint = re.fullmatch(r"(.*\.)in_proj_(weight|bias)", key)
-        if joint is None:
-            state[key] = value
-            continue
-        for name, part in zip("qkv", value.chunk(3), strict=True):
-            state[f"{joint[1]}{name}_proj.{joint[2]}"] = part
