@@ -166,43 +166,17 @@ REFUSED_WORDS: dict[str, str] = {
     "cpu_adam": "it needs DeepSpeed; adam is fused on the CPU, too",
     "composite": "parameter groups with optimizers of their own are not supported",
     **dict.fromkeys(
-        (
-            "translation",
-            "translation_lev",
-            "translation_multi_simple_epoch",
-            "translation_from_pretrained_bart",
-            "translation_from_pretrained_xlm",
-            "multilingual_translation",
-            "semisupervised_translation",
-            "online_backtranslation",
-            "simul_speech_to_text",
-            "simul_text_to_text",
-            "label_smoothed_cross_entropy_with_alignment",
-            "transformer",
-            "transformer_iwslt_de_en",
-            "transformer_wmt_en_de",
-            "transformer_wmt_en_de_big",
-            "transformer_vaswani_wmt_en_de_big",
-            "fconv",
-            "lstm",
-            "bart_base",
-            "bart_large",
-        ),
+        """translation translation_lev translation_multi_simple_epoch
+        translation_from_pretrained_bart translation_from_pretrained_xlm multilingual_translation
+        semisupervised_translation online_backtranslation simul_speech_to_text simul_text_to_text
+        label_smoothed_cross_entropy_with_alignment transformer transformer_iwslt_de_en
+        transformer_wmt_en_de transformer_wmt_en_de_big transformer_vaswani_wmt_en_de_big
+        fconv lstm bart_base bart_large""".split(),
         MT,
     ),
     **dict.fromkeys(
-        (
-            "audio_pretraining",
-            "audio_finetuning",
-            "speech_to_text",
-            "speech_to_speech",
-            "text_to_speech",
-            "hubert_pretraining",
-            "wav2vec",
-            "wav2vec2",
-            "hubert",
-            "ctc",
-        ),
+        """audio_pretraining audio_finetuning speech_to_text speech_to_speech text_to_speech
+        hubert_pretraining wav2vec wav2vec2 hubert ctc""".split(),
         SPEECH,
     ),
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +29,6 @@ from fairseq.pcfg.score import means
 from fairseq.pcfg.source import load_source
 from fairseq.pcfg.truth import Truth, entropies
 from fairseq.protocols import LoggingOutput, Model, Sample, Task
-
-if TYPE_CHECKING:
-    pass
-
 
 LOWEST = -80.0
 """Log probabilities of possible words below this count as this; ``clamped`` says how many did."""

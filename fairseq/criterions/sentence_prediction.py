@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +25,6 @@ from fairseq.errors import ConfigError
 from fairseq.logging import metrics
 from fairseq.modules.flops import TRAINING, matrix_entries
 from fairseq.protocols import LoggingOutput, Model, Sample, Task
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
