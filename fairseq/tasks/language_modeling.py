@@ -11,18 +11,16 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from fairseq.config.schema import II, FairseqDataclass, option
+from fairseq.config.schema import II, option
 from fairseq.data.datasets.base import FairseqDataset
-from fairseq.data.datasets.block_boundaries import BreakMode
 from fairseq.data.datasets.causal_lm import MonolingualDataset
 from fairseq.data.datasets.context_window import LMContextWindowDataset
 from fairseq.data.datasets.nested_dictionary import NestedDictionaryDataset
-from fairseq.data.datasets.shorten import maybe_shorten_dataset
 from fairseq.data.datasets.token_blocks import TokenBlockDataset
 from fairseq.data.datasets.wrappers import (
     AppendTokenDataset,
@@ -39,7 +37,8 @@ from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.models.base import BaseFairseqModel
 from fairseq.protocols import Limits, Sample, Settings
 from fairseq.tasks import register_task
-from fairseq.tasks.base import FairseqTask
+from fairseq.tasks.blocks import BlocksConfig, shortened
+from fairseq.tasks.one_dictionary import OneDictionaryTask
 
 if TYPE_CHECKING:
     from fairseq.decoding.beams import SequenceGenerator
@@ -50,19 +49,9 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class LanguageModelingConfig(FairseqDataclass):
+class LanguageModelingConfig(BlocksConfig):
     """Settings of causal language modelling."""
 
-    data: str | None = option(
-        None, "folders of binarized data, separated by ':' (one per epoch)", path=True
-    )
-    sample_break_mode: BreakMode = option(
-        "none",
-        "how blocks are cut: none = at any token, complete = at sentences, complete_doc = also at "
-        "documents, eos = one sentence a block, line = <s> line </s>, long ones cut, short and "
-        "mostly unknown ones left out",
-    )
-    tokens_per_sample: int = option(1024, "longest block", minimum=1)
     output_dictionary_size: int = option(
         -1, "predict the first N entries of the dictionary only (-1: all)", minimum=1
     )
@@ -73,25 +62,15 @@ class LanguageModelingConfig(FairseqDataclass):
     max_target_positions: int | None = option(
         None, "positions of the model (--tokens-per-sample if not given)", minimum=1
     )
-    shorten_method: Literal["none", "truncate", "random_crop"] = option(
-        "none", "what to do with lines longer than a block"
-    )
-    shorten_data_split_list: str = option("", "splits to shorten, separated by commas (all)")
     pad_to_fixed_length: bool = option(False, "pad every batch to --tokens-per-sample")
     pad_to_fixed_bsz: bool = option(False, "pad every batch to --batch-size rows")
-    document_mask: bool = option(
-        False, "tokens of a row see only their own document; positions start anew", new=True
-    )
-    seed: int = II("common.seed")
     batch_size: int | None = II("dataset.batch_size")
     batch_size_valid: int | None = II("dataset.batch_size_valid")
     dataset_impl: str | None = II("dataset.dataset_impl")
-    data_rng: str = option(II("dataset.data_rng"), new=True)
-    train_subset: str = option(II("dataset.train_subset"), new=True)
 
 
 @register_task("language_modeling", dataclass=LanguageModelingConfig)
-class LanguageModelingTask(FairseqTask):
+class LanguageModelingTask(OneDictionaryTask):
     """Predict the next token.
 
     Args:
@@ -160,15 +139,7 @@ class LanguageModelingTask(FairseqTask):
         lines = load_lines(
             folder, split, dictionary, dataset_impl=cfg.dataset_impl, combine=combine
         )
-        lines = maybe_shorten_dataset(
-            lines,
-            split,
-            cfg.shorten_data_split_list,
-            cfg.shorten_method,
-            cfg.tokens_per_sample,
-            cfg.seed,
-            data_rng=self.data_rng,
-        )
+        lines = shortened(self, lines, split, cfg.tokens_per_sample)
         blocks = self._blocks(lines)
         logger.info("loaded %s blocks from: %s/%s", f"{len(blocks):,}", folder, split)
         batch_size = cfg.batch_size if split == self.train_split else cfg.batch_size_valid
@@ -319,10 +290,6 @@ class LanguageModelingTask(FairseqTask):
             return False
         self.dictionary = self.output_dictionary = fitted
         return True
-
-    @property
-    def source_dictionary(self) -> Dictionary:
-        return self.dictionary
 
     @property
     def target_dictionary(self) -> Dictionary:

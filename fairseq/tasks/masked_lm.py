@@ -10,21 +10,14 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from fairseq.config.schema import (
-    II,
-    SHARE,
-    FairseqDataclass,
-    option,
-)
-from fairseq.data.datasets.block_boundaries import BreakMode
+from fairseq.config.schema import II, SHARE, option
 from fairseq.data.datasets.documents import number_documents
 from fairseq.data.datasets.nested_dictionary import NestedDictionaryDataset
-from fairseq.data.datasets.shorten import maybe_shorten_dataset
 from fairseq.data.datasets.token_blocks import TokenBlockDataset
 from fairseq.data.datasets.wrappers import (
     IdDataset,
@@ -41,24 +34,16 @@ from fairseq.data.storage.load import load_lines
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.protocols import Model, Settings
 from fairseq.tasks import register_task
+from fairseq.tasks.blocks import BlocksConfig, shortened
 from fairseq.tasks.one_dictionary import MaskTask
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class MaskedLMConfig(FairseqDataclass):
+class MaskedLMConfig(BlocksConfig):
     """Settings of masked language modelling."""
 
-    data: str | None = option(
-        None, "folders of binarized data, separated by ':' (one per epoch)", path=True
-    )
-    sample_break_mode: BreakMode = option(
-        "none",
-        "how blocks are cut: none = at any token, complete = at sentences, complete_doc = also at "
-        "documents, eos = one sentence a block, line = <s> line </s>, long ones cut, short and "
-        "mostly unknown ones left out",
-    )
     tokens_per_sample: int = option(1024, "longest block, <s> included", minimum=1)
     mask_prob: float = option(0.15, "share of the tokens that are predicted", **SHARE)
     leave_unmasked_prob: float = option(0.1, "share of those that are shown as they are", **SHARE)
@@ -82,28 +67,18 @@ class MaskedLMConfig(FairseqDataclass):
         new=True,
         minimum=0,
     )
-    document_mask: bool = option(
-        False, "tokens of a row see only their own document; positions start anew", new=True
-    )
     mask_smoothing: float = option(
         0.0,
         "choose rarer tokens more often: by their count to the power of minus this",
         new=True,
         minimum=0,
     )
-    shorten_method: Literal["none", "truncate", "random_crop"] = option(
-        "none", "what to do with lines longer than a block"
-    )
-    shorten_data_split_list: str = option("", "splits to shorten, separated by commas (all)")
-    seed: int = II("common.seed")
     include_target_tokens: bool = option(False, "also give the unmasked tokens to the model")
     include_index: bool = option(True, "also give the index of each sample to the model")
     skip_masking: bool = option(False, "hide nothing and predict every token")
     omit_mask: bool = option(
         False, "keep <mask> out of the dictionary; set by --mask-embedding zero"
     )
-    data_rng: str = option(II("dataset.data_rng"), new=True)
-    train_subset: str = option(II("dataset.train_subset"), new=True)
     dataset_impl: str | None = option(II("dataset.dataset_impl"), new=True)
 
 
@@ -194,15 +169,8 @@ class MaskedLMTask(MaskTask):
             return LineDataset(lines, lines.sizes, dictionary, cfg.tokens_per_sample)
         # one token of the block is <s>; the original truncates one token too late
         exact = self.data_rng == "philox"
-        lines = maybe_shorten_dataset(
-            lines,
-            split,
-            cfg.shorten_data_split_list,
-            cfg.shorten_method,
-            cfg.tokens_per_sample - (1 if exact else 0),
-            cfg.seed,
-            data_rng=self.data_rng,
-        )
+        longest = cfg.tokens_per_sample - (1 if exact else 0)
+        lines = shortened(self, lines, split, longest)
         blocks = TokenBlockDataset(
             lines,
             lines.sizes,

@@ -21,7 +21,6 @@ from fairseq.data import collate
 from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.datasets.concat import ConcatSentencesDataset
 from fairseq.data.datasets.nested_dictionary import NestedDictionaryDataset
-from fairseq.data.datasets.shorten import maybe_shorten_dataset
 from fairseq.data.datasets.wrappers import (
     ConstantTokensDataset,
     IdDataset,
@@ -38,6 +37,7 @@ from fairseq.errors import ConfigError, DataError, UnsupportedError
 from fairseq.files.io import require_file
 from fairseq.protocols import Settings
 from fairseq.tasks import register_task
+from fairseq.tasks.blocks import shortened
 from fairseq.tasks.one_dictionary import MaskTask
 
 logger = logging.getLogger(__name__)
@@ -185,8 +185,9 @@ class SentencePredictionTask(MaskTask):
             # a model with one segment calls both sentences 0
             segment = min(1, self.segments - 1)
             segments = ConcatSentencesDataset(segments, ConstantTokensDataset(second, segment))
-        shortened = self._shortened(segments, split) if self.segments else None
-        return self._shortened(tokens, split), shortened
+        longest = self.max_positions()
+        cut = shortened(self, segments, split, longest) if self.segments else None
+        return shortened(self, tokens, split, longest), cut
 
     def _in_order(self, defn: dict[str, Any], tokens: FairseqDataset, split: str) -> Any:
         """Return the dataset of these parts, in the order of the files or in a drawn one."""
@@ -198,18 +199,6 @@ class SentencePredictionTask(MaskTask):
             dataset = SortDataset(dataset, sort_order=[order])
         logger.info("Loaded %s with #samples: %s", split, f"{len(tokens):,}")
         return dataset
-
-    def _shortened(self, dataset: FairseqDataset, split: str) -> Any:
-        """Return a dataset whose items fit the model, if the settings say how."""
-        return maybe_shorten_dataset(
-            dataset,
-            split,
-            self.cfg.shorten_data_split_list,
-            self.cfg.shorten_method,
-            self.max_positions(),
-            self.cfg.seed,
-            data_rng=self.data_rng,
-        )
 
     def _batch_parts(self, tokens: FairseqDataset, split: str, combine: bool) -> dict[str, Any]:
         """Return the parts of a batch by name."""
