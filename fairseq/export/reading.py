@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,8 @@ from fairseq.export.encoder_in import encoder_settings
 from fairseq.export.encoder_names import FAMILIES, to_ours
 from fairseq.export.encoder_tokenizer import MASK, read_pieces
 from fairseq.export.encoder_tokenizers import WORDPIECE_ROLES
-from fairseq.export.model_files import read_weights
+from fairseq.export.model_files import read_weights, sound_folder
+from fairseq.export.plain_folder import read_json as read_object
 from fairseq.files.io import require_file
 
 # What files leave out, as the families define it.
@@ -58,12 +58,17 @@ def read_huggingface(source: Path) -> ReadModel:
     """Read a folder of RoBERTa, BERT, DistilBERT, GPT-2, GPT-NeoX or OPT.
 
     Raises:
-        CheckpointError: if weights are missing or not known.
+        CheckpointError: if weights are missing or not known, or the folder is damaged.
         MissingFileError: if the folder holds no model.
         UnsupportedError: for other kinds of models.
     """
+    with sound_folder(source):
+        return _read(source)
+
+
+def _read(source: Path) -> ReadModel:
     path = require_file(source / "config.json", "configuration", "Is this a model folder?")
-    described = json.loads(path.read_text(encoding="utf-8"))
+    described = read_object(path)
     kind = described.get("model_type")
     if kind in FAMILIES:
         tied = bool(described.get("tie_word_embeddings", True))

@@ -274,3 +274,16 @@ def test_an_encoder_without_a_head_teaches_hidden_states_and_relations(tmp_path:
     torch.testing.assert_close(features_BTC, bert(state, tokens_BT), atol=1e-4, rtol=1e-4)
     with pytest.raises(CheckpointError, match="hidden states only"):
         load(corpus, {**flags, "alpha_ce": 1.0})
+
+
+@pytest.mark.parametrize("described", ['{"model_type": "bert"', "[1]", '{"model_type": []}'])
+def test_a_damaged_folder_is_an_error_that_names_it(
+    described: str, data: Path, tmp_path: Path
+) -> None:
+    """Not the traceback of whatever failed first: cut JSON, a list, a family that is no name."""
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    (folder / "config.json").write_text(described)
+    save_file({"wte.weight": torch.zeros(4, 2)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=str(folder)):
+        load(data, student("causal", folder))
