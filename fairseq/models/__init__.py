@@ -93,6 +93,13 @@ def register_model_architecture(
     return decorate
 
 
+def fill_in(args: argparse.Namespace, **defaults: object) -> None:
+    """Set what ``args`` leaves open, as presets do."""
+    for name, value in defaults.items():
+        if not hasattr(args, name):
+            setattr(args, name, value)
+
+
 def build_model(cfg: Settings, task: Task, from_checkpoint: bool = False) -> Any:
     """Build the model that ``cfg._name`` (or ``cfg.arch``) names.
 

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq.aliases import NAMES
 from fairseq.catalog import HOOKS
+from fairseq.config.build import plain
 from fairseq.config.registry import load_attribute
+from fairseq.config.schema import FairseqDataclass
+from fairseq.config.upgrade import upgrade_args
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import CheckpointError, ConfigError
 from fairseq.lazy import lazy_names
@@ -24,6 +28,8 @@ from fairseq.modules.flops import FlopShape
 from fairseq.protocols import Sample, Settings, StateDict, Task
 
 __getattr__, __dir__, _names = lazy_names(__name__, NAMES[__name__])
+
+Activation = Literal["relu", "gelu", "gelu_fast", "gelu_accurate", "tanh", "linear", "swish"]
 
 
 class BaseFairseqModel(nn.Module):
@@ -371,6 +377,35 @@ def kept_layers(config: Settings, side: str) -> list[int] | None:
         raise ConfigError(
             f"--{side}-layers-to-keep must be numbers such as 0,2,4, not {text!r}"
         ) from None
+
+
+@dataclasses.dataclass
+class ModelConfig(FairseqDataclass):
+    """Base of the settings of this project's models, which are read from old names, too.
+
+    Attributes:
+        side: ``encoder`` or ``decoder``, what the names of sizes begin with.
+    """
+
+    side: ClassVar[str]
+
+    @classmethod
+    def from_namespace(cls, args: Settings) -> Self:
+        """Read the settings from ``args``, old names included."""
+        if isinstance(args, cls):
+            return args
+        values = plain(args)
+        values = values if isinstance(values, dict) else vars(args)
+        fields = [field.name for field in dataclasses.fields(cls)]
+        values = upgrade_args(values, "model", fields=fields)
+        config = super().from_namespace(argparse.Namespace(**values))
+        config._name = values.get("_name") or values.get("arch")
+        return config
+
+    def layers(self) -> int:
+        """Return how many layers are built: those that are kept, else all."""
+        kept = kept_layers(self, self.side)
+        return getattr(self, f"{self.side}_layers") if kept is None else len(kept)
 
 
 def prune_state_dict(state_dict: Mapping[str, Any], model_cfg: Settings | None) -> dict[str, Any]:

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from argparse import Namespace
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from fairseq.config.build import plain
 from fairseq.config.schema import (
     SHARE,
-    FairseqDataclass,
     option,
 )
-from fairseq.config.upgrade import upgrade_args
 from fairseq.data.storage.dictionary import Dictionary
-from fairseq.models.base import kept_layers
+from fairseq.models.base import Activation, ModelConfig
 from fairseq.modules.transformer_encoder import EncoderShape
 from fairseq.modules.transformer_layer import LayerShape
-from fairseq.protocols import Settings
-
-Activation = Literal["relu", "gelu", "gelu_fast", "gelu_accurate", "tanh", "linear", "swish"]
 
 
 @dataclass
-class RobertaConfig(FairseqDataclass):
+class RobertaConfig(ModelConfig):
     """Settings of RoBERTa; those marked new are not in the original."""
+
+    side = "encoder"
 
     encoder_layers: int = option(12, "number of layers", minimum=0)
     encoder_embed_dim: int = option(768, "width of the model", minimum=1)
@@ -115,22 +110,6 @@ class RobertaConfig(FairseqDataclass):
         if self.max_positions is not None or length is None:
             return self
         return dataclasses.replace(self, max_positions=length)
-
-    @classmethod
-    def from_namespace(cls, args: Settings) -> RobertaConfig:
-        """Read the settings from ``args``, old names included."""
-        if isinstance(args, cls):
-            return args
-        values = plain(args)
-        values = upgrade_args(values if isinstance(values, dict) else vars(args), "model")
-        config = super().from_namespace(Namespace(**values))
-        config._name = values.get("_name") or values.get("arch")
-        return config
-
-    def layers(self) -> int:
-        """Return how many layers are built: those that are kept, else all."""
-        kept = kept_layers(self, "encoder")
-        return self.encoder_layers if kept is None else len(kept)
 
 
 def encoder_shape(

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
-from typing import Any
 
-from fairseq.models import register_model_architecture
+from fairseq.models import fill_in, register_model_architecture
 
 
-def preset(**defaults: Any) -> Callable[[Any], None]:
-    """Return an architecture function that sets the attributes which ``args`` does not have."""
-
-    def apply(args: Namespace) -> None:
-        for name, value in defaults.items():
-            if not hasattr(args, name):
-                setattr(args, name, value)
-
-    return apply
+def _sized(args: Namespace, layers: int, width: int, heads: int) -> None:
+    """Fill in these sizes, and feed-forward networks of four times the width."""
+    fill_in(
+        args,
+        encoder_layers=layers,
+        encoder_embed_dim=width,
+        encoder_ffn_embed_dim=4 * width,
+        encoder_attention_heads=heads,
+    )
 
 
 @register_model_architecture("roberta", "roberta")
 def base_architecture(args: Namespace) -> None:
     """12 layers of 768 (125 M parameters with the GPT-2 vocabulary)."""
-    preset(
-        encoder_layers=12,
-        encoder_embed_dim=768,
-        encoder_ffn_embed_dim=3072,
-        encoder_attention_heads=12,
-    )(args)
+    _sized(args, 12, 768, 12)
 
 
 @register_model_architecture("roberta", "roberta_prenorm")
 def roberta_prenorm_architecture(args: Namespace) -> None:
     """The base model with layer norms before the blocks and none on the embeddings."""
-    preset(layernorm_embedding=False, encoder_normalize_before=True)(args)
+    fill_in(args, layernorm_embedding=False, encoder_normalize_before=True)
     base_architecture(args)
 
 
@@ -47,42 +40,22 @@ def roberta_base_architecture(args: Namespace) -> None:
 @register_model_architecture("roberta", "roberta_large")
 def roberta_large_architecture(args: Namespace) -> None:
     """24 layers of 1024 (355 M parameters with the GPT-2 vocabulary)."""
-    preset(
-        encoder_layers=24,
-        encoder_embed_dim=1024,
-        encoder_ffn_embed_dim=4096,
-        encoder_attention_heads=16,
-    )(args)
+    _sized(args, 24, 1024, 16)
 
 
 @register_model_architecture("roberta", "xlm")
 def xlm_architecture(args: Namespace) -> None:
     """16 layers of 1280, the shape of XLM."""
-    preset(
-        encoder_layers=16,
-        encoder_embed_dim=1280,
-        encoder_ffn_embed_dim=5120,
-        encoder_attention_heads=16,
-    )(args)
+    _sized(args, 16, 1280, 16)
 
 
 @register_model_architecture("roberta", "roberta_small")
 def roberta_small_architecture(args: Namespace) -> None:
     """6 layers of 512: for one GPU and an afternoon (new)."""
-    preset(
-        encoder_layers=6,
-        encoder_embed_dim=512,
-        encoder_ffn_embed_dim=2048,
-        encoder_attention_heads=8,
-    )(args)
+    _sized(args, 6, 512, 8)
 
 
 @register_model_architecture("roberta", "roberta_tiny")
 def roberta_tiny_architecture(args: Namespace) -> None:
     """4 layers of 192, for a laptop (new)."""
-    preset(
-        encoder_layers=4,
-        encoder_embed_dim=192,
-        encoder_ffn_embed_dim=768,
-        encoder_attention_heads=4,
-    )(args)
+    _sized(args, 4, 192, 4)

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from argparse import Namespace
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from fairseq.config.build import plain
 from fairseq.config.schema import (
     II,
     SHARE,
-    FairseqDataclass,
     option,
 )
-from fairseq.config.upgrade import upgrade_args
 from fairseq.errors import ConfigError
-from fairseq.models.base import kept_layers
+from fairseq.models.base import Activation, ModelConfig
 from fairseq.modules.transformer_layer import LayerShape
-from fairseq.protocols import Settings
 
-Activation = Literal["relu", "gelu", "gelu_fast", "gelu_accurate", "tanh", "linear", "swish"]
 DEFAULT_MAX_TARGET_POSITIONS = 1024
 
 
 @dataclass
-class TransformerLanguageModelConfig(FairseqDataclass):
+class TransformerLanguageModelConfig(ModelConfig):
     """Settings of causal language models; those marked new are not in the original."""
+
+    side = "decoder"
 
     activation_fn: Activation = option("relu", "activation of the feed-forward networks")
     dropout: float = option(0.1, "dropout on hidden states", **SHARE)
@@ -125,24 +121,6 @@ class TransformerLanguageModelConfig(FairseqDataclass):
     layer_norm: Literal["torch", "apex"] = option(
         "torch", "implementation of layer norms", new=True
     )
-
-    @classmethod
-    def from_namespace(cls, args: Settings) -> TransformerLanguageModelConfig:
-        """Read the settings from ``args``, old names included."""
-        if isinstance(args, cls):
-            return args
-        values = plain(args)
-        values = values if isinstance(values, dict) else vars(args)
-        fields = [field.name for field in dataclasses.fields(cls)]
-        values = upgrade_args(values, "model", fields=fields)
-        config = super().from_namespace(Namespace(**values))
-        config._name = values.get("_name") or values.get("arch")
-        return config
-
-    def layers(self) -> int:
-        """Return how many layers are built: those that are kept, else all."""
-        kept = kept_layers(self, "decoder")
-        return self.decoder_layers if kept is None else len(kept)
 
     def position_kind(self) -> str:
         """Return how tokens know where they stand: ``--position``, or what the old flags say."""

@@ -6,6 +6,8 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
+from fairseq.models import fill_in
+
 Preset = Callable[[Namespace], None]
 
 
@@ -24,8 +26,8 @@ def base_lm_architecture(args: Namespace) -> None:
             args.tie_adaptive_proj = True
     if hasattr(args, "decoder_final_norm"):
         args.no_decoder_final_norm = not args.decoder_final_norm
-    _fill(args, decoder_embed_dim=512)
-    _fill(
+    fill_in(args, decoder_embed_dim=512)
+    fill_in(
         args,
         decoder_input_dim=args.decoder_embed_dim,
         decoder_output_dim=args.decoder_embed_dim,
@@ -33,17 +35,11 @@ def base_lm_architecture(args: Namespace) -> None:
     args.decoder_normalize_before = True  # training is not stable without it
 
 
-def _fill(args: Namespace, **defaults: Any) -> None:
-    for name, value in defaults.items():
-        if not hasattr(args, name):
-            setattr(args, name, value)
-
-
 def _preset(defaults: dict[str, Any], then: Preset = base_lm_architecture) -> Preset:
     """Return an architecture function: fill in the defaults, then go on with another one."""
 
     def apply(args: Namespace) -> None:
-        _fill(args, **defaults)
+        fill_in(args, **defaults)
         then(args)
 
     return apply
@@ -68,7 +64,7 @@ def _gpt(*sizes: int) -> Preset:
 
 def base_gpt3_architecture(args: Namespace) -> None:
     """GPT-3 of any size: no dropout, learned positions, tied output."""
-    _fill(
+    fill_in(
         args,
         dropout=0.0,
         attention_dropout=0.0,
