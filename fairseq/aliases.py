@@ -114,55 +114,29 @@ MODULES = {
 
 # module -> {name that was there: module that has it now}; looked up when somebody asks for it.
 # This table and the row in catalog.HOOKS are the only places that reach up.
-_CHECKPOINT_PARTS = (
-    "get_maybe_sharded_checkpoint_filename",
-    "load_ema_from_checkpoint",
-    "load_pretrained_component_from_model",
-    "save_ema_as_checkpoint",
-    "torch_persistent_save",
-)
-_LAYERS = (
-    "TransformerDecoderLayer",
-    "TransformerDecoderLayerBase",
-    "TransformerEncoderLayer",
-    "TransformerEncoderLayerBase",
-)
-_MODULES = (
-    "CharacterTokenEmbedder",
-    "FairseqDropout",
-    "GradMultiply",
-    "LayerDropModuleList",
-    "SamePad",
-    "TransposeLast",
-    "cross_entropy",
-)
-_SEQUENCES = (
-    "compute_mask_indices",
-    "lengths_to_mask",
-    "lengths_to_padding_mask",
-)
-_MODELS = (
-    "CompositeEncoder",
-    "DistributedFairseqModel",
-    "FairseqIncrementalDecoder",
-    "FairseqModel",
-    "FairseqMultiModel",
-)
+_CHECKPOINT_PARTS = """
+    get_maybe_sharded_checkpoint_filename load_ema_from_checkpoint
+    load_pretrained_component_from_model save_ema_as_checkpoint torch_persistent_save
+""".split()
+_LAYERS = """
+    TransformerDecoderLayer TransformerDecoderLayerBase TransformerEncoderLayer
+    TransformerEncoderLayerBase
+""".split()
+_MODULES = """
+    CharacterTokenEmbedder FairseqDropout GradMultiply LayerDropModuleList SamePad TransposeLast
+    cross_entropy
+""".split()
+_SEQUENCES = ("compute_mask_indices", "lengths_to_mask", "lengths_to_padding_mask")
+_MODELS = """
+    CompositeEncoder DistributedFairseqModel FairseqIncrementalDecoder FairseqModel
+    FairseqMultiModel
+""".split()
 _READERS = ("csv_str_list", "eval_bool", "eval_str_dict", "eval_str_list")
-_UTILS = (
-    "buffered_arange",
-    "convert_padding_direction",
-    "deprecation_warning",
-    "fill_with_neg_inf",
-    "get_incremental_state",
-    "move_to_cpu",
-    "move_to_cuda",
-    "new_arange",
-    "reset_logging",
-    "safe_getattr",
-    "safe_hasattr",
-    "set_incremental_state",
-)
+_UTILS = """
+    buffered_arange convert_padding_direction deprecation_warning fill_with_neg_inf
+    get_incremental_state move_to_cpu move_to_cuda new_arange reset_logging safe_getattr
+    safe_hasattr set_incremental_state
+""".split()
 NAMES = {
     "fairseq.checkpoint": {
         **dict.fromkeys(_CHECKPOINT_PARTS, "fairseq.plugin_names.checkpoints"),

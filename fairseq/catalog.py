@@ -24,28 +24,15 @@ MODELS = {
 }
 
 _LM_PRESETS = "fairseq.models.transformer_lm.presets"
-_LM_ARCHITECTURES = (
-    "transformer_lm",
-    "transformer_lm_alibi",
-    "transformer_lm_baevski_gbw",
-    "transformer_lm_baevski_wiki103",
-    "transformer_lm_big",
-    "transformer_lm_gpt",
-    "transformer_lm_gpt2_big",
-    "transformer_lm_gpt2_big_wide",
-    "transformer_lm_gpt2_bigger",
-    "transformer_lm_gpt2_medium",
-    "transformer_lm_gpt2_small",
-    "transformer_lm_gpt2_tiny",
-    "transformer_lm_gpt3_13",
-    "transformer_lm_gpt3_175",
-    "transformer_lm_gpt3_2_7",
-    "transformer_lm_gpt3_6_7",
-    "transformer_lm_gpt3_large",
-    "transformer_lm_gpt3_medium",
-    "transformer_lm_gpt3_small",
-    "transformer_lm_gpt3_xl",
-)
+_LM_ARCHITECTURES = """
+    transformer_lm transformer_lm_alibi transformer_lm_baevski_gbw
+    transformer_lm_baevski_wiki103 transformer_lm_big transformer_lm_gpt transformer_lm_gpt2_big
+    transformer_lm_gpt2_big_wide transformer_lm_gpt2_bigger transformer_lm_gpt2_medium
+    transformer_lm_gpt2_small transformer_lm_gpt2_tiny transformer_lm_gpt3_13
+    transformer_lm_gpt3_175 transformer_lm_gpt3_2_7 transformer_lm_gpt3_6_7
+    transformer_lm_gpt3_large transformer_lm_gpt3_medium transformer_lm_gpt3_small
+    transformer_lm_gpt3_xl
+""".split()
 
 # architecture -> (model, the function that fills in its defaults)
 ARCHITECTURES = {
@@ -141,7 +128,6 @@ GROWTH = {
     "stack": "fairseq.growth.depth:stack",
 }
 
-# What a lower floor asks a higher one for, when it is called: there is this one thing.
 # What fairseq-hessian, fairseq-probe and fairseq-pcfg choose from; it stands here because --help
 # does not wait for the libraries that do it.
 # method -> probes (of lanczos: starting vectors; of hutch++: products) if none are asked for
@@ -155,4 +141,5 @@ PROBE_FEATURES = ("positions", "mean", "first")
 PROBE_SOLVERS = ("lbfgs", "sgd", "ridge")
 SPAN_LABELS = ("likelihood", "viterbi", "map", "gold")
 
+# What a lower floor asks a higher one for, when it is called: there is this one thing.
 HOOKS = {"from_pretrained": "fairseq.hub.load:interface_of"}
