@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fairseq.errors import ConfigError
 from fairseq.modules.adaptive_input import AdaptiveInput, band_width, bands_of
 from fairseq.modules.flops import band_entries
+from fairseq.modules.initial import Linear
 from fairseq.ops.dropout import dropout as drop
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 
@@ -102,8 +103,7 @@ class _TiedHead(nn.Module):
     def __init__(self, words: nn.Parameter, dim: int, bands: int) -> None:
         super().__init__()
         self.word_proj = _Tied(words)
-        self.class_proj = nn.Linear(dim, bands, bias=False)
-        nn.init.xavier_uniform_(self.class_proj.weight)
+        self.class_proj = Linear(dim, bands, bias=False)
         # the original's checkpoints have it
         self.register_buffer("_float_tensor", torch.zeros(1))
 
@@ -142,7 +142,7 @@ class AdaptiveSoftmax(nn.Module):
         self.cutoff, self.dropout = bands_of(vocab_size, cutoff), dropout
         bands = len(self.cutoff) - 1
         if adaptive_inputs is None:
-            self.head: Any = _linear(input_dim, self.cutoff[0] + bands)
+            self.head: Any = Linear(input_dim, self.cutoff[0] + bands, bias=False)
         else:
             self.head = _TiedHead(adaptive_inputs.weights_for_band(0)[0], input_dim, bands)
         self.tail = nn.ModuleList()
@@ -151,7 +151,8 @@ class AdaptiveSoftmax(nn.Module):
                 band_width(input_dim, factor, band),
                 self.cutoff[band] - self.cutoff[band - 1],
             )
-            narrow, out = _linear(input_dim, dim), _linear(dim, words)
+            narrow: nn.Module = Linear(input_dim, dim, bias=False)
+            out: nn.Module = Linear(dim, words, bias=False)
             if adaptive_inputs is not None:
                 table, projection = adaptive_inputs.weights_for_band(band)
                 out = _Tied(table)
@@ -183,9 +184,3 @@ class AdaptiveSoftmax(nn.Module):
         """Return ``log p`` of every word, fp32: (..., C) to (..., V); ``target`` is ignored."""
         log_p_NV = self.projection(hidden.flatten(0, -2)).log_probs()
         return log_p_NV.view(*hidden.shape[:-1], -1)
-
-
-def _linear(inputs: int, outputs: int) -> nn.Module:
-    linear = nn.Linear(inputs, outputs, bias=False)
-    nn.init.xavier_uniform_(linear.weight)
-    return linear

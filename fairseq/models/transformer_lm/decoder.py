@@ -25,6 +25,7 @@ from fairseq.models.transformer_lm.config import (
 from fairseq.modules.adaptive_input import AdaptiveInput
 from fairseq.modules.adaptive_softmax import AdaptiveSoftmax
 from fairseq.modules.heads import ClapHead, LinearHead, VocabularyHead
+from fairseq.modules.initial import Linear, redrawn
 from fairseq.modules.pointwise import LayerNorm
 from fairseq.modules.positions import (
     LearnedPositionalEmbedding,
@@ -75,14 +76,15 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         # a grown model with rows of unit length keeps the factor of the width it comes from
         if config.embedding_multiplier is not None:
             self.embed_scale = config.embedding_multiplier
-        self.project_in_dim = _projection(embed_tokens.embedding_dim, dim)
+        inputs, outputs = embed_tokens.embedding_dim, config.decoder_output_dim
+        self.project_in_dim = None if inputs == dim else Linear(inputs, dim, bias=False)
         self.embed_positions = self._positions(kind)
         self.layernorm_embedding = self._layer_norm() if config.layernorm_embedding else None
         self.layers = nn.ModuleList(TransformerLayer(self.shape) for _ in range(config.layers()))
         # post-norm layers end in a norm already; of pre-norm ones the residual sum has none
         final_norm = config.decoder_normalize_before and not config.no_decoder_final_norm
         self.layer_norm = self._layer_norm() if final_norm else None
-        self.project_out_dim = _projection(dim, config.decoder_output_dim)
+        self.project_out_dim = None if outputs == dim else Linear(dim, outputs, bias=False)
         self.output_projection: VocabularyHead | None = None
         if config.adaptive_softmax_cutoff is not None:
             self.adaptive_softmax = self._adaptive_softmax()
@@ -106,12 +108,8 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         length = self.config.max_target_positions or DEFAULT_MAX_TARGET_POSITIONS
         if kind == "learned":
             first = self.pad + 1 if offset is None else offset
-            table = LearnedPositionalEmbedding(length + first, dim, self.pad, offset)
             # as the token embeddings, before their scale
-            nn.init.normal_(table.weight, std=dim**-0.5)
-            if table.padding_idx is not None:
-                nn.init.zeros_(table.weight[table.padding_idx])
-            return table
+            return redrawn(LearnedPositionalEmbedding(length + first, dim, self.pad, offset))
         if kind == "sinusoidal":
             # one row more than the longest input: positions begin behind the pad's row
             return SinusoidalPositionalEmbedding(dim, self.pad, length + self.pad + 1, offset)
@@ -312,12 +310,3 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         if self.alibi is not None or self.rotary is not None:
             return UNLIMITED
         return self.config.max_target_positions or DEFAULT_MAX_TARGET_POSITIONS
-
-
-def _projection(inputs: int, outputs: int) -> nn.Linear | None:
-    """Return a linear map without bias, Xavier-uniform; None if nothing changes its width."""
-    if inputs == outputs:
-        return None
-    linear = nn.Linear(inputs, outputs, bias=False)
-    nn.init.xavier_uniform_(linear.weight)
-    return linear

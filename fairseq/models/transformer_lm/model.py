@@ -34,6 +34,7 @@ from fairseq.modules.adaptive_input import AdaptiveInput
 from fairseq.modules.adaptive_softmax import AdaptiveProjection
 from fairseq.modules.flops import FlopShape, matrix_entries
 from fairseq.modules.heads import Projection, vocabulary_entries
+from fairseq.modules.initial import Embedding
 from fairseq.protocols import Settings, StateDict, Task
 
 __all__ = ["TransformerLanguageModel"]
@@ -91,11 +92,7 @@ class TransformerLanguageModel(FairseqLanguageModel):
             factor = config.adaptive_input_factor
             return AdaptiveInput(size, pad, dim, factor, config.decoder_embed_dim, bands)
         # a pad row of zero cannot be normalised
-        table = nn.Embedding(size, dim, None if config.head == "clap" else pad)
-        nn.init.normal_(table.weight, std=dim**-0.5)
-        if table.padding_idx is not None:
-            nn.init.zeros_(table.weight[pad])
-        return table
+        return Embedding(size, dim, None if config.head == "clap" else pad)
 
     def forward(
         self, src_tokens: Tensor, predicted_positions: Tensor | None = None, **kwargs: Any

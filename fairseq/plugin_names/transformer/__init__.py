@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from fairseq.models.base import FairseqDecoder, FairseqEncoder, FairseqEncoderDecoderModel
+from fairseq.modules.initial import Embedding, Linear
 from fairseq.plugin_names.transformer.config import (
     DEFAULT_MAX_SOURCE_POSITIONS,
     DEFAULT_MAX_TARGET_POSITIONS,
@@ -20,7 +21,6 @@ from fairseq.plugin_names.transformer.config import (
 )
 from fairseq.plugin_names.transformer.decoder import TransformerDecoder, TransformerDecoderBase
 from fairseq.plugin_names.transformer.encoder import TransformerEncoder, TransformerEncoderBase
-from fairseq.plugin_names.transformer.parts import Embedding, Linear
 
 if TYPE_CHECKING:
     from fairseq.config.schema import FairseqDataclass

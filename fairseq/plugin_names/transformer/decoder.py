@@ -14,6 +14,7 @@ from fairseq.data.storage.dictionary import Dictionary
 from fairseq.models.transformer_lm.config import cutoffs
 from fairseq.modules.adaptive_input import AdaptiveInput
 from fairseq.modules.adaptive_softmax import AdaptiveSoftmax
+from fairseq.modules.initial import Linear
 from fairseq.modules.pointwise import LayerNorm
 from fairseq.plugin_names.incremental_state import IncrementalState
 from fairseq.plugin_names.models import FairseqIncrementalDecoder
@@ -22,7 +23,7 @@ from fairseq.plugin_names.transformer.layers import (
     TransformerDecoderLayer,
     TransformerDecoderLayerBase,
 )
-from fairseq.plugin_names.transformer.parts import Linear, Side, equip, finish_embedding, stack
+from fairseq.plugin_names.transformer.parts import Side, equip, finish_embedding, stack
 from fairseq.protocols import Sample, Settings
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fairseq.modules.initial import redrawn
 from fairseq.modules.pointwise import LayerNorm
 from fairseq.modules.positions import LearnedPositionalEmbedding, PositionalEmbedding
 from fairseq.plugin_names.modules import FairseqDropout, LayerDropModuleList, checkpoint_wrapper
@@ -21,23 +22,6 @@ class Side(nn.Module):
     embed_positions: Any
     layernorm_embedding: nn.Module | None
     layerdrop: float
-
-
-def Embedding(num_embeddings: int, embedding_dim: int, padding_idx: int) -> nn.Embedding:
-    """Return an embedding table, N(0, C^-0.5), with a zero row for pads."""
-    table = nn.Embedding(num_embeddings, embedding_dim, padding_idx=padding_idx)
-    nn.init.normal_(table.weight, std=embedding_dim**-0.5)
-    nn.init.zeros_(table.weight[padding_idx])
-    return table
-
-
-def Linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
-    """Return a linear map, Xavier-uniform, with a bias of zero."""
-    linear = nn.Linear(in_features, out_features, bias)
-    nn.init.xavier_uniform_(linear.weight)
-    if bias:
-        nn.init.zeros_(linear.bias)
-    return linear
 
 
 def equip(module: Side, cfg: TransformerConfig, side: EncDecBaseConfig, positions: int) -> None:
@@ -57,8 +41,7 @@ def equip(module: Side, cfg: TransformerConfig, side: EncDecBaseConfig, position
     if not cfg.no_token_positional_embeddings:
         table = PositionalEmbedding(positions, dim, module.padding_idx, learned=side.learned_pos)
         if isinstance(table, LearnedPositionalEmbedding):
-            nn.init.normal_(table.weight, std=dim**-0.5)
-            nn.init.zeros_(table.weight[module.padding_idx])
+            redrawn(table)
         module.embed_positions = table
     module.layernorm_embedding = LayerNorm(dim) if cfg.layernorm_embedding else None
     module.layerdrop = side.layerdrop
