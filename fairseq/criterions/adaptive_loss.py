@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fairseq.config.schema import II
 from fairseq.criterions import register_criterion
-from fairseq.criterions.base import predicted_positions
+from fairseq.criterions.base import logged, predicted_positions
 from fairseq.criterions.cross_entropy import CrossEntropyConfig, CrossEntropyCriterion
 from fairseq.errors import ConfigError
 from fairseq.modules.adaptive_softmax import AdaptiveProjection
@@ -50,13 +50,5 @@ class AdaptiveLoss(CrossEntropyCriterion):
                 "this one with --criterion cross_entropy"
             )
         loss_N = operands.losses(target_N, self.backend)
-        sentences = sample.get("nsentences", len(sample["target"]))
-        sample_size = sentences if self.sentence_avg else len(target_N)
         loss = loss_N.sum()
-        logging_output = {
-            "loss": loss.detach(),
-            "ntokens": len(target_N),
-            "nsentences": sentences,
-            "sample_size": sample_size,
-        }
-        return loss if reduce else loss_N, sample_size, logging_output
+        return loss if reduce else loss_N, *logged(sample, loss, len(target_N), self.sentence_avg)

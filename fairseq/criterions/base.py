@@ -215,6 +215,23 @@ def refuse_adaptive(predictions: Predictions) -> Projection | Output:
     return predictions
 
 
+def logged(
+    sample: Sample, loss: Tensor, tokens: int, by_sentence: bool
+) -> tuple[int, dict[str, Any]]:
+    """Return the ``sample_size`` of a loss over so many tokens, and its logging output.
+
+    Args:
+        sample: the batch.
+        loss: its sum, or the losses of all targets.
+        tokens: how many targets it has.
+        by_sentence: the gradient is divided by the number of sentences, not of targets.
+    """
+    sentences = sample.get("nsentences", len(sample["target"]))
+    size = sentences if by_sentence else tokens
+    figures = {"ntokens": tokens, "nsentences": sentences, "sample_size": size}
+    return size, {"loss": loss.detach().sum(), **figures}
+
+
 def totals(logging_outputs: list[LoggingOutput], *without: str) -> dict[str, Any]:
     """Return the sums of the figures of all processes, but for those named."""
     names = {name: None for log in logging_outputs for name in log if name not in without}

@@ -19,6 +19,7 @@ from fairseq.criterions.base import (
     LossBackend,
     SummingCriterion,
     log_bits,
+    logged,
     perplexity_of,
     predicted_positions,
     table_predictions,
@@ -68,15 +69,7 @@ class CrossEntropyCriterion(SummingCriterion):
             loss = loss_N.sum() if reduce else loss_N
         else:
             loss, _ = self.compute_loss(model, model(**sample["net_input"]), sample, reduce)
-        sentences = sample.get("nsentences", len(sample["target"]))
-        sample_size = sentences if self.sentence_avg else sample["ntokens"]
-        logging_output = {
-            "loss": loss.detach().sum(),
-            "ntokens": sample["ntokens"],
-            "nsentences": sentences,
-            "sample_size": sample_size,
-        }
-        return loss, sample_size, logging_output
+        return loss, *logged(sample, loss, sample["ntokens"], self.sentence_avg)
 
     def compute_loss(
         self,

@@ -19,6 +19,7 @@ from fairseq.criterions.base import (
     BITS_A_TOKEN,
     SummingCriterion,
     log_bits,
+    logged,
     perplexity_of,
     predicted_positions,
     table_predictions,
@@ -117,19 +118,12 @@ class LabelSmoothedCrossEntropyCriterion(SummingCriterion):
         nll_N, smooth_N, best_N, words = self._scores(model, sample, positions_N, target_N)
         loss_N = smoothed(nll_N, smooth_N, self.eps, words)
         loss = loss_N.sum()
-        sentences = sample.get("nsentences", len(sample["target"]))
-        sample_size = sentences if self.sentence_avg else sample["ntokens"]
-        logging_output = {
-            "loss": loss.detach(),
-            "nll_loss": nll_N.detach().sum(),
-            "ntokens": sample["ntokens"],
-            "nsentences": sentences,
-            "sample_size": sample_size,
-        }
+        size, logging_output = logged(sample, loss, sample["ntokens"], self.sentence_avg)
+        logging_output["nll_loss"] = nll_N.detach().sum()
         if self.report_accuracy:
             logging_output["n_correct"] = best_N.eq(target_N).sum()
             logging_output["total"] = len(target_N)
-        return loss if reduce else loss_N, sample_size, logging_output
+        return loss if reduce else loss_N, size, logging_output
 
     def _scores(
         self, model: Model, sample: Sample, positions_N: Tensor, target_N: Tensor
@@ -160,7 +154,6 @@ class LabelSmoothedCrossEntropyCriterion(SummingCriterion):
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[LoggingOutput]) -> None:
         """Log both losses in bits, the perplexity without smoothing, and the accuracy."""
-
         total = totals(logging_outputs)
         log_bits("loss", total.get("loss", 0), total.get("sample_size", 0))
         log_bits("nll_loss", total.get("nll_loss", 0), total.get("ntokens", 0))
