@@ -10,7 +10,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,7 @@ from torch import Tensor, nn
 from fairseq.aliases import NAMES
 from fairseq.lazy import lazy_names
 from fairseq.logging.meters import safe_round
-
-if TYPE_CHECKING:
-    from fairseq.protocols import StateDict
-
+from fairseq.protocols import StateDict
 
 __getattr__, __dir__, _names = lazy_names(
     __name__, {**NAMES[__name__], "import_user_module": "fairseq.config.plugins"}

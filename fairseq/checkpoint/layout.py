@@ -10,7 +10,7 @@ import argparse
 import logging
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -26,11 +26,8 @@ from fairseq.errors import CheckpointError
 from fairseq.files.io import sha256_of
 from fairseq.files.safe_load import safe_load
 from fairseq.files.tensor_sizes import check_sizes
+from fairseq.protocols import StateDict
 from fairseq.version import __version__
-
-if TYPE_CHECKING:
-    from fairseq.protocols import StateDict
-
 
 logger = logging.getLogger("fairseq.checkpoint_state")
 

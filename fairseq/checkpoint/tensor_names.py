@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from fairseq.protocols import StateDict
-
+from fairseq.protocols import StateDict
 
 # Names of tensors: (pattern, replacement), applied in this order to the keys of a state dict.
 ROBERTA_KEYS: tuple[tuple[str, str], ...] = (

@@ -10,8 +10,9 @@ import argparse
 import dataclasses
 import functools
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fairseq.aliases import NAMES
 from fairseq.catalog import ARCHITECTURES
@@ -43,10 +44,6 @@ from fairseq.config.sections import (
 )
 from fairseq.errors import ConfigError, FairseqError
 from fairseq.lazy import lazy_names
-
-if TYPE_CHECKING:
-    from argparse import ArgumentParser
-
 
 TRAINING = ("common", "distributed_training", "dataset", "optimization", "checkpoint", "ema")
 TEXT = ("bpe", "tokenizer")

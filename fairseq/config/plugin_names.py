@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fairseq.config.build import plain
 from fairseq.config.flags import gen_parser_from_dataclass
@@ -27,10 +27,7 @@ from fairseq.config.sections import (
     LogFormat,
 )
 from fairseq.errors import ConfigError, did_you_mean
-
-if TYPE_CHECKING:
-    from fairseq.protocols import Settings
-
+from fairseq.protocols import Settings
 
 __all__ = [
     "convert_namespace_to_omegaconf",

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fairseq.config.build import Describe, Sections, plain
 from fairseq.config.schema import default_of, is_reference, public_fields
 from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
 from fairseq.config.upgrade import OLD_NAMES, upgrade_args
 from fairseq.errors import ConfigError, RegistryError
-
-if TYPE_CHECKING:
-    from fairseq.protocols import Settings
-
+from fairseq.protocols import Settings
 
 KEY = "stated"
 

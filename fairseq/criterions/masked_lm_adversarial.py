@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +21,12 @@ from fairseq.config.schema import option
 from fairseq.criterions import register_criterion
 from fairseq.criterions.base import totals
 from fairseq.criterions.masked_lm import MaskedLmConfig, MaskedLmLoss
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import require_file
 from fairseq.logging import metrics
 from fairseq.modules.heads import pool
-from fairseq.protocols import Sample
-
-if TYPE_CHECKING:
-    from fairseq.data.storage.dictionary import Dictionary
-    from fairseq.protocols import Model, Task
+from fairseq.protocols import Model, Sample, Task
 
 
 @dataclass

@@ -13,22 +13,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq.config.sections import GenerationConfig
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.decoding.reader import Reader
 from fairseq.decoding.scorer import SequenceScorer, average_log_probs
 from fairseq.decoding.search import BeamSearch, Sampling, Search
 from fairseq.errors import CheckpointError, ConfigError, DataError, UnsupportedError
-
-if TYPE_CHECKING:
-    from fairseq.data.storage.dictionary import Dictionary
-    from fairseq.protocols import Sample, Settings
-
+from fairseq.protocols import Sample, Settings
 
 logger = logging.getLogger("fairseq.sequence_generator")
 

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.modules.predictions import Output, predict
-from fairseq.protocols import Sample
+from fairseq.protocols import Model, Sample
 from fairseq.utils import strip_pad
-
-if TYPE_CHECKING:
-    from fairseq.data.storage.dictionary import Dictionary
-    from fairseq.protocols import Model, Sample
-
 
 NEVER_SPLIT = 2**63 - 1
 

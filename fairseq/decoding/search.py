@@ -6,16 +6,13 @@ Shapes: B sentences, K hypotheses of each (the beam), V vocabulary, C candidates
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError
 from fairseq.rng import philox
-
-if TYPE_CHECKING:
-    from fairseq.data.storage.dictionary import Dictionary
 
 
 class Search:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
 
 import torch
 
+from fairseq.config.sections import FairseqConfig
 from fairseq.errors import ConfigError
-
-if TYPE_CHECKING:
-    from fairseq.config.sections import FairseqConfig
-
 
 logger = logging.getLogger("fairseq.device")
 

@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,10 +23,7 @@ from fairseq.config.plugins import import_user_module
 from fairseq.config.sections import DistributedTrainingConfig, FairseqConfig
 from fairseq.errors import ConfigError, FairseqError
 from fairseq.logging.console import setup_logging
-
-if TYPE_CHECKING:
-    from fairseq.protocols import Settings
-
+from fairseq.protocols import Settings
 
 logger = logging.getLogger(__name__)
 

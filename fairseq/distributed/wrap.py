@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fairseq.config.sections import DistributedTrainingConfig
 from fairseq.distributed import utils
 from fairseq.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from fairseq.config.sections import DistributedTrainingConfig
 
 # newer versions of torch call the flag otherwise
 _BUFFER_FLAG = (

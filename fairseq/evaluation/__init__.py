@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fairseq import checkpoint, utils
 from fairseq.checkpoint.layout import explain
-from fairseq.config.sections import FairseqConfig
+from fairseq.config.sections import DatasetConfig, FairseqConfig
 from fairseq.criterions.base import FairseqCriterion
 from fairseq.data.batches.read import workers_ended
 from fairseq.distributed.device import choose_device
@@ -22,10 +22,6 @@ from fairseq.tasks import validation
 from fairseq.tasks.base import FairseqTask
 from fairseq.tasks.precision import to_device, weights_dtype
 from fairseq.teacher import attach_teacher
-
-if TYPE_CHECKING:
-    from fairseq.config.sections import DatasetConfig
-
 
 logger = logging.getLogger("fairseq.evaluation")
 

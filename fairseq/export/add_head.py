@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from fairseq import utils
 from fairseq.checkpoint.layout import config_of, read_state, record_of
 from fairseq.config import options
 from fairseq.config.build import plain
+from fairseq.config.sections import FairseqConfig
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.data.storage.load import load_indexed_dataset
 from fairseq.errors import CheckpointError, DataError, UnsupportedError
@@ -31,11 +32,8 @@ from fairseq.export.encoder_names import ENCODER, HEAD
 from fairseq.export.encoder_out import find_data
 from fairseq.export.model_files import refuse_existing, write_model
 from fairseq.files.io import require_file
-
-if TYPE_CHECKING:
-    from fairseq.config.sections import FairseqConfig
-    from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
-    from fairseq.protocols import Settings, StateDict
+from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
+from fairseq.protocols import Settings, StateDict
 
 
 def add_head(

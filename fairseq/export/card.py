@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from fairseq.config.sections import FairseqConfig
 from fairseq.export.loaded import Loaded
 from fairseq.models.base import FairseqLanguageModel, count_parameters
-
-if TYPE_CHECKING:
-    from fairseq.config.sections import FairseqConfig
-    from fairseq.models.roberta.model import RobertaModel
-    from fairseq.models.transformer_lm.model import TransformerLanguageModel
-
+from fairseq.models.roberta.model import RobertaModel
+from fairseq.models.transformer_lm.model import TransformerLanguageModel
 
 # What a card says of training: section of the configuration -> its settings.
 _TRAINING: dict[str, tuple[str, ...]] = {

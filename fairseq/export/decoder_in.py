@@ -13,23 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import UnsupportedError
 from fairseq.export import decoder_out, decoder_tokenizer, encoder_out
 from fairseq.export.compare import ODD_TEXTS, same_tokens
 from fairseq.export.decoder_names import CAUSAL, OUTPUT, TABLE, CausalFamily, State, to_ours
 from fairseq.export.encoder_names import OUR_ACTS
 from fairseq.export.model_files import write_ours
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
-    from fairseq.data.storage.dictionary import Dictionary
-
 
 _OUR_ACTS = {
     **OUR_ACTS, "gelu_fast": "gelu_accurate", "gelu_pytorch_tanh": "gelu_accurate",

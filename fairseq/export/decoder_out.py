@@ -20,12 +20,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import UnsupportedError
 from fairseq.export import decoder_tokenizer, norm_bias, travelling
 from fairseq.export.compare import (
@@ -52,14 +54,8 @@ from fairseq.export.encoder_tokenizer import missing_pieces
 from fairseq.export.loaded import Loaded, TheirModel
 from fairseq.export.model_files import filled
 from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
-    from fairseq.data.storage.dictionary import Dictionary
-    from fairseq.models.transformer_lm.decoder import TransformerDecoder
-    from fairseq.models.transformer_lm.model import TransformerLanguageModel
-
+from fairseq.models.transformer_lm.decoder import TransformerDecoder
+from fairseq.models.transformer_lm.model import TransformerLanguageModel
 
 RANDOM_LENGTHS = (1, 2, 7, 31, 64)
 BETA = "decoder.output_projection.beta"

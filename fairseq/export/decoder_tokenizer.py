@@ -11,8 +11,9 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from fairseq.data.encoders import TextEncoder
 from fairseq.data.encoders.byte_level import (
     PLAIN_MODEL,
     PLAIN_WORDS,
@@ -22,9 +23,6 @@ from fairseq.data.encoders.byte_level import (
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import CheckpointError, FairseqError
 from fairseq.export.encoder_tokenizer import ROLES, plain_content, plain_tokenizer, read_pieces
-
-if TYPE_CHECKING:
-    from fairseq.data.encoders import TextEncoder
 
 # Symbols that an import adds after the vocabulary; an export leaves them out.
 _ADDED = re.compile(r"<fairseq:(?:bos|pad|eos|unk)>")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,15 +16,10 @@ from fairseq.export import decoder_in, encoder_out, encoder_tokenizers, heads, s
 from fairseq.export.compare import ODD_TEXTS, Agreement, same_tokens
 from fairseq.export.decoder_names import CAUSAL
 from fairseq.export.encoder_names import ENCODER, FAMILIES, HEAD, OUR_ACTS, to_ours
+from fairseq.export.loaded import TheirTokenizer
 from fairseq.export.model_files import read_weights, sound_folder, write_ours
 from fairseq.export.plain_folder import plain_folder, read_json
 from fairseq.files.io import require_file
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
-    from fairseq.export.loaded import TheirTokenizer
-
 
 # Families that are RoBERTa with another tokenizer.
 FAMILY_OF = {"xlm-roberta": "roberta", "camembert": "roberta"}

@@ -12,12 +12,14 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fairseq.checkpoint.layout import config_of, read_state
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import (
     DataError,
     MissingFileError,
@@ -41,16 +43,10 @@ from fairseq.export.model_files import filled, refuse_existing
 from fairseq.files.io import require_file
 from fairseq.models.base import FairseqLanguageModel
 from fairseq.models.roberta import RobertaModel
+from fairseq.models.roberta.config import RobertaConfig
 from fairseq.models.roberta.hub_interface import RobertaHubInterface
+from fairseq.protocols import Settings, Task
 from fairseq.utils import split_paths
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
-    from fairseq.data.storage.dictionary import Dictionary
-    from fairseq.models.roberta.config import RobertaConfig
-    from fairseq.protocols import Settings, Task
-
 
 SENTENCES = 100
 

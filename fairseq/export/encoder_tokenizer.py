@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fairseq.data.encoders import TextEncoder
 from fairseq.data.encoders.byte_level import ByteLevelBPE, read_tokenizer
 from fairseq.data.encoders.byte_pair import byte_alphabet, read_json
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE, local_file, read_merges
@@ -16,9 +17,6 @@ from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import UnsupportedError
 from fairseq.export import sentencepiece_files
 from fairseq.files.io import require_file
-
-if TYPE_CHECKING:
-    from fairseq.data.encoders import TextEncoder
 
 MASK = "<mask>"
 WORDPIECE_UNKNOWN = "[UNK]"  # what an encoder of word pieces says of a word it cannot split

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from torch import Tensor
 
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import UnsupportedError
 from fairseq.export.loaded import Loaded
-
-if TYPE_CHECKING:
-    from fairseq.models.roberta.model import RobertaModel
-    from fairseq.models.transformer_lm.model import TransformerLanguageModel
-    from fairseq.modules.heads import ClassificationHead
+from fairseq.models.roberta.model import RobertaModel
+from fairseq.models.transformer_lm.model import TransformerLanguageModel
+from fairseq.modules.heads import ClassificationHead
 
 NAME = "sentence_classification_head"
 PREFIX = "classification_heads."

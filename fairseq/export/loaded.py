@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from fairseq.config.sections import FairseqConfig
-    from fairseq.data.encoders import TextEncoder
-    from fairseq.models.roberta.model import RobertaModel
-    from fairseq.models.transformer_lm.model import TransformerLanguageModel
-    from fairseq.protocols import Task
+from fairseq.config.sections import FairseqConfig
+from fairseq.data.encoders import TextEncoder
+from fairseq.models.roberta.model import RobertaModel
+from fairseq.models.transformer_lm.model import TransformerLanguageModel
+from fairseq.protocols import Task
 
 Network = TypeVar("Network", "RobertaModel", "TransformerLanguageModel", covariant=True)
 

@@ -6,22 +6,19 @@ Shapes: V rows of the table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.export.encoder_names import ENCODER, HEAD
 from fairseq.export.loaded import Loaded
 from fairseq.export.model_files import filled
+from fairseq.models.roberta.config import RobertaConfig
+from fairseq.models.roberta.model import RobertaModel
+from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
+from fairseq.models.transformer_lm.model import TransformerLanguageModel
 from fairseq.modules.positions import alibi_slopes
-
-if TYPE_CHECKING:
-    from fairseq.data.storage.dictionary import Dictionary
-    from fairseq.models.roberta.config import RobertaConfig
-    from fairseq.models.roberta.model import RobertaModel
-    from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
-    from fairseq.models.transformer_lm.model import TransformerLanguageModel
-
 
 FILE = "modeling_fairseq_roberta"
 _CLASSES = {

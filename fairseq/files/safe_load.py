@@ -19,7 +19,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +27,7 @@ import torch
 from fairseq.errors import CheckpointError
 from fairseq.files.io import PathLike, require_file
 from fairseq.files.tensor_sizes import refuse_unbacked
-
-if TYPE_CHECKING:
-    from fairseq.protocols import StateDict
+from fairseq.protocols import StateDict
 
 
 class StandIn:

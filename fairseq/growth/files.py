@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +38,8 @@ from fairseq.growth.start import (
     grow_state,
     read_source,
 )
+from fairseq.protocols import Task
 from fairseq.tasks.loading import task_of
-
-if TYPE_CHECKING:
-    from fairseq.protocols import Task
-
 
 ROWS, LENGTH = 4, 12  # of tokens that source and target are compared on
 TOLERANCE = 1e-9  # in fp64, in units of the largest logit

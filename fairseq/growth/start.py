@@ -6,27 +6,21 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq.checkpoint.layout import config_of, record_of
-from fairseq.config.sections import FairseqConfig
+from fairseq.config.sections import CheckpointConfig, FairseqConfig
 from fairseq.errors import CheckpointError, ConfigError
 from fairseq.growth.carry import FLAG, Carried, inherited_layers
 from fairseq.growth.ligo_model import LigoModel, LigoSettings
 from fairseq.growth.methods import GROWTH, Method, Options
 from fairseq.growth.sizes import Config, sizes_of
 from fairseq.growth.tensors import join, split
+from fairseq.protocols import Task
 from fairseq.tasks.loading import model_of
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from fairseq.config.sections import CheckpointConfig, FairseqConfig
-    from fairseq.protocols import Task
-
 
 logger = logging.getLogger(__name__)
 HEADS = "load_checkpoint_heads"

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from torch import Tensor
 
@@ -24,6 +24,8 @@ from fairseq.config.build import plain
 from fairseq.config.components import class_of
 from fairseq.config.registry import config_class
 from fairseq.config.schema import public_fields
+from fairseq.data.datasets.base import FairseqDataset
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import BYTE_ORDER_MARK, require_file
@@ -39,11 +41,7 @@ from fairseq.hub.load import (
 )
 from fairseq.hub.outputs import Continuation, Hypothesis, Tally
 from fairseq.logging.progress_bar import progress_of
-
-if TYPE_CHECKING:
-    from fairseq.data.datasets.base import FairseqDataset
-    from fairseq.data.storage.dictionary import Dictionary
-    from fairseq.protocols import Sample
+from fairseq.protocols import Sample
 
 logger = logging.getLogger("fairseq.generation")
 

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +23,12 @@ from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import atomic_write
 from fairseq.hub.load import load_causal_models
+from fairseq.models.base import BaseFairseqModel
 from fairseq.pcfg.language_model import LanguageModelSource, NextWords, restricted
 from fairseq.pcfg.sample import dictionary_of, draw_exactly
 from fairseq.pcfg.score import add_arrays, write_scores
 from fairseq.pcfg.source import batches
 from fairseq.rng import philox
-
-if TYPE_CHECKING:
-    from fairseq.models.base import BaseFairseqModel
-
 
 BLOCK = 256
 """Sentences drawn together; part of what a seed means."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,10 @@ from fairseq.config.refused import REFUSED, check_refused
 from fairseq.config.schema import public_fields
 from fairseq.config.sections import GenerationConfig
 from fairseq.data import encoders
+from fairseq.decoding.beams import AllowedTokens
 from fairseq.errors import ConfigError, DataError, did_you_mean
 from fairseq.files.io import BYTE_ORDER_MARK
-
-if TYPE_CHECKING:
-    from fairseq.decoding.beams import AllowedTokens
-    from fairseq.protocols import Settings
-
+from fairseq.protocols import Settings
 
 logger = logging.getLogger("fairseq.generator_hub_interface")
 

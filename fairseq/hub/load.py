@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fairseq import utils
 from fairseq.checkpoint import with_suffix
@@ -24,12 +24,9 @@ from fairseq.errors import CheckpointError, ConfigError, MissingFileError
 from fairseq.files import archives
 from fairseq.files.archives import cached_name as url_to_filename  # noqa: F401 - for plug-ins
 from fairseq.lazy import lazy_names
+from fairseq.protocols import Settings
 from fairseq.tasks.dictionaries import check_dictionaries
 from fairseq.tasks.loading import model_of, task_of
-
-if TYPE_CHECKING:
-    from fairseq.protocols import Settings
-
 
 logger = logging.getLogger("fairseq.hub_utils")
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fairseq.errors import RegistryError, did_you_mean
 from fairseq.logging.meters import (
@@ -33,10 +33,7 @@ from fairseq.logging.meters import (
     SumMeter,
     TimeMeter,
 )
-
-if TYPE_CHECKING:
-    from fairseq.protocols import StateDict
-
+from fairseq.protocols import StateDict
 
 _default = MetersDict()
 _aggregators: OrderedDict[str, MetersDict] = OrderedDict(default=_default)

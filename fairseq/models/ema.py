@@ -9,15 +9,13 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fairseq.config.sections import EMAConfig
 from fairseq.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from fairseq.config.sections import EMAConfig
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +13,7 @@ from fairseq.optim.base import FairseqOptimizer
 from fairseq.optim.loss_scaler import cannot_fall
 from fairseq.optim.read_settings import setting
 from fairseq.optim.wrapping import WrappingOptimizer
-from fairseq.protocols import StateDict
-
-if TYPE_CHECKING:
-    from fairseq.protocols import Settings
-
+from fairseq.protocols import Settings, StateDict
 
 logger = logging.getLogger(__name__)
 

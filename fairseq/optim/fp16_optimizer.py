@@ -13,23 +13,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fairseq.config.sections import FairseqConfig
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.optim import build_optimizer, groups_by_name
 from fairseq.optim.base import FairseqOptimizer, Params, match_state, named_trainable, trainable
 from fairseq.optim.loss_scaler import DynamicLossScaler
 from fairseq.optim.read_settings import setting
 from fairseq.optim.wrapping import WrappingOptimizer
-from fairseq.protocols import StateDict
-
-if TYPE_CHECKING:
-    from fairseq.config.sections import FairseqConfig
-    from fairseq.protocols import Settings
-
+from fairseq.protocols import Settings, StateDict
 
 logger = logging.getLogger(__name__)
 

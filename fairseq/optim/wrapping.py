@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from torch import Tensor
 
+from fairseq.config.sections import FairseqConfig
 from fairseq.optim import build_optimizer
 from fairseq.optim.base import FairseqOptimizer, Params
 from fairseq.optim.read_settings import setting
-
-if TYPE_CHECKING:
-    from fairseq.config.sections import FairseqConfig
-    from fairseq.protocols import Settings
+from fairseq.protocols import Settings
 
 
 class WrappingOptimizer(FairseqOptimizer):

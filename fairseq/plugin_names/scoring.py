@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fairseq.config.registry import setup_registry
-
-if TYPE_CHECKING:
-    from fairseq.config.schema import FairseqDataclass
-    from fairseq.protocols import Settings
-
+from fairseq.config.schema import FairseqDataclass
+from fairseq.protocols import Settings
 
 __all__ = ["SCORER_DATACLASS_REGISTRY", "SCORER_REGISTRY", "BaseScorer", "build_scorer"]
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from fairseq.checkpoint import checkpoint_paths, checkpoint_to_start_from, load_newest
 from fairseq.checkpoint.layout import data_rng_of, with_data_rng
 from fairseq.config.schema import parse_literal
 from fairseq.config.sections import CheckpointConfig, FairseqConfig
 from fairseq.errors import ConfigError
-
-if TYPE_CHECKING:
-    from fairseq.training.trainer import Trainer
+from fairseq.training.trainer import Trainer
 
 logger = logging.getLogger("fairseq.checkpoint_utils")
 run_logger = logging.getLogger("fairseq_cli.train")

@@ -17,15 +17,13 @@ import functools
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, DataError
 from fairseq.rng import raw_words
-
-if TYPE_CHECKING:
-    from fairseq.data.storage.dictionary import Dictionary
 
 # Random words of one item: word 0 rounds the number of chosen units, word 1 is spare, then two
 # words a token: (choice, span length) and (treatment, replacement), 32 bits each, high bits first.

@@ -5,18 +5,16 @@ Training itself masks whole batches (``masked_lm_dataset``); both give the same 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.datasets.wrappers import BaseWrapperDataset
 from fairseq.data.masking import MaskSpec, mask_tokens
 from fairseq.data.masking.mask import check_data_rng, mask_item
-
-if TYPE_CHECKING:
-    from fairseq.data.datasets.base import FairseqDataset
-    from fairseq.data.storage.dictionary import Dictionary
+from fairseq.data.storage.dictionary import Dictionary
 
 __all__ = ["MaskSpec", "MaskTokensDataset", "check_data_rng", "mask_item", "mask_tokens"]
 

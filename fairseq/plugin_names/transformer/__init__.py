@@ -6,10 +6,12 @@ of its own may build it from these.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
+from fairseq.config.schema import FairseqDataclass
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.models.base import FairseqDecoder, FairseqEncoder, FairseqEncoderDecoderModel
 from fairseq.modules.initial import Embedding, Linear
 from fairseq.plugin_names.transformer.config import (
@@ -21,12 +23,7 @@ from fairseq.plugin_names.transformer.config import (
 )
 from fairseq.plugin_names.transformer.decoder import TransformerDecoder, TransformerDecoderBase
 from fairseq.plugin_names.transformer.encoder import TransformerEncoder, TransformerEncoderBase
-
-if TYPE_CHECKING:
-    from fairseq.config.schema import FairseqDataclass
-    from fairseq.data.storage.dictionary import Dictionary
-    from fairseq.protocols import Settings, Task
-
+from fairseq.protocols import Settings, Task
 
 __all__ = [
     "DEFAULT_MAX_SOURCE_POSITIONS",

@@ -5,11 +5,12 @@ Shapes: B batch, T time, C channels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.models.base import FairseqEncoder
 from fairseq.modules.pointwise import LayerNorm
 from fairseq.plugin_names.transformer.config import TransformerConfig
@@ -18,11 +19,7 @@ from fairseq.plugin_names.transformer.layers import (
     TransformerEncoderLayerBase,
 )
 from fairseq.plugin_names.transformer.parts import Side, equip, finish_embedding, stack
-
-if TYPE_CHECKING:
-    from fairseq.data.storage.dictionary import Dictionary
-    from fairseq.protocols import Settings
-
+from fairseq.protocols import Settings
 
 EncoderOut = dict[str, list[Any]]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,7 @@ from fairseq.plugin_names.attention import MultiheadAttention
 from fairseq.plugin_names.incremental_state import IncrementalState
 from fairseq.plugin_names.modules import FairseqDropout, quant_noise
 from fairseq.plugin_names.transformer.config import EncDecBaseConfig, TransformerConfig
-
-if TYPE_CHECKING:
-    from fairseq.protocols import Settings
+from fairseq.protocols import Settings
 
 
 class _Layer(nn.Module):
