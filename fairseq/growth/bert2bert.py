@@ -15,26 +15,22 @@ from fairseq.growth.sizes import Pair
 from fairseq.growth.tensors import Parts, is_norm, roles_of
 
 
-def _layers(pair: Pair, options: Options) -> list[int]:
-    if options.layers is not None:
-        return list(options.layers)
-    return bert2bert_map(pair.small.layers, pair.large.layers)
-
-
 def _reason(pair: Pair, options: Options) -> str | None:
-    return copies_reason(pair, options) or depth_reason(pair, _layers(pair, options))
+    return copies_reason(pair, options) or depth_reason(
+        pair, options.layer_map(pair, bert2bert_map)
+    )
 
 
 @method(_reason)
 def fpi(parts: Parts, pair: Pair, options: Options) -> Parts:
     """Copies of drawn channels, whole heads; then the stack again and its top layers."""
-    return take(widen_by_copies(parts, pair, options), _layers(pair, options))
+    return take(widen_by_copies(parts, pair, options), options.layer_map(pair, bert2bert_map))
 
 
 def _aki_reason(pair: Pair, options: Options) -> str | None:
     if pair.small._replace(layers=0) != pair.large._replace(layers=0):
         return "new channels come from the layer above"
-    return depth_reason(pair, _layers(pair, options))
+    return depth_reason(pair, options.layer_map(pair, bert2bert_map))
 
 
 @method(_aki_reason)
@@ -49,7 +45,7 @@ def aki(parts: Parts, pair: Pair, options: Options) -> Parts:
         }
         for layer, upper, small in zip(wide.layers, above, parts.layers, strict=True)
     ]
-    return take(wide._replace(layers=layers), _layers(pair, options))
+    return take(wide._replace(layers=layers), options.layer_map(pair, bert2bert_map))
 
 
 def _with_rows_of(above: Tensor, layer: Tensor, rows: int, name: str, norms: str) -> Tensor:

@@ -16,63 +16,50 @@ from fairseq.growth.layers import (
     stack_map,
     take,
 )
-from fairseq.growth.methods import Options, Reason, method
+from fairseq.growth.methods import LayerMap, Options, Reason, method
 from fairseq.growth.sizes import Pair
 from fairseq.growth.tensors import Parts
 
-MAPS = {
-    "stack": stack_map,
-    "interpolate": interpolate_map,
-    "interlace": interlace_map,
-    "mslt": mslt_map,
-}
 
-
-def _layers(kind: str, pair: Pair, options: Options) -> list[int]:
-    if options.layers is not None:
-        return list(options.layers)
-    return MAPS[kind](pair.small.layers, pair.large.layers)
-
-
-def _reason(kind: str) -> Reason:
+def _reason(usual: LayerMap) -> Reason:
     def reason(pair: Pair, options: Options) -> str | None:
-        return copies_reason(pair, options) or depth_reason(pair, _layers(kind, pair, options))
+        return copies_reason(pair, options) or depth_reason(pair, options.layer_map(pair, usual))
 
     return reason
 
 
-def _grow(kind: str, parts: Parts, pair: Pair, options: Options) -> Parts:
-    return take(widen_by_copies(parts, pair, options), _layers(kind, pair, options))
+def _grow(usual: LayerMap, parts: Parts, pair: Pair, options: Options) -> Parts:
+    return take(widen_by_copies(parts, pair, options), options.layer_map(pair, usual))
 
 
-@method(_reason("stack"))
+@method(_reason(stack_map))
 def stack(parts: Parts, pair: Pair, options: Options) -> Parts:
     """StackBERT: layer l is a copy of layer l mod L1."""
-    return _grow("stack", parts, pair, options)
+    return _grow(stack_map, parts, pair, options)
 
 
-@method(_reason("interpolate"))
+@method(_reason(interpolate_map))
 def interpolate(parts: Parts, pair: Pair, options: Options) -> Parts:
     """Layer l is a copy of layer floor(l L1 / L2)."""
-    return _grow("interpolate", parts, pair, options)
+    return _grow(interpolate_map, parts, pair, options)
 
 
-@method(_reason("interlace"))
+@method(_reason(interlace_map))
 def interlace(parts: Parts, pair: Pair, options: Options) -> Parts:
     """Every layer is repeated L2 // L1 times; the rest are copies of the top layer."""
-    return _grow("interlace", parts, pair, options)
+    return _grow(interlace_map, parts, pair, options)
 
 
-@method(_reason("mslt"))
+@method(_reason(mslt_map))
 def mslt(parts: Parts, pair: Pair, options: Options) -> Parts:
     """One stage of multi-stage layerwise training: copies of the top layers on top.
 
     The stage's other half is training: only the new layers and the head, then everything.
     """
-    return _grow("mslt", parts, pair, options)
+    return _grow(mslt_map, parts, pair, options)
 
 
-@method(_reason("stack"))
+@method(_reason(stack_map))
 def gstack(parts: Parts, pair: Pair, options: Options) -> Parts:
     """G_stack: the whole stack L2 / L1 times, a whole number."""
     if pair.large.layers % pair.small.layers:
@@ -80,7 +67,7 @@ def gstack(parts: Parts, pair: Pair, options: Options) -> Parts:
             f"gstack repeats the whole stack: {pair.large.layers} layers are no multiple of "
             f"{pair.small.layers}; use stack or interpolate"
         )
-    return _grow("stack", parts, pair, options)
+    return _grow(stack_map, parts, pair, options)
 
 
 def _extract_reason(pair: Pair, options: Options) -> str | None:

@@ -79,10 +79,8 @@ def deepen(parts: Parts, pair: Pair, options: Options) -> Parts:
     layers of that map (without one: of :func:`interpolate_map`) are copied.
     """
     small, large = pair.small.layers, pair.large.layers
-    if options.layers is not None:
-        return take(parts, list(options.layers))
-    if not pair.pre_norm:
-        return take(parts, interpolate_map(small, large))
+    if options.layers is not None or not pair.pre_norm:
+        return take(parts, options.layer_map(pair, interpolate_map))
     grown = take(parts, stack_map(small, large))
     layers = [layer if n < small else silenced(layer) for n, layer in enumerate(grown.layers)]
     return grown._replace(layers=layers)

@@ -17,6 +17,8 @@ from fairseq.models.base import prune_state_dict
 from fairseq.rng import derive_seed
 
 GROWTH = Registry("growth method", catalog.GROWTH)
+# layers of the source and of the target -> the source's layer for every layer of the target
+LayerMap = Callable[[int, int], list[int]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ class Options:
     operator: Mapping[str, Tensor] | None = None
     share: str = "layer"
     in_matrix: str = "same"
+
+    def layer_map(self, pair: Pair, usual: LayerMap) -> list[int]:
+        """Return ``layers``, or the usual map where none are told."""
+        if self.layers is not None:
+            return list(self.layers)
+        return usual(pair.small.layers, pair.large.layers)
 
     def generator(self, purpose: str, layer: int | None = None) -> torch.Generator:
         """Return a generator of its own for a purpose, and a layer."""

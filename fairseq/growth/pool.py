@@ -13,16 +13,10 @@ from fairseq.growth.sizes import Pair
 from fairseq.growth.tensors import AxisMap, Parts, widen
 
 
-def _layers(pair: Pair, options: Options) -> list[int]:
-    if options.layers is not None:
-        return list(options.layers)
-    return interpolate_map(pair.small.layers, pair.large.layers)
-
-
 def _reason(pair: Pair, options: Options) -> str | None:
     if pair.small != pair.large._replace(layers=pair.small.layers):
         return "averages of channels are no channels"
-    return depth_reason(pair, _layers(pair, options))
+    return depth_reason(pair, options.layer_map(pair, interpolate_map))
 
 
 @method(_reason, shrinks=True)
@@ -36,4 +30,4 @@ def pool(parts: Parts, pair: Pair, options: Options) -> Parts:
         return None if inputs == outputs else Pool(inputs, outputs)
 
     # layers that are left out need no means
-    return widen(take(parts, _layers(pair, options)), maps)
+    return widen(take(parts, options.layer_map(pair, interpolate_map)), maps)
