@@ -116,11 +116,6 @@ class Trainer:
 
     # -- data ------------------------------------------------------------------------------------
 
-    def _max_positions(self) -> Any:
-        return utils.resolve_max_positions(
-            self.task.max_positions(), self.get_model().max_positions()
-        )
-
     def get_train_iterator(
         self,
         epoch: int,
@@ -147,7 +142,7 @@ class Trainer:
         if data.update_ordered_indices_seed:
             seed += epoch
         # a sample longer than max_tokens fits no batch: left out like one the model cannot read
-        limits = (self._max_positions(), data.max_tokens)
+        limits = self.task.max_positions(), self.get_model().max_positions(), data.max_tokens
         iterator = self.task.get_batch_iterator(
             dataset=self.task.dataset(data.train_subset),
             max_tokens=data.max_tokens,
