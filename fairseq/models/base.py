@@ -309,7 +309,10 @@ class FairseqDecoder(nn.Module):
         self, net_output: Tensor | tuple[Tensor, Any], log_probs: bool, sample: Sample | None = None
     ) -> Tensor:
         """Return (log-)probabilities in fp32."""
-        return (F.log_softmax if log_probs else F.softmax)(net_output[0].float(), dim=-1)
+        if self.adaptive_softmax is None:
+            return (F.log_softmax if log_probs else F.softmax)(net_output[0].float(), dim=-1)
+        log_p_BTV = self.adaptive_softmax.get_log_prob(net_output[0])
+        return log_p_BTV if log_probs else log_p_BTV.exp()
 
     def max_positions(self) -> int | float:
         """Return the longest input."""

@@ -37,7 +37,6 @@ from fairseq.modules.transformer_layer import QueryKeyValue, TransformerLayer
 from fairseq.ops.attention_context import Alibi, AttentionContext
 from fairseq.ops.dropout import dropout
 from fairseq.ops.transforms import is_transformed
-from fairseq.protocols import Sample
 
 UNLIMITED = 1_000_000
 
@@ -288,14 +287,6 @@ class TransformerDecoder(FairseqIncrementalDecoder):
                 "features, but no logits"
             )
         return self.output_projection
-
-    def get_normalized_probs(
-        self, net_output: Tensor | tuple[Tensor, Any], log_probs: bool, sample: Sample | None = None
-    ) -> Tensor:
-        if self.adaptive_softmax is None:
-            return super().get_normalized_probs(net_output, log_probs, sample)
-        log_p = self.adaptive_softmax.get_log_prob(net_output[0])
-        return log_p if log_probs else log_p.exp()
 
     def reorder_incremental_state(
         self, incremental_state: IncrementalState, new_order: Tensor

@@ -24,7 +24,7 @@ from fairseq.plugin_names.transformer.layers import (
     TransformerDecoderLayerBase,
 )
 from fairseq.plugin_names.transformer.parts import Side, equip, finish_embedding, stack
-from fairseq.protocols import Sample, Settings
+from fairseq.protocols import Settings
 
 
 class TransformerDecoderBase(Side, FairseqIncrementalDecoder):
@@ -211,14 +211,6 @@ class TransformerDecoderBase(Side, FairseqIncrementalDecoder):
         if self.adaptive_softmax is not None or self.output_projection is None:
             return features
         return self.output_projection(features)
-
-    def get_normalized_probs(
-        self, net_output: Tensor | tuple[Tensor, Any], log_probs: bool, sample: Sample | None = None
-    ) -> Tensor:
-        if self.adaptive_softmax is None:
-            return super().get_normalized_probs(net_output, log_probs, sample)
-        log_p_BTV = self.adaptive_softmax.get_log_prob(net_output[0])
-        return log_p_BTV if log_probs else log_p_BTV.exp()
 
     def buffered_future_mask(self, tensor: Tensor) -> Tensor:
         """Return a (T, T) mask for ``tensor`` (T, B, C): -inf at places to come, else 0."""
