@@ -45,6 +45,22 @@ UNLIMITED = 1_000_000
 IncrementalState = dict[int, dict[str, Tensor]]
 
 
+def adaptive_softmax(cfg: Any, words: int, dim: int, table: nn.Module) -> AdaptiveSoftmax:
+    """Return the output layer for ``words`` at ``dim`` channels that settings describe.
+
+    It shares the weights of ``table``, an adaptive input, if they say so.
+    """
+    return AdaptiveSoftmax(
+        words,
+        dim,
+        cutoffs(str(cfg.adaptive_softmax_cutoff), "--adaptive-softmax-cutoff"),
+        dropout=cfg.adaptive_softmax_dropout,
+        factor=cfg.adaptive_softmax_factor,
+        adaptive_inputs=cast("AdaptiveInput", table) if cfg.tie_adaptive_weights else None,
+        tie_proj=cfg.tie_adaptive_proj,
+    )
+
+
 class TransformerDecoder(FairseqIncrementalDecoder):
     """Embeddings, causal layers and output layer, under the names of the original's checkpoints.
 
@@ -86,7 +102,9 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         self.project_out_dim = None if outputs == dim else Linear(dim, outputs, bias=False)
         self.output_projection: VocabularyHead | None = None
         if config.adaptive_softmax_cutoff is not None:
-            self.adaptive_softmax = self._adaptive_softmax()
+            self.adaptive_softmax = adaptive_softmax(
+                config, len(dictionary), config.decoder_output_dim, embed_tokens
+            )
         else:
             self.output_projection = self._vocabulary_head()
         heads = config.decoder_attention_heads
@@ -113,20 +131,6 @@ class TransformerDecoder(FairseqIncrementalDecoder):
             # one row more than the longest input: positions begin behind the pad's row
             return SinusoidalPositionalEmbedding(dim, self.pad, length + self.pad + 1, offset)
         return None
-
-    def _adaptive_softmax(self) -> AdaptiveSoftmax:
-        config = self.config
-        return AdaptiveSoftmax(
-            len(self.dictionary),
-            config.decoder_output_dim,
-            cutoffs(str(config.adaptive_softmax_cutoff), "--adaptive-softmax-cutoff"),
-            dropout=config.adaptive_softmax_dropout,
-            factor=config.adaptive_softmax_factor,
-            adaptive_inputs=cast("AdaptiveInput", self.embed_tokens)
-            if config.tie_adaptive_weights
-            else None,
-            tie_proj=config.tie_adaptive_proj,
-        )
 
     def table(self) -> nn.Parameter:
         """Return the one table of embeddings, which adaptive input does not have."""

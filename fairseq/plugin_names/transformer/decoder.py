@@ -5,15 +5,14 @@ Shapes: B batch, T time, C channels, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fairseq.data.storage.dictionary import Dictionary
-from fairseq.models.transformer_lm.config import cutoffs
+from fairseq.models.transformer_lm.decoder import adaptive_softmax
 from fairseq.modules.adaptive_input import AdaptiveInput
-from fairseq.modules.adaptive_softmax import AdaptiveSoftmax
 from fairseq.modules.initial import Linear
 from fairseq.modules.pointwise import LayerNorm
 from fairseq.plugin_names.incremental_state import IncrementalState
@@ -79,16 +78,8 @@ class TransformerDecoderBase(Side, FairseqIncrementalDecoder):
         """Set the output layer: adaptive, tied to the embeddings, or of its own."""
         cfg = TransformerConfig.from_namespace(cfg)
         if cfg.adaptive_softmax_cutoff is not None:
-            self.adaptive_softmax = AdaptiveSoftmax(
-                len(dictionary),
-                self.output_embed_dim,
-                cutoffs(str(cfg.adaptive_softmax_cutoff), "--adaptive-softmax-cutoff"),
-                dropout=cfg.adaptive_softmax_dropout,
-                factor=cfg.adaptive_softmax_factor,
-                adaptive_inputs=cast("AdaptiveInput", embed_tokens)
-                if cfg.tie_adaptive_weights
-                else None,
-                tie_proj=cfg.tie_adaptive_proj,
+            self.adaptive_softmax = adaptive_softmax(
+                cfg, len(dictionary), self.output_embed_dim, embed_tokens
             )
             return
         self.output_projection = nn.Linear(self.output_embed_dim, len(dictionary), bias=False)
