@@ -91,7 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     stated = vars(make_parser().parse_args(argv))
     from fairseq.config.plugins import import_from_argv
-    from fairseq.errors import MissingFileError
     from fairseq.evaluation.hessian.measure import Settings, measure
     from fairseq.files.io import atomic_write
     from fairseq.logging.progress_bar import setup_logging
@@ -100,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import_from_argv(argv)
     as_json, out = stated.pop("json", False), stated.pop("out", None)
     log_format = stated.pop("log_format", None)
-    if out is not None and not os.path.isdir(os.path.dirname(os.path.abspath(out))):
-        raise MissingFileError(f"--out {out}: there is no such folder; make it first")
+    if out is not None:
+        _check_writable(out)
     flat = {"path": stated.pop("checkpoint"), "data": stated.pop("data")}
     for name in ("device", "model_overrides"):
         if name in stated:
@@ -109,11 +108,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     stated.pop("user_dir", None)
     double = stated.pop("dtype", "fp32") == "fp64"
     result = measure(flat, Settings(double=double, **stated), log_format)
+    # first, so that a disk that is full by now takes nothing
+    print(json.dumps(result) if as_json else describe(result), flush=True)
     if out is not None:
         with atomic_write(out, "w") as file:
             json.dump(result, file)
-    print(json.dumps(result) if as_json else describe(result))
+    if result.get("interrupted"):
+        print("interrupted: these are the estimates so far", file=sys.stderr)
+        return 130
     return 0
+
+
+def _check_writable(out: str) -> None:
+    """Refuse a file that cannot be written before hours go into what it is for."""
+    from fairseq.errors import MissingFileError
+
+    folder = os.path.dirname(os.path.abspath(out))
+    if not os.path.isdir(folder):
+        raise MissingFileError(f"--out {out}: there is no such folder; make it first")
+    if os.path.isdir(out):
+        raise MissingFileError(f"--out {out} is a folder; name a file")
+    if not os.access(folder, os.W_OK):
+        raise MissingFileError(f"--out {out}: nothing can be written in {folder}; choose another")
 
 
 def describe(result: Mapping[str, Any]) -> str:

@@ -54,10 +54,13 @@ class FairseqCriterion(nn.Module):
         padding_idx: target that is not predicted.
         sums_over_rows: whether a batch in two parts has the same loss; without it, running out of
             memory cannot be mended by smaller batches.
+        fixed_targets: whether the loss is a mean cross-entropy against distributions that know
+            nothing of the model: then its curvature in the logits is that of the labels'.
         loss_unit: unit of the loss in logs, for people; empty if it has none.
     """
 
     sums_over_rows = True
+    fixed_targets = False
     loss_unit = ""
 
     def __init__(self, task: Task) -> None:

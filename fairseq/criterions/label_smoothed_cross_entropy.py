@@ -87,6 +87,8 @@ class LabelSmoothedCrossEntropyCriterion(SummingCriterion):
     Source: Szegedy et al. 2016 (Rethinking the Inception Architecture), section 7.
     """
 
+    fixed_targets = True
+
     def __init__(
         self,
         task: Task,

@@ -101,15 +101,21 @@ class Settings:
             values["probes"] = HESSIAN_METHODS[self.method]
         if self.method in FIXED and self.sentences is None:
             values["sentences"] = 16 * self.batch_size
-        for name, least in (("probes", 0), ("batch_size", 1), ("sentences", 1), ("steps", 1)):
+        for name, least in (
+            ("probes", 0), ("batch_size", 1), ("sentences", 1), ("steps", 1), ("top", 1),
+        ):  # fmt: skip
             if values[name] is not None and values[name] < least:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}")
         # each third of hutch++ needs two products, as a standard error needs two values
         least = {"exact": 0, "hutch++": 6}.get(self.method, 2)
         if values["probes"] < least:
             raise ConfigError(f"--method {self.method} needs --probes of at least {least}")
-        if self.rel_se is not None and self.rel_se <= 0:
+        if self.rel_se is not None and not self.rel_se > 0:
             raise ConfigError("--rel-se must be positive")
+        if self.rel_se is not None and self.method in FIXED:
+            raise ConfigError(f"--rel-se: --method {self.method} does not stop early")
+        if self.method == "fisher" and self.matrix == "ggn":
+            raise ConfigError("--method fisher has a matrix of its own; leave --matrix out")
         if self.residual and (values["method"], values["matrix"]) != ("hutchinson", "hessian"):
             raise ConfigError("--residual belongs to --method hutchinson of the Hessian")
         return Settings(**values)
@@ -127,7 +133,8 @@ def measure(flat: Mapping[str, Any], settings: Settings, log_format: str | None 
     Returns:
         ``trace``, its ``se`` and 95 % ``interval`` (NaN where nothing is estimated), ``blocks``,
         ``convention`` (what the numbers are the trace of), ``loss`` in nats per target; with
-        ``eigenvalues`` and ``spectrum`` where the method knows them; ``values``, every probe's own
+        ``eigenvalues`` and ``spectrum`` where the method knows them; ``interrupted`` if Ctrl-C
+        ended it after fewer probes; ``values``, every probe's own
         estimate, to be pooled with those of other runs.
 
     Raises:
@@ -157,6 +164,16 @@ class Measurement:
         self.fixed: list[Sample] = []
         if settings.sentences is not None:
             self.fixed = batches.fixed(settings.sentences, settings.batch_size)
+        self.plain = True
+        if settings.residual or self._of_labels():
+            sample = self.fixed[0] if self.fixed else batches.draw(0, settings.batch_size)
+            self.plain, same_curvature = objective.compare(sample)
+            if settings.residual and settings.labels == "data" and not same_curvature:
+                raise ConfigError(
+                    f"--residual takes the Gauss-Newton matrix of the labels' cross-entropy from "
+                    f"the Hessian of another loss ({type(objective.criterion).__name__}): the "
+                    "rest says nothing. Use --labels model, or leave --residual out"
+                )
         self.draw = draws(
             settings.vector,
             parameters.size,
@@ -182,6 +199,12 @@ class Measurement:
             "seconds": round(time.perf_counter() - started, 3),
         }
 
+    def _of_labels(self) -> bool:
+        """Tell whether figures are of the distribution over labels, not of the criterion's loss."""
+        settings = self.settings
+        plain = (settings.matrix, settings.labels) == ("hessian", "data")
+        return not plain or settings.method == "fisher"
+
     def convention(self) -> str:
         """Say what the numbers are the trace of."""
         settings, parameters = self.settings, self.parameters
@@ -191,17 +214,22 @@ class Measurement:
             name = "Fisher matrix" if settings.labels == "model" else "empirical Fisher matrix"
         elif settings.matrix == "ggn":
             name, labels = "Gauss-Newton matrix", "labels: none needed"
+        loss, target = type(self.objective.criterion).__name__, "target"
+        if self._of_labels() and not self.plain:
+            loss = f"cross-entropy of the labels, not {loss}"
+        elif getattr(self.objective.criterion, "sentence_avg", False):
+            target = "sentence"
         data = (
             f"a new batch of {settings.batch_size} samples for every probe, batches weighted alike"
         )
         if self.fixed:
             samples = sum(int(sample["nsentences"]) for sample in self.fixed)
-            data = f"the same {samples} samples for every probe, targets weighted alike"
+            data = f"the same {samples} samples for every probe, {target}s weighted alike"
         return (
-            f"{name} of the mean loss per target in nats ({type(self.objective.criterion).__name__}"
-            f", {labels}) over {data} ({settings.subset}); params: {settings.params} "
-            f"({parameters.size:,} numbers), tied tensors once, scaled as the checkpoint stores "
-            f"them; no dropout; {'fp64' if settings.double else 'fp32'}"
+            f"{name} of the mean loss per {target} in nats ({loss}, {labels}) over {data} "
+            f"({settings.subset}); params: {settings.params} ({parameters.size:,} numbers), tied "
+            "tensors once, scaled as the checkpoint stores them; no dropout; "
+            f"{'fp64' if settings.double else 'fp32'}"
         )
 
     # -- methods ---------------------------------------------------------------------------------
@@ -241,17 +269,24 @@ class Measurement:
         tally = {name: _Tally(self.parameters) for name in names}
         most, wanted = settings.probes or 0, settings.rel_se or 0.0
         losses, total, started = Mean(), tally["trace"].total, time.perf_counter()
+        interrupted = False
         with self._progress(most) as bar:
-            for number in bar:
-                diagonals, loss = self._one(number)
-                for name, diagonal_P in zip(names, diagonals, strict=True):
-                    tally[name].add(diagonal_P)
-                losses.values.append(loss)
-                figures = {"trace": total.mean, "se": total.se, "loss": losses.mean}
-                bar.log(figures | _eta(started, number + 1, most), step=number + 1)
-                if number + 1 >= FEWEST and total.se <= wanted * abs(total.mean):
-                    break
+            try:
+                for number in bar:
+                    diagonals, loss = self._one(number)
+                    for name, diagonal_P in zip(names, diagonals, strict=True):
+                        tally[name].add(diagonal_P)
+                    losses.values.append(loss)
+                    figures = {"trace": total.mean, "se": total.se, "loss": losses.mean}
+                    bar.log(figures | _eta(started, number + 1, most), step=number + 1)
+                    if number + 1 >= FEWEST and total.se <= wanted * abs(total.mean):
+                        break
+            except KeyboardInterrupt:  # every probe is an estimate: so many tell as much
+                if len(losses.values) < 2:
+                    raise
+                interrupted = True
         result: Result = {**tally["trace"].report(), "loss": losses.mean, "loss_se": losses.se}
+        result |= {"interrupted": True} if interrupted else {}
         for name in names[1:]:
             estimate = tally[name].report()
             result |= {name: estimate["trace"], f"{name}_se": estimate["se"]}

@@ -5,6 +5,7 @@ Shapes: N targets, C channels, V classes, R targets of a chunk.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -137,6 +138,20 @@ class Objective:
         total, count, _ = self.criterion(self.model, sample)
         return total / max(1, count), int(count)
 
+    @torch.no_grad()
+    def compare(self, sample: Sample) -> tuple[bool, bool]:
+        """Hold the criterion against the labels' cross-entropy: (same loss, same curvature).
+
+        The curvature in the logits is the same where the targets are distributions that know
+        nothing of the model: then the loss is linear in its log-probabilities.
+        """
+        prediction = self.prediction(sample)
+        loss, count = self.loss(sample)
+        if count != len(prediction.target_N):
+            return False, False
+        same = math.isclose(float(loss), float(prediction.mean_loss()), rel_tol=1e-4, abs_tol=1e-6)
+        return same, same or self.criterion.fixed_targets
+
     def prediction(self, sample: Sample) -> Prediction:
         """Return the logits of a batch, as what they are computed from, and the targets.
 
@@ -151,9 +166,12 @@ class Objective:
         head = getattr(self.criterion, "head", None)
         target = sample["target"].reshape(-1)
         if isinstance(head, str):
-            net_input: Any = sample["net_input"]
             head_only = {"features_only": True, "classification_head_name": head}
-            return Prediction(target, self.model(**net_input, **head_only)[0])
+            # a ranking has a score for each of several inputs, a classification one input
+            options = range(1, getattr(self.criterion, "options", 0) + 1)
+            inputs: Any = [sample[f"net_input{n}"] for n in options] or [sample["net_input"]]
+            parts = [self.model(**net_input, **head_only)[0] for net_input in inputs]
+            return Prediction(target, torch.cat(parts, 1))
         positions_N = predicted_positions(sample, self.criterion.padding_idx)
         target_N = target[positions_N]
         predictions = predict(self.model, sample, positions_N)

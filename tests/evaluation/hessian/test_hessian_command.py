@@ -12,7 +12,7 @@ import pytest
 
 from fairseq.catalog import HESSIAN_METHODS
 from fairseq.errors import FairseqError, UnsupportedError
-from fairseq.evaluation.hessian.measure import Settings, measure
+from fairseq.evaluation.hessian.measure import Measurement, Settings, measure
 from fairseq_cli import hessian, train
 from tests.documents import TINY, narrow
 from tests.tasks.test_sentence_prediction import LABELS, SENTENCES, binarize, write_numbers
@@ -32,9 +32,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]
     text, pairs = str(root / "bin" / "input0"), str(root / "bin")
     wide = [*DECODER, *narrow("decoder"), *TINY, "--optimizer", "adam", "--lr", "0.01"]
     regression = ["--num-classes", "1", "--regression-target"]
+    masked = ["--task", "masked_lm", *ENCODER, "--criterion"]
+    smooth = ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"]
     adaptive = ["--adaptive-softmax-cutoff", "4,8", "--criterion", "adaptive_loss"]
     flags = {
-        "masked_lm": (text, ["--task", "masked_lm", "--criterion", "masked_lm", *ENCODER]),
+        "masked_lm": (text, [*masked, "masked_lm"]),
+        "distillation": (
+            text,
+            [*masked, "distillation", "--teacher-path", str(root / "masked_lm/checkpoint_last.pt")],
+        ),
+        "smoothed": (text, ["--task", "language_modeling", *smooth, *wide]),
+        "by_sentence": (text, ["--task", "language_modeling", "--sentence-avg", *wide]),
         "language_modeling": (text, ["--task", "language_modeling", *wide]),
         "adaptive": (text, ["--task", "language_modeling", *adaptive, *wide]),
         "sentence_prediction": (pairs, [*SENTENCE, "--num-classes", "2", *ENCODER]),
@@ -99,6 +107,51 @@ def test_a_regression_has_a_hessian_but_no_labels_of_its_own(
         run(capsys, *runs["regression"], "--method", "ggn")
 
 
+def test_figures_of_the_labels_are_not_called_those_of_another_loss(
+    runs: dict[str, tuple[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loss that a model was distilled with is not the cross-entropy that ``ggn`` is about."""
+    few = ["--params", r"fc1\.bias", "--sentences", "6", "--dtype", "fp64"]
+    own = run(capsys, *runs["distillation"], *few, "--method", "exact")
+    assert "(DistillationCriterion, labels: data)" in own["convention"]
+    for words in (["--method", "ggn"], ["--method", "fisher"], ["--labels", "model"]):
+        found = run(capsys, *runs["distillation"], *few, *words, "--probes", "2")
+        assert "(cross-entropy of the labels, not DistillationCriterion" in found["convention"]
+        assert found["loss"] > 1.2 * own["loss"]
+    with pytest.raises(FairseqError, match="another loss .DistillationCriterion.: the rest says"):
+        run(capsys, *runs["distillation"], *few, "--residual")
+    run(capsys, *runs["distillation"], *few, "--residual", "--labels", "model", "--probes", "2")
+    # targets shared with all words leave the curvature in the logits as it is: G is of this loss
+    run(capsys, *runs["smoothed"], *few, "--residual", "--probes", "2")
+    found = run(capsys, *runs["by_sentence"], *few, "--probes", "2")
+    assert "per sentence in nats" in found["convention"]
+    assert "sentences weighted alike" in found["convention"]
+    with pytest.raises(FairseqError, match="--residual takes"):
+        run(capsys, *runs["by_sentence"], *few, "--residual")
+
+
+def test_what_was_measured_before_an_interruption_is_told(
+    runs: dict[str, tuple[str, str]],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = [*runs["masked_lm"], "--device", "cpu", "--log-format", "none", "--json"]
+    whole = run(capsys, *words, "--probes", "3")["values"]
+    one = Measurement._one
+
+    def interrupted(self: Measurement, number: int) -> Any:
+        if number == 3:
+            raise KeyboardInterrupt
+        return one(self, number)
+
+    monkeypatch.setattr(Measurement, "_one", interrupted)
+    assert hessian.main([*words, "--probes", "50", "--out", str(tmp_path / "h.json")]) == 130
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["values"] == whole and "estimates so far" in printed.err
+    assert json.loads((tmp_path / "h.json").read_text())["interrupted"] is True
+
+
 def test_draws_repeat_and_the_residual_is_the_difference(
     runs: dict[str, tuple[str, str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -146,6 +199,11 @@ def test_the_text_names_the_convention_first(
         (["--probes", "1"], "needs --probes of at least 2"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--rel-se", "0"], "--rel-se must be positive"),
+        (["--rel-se", "nan"], "--rel-se must be positive"),
+        (["--method", "lanczos", "--rel-se", "0.1"], "--method lanczos does not stop early"),
+        (["--method", "fisher", "--matrix", "ggn"], "has a matrix of its own"),
+        (["--method", "lanczos", "--top", "-1"], "--top must be at least 1"),
+        (["--out", "/"], "is a folder; name a file"),
         (["--out", "/nowhere/at/all.json"], "there is no such folder"),
         (["--method", "fisher", "--residual"], "--residual belongs to"),
     ],
