@@ -83,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     opened = Opened(args.source, args.data)
     operator = None
     if args.operator is not None:
-        operator = Opened(args.operator, args.data or Path(opened.config.task.data)).source
-    source = operator or opened.source
+        operator = Opened(args.operator, args.data or Path(opened.config.task.data))
+    source = (operator or opened).source
     named = {field.name for field in dataclasses.fields(CheckpointConfig)}
     growth = {name: value for name, value in vars(args).items() if name in named}
     check_fields(section := CheckpointConfig(**growth), "checkpoint")

@@ -149,6 +149,21 @@ def descended(state: StateDict, path: str, method: str) -> list[dict[str, Any]]:
     return [*(record.get("lineage") or []), step]
 
 
+def derived_record(state: StateDict, path: str, method: str) -> dict[str, Any]:
+    """Return what our record of a file says that was made of another one, without training.
+
+    Dictionary and text encoder stay the source's, and its training is a step of the lineage: a run
+    that begins with the file counts what it cost.
+
+    Args:
+        state: the source, loaded.
+        path: its file.
+        method: how the file was made of it, such as ``stack``.
+    """
+    kept = {k: v for k, v in record_of(state).items() if k in ("text_encoder", "dictionaries")}
+    return {**kept, "lineage": descended(state, path, method)}
+
+
 def record_of(state: Mapping[str, object]) -> dict[str, Any]:
     """Return what :func:`our_record` put into a checkpoint, empty for files of others."""
     extra = state.get("extra_state")

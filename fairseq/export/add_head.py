@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fairseq import utils
-from fairseq.checkpoint.layout import config_of, read_state, record_of
+from fairseq.checkpoint.layout import config_of, derived_record, read_state
 from fairseq.config import options
 from fairseq.config.build import plain
 from fairseq.config.sections import FairseqConfig
@@ -99,8 +99,8 @@ def add_head(
     settled = _settled(config, settings)
     if settled.model.head != settings["head"]:
         raise UnsupportedError(f"the criterion of task {task} leaves no room for a head")
-    kept = {k: v for k, v in record_of(state).items() if k in ("text_encoder", "dictionaries")}
-    write_model(out, weights, settled, {"added_head": mode}, kept)
+    record = derived_record(state, str(checkpoint), "add_head")
+    write_model(out, weights, settled, {"added_head": mode}, record)
     return {"model": config.model._name, "head": mode, "bias": log_unigram_bias}
 
 

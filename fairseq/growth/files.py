@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairseq.checkpoint.layout import config_of, read_state, record_of
+from fairseq.checkpoint.layout import config_of, derived_record, read_state
 from fairseq.config.registries import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY
 from fairseq.config.schema import assign
 from fairseq.errors import CheckpointError, ConfigError
@@ -163,7 +163,7 @@ def grow_file(
     method: str | None,
     target: Config,
     options: Options,
-    operator: Source | None = None,
+    operator: Opened | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
     """Write the grown model: an ordinary checkpoint without a training history.
@@ -176,7 +176,7 @@ def grow_file(
         method: its name; None for what a learned operator says.
         target: configuration of the target.
         options: of the method.
-        operator: a learned operator from a file of its own.
+        operator: a learned operator in a file of its own.
         force: replace ``out``.
 
     Returns:
@@ -188,7 +188,9 @@ def grow_file(
         CheckpointError: if a method that claims to be exact is not.
     """
     refuse_existing(out, force)
-    source = opened.source if operator is None else _with_operator(opened.source, operator)
+    source = opened.source
+    if operator is not None:
+        source = _with_operator(source, operator.source)
     name, chosen = choose_method(method, source.operator is not None)
     check_operator(source, target)
     reason = chosen.check(source.config, target, options)
@@ -204,10 +206,9 @@ def grow_file(
     dtype = dtype_of(source.state)
     written = {n: x.to(dtype) if x.dtype == torch.float64 else x for n, x in state.items()}
     facts = {"method": name, "source": sha256_of(str(opened.path)), "updates": _updates(opened)}
-    old = record_of(opened.content)
-    record = {"lineage": [*(old.get("lineage") or []), facts]}
-    if "text_encoder" in old:
-        record["text_encoder"] = old["text_encoder"]
+    # an operator's own lineage begins with the source that it was learned for
+    last = opened if operator is None else operator
+    record = derived_record(last.content, str(last.path), name)
     write_model(out, written, opened.config.changed(model=target), {"grown": facts}, record)
     sizes = sizes_of(target)._asdict()
     return {

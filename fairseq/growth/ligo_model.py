@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fairseq.checkpoint.layout import config_of, read_state
+from fairseq.checkpoint.layout import config_of, descended, read_state
 from fairseq.config.build import plain
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.errors import ConfigError, MissingFileError, UnsupportedError
@@ -149,17 +149,24 @@ class LigoModel(BaseFairseqModel):
         pair: the plain configurations of both models.
         skeleton: the large model; it loses its weights.
         source: the small model's weights.
+        lineage: the runs that they come from, as :func:`fairseq.checkpoint.layout.descended` tells
+            them; empty for a model from a checkpoint, which holds its own.
     """
 
     target_model: ClassVar[type[BaseFairseqModel]]
     target_config: ClassVar[type[RobertaConfig] | type[TransformerLanguageModelConfig]]
 
     def __init__(
-        self, config: LigoConfig, pair: Pair, skeleton: BaseFairseqModel, source: Parts
+        self,
+        config: LigoConfig,
+        pair: Pair,
+        skeleton: BaseFairseqModel,
+        source: Parts,
+        lineage: Sequence[dict[str, Any]] = (),
     ) -> None:
         super().__init__()
         self.config = self.args = config
-        self.pair = pair
+        self.pair, self.lineage = pair, lineage
         tuned = _tuned(config.ligo_tune)
         operator = new_operator(
             source,
@@ -199,12 +206,12 @@ class LigoModel(BaseFairseqModel):
         config = args.settled(getattr(task.cfg, "tokens_per_sample", None))
         target = settings_of_target(config, cls.target_config)
         skeleton = cls.target_model.build_model(target, task)
-        source_config, state = _source(config, task, cls.target_model, cls.target_config)
+        source_config, state, lineage = _source(config, task, cls.target_model, cls.target_config)
         pair = Pair(source_config, target)
         check_pair(pair)
         recalled = json.dumps(plain(source_config))
         config = dataclasses.replace(config, ligo_source_config=recalled)
-        return cls(config, pair, skeleton, split(state, pair.one_table))
+        return cls(config, pair, skeleton, split(state, pair.one_table), lineage)
 
     def grown(self) -> dict[str, Tensor]:
         """Return the weights of the large model, by name, differentiable in the operator."""
@@ -312,14 +319,14 @@ def _noise(values: list[float]) -> tuple[float, float]:
 
 def _source(
     config: LigoConfig, task: Task, model: type[BaseFairseqModel], kind: type[Config]
-) -> tuple[Config, dict[str, Tensor]]:
-    """Return the settings and the weights of the small model.
+) -> tuple[Config, dict[str, Tensor], list[dict[str, Any]]]:
+    """Return the settings, the weights and the lineage of the small model.
 
     A configuration that knows the settings comes from a checkpoint that holds the weights, too.
     """
     if config.ligo_source_config is not None:
         known = kind.from_namespace(json.loads(config.ligo_source_config))
-        return known, model.build_model(known, task).state_dict()
+        return known, model.build_model(known, task).state_dict(), []
     if config.ligo_source is None:
         raise ConfigError("--ligo-source must name the checkpoint of the small model")
     if not os.path.isfile(config.ligo_source):
@@ -333,7 +340,8 @@ def _source(
             f"{model.__name__}"
         )
     small = dataclasses.replace(small)
-    return small, model_of(state["model"], small, task, config.ligo_source).state_dict()
+    weights = model_of(state["model"], small, task, config.ligo_source).state_dict()
+    return small, weights, descended(state, config.ligo_source, "ligo")
 
 
 @register_model("ligo_roberta", dataclass=LigoRobertaConfig)

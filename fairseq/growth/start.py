@@ -195,7 +195,9 @@ def grow_loaded(
         )
     state = grow_state(source, cfg.model, method, options)
     # what the loss has learned (projections, W) fits the source's width alone
-    return path, {**content, "model": state, "criterion": None, "carried": carried}
+    return path, {
+        **content, "model": state, "criterion": None, "carried": carried, "grown_by": name
+    }  # fmt: skip
 
 
 def _carried(

@@ -100,7 +100,8 @@ class TrainingState:
         self._previous_training_time = 0.0
         self.best: float | None = None
         self.progress: dict[str, Any] = {}
-        self.lineage: list[dict[str, Any]] = []
+        # an operator of growth begins with a small model's weights, though with no checkpoint
+        self.lineage: list[dict[str, Any]] = list(getattr(model, "lineage", None) or [])
         self.ema = self._build_ema()
         self._start_wall_clock()
         logger.info(
@@ -338,7 +339,7 @@ class TrainingState:
         self._load_modules(filename, state)
         extra_state, record = state["extra_state"], record_of(state)
         if reset_optimizer:
-            self.lineage = descended(state, filename, self.cfg.checkpoint.grow_method or "finetune")
+            self.lineage = descended(state, filename, state.get("grown_by") or "finetune")
         else:
             self._criterion.check_facts(record.get("facts") or {})
             self.lineage = list(record.get("lineage") or [])
