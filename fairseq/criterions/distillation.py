@@ -249,7 +249,7 @@ class DistillationCriterion(SummingCriterion):
             operands, source if at_logits else None, target_N, scale, model.training
         )
         if teacher is not None:
-            for name, value_BT in self._hidden_terms(net_input["src_tokens"], extra, teacher_extra):
+            for name, value_BT in self._hidden_terms(net_input, extra, teacher_extra):
                 sums[name] = value_BT.sum()
                 loss = loss + self.alphas[name] * scale["real"] * sums[name]
         log: LoggingOutput = {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
@@ -352,10 +352,10 @@ class DistillationCriterion(SummingCriterion):
         return result.loss, sums
 
     def _hidden_terms(
-        self, tokens_BT: Tensor, student_extra: dict[str, Any], teacher_extra: dict[str, Any]
+        self, net_input: Any, student_extra: dict[str, Any], teacher_extra: dict[str, Any]
     ) -> list[tuple[str, Tensor]]:
         """Return the terms of hidden states as (name, values_BT), zero at pads."""
-        pad_BT, alphas = tokens_BT.eq(self.padding_idx), self.alphas
+        pad_BT, alphas = net_input["src_tokens"].eq(self.padding_idx), self.alphas
         terms: list[tuple[str, Tensor]] = []
         if alphas["cos"]:
             mapped_BTC = self._as_teacher("features", student_extra["features"])
@@ -376,7 +376,9 @@ class DistillationCriterion(SummingCriterion):
                 if alphas[name]:
                     student, teacher = (Relation(side[left], side[right]) for side in qkv)
                     heads = self.cfg.minilm_relation_heads
-                    value_BT = relation_divergence(student, teacher, pad_BT, not self.masked, heads)
+                    value_BT = relation_divergence(
+                        student, teacher, pad_BT, not self.masked, heads, net_input.get("documents")
+                    )
                     terms.append((name, value_BT))
         return [(name, value_BT.masked_fill(pad_BT, 0.0)) for name, value_BT in terms]
 

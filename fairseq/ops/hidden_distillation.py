@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq.ops.attention_context import AttentionContext
+
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
@@ -55,7 +57,12 @@ def _regroup(x_BHTD: Tensor, heads: int) -> Tensor:
 
 
 def relation_divergence(
-    student: Relation, teacher: Relation, pad_BT: Tensor, causal: bool, heads: int = 0
+    student: Relation,
+    teacher: Relation,
+    pad_BT: Tensor,
+    causal: bool,
+    heads: int = 0,
+    documents_BT: Tensor | None = None,
 ) -> Tensor:
     """Return ``KL(teacher || student)`` of each query's row, its mean over heads, (B, T).
 
@@ -68,14 +75,14 @@ def relation_divergence(
         pad_BT: True at pads, whose keys are hidden.
         causal: hide later keys, too.
         heads: R, into which both sides are cut; 0 for the heads as they are.
+        documents_BT: number of each token's document, if keys of others are hidden.
 
     Source: Wang et al. 2020 (MiniLM), sections 3.1 and 3.2; relation heads: Wang et al. 2021
     (MiniLMv2), section 3.
     """
-    hidden_B1TT = pad_BT[:, None, None, :]
-    if causal:
-        length = pad_BT.shape[1]
-        future_TT = torch.ones(length, length, dtype=torch.bool, device=pad_BT.device).triu(1)
-        hidden_B1TT = hidden_B1TT | future_TT
+    context = AttentionContext(key_padding_mask_BS=pad_BT, documents_BS=documents_BT)
+    length = pad_BT.shape[1]
+    hidden_B1TT = context.hidden(length, length, pad_BT.device, future=causal)
+    assert hidden_B1TT is not None  # pads are given
     log_q, log_p = (side.log_softmax(hidden_B1TT, heads) for side in (student, teacher))
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean(1)

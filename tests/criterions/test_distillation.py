@@ -243,6 +243,29 @@ def test_micro_batches_and_pads_make_no_difference(masked: bool) -> None:
         assert figures(more) == pytest.approx(figures(logs), rel=1e-9)
 
 
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "causal"])
+@pytest.mark.parametrize("heads", [0, 4])
+def test_packed_documents_are_compared_as_rows_of_their_own(masked: bool, heads: int) -> None:
+    """No term, nor its gradient, relates tokens of two documents to each other."""
+    student, teacher = models(masked)
+    built = criterion(masked, **EVERYTHING, minilm_relation_heads=heads, teacher_path="x")
+    built.attach(student, teacher_of(teacher), None)
+    apart = batch(masked, (4, 4))
+    tokens_1T = apart["net_input"]["src_tokens"].view(1, 8)
+    documents_1T = torch.arange(2).repeat_interleave(4)[None]
+    packed = {
+        **apart,
+        "net_input": {"src_tokens": tokens_1T, "documents": documents_1T},
+        "target": apart["target"].view(1, 8),
+    }
+    gradients, logs = run(student, built, [apart])
+    found, more = run(student, built, [packed])
+    assert figures(more) == pytest.approx(figures(logs), rel=1e-9)
+    for one, other in zip(found, gradients, strict=True):
+        if other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
 class Noisy(torch.nn.Module):
     """A model whose hidden states, queries, keys and values are others at pads."""
 
