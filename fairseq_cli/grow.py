@@ -71,6 +71,12 @@ def model_flags(
     return vars(stated)
 
 
+def flag_of(name: str, value: object) -> str:
+    """Return a setting as it is typed."""
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"--{name.replace('_', '-')} {text}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and grow."""
     parser = get_parser()
@@ -101,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = ", ".join(f"{name} {result[name]}" for name in ("layers", "width", "ffn", "heads"))
     moved = result["logit_change"]
     print(f"wrote {args.out}: {result['method']}, {sizes}; {verdict}")
+    if result["settings"]:
+        flags = " ".join(flag_of(name, value) for name, value in result["settings"].items())
+        print(f"settings of its own, to be given when it is trained: {flags}")
     if moved is not None:
         print(f"logits move by {moved:.1e} at most, relative to the largest (in fp64)")
     return 0

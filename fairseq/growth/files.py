@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from fairseq.checkpoint.layout import config_of, derived_record, read_state
 from fairseq.config.registries import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY
 from fairseq.config.schema import assign
+from fairseq.config.sections import FairseqConfig
 from fairseq.errors import CheckpointError, ConfigError
 from fairseq.export.encoder_out import find_data
 from fairseq.export.model_files import refuse_existing, write_model
 from fairseq.files.io import require_file, sha256_of
+from fairseq.growth.contrast import REPEATING, contrast_reason, score_factor, settled_contrast
 from fairseq.growth.methods import Options
 from fairseq.growth.sizes import (
     FIELDS,
@@ -113,7 +115,7 @@ def settle_target(name: str, source: Config, target: Config, stated: Mapping[str
     small, large = pair.small, pair.large
     if name == "lemon" and large.width % small.width and "layer_norm_eps" not in stated:
         target.layer_norm_eps = source.layer_norm_eps * small.width / large.width
-    if name not in ("enlarge", "hyperclone", "lemon"):
+    if name not in REPEATING:
         return
     if position_of(source).startswith("alibi") and small.heads != large.heads:
         target.alibi_slopes = (
@@ -125,7 +127,11 @@ def settle_target(name: str, source: Config, target: Config, stated: Mapping[str
 
 
 def logits_of(task: Task, config: Config, state: Mapping[str, Tensor], tokens_BT: Tensor) -> Tensor:
-    """Return the logits of a model in fp64 (hidden states if it has no head), fp64 (B, T, V)."""
+    """Return the logits of a model, fp64 (B, T, V).
+
+    Without a head they are the products with its embeddings; (B, T, C) hidden states where an
+    adaptive softmax takes the place of logits, or the embeddings have another width.
+    """
     model = task.build_model(dataclasses.replace(config), from_checkpoint=True).eval()
     wide = {name: x.double() if x.is_floating_point() else x for name, x in state.items()}
     # put in place of the model's own weights instead of copied into them: large models are large
@@ -133,13 +139,21 @@ def logits_of(task: Task, config: Config, state: Mapping[str, Tensor], tokens_BT
     model.double()  # what no state holds, such as tables of positions
     headless = config.get("head") == "none" or bool(config.get("adaptive_softmax_cutoff"))
     with torch.no_grad():
-        return model(tokens_BT, features_only=headless)[0]
+        output_BTX = model(tokens_BT, features_only=headless)[0]
+        if config.get("head") == "none" and model.embedding_table().shape[1] == len(
+            output_BTX[0, 0]
+        ):
+            return output_BTX @ model.embedding_table().T
+        return output_BTX
 
 
-def largest_change(opened: Opened, target: Config, state: Mapping[str, Tensor]) -> float | None:
+def largest_change(
+    opened: Opened, target: Config, state: Mapping[str, Tensor], name: str
+) -> float | None:
     """Return the largest difference of logits, in units of the largest logit.
 
-    None if they cannot be compared: hidden states of another width.
+    None if they cannot be compared: hidden states of another width. Scores of a model without a
+    head are compared up to the factor that the method ``name`` gives them.
     """
     source, dictionary = opened.source, opened.task.source_dictionary
     # the same tokens every time, and no special ones: padding would be masked
@@ -154,6 +168,8 @@ def largest_change(opened: Opened, target: Config, state: Mapping[str, Tensor]) 
     after = logits_of(opened.task, target, state, tokens_BT)
     if before.shape != after.shape:
         return None
+    if source.config.get("head") == "none" and name in REPEATING:
+        after = after / score_factor(Pair(source.config, target))
     return float((after - before).abs().max() / before.abs().max().clamp(min=1))
 
 
@@ -180,7 +196,8 @@ def grow_file(
         force: replace ``out``.
 
     Returns:
-        ``{"method", "exact", "reason", "logit_change", "layers", "width", "ffn", "heads"}``.
+        ``{"method", "exact", "reason", "logit_change", "settings", "layers", "width", "ffn",
+        "heads"}``; ``settings`` are those that trainings of it have to be given, too.
 
     Raises:
         DataError: if ``out`` exists.
@@ -193,14 +210,17 @@ def grow_file(
         source = _with_operator(source, operator.source)
     name, chosen = choose_method(method, source.operator is not None)
     check_operator(source, target)
+    loss = opened.config.criterion
+    settled = settled_contrast(name, source.config, target, loss)
     reason = chosen.check(source.config, target, options)
+    reason = reason or contrast_reason(name, source.config, target, loss, settled)
     if chosen.needs_fresh:
         torch.manual_seed(options.seed)
         # model initialisation draws from torch's global generator
         fresh = opened.task.build_model(dataclasses.replace(target)).state_dict()
         options = dataclasses.replace(options, fresh=fresh)
     state = grow_state(source, target, chosen, options)
-    change = largest_change(opened, target, state)
+    change = largest_change(opened, target, state, name)
     if reason is None and change is not None and not change <= TOLERANCE:
         raise CheckpointError(f"{name} should not change logits, but moves them by {change:.1e}")
     dtype = dtype_of(source.state)
@@ -209,14 +229,28 @@ def grow_file(
     # an operator's own lineage begins with the source that it was learned for
     last = opened if operator is None else operator
     record = derived_record(last.content, str(last.path), name)
-    write_model(out, written, opened.config.changed(model=target), {"grown": facts}, record)
+    config = opened.config.changed(model=target, criterion=settled)
+    write_model(out, written, config, {"grown": facts}, record)
     sizes = sizes_of(target)._asdict()
     return {
         "method": name,
         "exact": reason is None,
         "reason": reason,
         "logit_change": change,
+        "settings": _settings_of(opened.config, config),
     } | sizes
+
+
+def _settings_of(before: FairseqConfig, after: FairseqConfig) -> dict[str, Any]:
+    """Return the settings, beside the sizes, without which the target is another function."""
+    names = ("layer_norm_eps", "alibi_slopes", "embedding_multiplier", "contrastive_temperature")
+    return {
+        name: section.get(name)
+        for part in ("model", "criterion")
+        for name in names
+        if (section := getattr(after, part)) is not None
+        and section.get(name) != getattr(before, part).get(name)
+    }
 
 
 def _updates(opened: Opened) -> int:

@@ -15,6 +15,7 @@ from fairseq.checkpoint.layout import config_of, record_of
 from fairseq.config.sections import CheckpointConfig, FairseqConfig
 from fairseq.errors import CheckpointError, ConfigError
 from fairseq.growth.carry import FLAG, Carried, inherited_layers
+from fairseq.growth.contrast import contrast_reason
 from fairseq.growth.ligo_model import LigoModel, LigoSettings
 from fairseq.growth.methods import GROWTH, Method, Options
 from fairseq.growth.sizes import Config, sizes_of
@@ -184,6 +185,8 @@ def grow_loaded(
     source = read_source(path, content, task)
     check_operator(source, cfg.model)
     reason = method.check(source.config, cfg.model, options)
+    trained = config_of(content).criterion
+    reason = reason or contrast_reason(name, source.config, cfg.model, trained, cfg.criterion)
     verdict = "the same function" if reason is None else f"not exact: {reason}"
     logger.info("grown by %s from %s: %s", name, os.path.basename(path), verdict)
     carried = None
