@@ -43,6 +43,7 @@ from fairseq.protocols import StateDict
 from fairseq.tasks.base import FairseqTask
 from fairseq.tasks.dictionaries import LABELS, check_dictionaries, dictionary_record
 from fairseq.tasks.precision import warn_if_slow, weights_dtype
+from fairseq.training.other_settings import warn_of_other_settings
 
 logger = logging.getLogger("fairseq.trainer_state")
 
@@ -336,6 +337,8 @@ class TrainingState:
             return None
         filename, state = loaded or load_newest(filename)
         check_dictionaries(filename, state, self.task, (LABELS,) if reset_optimizer else ())
+        if "grown_by" not in state:  # growth says itself whether the function stays
+            warn_of_other_settings(filename, state, self.cfg)
         self._load_modules(filename, state)
         extra_state, record = state["extra_state"], record_of(state)
         if reset_optimizer:
