@@ -69,8 +69,9 @@ def _numbers(config: FairseqConfig) -> None:
         raise ConfigError(f"--{chosen[0]} would round the growth operator; use --amp instead")
     if hasattr(config.model, "ligo_source") and config.model.checkpoint_activations:
         raise ConfigError(
-            "--checkpoint-activations runs layers again in the backward pass, when the weights that "
-            "a growth operator forms are gone; drop it, or use --update-freq with smaller batches"
+            "--checkpoint-activations runs layers again in the backward pass, when the weights "
+            "that a growth operator forms are gone: drop it, or use --update-freq with smaller "
+            "batches"
         )
     if common.cpu and common.device not in ("auto", "cpu"):
         raise ConfigError(f"--cpu and --device {common.device} contradict each other")
