@@ -6,7 +6,7 @@ Shapes: N targets, C channels, V classes, R targets of a chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,7 +169,8 @@ class Objective:
             head_only = {"features_only": True, "classification_head_name": head}
             # a ranking has a score for each of several inputs, a classification one input
             options = range(1, getattr(self.criterion, "options", 0) + 1)
-            inputs: Any = [sample[f"net_input{n}"] for n in options] or [sample["net_input"]]
+            named: Mapping[str, Any] = sample
+            inputs = [named[f"net_input{n}"] for n in options] or [sample["net_input"]]
             parts = [self.model(**net_input, **head_only)[0] for net_input in inputs]
             return Prediction(target, torch.cat(parts, 1))
         positions_N = predicted_positions(sample, self.criterion.padding_idx)
