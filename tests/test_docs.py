@@ -95,7 +95,7 @@ def parse(words: list[str], patch: pytest.MonkeyPatch) -> None:
     if name == "fairseq-train":
         assert train.run([*argv, "--show-config"]) == 0
     elif name == "fairseq-preprocess":
-        patch.setattr("fairseq.preprocess.preprocess", lambda config: None)
+        patch.setattr("fairseq.preprocess.corpus.preprocess", lambda config: None)
         assert preprocess.run(argv) == 0
     elif name == "fairseq-validate":
         patch.setattr("fairseq.evaluation.validate", lambda given: {})
