@@ -57,11 +57,14 @@ class FairseqCriterion(nn.Module):
         fixed_targets: whether the loss is a mean cross-entropy against distributions that know
             nothing of the model: then its curvature in the logits is that of the labels'.
         loss_unit: unit of the loss in logs, for people; empty if it has none.
+        beside_likelihood: what the loss has, in evaluation, beside the likelihood of the targets,
+            for people; empty if nothing.
     """
 
     sums_over_rows = True
     fixed_targets = False
     loss_unit = ""
+    beside_likelihood = ""
 
     def __init__(self, task: Task) -> None:
         super().__init__()

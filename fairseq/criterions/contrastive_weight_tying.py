@@ -113,6 +113,7 @@ class ContrastiveWeightTyingCriterion(SummingCriterion):
             raise ConfigError(
                 f"--contrastive-temperature must be positive, not {cfg.contrastive_temperature}"
             )
+        self.beside_likelihood = "contrastive weight tying" if cfg.contrastive_weight else ""
         self.cfg = cfg
         self.projection: nn.Linear | None = None
         if cfg.contrastive_projection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -112,6 +113,16 @@ def weights_of_terms(cfg: DistillationConfig, masked: bool) -> dict[str, float]:
             "--restrict-ce-to-mask with it"
         )
     return alphas
+
+
+def alone(cfg: DistillationConfig, masked: bool) -> DistillationConfig:
+    """Return the settings under which the loss is the student's own, with the weight 1."""
+    weights = dict.fromkeys(
+        ("alpha_ce", "alpha_mse", "alpha_cos", "pkd_weight", "minilm_attention_weight",
+         "minilm_value_weight"), 0.0,
+    )  # fmt: skip
+    own = "alpha_mlm" if masked else "alpha_clm"
+    return dataclasses.replace(cfg, **weights, **{own: 1.0}, loss_backend="reference")
 
 
 def read_layer_map(text: str) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 
 from fairseq import utils
 from fairseq.config.sections import FairseqConfig
+from fairseq.criterions.distillation import DistillationCriterion
+from fairseq.criterions.distillation_settings import alone
 from fairseq.distributed.device import choose_device
 from fairseq.errors import DataError
 from fairseq.evaluation import load_criterion
@@ -18,6 +21,8 @@ from fairseq.hub.load import load_by_settings
 from fairseq.models.base import BaseFairseqModel
 from fairseq.rng import philox
 from fairseq.tasks.base import FairseqTask
+
+logger = logging.getLogger(__name__)
 
 
 def open_checkpoint(
@@ -33,6 +38,11 @@ def open_checkpoint(
     device = choose_device(config)
     dtype = torch.float64 if double else torch.float32
     criterion = task.build_criterion(config.criterion)
+    if isinstance(criterion, DistillationCriterion):
+        # without its teacher the rest would be the likelihood times whatever weight it had
+        logger.info("of a distilled student its own loss is measured, without the teacher's terms")
+        settings = alone(config.criterion, criterion.masked)
+        criterion = DistillationCriterion(settings, task)
     load_criterion(criterion, flat["path"])
     return (
         Objective(models[0].to(device, dtype), criterion.to(device, dtype)), task, config, device

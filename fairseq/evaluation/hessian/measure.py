@@ -214,7 +214,7 @@ class Measurement:
             name = "Fisher matrix" if settings.labels == "model" else "empirical Fisher matrix"
         elif settings.matrix == "ggn":
             name, labels = "Gauss-Newton matrix", "labels: none needed"
-        loss, target = type(self.objective.criterion).__name__, "target"
+        loss, target = self.objective.name, "target"
         if self._of_labels() and not self.plain:
             loss = f"cross-entropy of the labels, not {loss}"
         elif getattr(self.objective.criterion, "sentence_avg", False):

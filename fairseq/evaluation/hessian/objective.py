@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq.criterions.base import FairseqCriterion, predicted_positions
+from fairseq.criterions.distillation import DistillationCriterion
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.models.base import BaseFairseqModel
 from fairseq.modules.heads import Projection
@@ -117,6 +118,9 @@ class Objective:
     Args:
         model: the model, changed in place.
         criterion: its loss, changed in place.
+
+    Attributes:
+        name: of the loss.
     """
 
     def __init__(self, model: BaseFairseqModel, criterion: FairseqCriterion) -> None:
@@ -126,6 +130,8 @@ class Objective:
                 name = "reference" if module is criterion else "explicit"
                 setattr(module, "backend", name)  # noqa: B010
         criterion.requires_grad_(False)
+        distilled = isinstance(criterion, DistillationCriterion)
+        self.name = "the student's own" if distilled else type(criterion).__name__
 
     def loss(self, sample: Sample) -> tuple[Tensor, int]:
         """Return the criterion's mean loss per target in nats, and the number of targets.
@@ -156,12 +162,19 @@ class Objective:
         """Return the logits of a batch, as what they are computed from, and the targets.
 
         Raises:
-            UnsupportedError: for a regression, which has no classes.
+            UnsupportedError: for a regression, which has no classes, and for losses with terms
+                beside the likelihood of the targets.
             ConfigError: if the model has no head.
         """
         if getattr(self.criterion, "regression_target", False):
             raise UnsupportedError(
                 "a regression has no distribution of labels: use --matrix hessian --labels data"
+            )
+        if term := getattr(self.criterion, "beside_likelihood", ""):
+            raise UnsupportedError(
+                f"the loss is {term}: the Gauss-Newton and the Fisher matrix and drawn labels are "
+                "those of the likelihood of the targets. Measure the Hessian, or the likelihood by "
+                "--model-overrides \"{'criterion': 'masked_lm'}\" (cross_entropy for causal models)"
             )
         head = getattr(self.criterion, "head", None)
         target = sample["target"].reshape(-1)

@@ -250,3 +250,33 @@ def test_help_tells_the_defaults_of_the_library(capsys: pytest.CaptureFixture[st
         assert f"(default: {default})" in explained, flag
     counts = {name: count for name, count in HESSIAN_METHODS.items() if count not in (0, 100)}
     assert "(default: 100; " + ", ".join(f"{n} {c}" for n, c in counts.items()) + ")" in text
+
+
+def test_of_a_distilled_student_its_own_loss_is_measured(
+    runs: dict[str, tuple[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever weight it had beside the teacher, and with a map to the teacher's width."""
+    teacher, data = runs["masked_lm"]
+    save = tmp_path / "student"
+    words = [data, "--save-dir", str(save), "--task", "masked_lm", *ENCODER]
+    words += "--tokens-per-sample 16 --sample-break-mode eos --batch-size 8 --max-update 2".split()
+    distilled = ["--criterion", "distillation", "--teacher-path", teacher, "--alpha-mlm", "3",
+                 "--encoder-embed-dim", "8", "--alpha-cos", "1"]  # fmt: skip
+    assert train.run([*words, *distilled]) == 0
+    student = str(save / "checkpoint_last.pt")
+    few = ["--params", r"layers\.0\.fc1\.bias", "--sentences", "6", "--dtype", "fp64"]
+    plain = ["--model-overrides", "{'criterion': 'masked_lm'}"]
+    for method in (["--method", "exact"], ["--residual", "--probes", "4"]):
+        found = run(capsys, student, data, *few, *method)
+        wanted = run(capsys, student, data, *few, *method, *plain)
+        assert "(the student's own, labels: data)" in found["convention"]
+        for name in {"trace", "loss", "residual"} & found.keys():
+            assert found[name] == pytest.approx(wanted[name], rel=1e-9)
+    headless = ["--criterion", "contrastive_weight_tying", "--vocabulary-weight", "1"]
+    words[2] = str(tmp_path / "headless")
+    assert train.run([*words, *headless]) == 0
+    path = str(tmp_path / "headless" / "checkpoint_last.pt")
+    for method in (["--method", "ggn"], ["--residual"]):
+        with pytest.raises(UnsupportedError, match="the loss is contrastive weight tying"):
+            run(capsys, path, data, *few, *method)
+    assert run(capsys, path, data, *few, "--method", "ggn", *plain)["loss"] > 0
