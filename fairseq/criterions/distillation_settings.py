@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from fairseq.config.schema import FairseqDataclass, option
+from fairseq.config.schema import FairseqDataclass, option, with_values
 from fairseq.criterions.base import LossBackend
 from fairseq.errors import ConfigError
 from fairseq.ops.linear_distillation import check_kernel_can
@@ -117,12 +116,11 @@ def weights_of_terms(cfg: DistillationConfig, masked: bool) -> dict[str, float]:
 
 def alone(cfg: DistillationConfig, masked: bool) -> DistillationConfig:
     """Return the settings under which the loss is the student's own, with the weight 1."""
-    weights = dict.fromkeys(
-        ("alpha_ce", "alpha_mse", "alpha_cos", "pkd_weight", "minilm_attention_weight",
-         "minilm_value_weight"), 0.0,
+    own = {"alpha_mlm": 1.0} if masked else {"alpha_clm": 1.0}
+    return with_values(
+        cfg, alpha_ce=0.0, alpha_mse=0.0, alpha_cos=0.0, pkd_weight=0.0,
+        minilm_attention_weight=0.0, minilm_value_weight=0.0, loss_backend="reference", **own,
     )  # fmt: skip
-    own = "alpha_mlm" if masked else "alpha_clm"
-    return dataclasses.replace(cfg, **weights, **{own: 1.0}, loss_backend="reference")
 
 
 def read_layer_map(text: str) -> dict[int, int]:

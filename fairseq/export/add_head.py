@@ -30,7 +30,7 @@ from fairseq.errors import CheckpointError, DataError, UnsupportedError
 from fairseq.export.decoder_names import BIAS, OUTPUT, TABLE
 from fairseq.export.encoder_names import ENCODER, HEAD
 from fairseq.export.encoder_out import find_data
-from fairseq.export.model_files import refuse_existing, write_model
+from fairseq.export.model_files import refuse_existing, refuse_operator, write_model
 from fairseq.files.io import require_file
 from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
 from fairseq.protocols import Settings, StateDict
@@ -70,6 +70,7 @@ def add_head(
     refuse_existing(out, force)
     state = read_state(checkpoint)
     config = config_of(state)
+    refuse_operator(checkpoint, config.model)
     if getattr(config.model, "head", None) != "none":
         raise UnsupportedError(f"{checkpoint}: only models with --head none can be given a head")
     weights, change = dict(state["model"]), _change_of(config.criterion, state.get("criterion"))

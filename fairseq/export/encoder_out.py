@@ -39,7 +39,7 @@ from fairseq.export.compare import (
 )
 from fairseq.export.encoder_names import ENCODER, FAMILIES, HEAD, THEIR_ACTS, to_theirs
 from fairseq.export.loaded import Loaded, TheirModel
-from fairseq.export.model_files import filled, refuse_existing
+from fairseq.export.model_files import filled, refuse_existing, refuse_operator
 from fairseq.files.io import require_file
 from fairseq.models.base import FairseqLanguageModel
 from fairseq.models.roberta import RobertaModel
@@ -128,13 +128,14 @@ def load_ours(checkpoint: Path, data: Path | None, **settings: object) -> Any:
 
     Raises:
         MissingFileError: if the checkpoint or its dictionary is not found.
+        UnsupportedError: if it holds a growth operator.
     """
     require_file(checkpoint, "checkpoint", "Give the .pt file.")
     data = find_data(checkpoint, data)
     folder = checkpoint.resolve().parent
-    return _AnyModel.from_pretrained(
-        str(folder), checkpoint.name, str(data.resolve()), **settings
-    ).eval()
+    hub = _AnyModel.from_pretrained(str(folder), checkpoint.name, str(data.resolve()), **settings)
+    refuse_operator(checkpoint, hub.cfg.model)
+    return hub.eval()
 
 
 def default_sentences() -> list[str]:

@@ -15,7 +15,7 @@ from fairseq.checkpoint.files import write_checkpoint
 from fairseq.checkpoint.layout import OURS, original_cfg, our_record
 from fairseq.config import options
 from fairseq.config.sections import FairseqConfig
-from fairseq.errors import CheckpointError, DataError, FairseqError
+from fairseq.errors import CheckpointError, DataError, FairseqError, UnsupportedError
 from fairseq.files.io import require_file
 from fairseq.files.safe_load import safe_load
 
@@ -84,6 +84,19 @@ def refuse_existing(out: Path, force: bool) -> None:
     """
     if out.exists() and not force:
         raise DataError(f"{out} exists; choose another --out, or give --force to replace it")
+
+
+def refuse_operator(path: Path, settings: object) -> None:
+    """Raise if a checkpoint holds an operator of growth instead of a model's weights.
+
+    Raises:
+        UnsupportedError: naming the command that makes the model of it.
+    """
+    if hasattr(settings, "ligo_source"):
+        raise UnsupportedError(
+            f"{path} holds a growth operator, not the weights of the model that it makes: write "
+            f"them with fairseq-grow {path} --out FILE, and export that"
+        )
 
 
 def write_ours(

@@ -8,7 +8,7 @@ from typing import Any
 from fairseq.checkpoint.files import write_checkpoint
 from fairseq.checkpoint.layout import config_of, original_cfg, read_state
 from fairseq.errors import UnsupportedError
-from fairseq.export.model_files import refuse_existing
+from fairseq.export.model_files import refuse_existing, refuse_operator
 from fairseq.files.io import atomic_write, require_file
 
 # Knobs without which the original computes something else: name -> the only value it knows.
@@ -60,6 +60,7 @@ def to_fairseq(source: Path, out: Path, force: bool = False) -> dict[str, Any]:
     """
     state = _load(source, out, force)
     config = config_of(state)
+    refuse_operator(source, config.model)
     for name, known in ORIGINAL.items():
         value = getattr(config.model, name, None)
         accepted = known if isinstance(known, tuple) else (known,)

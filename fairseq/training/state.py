@@ -402,11 +402,14 @@ class TrainingState:
             if utils.has_parameters(self._criterion) and trained:
                 self._criterion.load_state_dict(trained)
             elif trained:
+                # contrastive weight tying's
+                head = "; fairseq-export --add-head copy makes a projection part of the head"
                 logger.warning(
                     "%s was trained with a loss that has weights of its own (%s), which are not "
-                    "used; fairseq-export --add-head copy makes a projection part of the head",
+                    "used%s",
                     filename,
                     ", ".join(trained),
+                    head if "projection.weight" in trained else "",
                 )
         except (FairseqError, RuntimeError) as error:
             raise explain(error, filename) from error

@@ -11,6 +11,10 @@ import pytest
 import torch
 
 from fairseq import checkpoint
+from fairseq.errors import UnsupportedError
+from fairseq.export.add_head import add_head
+from fairseq.export.encoder_out import load_ours
+from fairseq.export.original_and_safetensors import to_fairseq
 from fairseq.models.roberta import RobertaModel
 from fairseq_cli import export, glue, grow
 from tests import tiny_run
@@ -127,3 +131,18 @@ def test_a_real_encoder_is_enlarged_twice(tmp_path: Path) -> None:
     for factor, grown_BTC in zip((2, 4), features[1:], strict=True):
         repeated_BTC = features[0].repeat(1, 1, factor)
         torch.testing.assert_close(grown_BTC, repeated_BTC, rtol=0, atol=1e-4)
+
+
+def test_an_operator_is_no_model_to_export(folder: Path, tmp_path: Path) -> None:
+    source = str(folder / "small" / "checkpoint_last.pt")
+    flags = {"arch": "ligo_roberta", "ligo_source": source, **BIG}
+    tiny_run.train(tiny_run.config(folder / "data", tmp_path / "op", max_update=1, **flags))
+    operator, out = tmp_path / "op" / "checkpoint_last.pt", tmp_path / "out"
+    for export in (
+        lambda: load_ours(operator, folder / "data"),
+        lambda: to_fairseq(operator, out),
+        lambda: add_head(operator, out, "tied"),
+    ):
+        with pytest.raises(UnsupportedError, match="growth operator.*with fairseq-grow"):
+            export()
+    assert not out.exists()
