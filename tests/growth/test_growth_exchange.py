@@ -138,11 +138,11 @@ def test_an_operator_is_no_model_to_export(folder: Path, tmp_path: Path) -> None
     flags = {"arch": "ligo_roberta", "ligo_source": source, **BIG}
     tiny_run.train(tiny_run.config(folder / "data", tmp_path / "op", max_update=1, **flags))
     operator, out = tmp_path / "op" / "checkpoint_last.pt", tmp_path / "out"
-    for export in (
+    for write in (
         lambda: load_ours(operator, folder / "data"),
         lambda: to_fairseq(operator, out),
         lambda: add_head(operator, out, "tied"),
     ):
         with pytest.raises(UnsupportedError, match="growth operator.*with fairseq-grow"):
-            export()
+            write()
     assert not out.exists()
