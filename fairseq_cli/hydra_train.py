@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import warnings
@@ -48,6 +49,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-dir", "-cd", metavar="FOLDER", help="folder with recipes")
     parser.add_argument("--config-name", "-cn", metavar="NAME", help="the recipe, without .yaml")
     parser.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
+    parser.add_argument(
+        "--multirun", "-m", action="store_true", help="taken from old scripts: one run, no sweep"
+    )
     parser.add_argument("overrides", nargs="*", help="section.key=value, ~section.key removes it")
     return parser
 
@@ -137,6 +141,26 @@ def enter_run_folder(folder: str, nested: dict[str, Any]) -> None:
     os.chdir(folder)
 
 
+def _refuse_sweep(words: Sequence[str]) -> None:
+    """Refuse overrides that ask Hydra for several runs.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    from fairseq.errors import ConfigError
+
+    for word in words:
+        with contextlib.suppress(HydraException):  # one that is malformed is told when composing
+            if OverridesParser.create().parse_override(word).is_sweep_override():
+                raise ConfigError(
+                    f"-m {word} asks for several runs: call the command in a loop, each time with "
+                    "a checkpoint.save_dir of its own"
+                )
+
+
 def main(cfg: object) -> float | None:
     """Train as a nested configuration (a dict or DictConfig) says.
 
@@ -163,9 +187,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser = get_parser()
     known, unknown = parser.parse_known_args(argv)
     for word in unknown:
-        if word.startswith("-"):  # Hydra's own flags, such as -m
-            parser.error(f"unrecognized argument {word} (sweeps: call the command in a loop)")
+        if word.startswith("-"):
+            parser.error(f"unrecognized argument {word}")
     words = [*known.overrides, *unknown]
+    if known.multirun:
+        _refuse_sweep(words)
     hydra_own = [w for w in words if w.lstrip("+~").startswith(("hydra.", "hydra/"))]
     nested = compose(known.config_dir, known.config_name, [w for w in words if w not in hydra_own])
     stated = {word.partition("=")[0].lstrip("+") for word in words}

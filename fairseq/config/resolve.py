@@ -12,7 +12,7 @@ import logging
 from typing import Any
 
 from fairseq.config.ranges import check_config
-from fairseq.config.schema import default_of, parse_literal, public_fields
+from fairseq.config.schema import FairseqDataclass, default_of, parse_literal, public_fields
 from fairseq.config.sections import COMPONENTS, LAST_CHECKPOINT, RESETS, SECTIONS, FairseqConfig
 from fairseq.errors import ConfigError
 
@@ -262,3 +262,12 @@ def required_settings(config: FairseqConfig) -> list[str]:
             "(a row of eos is one line, one of complete_doc ends with its document)"
         )
     return missing
+
+
+def completed(settings: Any, model: Any) -> Any:
+    """Return the settings that a model was built with; what they leave open is as it found out."""
+    own = getattr(model, "config", None)
+    if type(own) is not type(settings) or not isinstance(settings, FairseqDataclass):
+        return settings
+    open_fields = [field for field, value in vars(settings).items() if value is None]
+    return settings.changed(**{field: getattr(own, field) for field in open_fields})

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from fairseq import utils
 from fairseq.config.sections import FairseqConfig
 from fairseq.criterions.base import FairseqCriterion
+from fairseq.data.datasets.base import FairseqDataset
 from fairseq.errors import DataError
 from fairseq.logging import metrics
 from fairseq.logging.meters import MetersDict
@@ -26,6 +28,25 @@ from fairseq.tasks.precision import autocast
 def valid_subsets(cfg: FairseqConfig) -> list[str]:
     """Return the names of the subsets that a model is evaluated on."""
     return cfg.dataset.valid_subset.replace(" ", "").split(",")
+
+
+def _longest(cfg: FairseqConfig, task: FairseqTask, model: Model) -> Any:
+    """Return how long a sample may be."""
+    return utils.resolve_max_positions(
+        task.max_positions(), model.max_positions(), cfg.dataset.max_tokens_valid
+    )
+
+
+def refuse_long_samples(cfg: FairseqConfig, task: FairseqTask, model: Model, subset: str) -> None:
+    """Refuse a loaded subset whose samples do not fit, unless they are to be skipped.
+
+    Raises:
+        DataError: naming the first of them.
+    """
+    dataset, limits = task.dataset(subset), _longest(cfg, task, model)
+    skip = cfg.dataset.skip_invalid_size_inputs_valid_test
+    if limits is not None and not skip and isinstance(dataset, FairseqDataset):
+        task.filter_indices_by_size(np.arange(len(dataset)), dataset, limits)
 
 
 def valid_batches(
@@ -42,12 +63,11 @@ def valid_batches(
         **more: arguments of ``task.get_batch_iterator``, such as this process's share.
     """
     data = cfg.dataset
-    limits = task.max_positions(), model.max_positions(), data.max_tokens_valid
     return task.get_batch_iterator(
         dataset=task.dataset(subset),
         max_tokens=data.max_tokens_valid,
         max_sentences=data.batch_size_valid,
-        max_positions=utils.resolve_max_positions(*limits),
+        max_positions=_longest(cfg, task, model),
         ignore_invalid_inputs=data.skip_invalid_size_inputs_valid_test,
         required_batch_size_multiple=data.required_batch_size_multiple,
         seed=cfg.common.seed,

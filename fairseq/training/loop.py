@@ -16,8 +16,7 @@ from fairseq import checkpoint as checkpoint_utils
 from fairseq import tasks, utils
 from fairseq.config.build import plain
 from fairseq.config.components import draft_for_plugins
-from fairseq.config.resolve import required_settings, resolve
-from fairseq.config.schema import FairseqDataclass
+from fairseq.config.resolve import completed, required_settings, resolve
 from fairseq.config.sections import FairseqConfig
 from fairseq.data.batches import epochs
 from fairseq.data.batches.protocol import FinishedEpoch
@@ -26,14 +25,14 @@ from fairseq.data.storage.load import raise_if_valid_subsets_unintentionally_ign
 from fairseq.distributed import utils as distributed_utils
 from fairseq.distributed.device import choose_device
 from fairseq.distributed.signals import StopSignal
-from fairseq.errors import ConfigError
+from fairseq.errors import ConfigError, FairseqError
 from fairseq.growth.start import grow_loaded, recall_source
 from fairseq.logging import metrics
 from fairseq.logging.meters import StopwatchMeter, exact, safe_round
 from fairseq.logging.progress_bar import BaseProgressBar, progress_of
 from fairseq.logging.sinks import close_sinks
 from fairseq.models.base import count_parameters
-from fairseq.tasks.validation import figures_of, valid_subsets
+from fairseq.tasks.validation import figures_of, refuse_long_samples, valid_subsets
 from fairseq.teacher import attach_teacher
 from fairseq.training import policy, spikes
 from fairseq.training.allocator import keep_freed_memory
@@ -122,7 +121,7 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any, Sample
     criterion = task.build_criterion(cfg.criterion)
     attach_teacher(cfg, task, model, criterion)
     # what a model found out by itself belongs to what checkpoints and the run folder state
-    cfg = cfg.changed(model=_completed(cfg.model, model))
+    cfg = cfg.changed(model=completed(cfg.model, model))
     cfg.freeze()  # a draft for plug-ins, too
     samples = cfg.dataset.sample_prompts is not None and distributed_utils.is_master()
     sampler = Sampler(cfg, task, model) if samples else None
@@ -131,6 +130,7 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any, Sample
     if not cfg.dataset.disable_validation:
         for subset in valid_subsets(cfg):
             task.load_dataset(subset, combine=bool(cfg.dataset.combine_valid_subsets), epoch=1)
+            refuse_long_samples(cfg, task, model, subset)  # now, not after the first epoch
     if cfg.checkpoint.write_checkpoints_asynchronously:
         logger.warning("--save-async: checkpoints are written in the foreground all the same")
     compile_parts(model, cfg.common.compile, choose_device(cfg))
@@ -143,15 +143,6 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any, Sample
     update = trainer.get_num_updates()
     folder.note("start", update=update, epoch=epoch_itr.epoch, checkpoint=path, **more)
     return trainer, epoch_itr, sampler
-
-
-def _completed(settings: Any, model: Any) -> Any:
-    """Return the settings that a model was built with; what they leave open is as it found out."""
-    own = getattr(model, "config", None)
-    if type(own) is not type(settings) or not isinstance(settings, FairseqDataclass):
-        return settings
-    open_fields = [field for field, value in vars(settings).items() if value is None]
-    return settings.changed(**{field: getattr(own, field) for field in open_fields})
 
 
 def _writes(cfg: FairseqConfig) -> bool:
@@ -395,11 +386,18 @@ class TrainLoop:
         do_save, do_validate = policy.is_time(self.cfg, now, reason is not None)
         is_extra = not policy.due(self.cfg, now)[1]
         valid_losses: list[float | None] = [None]
+        moment = "epoch" if end_of_epoch else "update"
         if do_validate:
-            valid_losses = self._validate_all() or [None]
+            try:
+                valid_losses = self._validate_all() or [None]
+            except Exception as error:
+                # several processes save together only if all of them failed
+                if self.trainer.world == 1 or isinstance(error, FairseqError):
+                    self._keep_unvalidated(moment)
+                raise
         signalled = self.stop.number is not None
         if do_validate and valid_losses[0] is None:
-            self.trainer.progress["validation_due"] = "epoch" if end_of_epoch else "update"
+            self.trainer.progress["validation_due"] = moment
         if valid_losses[0] is not None:
             if not is_extra:  # a run that is prolonged counts as if it had never ended
                 maximize = self.cfg.checkpoint.maximize_best_checkpoint_metric
@@ -420,6 +418,15 @@ class TrainLoop:
             self._note_stop(reason or self.stop.name)
             distributed_utils.barrier()  # whoever ends first would take the one that writes along
         return valid_losses, should_stop
+
+    def _keep_unvalidated(self, moment: str) -> None:
+        """Save before a failed validation ends the run; the restart begins with it."""
+        updates = self.trainer.get_num_updates()
+        if updates and self.saved_at != updates:
+            self.trainer.progress["validation_due"] = moment
+            saved = self._save(None, always=True)
+            how = checkpoint_utils.how_it_goes_on(self.cfg.checkpoint, updates, saved)
+            logger.warning("validation failed: %s", how)
 
     def _sample(self, update: int) -> None:
         if self.sampler is not None:

@@ -344,11 +344,19 @@ class TestHydra:
         with pytest.raises(ConfigError, match="Cannot find primary config 'none'"):
             launch("none")
 
-    def test_sweeps_are_not_offered(self, capsys):
-        with pytest.raises(SystemExit) as stop:
-            hydra_train.run(["--config-name", "x", "-m", "common.seed=1,2"])
-        assert stop.value.code == 2
-        assert "call the command in a loop" in capsys.readouterr().err
+    @pytest.mark.parametrize("sweep", ["common.seed=1,2", "common.seed=range(1,3)"])
+    def test_sweeps_are_not_offered(self, sweep):
+        with pytest.raises(ConfigError, match="call the command in a loop"):
+            hydra_train.run(["--config-name", "x", "-m", sweep])
+
+    def test_one_run_may_be_called_a_multirun(self, recipes, monkeypatch):
+        started = []
+        monkeypatch.setattr(hydra_train, "main", started.append)
+        words = ["--config-dir", str(recipes), "--config-name", "zero", "optimization.lr=[0.1,0.2]"]
+        assert hydra_train.run(["-m", *words]) == hydra_train.run(words) == 0
+        assert started[0] == started[1]
+        with pytest.raises(SystemExit):
+            hydra_train.run([*words, "--resolve-what"])
 
     def test_cfg_job_prints_what_was_composed(self, launch, recipes, capsys):
         words = ["--config-dir", str(recipes), "--config-name", "zero", "--cfg", "job"]
