@@ -12,7 +12,7 @@ from fairseq.config.sections import FairseqConfig
 from fairseq.data.batches.read import workers_ended
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError
-from fairseq.export.encoder_out import new_folder
+from fairseq.files.folders import new_folder
 from fairseq.files.io import sha256_of
 from fairseq.hub.load import load_by_settings
 from fairseq.logging.progress_bar import progress_of
@@ -74,7 +74,8 @@ def write_teacher_cache(
         **({"seed": config.common.seed} if method == "sample" else {}),
         "teacher_sha256": sha256_of(str(flat["path"])),
     }
-    with new_folder(folder, force) as unfinished:
+    teacher = Path(str(flat["path"]))
+    with new_folder(folder, force, teacher, "--cache-force") as unfinished:
         with CacheWriter(unfinished, meta, config.common.seed) as writer:
             for subset, epoch in _passes(config, task, epochs):
                 every = validation.valid_batches(config, task, model, subset, epoch)

@@ -30,7 +30,8 @@ from fairseq.errors import CheckpointError, DataError, UnsupportedError
 from fairseq.export.decoder_names import BIAS, OUTPUT, TABLE
 from fairseq.export.encoder_names import ENCODER, HEAD
 from fairseq.export.encoder_out import find_data
-from fairseq.export.model_files import refuse_existing, refuse_operator, write_model
+from fairseq.export.model_files import refuse_operator, write_model
+from fairseq.files.folders import refuse_existing
 from fairseq.files.io import require_file
 from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
 from fairseq.protocols import Settings, StateDict

@@ -19,6 +19,7 @@ from fairseq.export.encoder_names import ENCODER, FAMILIES, HEAD, OUR_ACTS, to_o
 from fairseq.export.loaded import TheirTokenizer
 from fairseq.export.model_files import read_weights, sound_folder, write_ours
 from fairseq.export.plain_folder import plain_folder, read_json
+from fairseq.files.folders import new_folder
 from fairseq.files.io import require_file
 
 # Families that are RoBERTa with another tokenizer.
@@ -65,7 +66,7 @@ def _convert(
         raise UnsupportedError(f"{source}: model_type {kind!r} cannot be imported; {known} can")
     sentences = list(sentences or encoder_out.default_sentences())
     if kind in CAUSAL:
-        with encoder_out.new_folder(out, force) as folder, plain_folder(source) as clean:
+        with new_folder(out, force, source) as folder, plain_folder(source) as clean:
             their_weights = read_weights(source)
             result = decoder_in.convert(
                 transformers, source, clean, folder, out, sentences, their_weights
@@ -79,7 +80,7 @@ def _convert(
     if classifies:
         state = {name: value for name, value in state.items() if not name.startswith(HEAD)}
         state.update(heads.to_ours(weights, shape))
-    with encoder_out.new_folder(out, force) as folder, plain_folder(source) as clean:
+    with new_folder(out, force, source) as folder, plain_folder(source) as clean:
         settings = encoder_settings(described, shape, state)
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(clean))
         dictionary, encoder = _import_tokenizer(tokenizer, source, folder, out, kind)

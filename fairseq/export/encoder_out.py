@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +21,6 @@ from torch import Tensor
 from fairseq.checkpoint.layout import config_of, read_state
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import (
-    DataError,
     MissingFileError,
     UnsupportedError,
     install_hint,
@@ -39,7 +38,8 @@ from fairseq.export.compare import (
 )
 from fairseq.export.encoder_names import ENCODER, FAMILIES, HEAD, THEIR_ACTS, to_theirs
 from fairseq.export.loaded import Loaded, TheirModel
-from fairseq.export.model_files import filled, refuse_existing, refuse_operator
+from fairseq.export.model_files import filled, refuse_operator
+from fairseq.files.folders import new_folder
 from fairseq.files.io import require_file
 from fairseq.models.base import FairseqLanguageModel
 from fairseq.models.roberta import RobertaModel
@@ -62,40 +62,6 @@ def require_transformers() -> Any:
     except ImportError as error:
         raise UnsupportedError(f"this needs transformers: {install_hint('hf')}") from error
     return transformers
-
-
-# one of them stands in every folder that the users of new_folder make, and in no other of ours
-_MARKS = ("config.json", "meta.json", "model.pt", "revisions.json")
-
-
-@contextlib.contextmanager
-def new_folder(out: Path, force: bool) -> Iterator[Path]:
-    """Give a temporary folder that becomes ``out`` at the end, and vanishes after an error.
-
-    Raises:
-        DataError: if ``out`` exists and is not to be replaced, or holds something else.
-    """
-    refuse_existing(out, force)
-    ours = any((out / name).is_file() for name in _MARKS)
-    if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(
-            f"{out} holds something else than is to be written (data, a run?), so it is not "
-            "replaced: choose another name, or remove it yourself"
-        )
-    temporary = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        allowed = temporary.stat().st_mode & 0o666  # safetensors makes files for their owner alone
-        for file in filter(Path.is_file, temporary.rglob("*")):
-            file.chmod(allowed)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def find_data(checkpoint: Path, data: Path | None, flag: str = "--data") -> Path:
@@ -275,7 +241,7 @@ def to_huggingface(
     transformers = require_transformers()
     hub = load_ours(checkpoint, data, **settings)
     sentences = list(sentences or default_sentences())
-    with new_folder(out, force) as folder:
+    with new_folder(out, force, checkpoint) as folder:
         if isinstance(hub.model, FairseqLanguageModel):
             heads.chosen(hub, head)
             result = decoder_out.write(transformers, hub, folder, sentences)

@@ -15,7 +15,7 @@ from fairseq.checkpoint.files import write_checkpoint
 from fairseq.checkpoint.layout import OURS, original_cfg, our_record
 from fairseq.config import options
 from fairseq.config.sections import FairseqConfig
-from fairseq.errors import CheckpointError, DataError, FairseqError, UnsupportedError
+from fairseq.errors import CheckpointError, FairseqError, UnsupportedError
 from fairseq.files.io import require_file
 from fairseq.files.safe_load import safe_load
 
@@ -74,16 +74,6 @@ def filled(model: Any, weights: Mapping[str, Tensor]) -> Any:
     if lost := [key for key in missing if "position_ids" not in key] + list(unexpected):
         raise CheckpointError(f"{type(model).__name__} and the checkpoint differ: {lost[:5]}")
     return model.eval()
-
-
-def refuse_existing(out: Path, force: bool) -> None:
-    """Raise if there is something that would be replaced, and ``force`` does not allow it.
-
-    Raises:
-        DataError: naming it.
-    """
-    if out.exists() and not force:
-        raise DataError(f"{out} exists; choose another --out, or give --force to replace it")
 
 
 def refuse_operator(path: Path, settings: object) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 from fairseq.checkpoint.files import write_checkpoint
 from fairseq.checkpoint.layout import config_of, original_cfg, read_state
 from fairseq.errors import UnsupportedError
-from fairseq.export.model_files import refuse_existing, refuse_operator
+from fairseq.export.model_files import refuse_operator
+from fairseq.files.folders import refuse_existing
 from fairseq.files.io import atomic_write, require_file
 
 # Knobs without which the original computes something else: name -> the only value it knows.

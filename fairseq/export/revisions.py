@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.errors import MissingFileError
-from fairseq.export.encoder_out import new_folder, to_huggingface
+from fairseq.export.encoder_out import to_huggingface
+from fairseq.files.folders import new_folder
 
 INDEX = "revisions.json"
 
@@ -65,7 +66,7 @@ def to_revisions(
         MissingFileError: if there is no checkpoint.
     """
     results: dict[str, dict[str, Any]] = {}
-    with new_folder(out, force) as folder:
+    with new_folder(out, force, run) as folder:
         for path in checkpoints(run):
             results[path.stem] = to_huggingface(
                 path, folder / path.stem, data, sentences, head=head, **settings

@@ -53,11 +53,11 @@ def temporary_name(path: PathLike) -> str:
     return os.path.join(folder, f".{name}.tmp-{os.getpid()}")
 
 
-def try_lock(handle: IO[Any], per_process: bool = False) -> bool:
+def try_lock(handle: IO[Any] | int, per_process: bool = False) -> bool:
     """Lock an open file until it is closed, or whoever holds it dies.
 
     Args:
-        handle: open for writing.
+        handle: open for writing, or the number of an open folder.
         per_process: children do not hold the lock, too, and outlive their parent with it; but it
             is lost when this process closes the file after opening it a second time.
 

@@ -17,7 +17,8 @@ from fairseq.config.schema import assign
 from fairseq.config.sections import FairseqConfig
 from fairseq.errors import CheckpointError, ConfigError
 from fairseq.export.encoder_out import find_data
-from fairseq.export.model_files import refuse_existing, write_model
+from fairseq.export.model_files import write_model
+from fairseq.files.folders import refuse_existing
 from fairseq.files.io import require_file, sha256_of
 from fairseq.growth.contrast import REPEATING, contrast_reason, score_factor, settled_contrast
 from fairseq.growth.methods import Options
