@@ -25,12 +25,28 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--output", required=True, metavar="FILE", help="file to write")
     folder = result.add_argument_group("which checkpoints of the run folder")
     count = folder.add_mutually_exclusive_group()
-    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    number: dict[str, Any] = {"type": _count, "metavar": "N"}
     count.add_argument("--num-epoch-checkpoints", help="the newest N of epochs", **number)
     count.add_argument("--num-update-checkpoints", help="the newest N of updates", **number)
     count.add_argument("--num-best-checkpoints", help="the best N", **number)
-    folder.add_argument("--checkpoint-upper-bound", help="none after epoch or update N", **number)
+    folder.add_argument(
+        "--checkpoint-upper-bound", help="none after epoch or update N", type=int, metavar="N"
+    )
     return result
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of checkpoints")
+    return int(text)
+
+
+def _best_first(paths: list[str]) -> list[str]:
+    """Turn checkpoints that fall by their metric to best first: of a loss the lowest is."""
+    from fairseq.checkpoint.layout import config_of, read_state
+
+    maximize = paths and config_of(read_state(paths[0])).checkpoint.maximize_best_checkpoint_metric
+    return paths if maximize else paths[::-1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     inputs = args.inputs
     if args.num_best_checkpoints:
         pattern = r"checkpoint\.best_.+_(-?\d+\.?\d*)\.pt"
-        inputs = checkpoint_paths(inputs[0], pattern)[::-1][: args.num_best_checkpoints]
+        inputs = _best_first(checkpoint_paths(inputs[0], pattern))[: args.num_best_checkpoints]
     elif args.num_epoch_checkpoints or args.num_update_checkpoints:
         number = args.num_epoch_checkpoints or args.num_update_checkpoints
         by_update = args.num_update_checkpoints is not None

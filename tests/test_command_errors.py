@@ -126,7 +126,8 @@ def test_a_full_disk(
 
     monkeypatch.setattr(os, "fsync", full)
     main, argv = commands(run, text, tmp_path / "out")[name]
-    assert "No space left on device" in fails(main, argv, capsys)
+    message = fails(main, argv, capsys)
+    assert "No space left on device" in message and str(tmp_path / "out") in message
     left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     pictures = [file for file in left if file.endswith(".png")]
     assert {*left} - {*pictures} <= {"text", "tokenizer.json", "preprocess.log"}

@@ -151,9 +151,11 @@ def atomic_write(path: PathLike, mode: str = "wb", **open_kwargs: object) -> Ite
             yield handle
             put_in_place(handle, path)
     # also for KeyboardInterrupt, which is no Exception
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary_name(path))
+        if isinstance(error, OSError) and error.filename is None:  # of a write: which file it was
+            error.filename = os.fspath(path)
         raise
     fsync_directory(os.path.dirname(os.path.abspath(path)))
 

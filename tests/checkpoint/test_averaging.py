@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,27 @@ def test_the_original_s_script(tmp_path: Path) -> None:
     subprocess.run(words, check=True, capture_output=True)
     mean = torch.load(tmp_path / "mean.pt", weights_only=True)["model"]["w"]
     assert torch.equal(mean, torch.full((2, 2), 2.0))
+
+
+@pytest.mark.parametrize(("maximize", "best"), [(False, 1.5), (True, 3.5)])
+def test_the_best_are_those_of_the_metric(tmp_path: Path, maximize: bool, best: float) -> None:
+    flags = argparse.Namespace(
+        task="masked_lm", arch="roberta_base", criterion="masked_lm",
+        maximize_best_checkpoint_metric=maximize,
+    )  # fmt: skip
+    for value in (1.0, 2.0, 3.0, 4.0):
+        save(tmp_path / f"checkpoint.best_metric_{value}.pt", value, args=flags)
+    words = ["--inputs", str(tmp_path), "--num-best-checkpoints", "2"]
+    assert main([*words, "--output", str(tmp_path / "out" / "mean.pt")]) == 0
+    mean = torch.load(tmp_path / "out" / "mean.pt", weights_only=False)["model"]["w"]
+    assert torch.equal(mean, torch.full((2, 2), best))
+
+
+@pytest.mark.parametrize("count", ["-1", "0", "x"])
+def test_a_count_below_one_is_refused(
+    tmp_path: Path, count: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--inputs", str(tmp_path), "--output", str(tmp_path / "mean.pt")]
+    with pytest.raises(SystemExit):
+        main([*words, "--num-epoch-checkpoints", count])
+    assert f"'{count}' is no number of checkpoints" in capsys.readouterr().err
