@@ -29,6 +29,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]
     binarize(SENTENCES, root / "bin" / "input0")
     binarize(LABELS, root / "bin" / "label")
     write_numbers(root / "bin")
+    # a sentence, and which of two belongs to it: itself, or itself backwards
+    backwards = [" ".join(line.split()[::-1]) for line in SENTENCES]
+    for number, lines in enumerate((SENTENCES, SENTENCES, backwards)):
+        words = ["--srcdict", str(root / "bin" / "input0" / "dict.txt")]
+        binarize(lines, root / "rank" / f"input{number}", *words)
+    (root / "rank" / "label").mkdir()
+    for split, count in (("train", 16), ("valid", 8)):
+        right = "".join(f"{number % 2}\n" for number in range(count))
+        (root / "rank" / "label" / f"{split}.label").write_text(right)
+    ranking = "--task sentence_ranking --criterion sentence_ranking --max-positions 32".split()
     text, pairs = str(root / "bin" / "input0"), str(root / "bin")
     wide = [*DECODER, *narrow("decoder"), *TINY, "--optimizer", "adam", "--lr", "0.01"]
     regression = ["--num-classes", "1", "--regression-target"]
@@ -46,6 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]
         "language_modeling": (text, ["--task", "language_modeling", *wide]),
         "adaptive": (text, ["--task", "language_modeling", *adaptive, *wide]),
         "sentence_prediction": (pairs, [*SENTENCE, "--num-classes", "2", *ENCODER]),
+        "ranking": (str(root / "rank"), [*ranking, "--num-classes", "2", *ENCODER]),
         "regression": (pairs, [*SENTENCE, *regression, *ENCODER]),
     }
     found = {}
@@ -70,7 +81,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "task", ["masked_lm", "language_modeling", "sentence_prediction", "adaptive"]
+    "task", ["masked_lm", "language_modeling", "sentence_prediction", "ranking", "adaptive"]
 )
 def test_every_method_measures_a_checkpoint_of_every_task(
     runs: dict[str, tuple[str, str]], task: str, capsys: pytest.CaptureFixture[str]
