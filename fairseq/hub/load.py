@@ -349,7 +349,17 @@ def load_by_settings(
     overrides.setdefault("distributed_world_size", 1)
     paths = utils.split_paths(path) if ensemble else utils.split_paths(path)[:1]
     state = state if len(paths) == 1 else None
-    return load_model_ensemble_and_task(paths, overrides, state=state)
+    models, config, task = load_model_ensemble_and_task(paths, overrides, state=state)
+    if flat.get("data") and not hasattr(config.task, "data"):
+        logger.warning(
+            "--task %s, with which %s was trained, makes its samples itself: %s is not read. To "
+            "evaluate on it, name a task that reads data (fairseq-validate: --task masked_lm "
+            "--criterion masked_lm; fairseq-hessian: the same by --model-overrides)",
+            getattr(config.task, "_name", None),
+            paths[0],
+            flat["data"],
+        )
+    return models, config, task
 
 
 def load_causal_models(flat: Mapping[str, object]) -> tuple[list[Any], Any, Any]:

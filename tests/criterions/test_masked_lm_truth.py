@@ -141,7 +141,7 @@ def test_the_stream_is_a_function_of_seed_epoch_and_index(rules: str) -> None:
 
 
 def test_train_and_validate_against_the_truth(
-    rules: str, tmp_path: Path, capsys: pytest.CaptureFixture
+    rules: str, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "run"
     common = ["--grammar", rules, "--batch-size", "50", "--valid-sentences", "3000"]
@@ -169,6 +169,11 @@ def test_train_and_validate_against_the_truth(
         apart = abs(found[f"optimum_{mean}"] - expected[f"optimum_{mean}"])
         assert apart < 4 * np.hypot(found[f"optimum_{mean}_se"], expected[f"optimum_{mean}_se"])
         assert abs(found[f"nll_{mean}"] - found[f"ce_{mean}"]) < 4 * found[f"nll_{mean}_se"]
+    assert "is not read" not in caplog.text
+    # a folder that is named beside a task that draws is not what is evaluated
+    path = str(run / "checkpoint_last.pt")
+    validate.run([str(tmp_path), "--path", path, "--batch-size", "100", "--json"])
+    assert f"makes its samples itself: {tmp_path} is not read" in caplog.text
 
 
 def test_words_that_mean_something_else_are_refused(tmp_path: Path) -> None:
