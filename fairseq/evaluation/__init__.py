@@ -86,8 +86,9 @@ def load_criterion(criterion: FairseqCriterion, path: str) -> None:
     state = checkpoint.load_checkpoint_to_cpu(path).get("criterion")
     if not state:
         raise CheckpointError(
-            f"{path} holds no parameters of {type(criterion).__name__}, which has some: evaluate "
-            "it with the criterion it was trained with"
+            f"{path} holds no parameters of {type(criterion).__name__}, which has some: it was "
+            "trained with another criterion, or grew, which leaves them behind. Name a criterion "
+            "without parameters, such as --criterion masked_lm, or train it first"
         )
     try:
         criterion.load_state_dict(state)

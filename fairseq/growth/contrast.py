@@ -25,7 +25,8 @@ def score_factor(pair: Pair) -> float:
         return 1.0
     # new channels of means are zero in the hidden states
     k = large / small if large % small == 0 else 1.0
-    return k if pair.unit_rows else k / pair.growth_of_scale
+    # rows of length one are as long as before, so that each of their copies is shorter
+    return k**0.5 if pair.unit_rows else k / pair.growth_of_scale
 
 
 def _contrast(criterion: Any) -> bool:

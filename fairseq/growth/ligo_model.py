@@ -280,6 +280,10 @@ class LigoModel(BaseFairseqModel):
         targets: Any = self._skeleton[0].model.supported_targets
         return targets
 
+    def hidden_modules(self) -> list[nn.Module]:
+        """Return the modules that compute, which are no children: they own no weights."""
+        return list(self._skeleton[0].modules())
+
     def train(self, mode: bool = True) -> LigoModel:
         """Switch dropout on or off, in the skeleton too."""
         super().train(mode)
@@ -289,7 +293,7 @@ class LigoModel(BaseFairseqModel):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LigoModel:
         """Move to a device; of the skeleton, the tables of positions go along."""
         super()._apply(fn, recurse)
-        for module in self._skeleton[0].modules():
+        for module in self.hidden_modules():
             for name, x in module._buffers.items():
                 module._buffers[name] = None if x is None else fn(x)
         return self

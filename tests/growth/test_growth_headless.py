@@ -39,6 +39,16 @@ def scores_of(model: Any) -> torch.Tensor:
         return features_BTC[TOKENS.ne(PAD)] @ model.embedding_table().T
 
 
+def test_scores_by_rows_of_length_one_grow_by_the_root() -> None:
+    """CLAP beside the contrast, whose embeddings have length one in both."""
+    model = build(a_config("encoder", head="clap", embedding_multiplier=2.0))
+    target = resized(model.config, width=16)
+    target.embedding_multiplier = 2.0 * 2**0.5
+    assert score_factor(Pair(model.config, target)) == pytest.approx(2**0.5)
+    before, after = scores_of(model), scores_of(grown("enlarge", model, target))
+    torch.testing.assert_close(after, before * 2**0.5, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("family", ["encoder", "decoder"])
 @pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize(("method", "times"), [("enlarge", 2), ("hyperclone", 3), ("lemon", 2)])

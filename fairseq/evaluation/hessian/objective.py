@@ -125,7 +125,9 @@ class Objective:
 
     def __init__(self, model: BaseFairseqModel, criterion: FairseqCriterion) -> None:
         self.model, self.criterion = model.eval(), criterion.eval()
-        for module in (*model.modules(), *criterion.modules()):
+        # an operator of growth keeps what computes apart from its children
+        hidden = getattr(model, "hidden_modules", list)()
+        for module in (*model.modules(), *hidden, *criterion.modules()):
             if isinstance(getattr(module, "backend", None), str):
                 name = "reference" if module is criterion else "explicit"
                 setattr(module, "backend", name)  # noqa: B010

@@ -12,6 +12,7 @@ import pytest
 
 from fairseq.catalog import HESSIAN_METHODS
 from fairseq.errors import FairseqError, UnsupportedError
+from fairseq.evaluation.hessian.batches import Batches, open_checkpoint
 from fairseq.evaluation.hessian.measure import Measurement, Settings, measure
 from fairseq_cli import hessian, train
 from tests.documents import TINY, narrow
@@ -291,3 +292,28 @@ def test_of_a_distilled_student_its_own_loss_is_measured(
         with pytest.raises(UnsupportedError, match="the loss is contrastive weight tying"):
             run(capsys, path, data, *few, *method)
     assert run(capsys, path, data, *few, "--method", "ggn", *plain)["loss"] > 0
+
+
+def test_of_an_operator_of_growth_second_differences_are_the_curvature(
+    runs: dict[str, tuple[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, data = runs["masked_lm"]
+    save = tmp_path / "operator"
+    words = [data, "--save-dir", str(save), "--task", "masked_lm", "--criterion", "masked_lm"]
+    words += [*ENCODER, "--arch", "ligo_roberta", "--ligo-source", source, "--encoder-layers", "3"]
+    words += "--tokens-per-sample 16 --sample-break-mode eos --batch-size 8 --max-update 2".split()
+    assert train.run(words) == 0
+    path, name = str(save / "checkpoint_last.pt"), "operator.depth.fc1.weight"
+    few = ["--params", name, "--sentences", "99", "--dtype", "fp64"]
+    found = run(capsys, path, data, *few, "--method", "exact")
+    objective, task, config, device = open_checkpoint({"path": path, "data": data}, double=True)
+    batches = Batches(task, config, objective.model, "valid", 1, device)
+    (sample,) = batches.fixed(99, 99)
+    weight, trace, step = objective.model.get_parameter(name).detach().view(-1), 0.0, 1e-3
+    for place in range(len(weight)):
+        losses = []
+        for move in (step, -2 * step, step):  # up, down, and back to where it was
+            weight[place] += move
+            losses.append(float(objective.loss(sample)[0].detach()))
+        trace += (losses[0] - 2 * losses[2] + losses[1]) / step**2
+    assert found["trace"] == pytest.approx(trace, rel=1e-4, abs=1e-7)
