@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq.criterions.base import FairseqCriterion, predicted_positions
 from fairseq.criterions.distillation import DistillationCriterion
@@ -126,7 +126,7 @@ class Objective:
     def __init__(self, model: BaseFairseqModel, criterion: FairseqCriterion) -> None:
         self.model, self.criterion = model.eval(), criterion.eval()
         # an operator of growth keeps what computes apart from its children
-        hidden = getattr(model, "hidden_modules", list)()
+        hidden: list[nn.Module] = getattr(model, "hidden_modules", list)()
         for module in (*model.modules(), *hidden, *criterion.modules()):
             if isinstance(getattr(module, "backend", None), str):
                 name = "reference" if module is criterion else "explicit"
