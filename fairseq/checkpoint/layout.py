@@ -17,12 +17,13 @@ import torch
 from fairseq.checkpoint.tensor_names import upgrade_roberta_state
 from fairseq.config import options
 from fairseq.config.build import plain
+from fairseq.config.flags import describe_choice
 from fairseq.config.refused import REFUSED
 from fairseq.config.resolve import resolve
 from fairseq.config.schema import FairseqDataclass, default_of, public_fields, with_values
 from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
 from fairseq.config.upgrade import FORK_ONLY, LATER, downgrade
-from fairseq.errors import CheckpointError
+from fairseq.errors import CheckpointError, ConfigError
 from fairseq.files.io import sha256_of
 from fairseq.files.safe_load import safe_load
 from fairseq.files.tensor_sizes import check_sizes
@@ -227,13 +228,20 @@ def _config_of(
 
 
 def _make(flat: dict[str, Any], nested: dict[str, Any]) -> FairseqConfig:
-    """Build the configuration; components that are unknown here and not essential are dropped."""
+    """Build the configuration; unknown components of the checkpoint are dropped if they can be.
+
+    Raises:
+        ConfigError: for a component that the caller states and nobody knows.
+    """
     sections = {key: value for key, value in nested.items() if value is not None}
     for section, flag in COMPONENTS.items():
         values = sections.get(section)
-        name = flat.get(flag) or (values.get("_name") if isinstance(values, Mapping) else values)
+        own = values.get("_name") if isinstance(values, Mapping) else values
+        name = flat.get(flag) or own
         essential = section in ("model", "task")  # building it will say what is unknown
         if name is not None and not essential and name not in options.known_names(flag):
+            if name != own:
+                raise ConfigError(f"{flag} {describe_choice(name, options.known_names(flag))}")
             logger.warning("the checkpoint's %s '%s' is not known here", flag, name)
             del sections[section]
     return options.make_config(flat, sections, strict=False, settle=False)

@@ -35,6 +35,10 @@ logger = logging.getLogger("fairseq.config.arguments")
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
+# flags of old releases whose nearest name means something else
+RENAMED = {"--max-lr": " (the highest rate of a cosine is --lr, its lowest --min-lr)"}
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors help: it suggests flags and explains refused ones.
 
@@ -57,7 +61,8 @@ class Parser(argparse.ArgumentParser):
         if message.startswith(lead):
             known = list(self._option_string_actions)
             words = message[len(lead) :].split()
-            hints = [did_you_mean(w.split("=")[0], known) for w in words if w.startswith("--")]
+            flags = [word.split("=")[0] for word in words if word.startswith("--")]
+            hints = [RENAMED.get(flag) or did_you_mean(flag, known) for flag in flags]
             message += "".join(hints) or " (see --help; --help --arch NAME lists a model's flags)"
         self.exit(2, f"{self.prog}: error: {message}\n")
 

@@ -244,6 +244,18 @@ def test_overrides_reach_every_section_and_name_components(trained: Path) -> Non
     assert after.bpe._name == "gpt2" and after.model.dropout == 0.3
 
 
+def test_a_component_that_is_stated_and_unknown_is_refused() -> None:
+    """The README on language models loads with tokenizer='moses', bpe='fastbpe'."""
+    state = {"cfg": {"task": {"_name": "masked_lm"}, "model": {"_name": "roberta"}}}
+    for key, name in (("tokenizer", "moses"), ("bpe", "fastbpe")):
+        for known in (None, {"_name": "gpt2"}):
+            stated = {"cfg": {**state["cfg"], "bpe": known}}
+            with pytest.raises(ConfigError, match=f"{key} invalid choice: '{name}'.* choose from"):
+                config_of(stated, {key: name})
+    # what the file itself names is left out: its model can be used without
+    assert config_of({"cfg": {**state["cfg"], "bpe": {"_name": "fastbpe"}}}).bpe is None
+
+
 @pytest.mark.parametrize("place", ["cfg", "record", "args"])
 def test_user_dir_is_never_taken_from_a_file(place: str) -> None:
     before = plain_config().thawed()

@@ -224,6 +224,7 @@ def test_refused_words_give_the_reason(capsys, words, message):
     ("words", "message"),
     [
         (["--enocder-layers", "2"], "did you mean '--encoder-layers'?"),
+        (["--max-lr", "1.0"], "highest rate of a cosine is --lr, its lowest --min-lr"),
         (["--max-tok", "100"], "unrecognized arguments"),
         (["--tokens", "100"], "unrecognized arguments"),
         (["--arch", "robreta"], "did you mean 'roberta'?"),
