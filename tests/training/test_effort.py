@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import re
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,13 @@ def test_the_peak_is_stated_or_measured() -> None:
     assert peak_of(2.5, cpu, torch.float32, devices=4) == 1e13
     state = torch.random.get_rng_state()
     assert math.isfinite(peak := peak_of(None, cpu, torch.float32)) and peak > 1e6
+    # as layers multiply: a step cannot do more than its products
+    x_NK, w_MK = torch.ones(64, 1024, dtype=torch.half), torch.ones(1024, 1024, dtype=torch.half)
+    torch.nn.functional.linear(x_NK, w_MK)
+    started = time.perf_counter()
+    torch.nn.functional.linear(x_NK, w_MK)
+    rate = 2 * 64 * 1024 * 1024 / (time.perf_counter() - started)
+    assert peak_of(None, cpu, torch.half) > rate / 5
     assert torch.random.get_rng_state().equal(state)
 
 
