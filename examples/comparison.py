@@ -42,6 +42,7 @@ def tuned(
     grid: Mapping[str, Sequence[str]],
     words_of: Callable[[dict[str, str]], tuple[str, ...]],
     train_all: Callable[[Sequence[studies.Run]], Sequence[Any]],
+    widest: int = 0,
 ) -> tuple[dict[str, str], list[Any]]:
     """Return the best choice for an arm on the first seed, and all that was tried.
 
@@ -53,16 +54,23 @@ def tuned(
         grid: flag -> values; all combinations are tried.
         words_of: makes the words of a run from a choice.
         train_all: trains runs and returns their results.
+        widest: how often the best at an edge is followed by twice or half of it; then the grid
+            has one flag of numbers.
     """
+    choices = list(itertools.product(*grid.values()))
+    if widest:
+        (numbers,) = grid.values()
+        choices = [float(number) for number in numbers]
 
-    def choice(values: tuple[str, ...]) -> dict[str, str]:
-        return dict(zip(grid, values, strict=True))
+    def choice(values: Any) -> dict[str, str]:
+        texts = values if isinstance(values, tuple) else (f"{values:g}",)
+        return dict(zip(grid, texts, strict=True))
 
     best, losses = studies.tune(
         lambda values: studies.Run(arm, studies.SEEDS[0], words_of(choice(values))),
-        list(itertools.product(*grid.values())),
+        choices,
         train_all,
-        widest=0,
+        widest,
     )
     return choice(best), [{**choice(values), "loss": loss} for values, loss in losses.items()]
 

@@ -48,6 +48,8 @@ NAMES = {
     for suffix, pair in (("", SIZES), ("_larger", LARGER_SIZES))
 }
 GRID = {"--lr": ("0.001", "0.003")}
+# a best rate at the edge is followed by twice or half of it; between encoders' two little moves
+WIDEST = {"encoder": 0, "decoder": 2}
 LEARNING = "--lr 0.002 --warmup-updates 0"
 # name -> flags; DONOR is the small model, OPERATOR what LIGO learned
 METHODS = ("copy", "stack", "gstack", "interpolate", "net2net", "fpi", "aki")
@@ -195,7 +197,7 @@ class Study:
         flags, _ = self.begun(arm, studies.SEEDS[0])
         return comparison.tuned(
             arm, GRID, lambda choice: self.schedule(flags, UPDATES, choice),
-            lambda runs: [self.trained(run) for run in runs],
+            lambda runs: [self.trained(run) for run in runs], WIDEST[self.kind],
         )  # fmt: skip
 
 
