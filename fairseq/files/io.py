@@ -154,7 +154,8 @@ def atomic_write(path: PathLike, mode: str = "wb", **open_kwargs: object) -> Ite
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary_name(path))
-        if isinstance(error, OSError) and error.filename is None:  # of a write: which file it was
+        # the system's errors of a write do not say which file it was; ours have no number
+        if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = os.fspath(path)
         raise
     fsync_directory(os.path.dirname(os.path.abspath(path)))
