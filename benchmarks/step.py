@@ -318,7 +318,9 @@ def main() -> None:
         for case in chosen_cases(args):
             if case.vocabulary not in data:
                 data[case.vocabulary] = write_data(Path(folder), case.vocabulary)
-            results[case.name] = measure(case, data[case.vocabulary], args)
+            # slices may be of several commits
+            figures = measure(case, data[case.vocabulary], args)
+            results[case.name] = {"commit": record["commit"], **figures}
             print(case.name, json.dumps(results[case.name], indent=1), flush=True)
             if not args.quick:
                 args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
