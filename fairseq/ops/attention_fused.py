@@ -22,6 +22,7 @@ from fairseq.lazy import require_library
 from fairseq.ops.attention_context import Alibi, AttentionContext
 
 FUSED = ("flex", "flash", "xformers")
+FLEX_CHANNELS = 16  # the fewest of a head that its kernels take, as tensor cores do
 BY_LENGTHS = ("flash", "xformers")  # take tokens of several sequences, without padding
 MODULES = {"flash": ("flash_attn", "flash-attn"), "xformers": ("xformers.ops", "xformers")}
 ADVICE = "choose --attention-backend auto"
@@ -61,7 +62,7 @@ def best_on_gpu(query_BHTD: Tensor, context: AttentionContext, dropout: float) -
     fits = channels % 8 == 0 and channels <= 256
     can = {
         "flash": not sided and fits and _importable("flash_attn"),
-        "flex": not dense and not dropout and _importable("triton"),
+        "flex": not dense and not dropout and channels >= FLEX_CHANNELS and _importable("triton"),
     }
     hidden = context.key_padding_mask_BS is not None and context.unpadded is None
     order = ("flex", "flash") if hidden or context.documents_BS is not None else ("flash", "flex")
@@ -127,6 +128,10 @@ def _flex(
     tensors = (query_BHTD, key_BHTD, value_BHTD)
     if on_cpu and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         raise ConfigError(f"flex cannot train on a CPU: {ADVICE}")
+    channels = query_BHTD.shape[-1]
+    if not on_cpu and channels < FLEX_CHANNELS:
+        few = f"heads of {channels} channels, flex needs {FLEX_CHANNELS}"
+        raise ConfigError(f"the model has {few}: fewer heads, or {ADVICE}")
     score_mod = None if context.alibi is None else _slopes(context.alibi, device)
     return _flex_function(compiled=not on_cpu)(
         *tensors, score_mod=score_mod, block_mask=_block_mask(query_BHTD, context)

@@ -74,7 +74,11 @@ def record_samples(note: Path) -> None:
                     handle.write(line + "\n")
         return batch
 
+    def refuse(self: Any, protocol: Any) -> Any:
+        raise TypeError("a dataset that cannot be sent is forked, and this recorder with it")
+
     MaskedLMDataset.collater = collater  # type: ignore[method-assign]
+    MaskedLMDataset.__reduce_ex__ = refuse  # type: ignore[method-assign,assignment]
 
 
 def finish(pids: list[int], seconds: float = 60.0) -> list[int]:

@@ -265,7 +265,7 @@ def test_auto_on_a_gpu(
     monkeypatch.setattr(attention_fused, "_importable", lambda name: name in installed.split())
     documents_BS = torch.zeros(2, 5, dtype=torch.long) if documents else None
     context = AttentionContext(alibi, None, causal, documents_BS)
-    assert best_on_gpu(torch.zeros(2, H, 5, 8, dtype=dtype), context, dropout) == choice
+    assert best_on_gpu(torch.zeros(2, H, 5, 16, dtype=dtype), context, dropout) == choice
 
 
 @pytest.mark.parametrize(
@@ -288,4 +288,14 @@ def test_auto_on_a_gpu_of_unpadded_tokens(
     monkeypatch.setattr(attention_fused, "_importable", lambda name: name in installed.split())
     hidden_BS = torch.arange(5).expand(2, 5) > 3
     context = AttentionContext(alibi, hidden_BS, unpadded=Unpadded(torch.arange(4), 2, 5))
-    assert best_on_gpu(torch.zeros(4, H, 8, dtype=dtype), context, 0.0) == choice
+    assert best_on_gpu(torch.zeros(4, H, 16, dtype=dtype), context, 0.0) == choice
+
+
+def test_heads_that_are_too_narrow_for_flex(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_fused, "_importable", lambda name: name == "triton")
+    context = AttentionContext(SYMMETRIC)
+    narrow = torch.zeros(2, H, 5, 8, dtype=torch.bfloat16)
+    assert best_on_gpu(narrow, context, 0.0) == "sdpa"
+    q, k, v = (torch.empty_like(narrow, device="meta") for _ in range(3))
+    with pytest.raises(ConfigError, match="heads of 8 channels, flex needs 16: fewer heads, or"):
+        attention_fused.fused_attention("flex", q, k, v, context, 0.0)

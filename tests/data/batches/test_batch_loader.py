@@ -85,7 +85,9 @@ DIED = r"process that reads data died \(Killed\): pid \d+.*--num-workers 0"
 
 
 def kill_workers():
-    for worker in multiprocessing.active_children():
+    while not (workers := multiprocessing.active_children()):
+        time.sleep(0.05)  # a server of processes, as since Python 3.12, needs its time to start
+    for worker in workers:
         worker.kill()
 
 
