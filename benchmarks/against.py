@@ -6,12 +6,14 @@ Every command is a process of its own, as a user starts it, with the packages of
 other; who begins changes with the round. Ratios are of the same round, processor time of the
 process and its workers (of two workers: the clock's); the interval is that of the median by the
 sign test. A row is "slower" only where the whole interval lies above 1.03. Commands that the other
-checkout does not have are said to be missing. `step.py --against` does the same for large steps.
+checkout does not have are said to be missing; `--only` adds to the record. `step.py --against` does
+the same for large steps.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -26,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks.rounds import interval, ratios  # noqa: E402
-from benchmarks.run import RESULTS, machine, publish, repeated  # noqa: E402
+from benchmarks.run import RESULTS, commit, machine, publish, repeated  # noqa: E402
 from benchmarks.step import environment  # noqa: E402
 
 LIMIT = 1.03  # of what may be noise
@@ -86,6 +88,14 @@ def spent(command: list[str], checkout: Path) -> tuple[float, float] | None:
     return None if process.returncode else (used.ru_utime + used.ru_stime, clock)
 
 
+def remove(place: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
 def turns(
     name: str, checkouts: dict[str, Path], folder: Path, shared: dict[str, str], rounds: int
 ) -> dict[str, list[float]] | None:
@@ -99,9 +109,9 @@ def turns(
             places = {**shared, **own, "new": str(folder / side / "new")}
             for kind, place in own.items():
                 if f"--save-dir {{{kind}}}" in COMMANDS[name]:
-                    shutil.rmtree(place, ignore_errors=True)
+                    remove(Path(place))
             figures = spent(words(COMMANDS[name], places), checkouts[side])
-            shutil.rmtree(places["new"], ignore_errors=True)
+            remove(Path(places["new"]))
             if figures is None:
                 return None
             if turn:
@@ -168,12 +178,15 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.checkout / "fairseq_cli").is_dir():
         parser.error(f"{args.checkout} is no checkout of this project: it has no fairseq_cli")
+    file = None if args.quick else RESULTS / "against.json"
     where, rows = machine(), {}
+    if args.only and file is not None and file.is_file():
+        rows = json.loads(file.read_text(encoding="utf-8"))["result"]["commands"]
     for name, row in measure(args):
         print(f"{name}: {row}", file=sys.stderr, flush=True)
         rows[name] = row
-    file = None if args.quick else RESULTS / "against.json"
-    publish("against", {"rounds": args.rounds, "commands": rows}, file, where)
+    commits = {"here": commit(), "there": commit(args.checkout)}
+    publish("against", {"rounds": args.rounds, **commits, "commands": rows}, file, where)
 
 
 if __name__ == "__main__":

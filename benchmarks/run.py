@@ -64,9 +64,9 @@ def command() -> str:
     return " ".join(["python", str(name), *sys.argv[1:]])
 
 
-def commit() -> str | None:
+def commit(checkout: Path = ROOT) -> str | None:
     """Return the commit that is measured; None outside of a repository."""
-    asked = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    asked = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
 
