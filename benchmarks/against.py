@@ -65,9 +65,9 @@ COMMANDS = {
     "fairseq-train, causal": f"-m fairseq_cli.train {{data}} {DECODER} {TRAINED} --max-update "
     "{updates} --save-dir {causal}",
     "fairseq-validate": "-m fairseq_cli.validate {data} --path {masked}/checkpoint_last.pt "
-    "--valid-subset train --max-valid-steps {steps} --batch-size 16 --device cpu",
+    "--valid-subset train --max-valid-steps {steps} --batch-size 16 --device cpu --num-workers 0",
     "fairseq-eval-lm": "-m fairseq_cli.eval_lm {data} --path {causal}/checkpoint_last.pt "
-    "--gen-subset valid --batch-size 16 --device cpu",
+    "--gen-subset valid --batch-size 16 --device cpu --num-workers 0",
 }
 
 
