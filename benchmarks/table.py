@@ -31,7 +31,7 @@ ORDER = (
 )
 HEAD = """# Benchmarks
 
-`make bench` measures again (all of it takes about ten minutes); `python benchmarks/run.py NAME`
+`make bench` measures again, most of it in ten rounds; `python benchmarks/run.py NAME`
 measures one; `estimate.py`, `heads.py`, `minilm.py`, `muon.py`, `pcfg.py`, `products.py` and
 `unpadded.py` are programs of their own; `against.py CHECKOUT` runs the commands of this code and of
 another checkout's in turn. A figure of several rounds is their median, with the quartiles. Each
