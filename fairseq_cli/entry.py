@@ -152,7 +152,7 @@ def refuse_other_fairseq() -> None:
     """
     if not any(_holds_original(folder) for folder in sys.path):
         return
-    # a fifth of the time until --help: it is asked only where a folder names the package
+    # slow to import for --help: it is asked only where a folder names the package
     import importlib.metadata
 
     try:

@@ -141,11 +141,11 @@ def logits_of(task: Task, config: Config, state: Mapping[str, Tensor], tokens_BT
     headless = config.get("head") == "none" or bool(config.get("adaptive_softmax_cutoff"))
     with torch.no_grad():
         output_BTX = model(tokens_BT, features_only=headless)[0]
-        if config.get("head") == "none" and model.embedding_table().shape[1] == len(
-            output_BTX[0, 0]
-        ):
-            return output_BTX @ model.embedding_table().T
-        return output_BTX
+        if config.get("head") != "none":
+            return output_BTX
+        table_VC = model.embedding_table()
+        fits = table_VC.shape[1] == output_BTX.shape[-1]
+        return output_BTX @ table_VC.T if fits else output_BTX
 
 
 def largest_change(

@@ -26,8 +26,8 @@ class PerTensorOptimizer(torch.optim.Optimizer):
     supports_step_with_scale = True
     supports_flat_params = True
 
-    # torch asks its compiler to leave these alone, and imports it for that at their first call: a
-    # second of every start and 60 MB, for optimizers that are never compiled
+    # torch asks its compiler to leave these alone, and imports it for that at their first call; it
+    # is large, and optimizers are never compiled here
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
     state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)

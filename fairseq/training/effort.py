@@ -137,7 +137,7 @@ def peak_of(
         return stated * 1e12 * devices
     best = 0.0
     for m, k, n in GEMMS.get(device.type, GEMMS_ELSEWHERE):
-        # ones draw no random number; laid out as in x W^T: fp16 on a CPU is 20 times slower else
+        # ones draw no random number; laid out as in x W^T: fp16 on a CPU is far slower else
         a, b = (torch.ones(*size, device=device, dtype=dtype) for size in ((m, k), (n, k)))
         rows = m // 16
         # the first one warms up; a type without units, as fp16 on a CPU, stays with these rows
