@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
+import importlib
 import logging
 import os
 import signal
@@ -226,6 +228,43 @@ def init_process_group(cfg: DistributedTrainingConfig, device: torch.device) -> 
     if get_rank() != 0:
         logging.getLogger().setLevel(logging.WARNING)
     return get_rank()
+
+
+@contextlib.contextmanager
+def joined(cfg: DistributedTrainingConfig, device: torch.device) -> Iterator[None]:
+    """Be among the processes of a run inside the block, and leave them at its end.
+
+    The threads of a group let go of their last tensors whenever they come to it; if the interpreter
+    is ending by then, the process is aborted instead of ending with its status. They end, and are
+    waited for, when nothing refers to the group any more: a wrapped model must be gone by the end
+    of the block.
+
+    Args:
+        cfg: the distributed section; a single process joins nobody.
+        device: where this process computes.
+
+    Raises:
+        ConfigError: if the processes cannot meet.
+    """
+    if cfg.distributed_world_size <= 1 or is_initialized():
+        yield  # a group that was there before is left by whoever joined it
+        return
+    # a wrapped model imports this, and what it imports keeps the group that it finds for ever
+    importlib.import_module("torch._dynamo")
+    init_process_group(cfg, device)
+    try:
+        yield
+    except (FairseqError, SystemExit):
+        _leave()
+        raise
+    # after any other error another process may be stuck in a reduction, and leaving with it
+    _leave()
+
+
+def _leave() -> None:
+    _last_names.clear()
+    gc.collect()  # a wrapped model is part of cycles
+    dist.destroy_process_group()
 
 
 def _spawned(index: int, main: Callable[..., object], cfg: FairseqConfig, start_rank: int) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def start(
     world: int,
     note: Path | None = None,
     limits: dict[int, int] | None = None,
+    threads: Path | None = None,
     **flags: Any,
 ) -> list[int]:
     """Fork the processes of one run, as torchrun would start them; return their ids."""
@@ -55,9 +57,39 @@ def start(
         if limits is not None:
             out_of_memory_above(limits[rank])
         cfg = tiny_run.config(data, folder, **{**NO_DROPOUT, **flags})
-        utils.call_main(cfg, tiny_run.train)
+        with contextlib.nullcontext() if threads is None else threads_noted(threads, rank):
+            utils.call_main(cfg, tiny_run.train)
 
     return [tiny_run.fork(lambda rank=rank: work(rank)) for rank in range(world)]
+
+
+@contextlib.contextmanager
+def threads_noted(folder: Path, rank: int) -> Iterator[None]:
+    """Write the names of the threads of this process, when it joins the others and at the end."""
+
+    def names() -> list[str]:
+        return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+
+    joined: list[str] = []
+    original = utils.init_process_group
+
+    def noting(*args: Any) -> int:
+        number = original(*args)
+        joined.extend(names())
+        return number
+
+    utils.init_process_group = noting
+    try:
+        yield
+    finally:
+        (folder / f"threads{rank}").write_text(json.dumps([joined, names()]))
+
+
+def wait_for(path: Path, seconds: float = 40) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.05)
 
 
 def record_samples(note: Path) -> None:
@@ -258,13 +290,34 @@ def test_a_dead_process_ends_the_others(
 
 def test_a_signal_to_one_stops_all_and_saves(data: Path, tmp_path: Path) -> None:
     pids = start(data, tmp_path / "run", 2, max_update=100_000, lr=[1e-6], total_num_update=100_000)
-    deadline = time.monotonic() + 40
-    while not (tmp_path / "run" / "metrics.jsonl").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(tmp_path / "run" / "metrics.jsonl")
     os.kill(pids[1], signal.SIGTERM)
     assert finish(pids, seconds=30) == [143, 143]
     assert tiny_run.content(tmp_path / "run" / "checkpoint_last.pt")["model"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads the threads in /proc")
+@pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])
+@pytest.mark.parametrize("ends", ["at its end", "at a signal", "before it begins"])
+def test_no_thread_of_the_group_outlives_a_run(
+    data: Path, tmp_path: Path, backend: str, ends: str
+) -> None:
+    """One that did would abort the process, now and then, while the interpreter ends."""
+    flags: dict[str, Any] = {"ddp_backend": backend, "max_update": 2}
+    if ends == "at a signal":
+        flags.update(max_update=100_000, lr=[1e-6], total_num_update=100_000)
+    if ends == "before it begins":
+        flags.update(disable_validation=False, valid_subset="missing")
+    pids = start(data, tmp_path / "run", 2, threads=tmp_path, **flags)
+    if ends == "at a signal":
+        wait_for(tmp_path / "run" / "metrics.jsonl")
+        os.kill(pids[1], signal.SIGTERM)
+    statuses = {"at its end": 0, "at a signal": 143, "before it begins": 1}
+    assert finish(pids) == [statuses[ends]] * 2
+    for rank in range(2):
+        before, after = json.loads((tmp_path / f"threads{rank}").read_text())
+        assert [name for name in before if "gloo" in name]
+        assert not [name for name in after if "gloo" in name]
 
 
 def test_sums_cope_with_missing_names(tmp_path: Path) -> None:
