@@ -31,7 +31,8 @@ def dropout(x: Tensor, p: float, training: bool = True, backend: str = "auto") -
         p: in [0, 1]; 0 returns ``x`` itself.
         training: outside training ``x`` comes back.
         backend: ``reference`` (PyTorch's), ``packed`` (16 bits an element, any device), or
-            ``auto``: packed on the CPU, outside of ``torch.func``.
+            ``auto``: packed on the CPU, outside of ``torch.func`` and ``torch.compile``, which
+            draws numbers its own way.
 
     Source: Srivastava et al. 2014, section 4.
     """
@@ -39,7 +40,8 @@ def dropout(x: Tensor, p: float, training: bool = True, backend: str = "auto") -
         return x
     dropped = round(p * LEVELS)
     if backend == "auto":
-        backend = "packed" if x.device.type == "cpu" and not is_transformed() else "reference"
+        plain = not is_transformed() and not torch.compiler.is_compiling()
+        backend = "packed" if x.device.type == "cpu" and plain else "reference"
     if backend != "packed" or not 0 < dropped < LEVELS:
         return F.dropout(x, p, training)
     return _Packed.apply(x, dropped)

@@ -47,6 +47,32 @@ def test_compiled_steps_are_the_same_steps(
     assert names["off"] == names[kind]
 
 
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.matrix)]
+)
+@pytest.mark.parametrize(("kind", "flags"), [("full", {}), *CASES, *LONG], ids=str)
+def test_compiled_layers_drop(
+    backend: str,
+    kind: str,
+    flags: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The tracer's own rewriting of a step with dropout, which the tests above leave out."""
+    data = make_corpus(tmp_path / "data")
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    losses = []
+    for dropout in (0.0, 0.5):
+        with monkeypatch.context() as patch:
+            recorder = Recorder(patch)
+            more = {**QUIET, "dropout": dropout, "attention_dropout": dropout}
+            train(config(data, tmp_path / f"run{dropout}", compile=kind, **{**flags, **more}))
+        losses.append([float.fromhex(loss) for loss in recorder.losses.values()])
+        torch._dynamo.reset()
+    without, dropped = losses
+    assert len(dropped) == 3 and all(a != b for a, b in zip(without, dropped, strict=True))
+
+
 def test_a_machine_without_a_compiler_says_so_before_it_begins(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
