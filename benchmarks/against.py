@@ -184,9 +184,9 @@ def main() -> None:
         rows = json.loads(file.read_text(encoding="utf-8"))["result"]["commands"]
     for name, row in measure(args):
         print(f"{name}: {row}", file=sys.stderr, flush=True)
-        rows[name] = row
-    commits = {"here": commit(), "there": commit(args.checkout)}
-    publish("against", {"rounds": args.rounds, **commits, "commands": rows}, file, where)
+        # a row of its own commit and rounds: `--only` leaves the others as they were
+        rows[name] = {**row, "rounds": args.rounds, "commit": (commit() or "")[:12]}
+    publish("against", {"there": commit(args.checkout), "commands": rows}, file, where)
 
 
 if __name__ == "__main__":

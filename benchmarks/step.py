@@ -125,9 +125,10 @@ def write_data(folder: Path, vocabulary: int) -> Path:
 
 
 def environment(threads: int, checkout: Path = ROOT) -> dict[str, str]:
-    """Return the environment of a contestant."""
+    """Return the environment of a contestant, which may keep its byte code as an installed one."""
+    kept = {name: value for name, value in os.environ.items() if "BYTECODE" not in name}
     return {
-        **os.environ,
+        **kept,
         "OMP_NUM_THREADS": str(threads),
         "PYTHONPATH": str(checkout),
         "PYTHONSAFEPATH": "1",  # or -m would look into the folder one is in before that checkout

@@ -95,8 +95,10 @@ def ready_to_train(cfg: FairseqConfig, watch: Watch | None = None) -> Iterator[T
             StopSignal() as stop,
         ):
             trainer, epoch_itr, sampler = _set_up(cfg, folder)
-            yield TrainLoop(trainer.cfg, trainer, epoch_itr, stop, folder, sampler, watch)
-            trainer.state.unwrap()
+            try:
+                yield TrainLoop(trainer.cfg, trainer, epoch_itr, stop, folder, sampler, watch)
+            finally:
+                trainer.state.unwrap()
     finally:
         close_sinks()
 

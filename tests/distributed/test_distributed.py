@@ -298,7 +298,7 @@ def test_a_signal_to_one_stops_all_and_saves(data: Path, tmp_path: Path) -> None
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads the threads in /proc")
 @pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])
-@pytest.mark.parametrize("ends", ["at its end", "at a signal", "before it begins"])
+@pytest.mark.parametrize("ends", ["at its end", "at a signal", "before it begins", "in its midst"])
 def test_no_thread_of_the_group_outlives_a_run(
     data: Path, tmp_path: Path, backend: str, ends: str
 ) -> None:
@@ -308,12 +308,13 @@ def test_no_thread_of_the_group_outlives_a_run(
         flags.update(max_update=100_000, lr=[1e-6], total_num_update=100_000)
     if ends == "before it begins":
         flags.update(disable_validation=False, valid_subset="missing")
+    if ends == "in its midst":
+        flags.update(max_update=100, lr=[1e30])
     pids = start(data, tmp_path / "run", 2, threads=tmp_path, **flags)
     if ends == "at a signal":
         wait_for(tmp_path / "run" / "metrics.jsonl")
         os.kill(pids[1], signal.SIGTERM)
-    statuses = {"at its end": 0, "at a signal": 143, "before it begins": 1}
-    assert finish(pids) == [statuses[ends]] * 2
+    assert finish(pids) == [{"at its end": 0, "at a signal": 143}.get(ends, 1)] * 2
     for rank in range(2):
         before, after = json.loads((tmp_path / f"threads{rank}").read_text())
         assert [name for name in before if "gloo" in name]
