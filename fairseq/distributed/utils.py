@@ -5,6 +5,7 @@ Statistics travel as tensors, never as pickles.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import gc
@@ -200,7 +201,7 @@ def meeting(cfg: DistributedTrainingConfig) -> DistributedTrainingConfig:
 
 
 def init_process_group(cfg: DistributedTrainingConfig, device: torch.device) -> int:
-    """Join the other processes.
+    """Join the other processes, until this one ends.
 
     Returns:
         the rank of this process.
@@ -211,6 +212,8 @@ def init_process_group(cfg: DistributedTrainingConfig, device: torch.device) -> 
     if is_initialized():
         return get_rank()
     backend, seconds = backend_for(cfg.distributed_backend, device), cfg.heartbeat_timeout
+    # a wrapped model imports this, and what it imports keeps a group that is there for ever
+    importlib.import_module("torch._dynamo")
     try:
         dist.init_process_group(
             backend,
@@ -225,46 +228,22 @@ def init_process_group(cfg: DistributedTrainingConfig, device: torch.device) -> 
         raise ConfigError(
             f"could not join the other processes at {cfg.distributed_init_method}: {error}"
         ) from error
+    atexit.register(leave)
     if get_rank() != 0:
         logging.getLogger().setLevel(logging.WARNING)
     return get_rank()
 
 
-@contextlib.contextmanager
-def joined(cfg: DistributedTrainingConfig, device: torch.device) -> Iterator[None]:
-    """Be among the processes of a run inside the block, and leave them at its end.
+def leave() -> None:
+    """Leave the other processes, and wait for the threads that talked to them.
 
-    The threads of a group let go of their last tensors whenever they come to it; if the interpreter
-    is ending by then, the process is aborted instead of ending with its status. They end, and are
-    waited for, when nothing refers to the group any more: a wrapped model must be gone by the end
-    of the block.
-
-    Args:
-        cfg: the distributed section; a single process joins nobody.
-        device: where this process computes.
-
-    Raises:
-        ConfigError: if the processes cannot meet.
+    They let go of their last tensors whenever they come to it; if the interpreter is ending by
+    then, the process is aborted instead of ending with its status. They end when nothing refers to
+    the group any more: a wrapped model must be gone by now.
     """
-    if cfg.distributed_world_size <= 1 or is_initialized():
-        yield  # a group that was there before is left by whoever joined it
-        return
-    # a wrapped model imports this, and what it imports keeps the group that it finds for ever
-    importlib.import_module("torch._dynamo")
-    init_process_group(cfg, device)
-    try:
-        yield
-    except (FairseqError, SystemExit):
-        _leave()
-        raise
-    # after any other error another process may be stuck in a reduction, and leaving with it
-    _leave()
-
-
-def _leave() -> None:
-    _last_names.clear()
-    gc.collect()  # a wrapped model is part of cycles
-    dist.destroy_process_group()
+    if is_initialized():
+        gc.collect()  # a wrapped model is part of cycles
+        dist.destroy_process_group()
 
 
 def _spawned(index: int, main: Callable[..., object], cfg: FairseqConfig, start_rank: int) -> None:

@@ -87,18 +87,17 @@ def ready_to_train(cfg: FairseqConfig, watch: Watch | None = None) -> Iterator[T
         checkpoint_utils.verify_checkpoint_directory(checkpoint.save_dir)
     if choose_device(cfg).type == "cpu":
         keep_freed_memory()
+    if cfg.distributed_training.distributed_world_size > 1:
+        distributed_utils.init_process_group(cfg.distributed_training, choose_device(cfg))
     try:
         with (
-            distributed_utils.joined(cfg.distributed_training, choose_device(cfg)),
             RunFolder(checkpoint.save_dir, enabled=_writes(cfg)) as folder,
             workers_ended(),
             StopSignal() as stop,
         ):
             trainer, epoch_itr, sampler = _set_up(cfg, folder)
-            try:
+            with contextlib.closing(trainer.state):
                 yield TrainLoop(trainer.cfg, trainer, epoch_itr, stop, folder, sampler, watch)
-            finally:
-                trainer.state.unwrap()
     finally:
         close_sinks()
 

@@ -124,8 +124,8 @@ class TrainingState:
             self._wrapped = wrap_model(self.cfg.distributed_training, self._model, self.device)
         return self._wrapped
 
-    def unwrap(self) -> None:
-        """Let go of the wrapper, which refers to the group of processes."""
+    def close(self) -> None:
+        """Let go of the wrapped model, which refers to the group of processes."""
         self._wrapped = None
 
     @property

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,24 +66,20 @@ def start(
 
 @contextlib.contextmanager
 def threads_noted(folder: Path, rank: int) -> Iterator[None]:
-    """Write the names of the threads of this process, when it joins the others and at the end."""
-
-    def names() -> list[str]:
-        return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-
-    joined: list[str] = []
-    original = utils.init_process_group
-
-    def noting(*args: Any) -> int:
-        number = original(*args)
-        joined.extend(names())
-        return number
-
-    utils.init_process_group = noting
+    """Write the names of the threads of this process, before and after what it does at exit."""
+    at_exit: list[Callable[[], None]] = []
+    utils.atexit = SimpleNamespace(register=at_exit.append)  # type: ignore[assignment]
     try:
         yield
     finally:
-        (folder / f"threads{rank}").write_text(json.dumps([joined, names()]))
+        joined = thread_names()
+        for function in at_exit:
+            function()
+        (folder / f"threads{rank}").write_text(json.dumps([joined, thread_names()]))
+
+
+def thread_names() -> list[str]:
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
 def wait_for(path: Path, seconds: float = 40) -> None:
