@@ -11,7 +11,7 @@ from fairseq.errors import MissingFileError
 from fairseq.logging.console import printable
 from fairseq.report.runs import Run, load_run, run_names, summarize, trained_tokens
 
-COLUMNS = ("run", "updates", "tokens", "time", "valid loss (bits)", "at update", "state")
+COLUMNS = ("run", "updates", "tokens", "time", "valid loss (bits)", "of", "at update", "state")
 
 
 def load_listed(folders: Sequence[str | os.PathLike[str]]) -> tuple[list[Run], list[str]]:
@@ -37,7 +37,8 @@ def load_listed(folders: Sequence[str | os.PathLike[str]]) -> tuple[list[Run], l
 
 def table(runs: Sequence[Run]) -> str:
     """Return one line a run under a heading; what is unknown is a dash."""
-    return aligned([COLUMNS, *map(_row, runs)], {0, len(COLUMNS) - 1})
+    texts = {COLUMNS.index(name) for name in ("run", "of", "state")}
+    return aligned([COLUMNS, *map(_row, runs)], texts)
 
 
 def aligned(rows: Sequence[Sequence[str]], texts: Collection[int]) -> str:
@@ -62,6 +63,7 @@ def _row(run: Run) -> tuple[str, ...]:
         _text(tokens, "{:,.0f}"),
         "-" if figures["wall_seconds"] is None else duration(figures["wall_seconds"]),
         _text(figures["best_valid_loss"], "{:.4f}"),
+        printable(figures["objective"] or "") or "-",
         _text(figures["best_at_update"], "{:,.0f}"),
         printable(": ".join(part for part in run.state if part)) or "-",
     )

@@ -160,6 +160,7 @@ def _count(number: float) -> str:
 
 # Column heading, key of the summary, how a value is written, which of several runs is the best.
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str], Callable[..., Any] | None], ...] = (
+    ("Objective", "objective", escape, None),
     ("Valid loss (bits)", "best_valid_loss", "{:.3f}".format, min),
     ("Perplexity", "best_valid_ppl", "{:,.2f}".format, min),
     ("Accuracy", "best_valid_accuracy", "{:.1f}".format, max),
@@ -175,9 +176,14 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], str], Callable[..., Any] | None]
 
 
 def _results(runs: Sequence[Run]) -> str:
-    """Return the table of final figures; columns that no run can fill are left out."""
+    """Return the table of final figures; columns that no run can fill are left out.
+
+    The best figure is marked among runs of the same objective.
+    """
     rows = [summarize(run) for run in runs]
     columns = [column for column in _COLUMNS if any(row[column[1]] is not None for row in rows)]
+    if len({row["objective"] for row in rows if row["best_valid_loss"] is not None}) < 2:
+        columns = [column for column in columns if column[1] != "objective"]
     head = "".join(f"<th>{heading}</th>" for heading, *_ in columns)
     told = any(run.state.kind for run in runs)
     head = ("<th>State</th>" if told else "") + head
@@ -186,7 +192,8 @@ def _results(runs: Sequence[Run]) -> str:
         cells = [f"<td>{run_name(runs, index)}</td>"]
         cells += [f"<td>{_state(runs[index])}</td>"] if told else []
         for _, key, write, best in columns:
-            known = [other[key] for other in rows if other[key] is not None]
+            alike = (other for other in rows if other["objective"] == row["objective"])
+            known = [other[key] for other in alike if other[key] is not None]
             is_best = best is not None and len(known) > 1 and row[key] == best(known)
             text = "&ndash;" if row[key] is None else write(row[key])
             cells.append(f"<td{' class=best' if is_best else ''}>{text}</td>")

@@ -293,6 +293,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "name": run.name,
         "folder": str(run.folder),
         "valid_subset": tag,
+        "objective": objective_of(run),
         "best_valid_loss": best_loss,
         "best_valid_ppl": None if best_loss is None or best_loss > 1000 else 2.0**best_loss,
         "best_at_update": None if best is None else losses[0][best],
@@ -306,6 +307,16 @@ def summarize(run: Run) -> dict[str, Any]:
         "state": run.state.kind or None,
         "ended_by": run.state.reason or None,
     }
+
+
+def objective_of(run: Run) -> str | None:
+    """Return what the losses of a run are of; those of two objectives cannot be compared.
+
+    It is the criterion and, if it has another name, the task: ``masked_lm``,
+    ``distillation/language_modeling``. None if the folder has no settings.
+    """
+    names = [run.config.get(f"{section}._name") for section in ("criterion", "task")]
+    return "/".join(dict.fromkeys(str(name) for name in names if name)) or None
 
 
 def trained_seconds(run: Run) -> float | None:

@@ -95,6 +95,7 @@ def test_summary_of_a_run(tmp_path):
         "name": "run",
         "folder": str(tmp_path / "run"),
         "valid_subset": "valid",
+        "objective": "masked_lm",
         "best_valid_loss": 5.5,
         "best_valid_ppl": 2**5.5,
         "best_at_update": 20,
@@ -117,6 +118,24 @@ def test_costs_stand_beside_the_results(tmp_path):
     page = Page(write_report([run], tmp_path / "out").read_text())
     assert page.rows[0][-2:] == ["Tokens", "FLOPs"]
     assert page.rows[1][-2:] == ["1,200", "3e+10"]
+
+
+def test_losses_of_different_objectives_are_not_compared(tmp_path):
+    """A column says what each is of, and the best one is marked among its like."""
+    runs = [make_run(tmp_path / f"run{n}", losses=(n,)) for n in (5, 4, 2)]
+    with open(runs[2] / "config.yaml", "a") as handle:
+        handle.write("criterion:\n  _name: contrastive_weight_tying\n")
+    text = write_report(runs, tmp_path / "out", pictures=False).read_text()
+    column = [row[1:3] for row in Page(text).rows[:4]]
+    assert column == [
+        ["Objective", "Valid loss (bits)"],
+        ["masked_lm", "5.000"],
+        ["masked_lm", "4.000"],
+        ["contrastive_weight_tying/masked_lm", "2.000"],
+    ]
+    assert "<td class=best>4.000" in text and "<td class=best>2.000" not in text
+    alike = write_report(runs[:2], tmp_path / "out", pictures=False).read_text()
+    assert Page(alike).rows[0][1] == "Valid loss (bits)"
 
 
 def test_updates_lie_on_other_axes(tmp_path):

@@ -143,6 +143,8 @@ def test_the_list_has_a_line_for_each_run(tmp_path, capsys):
     first = make_run(tmp_path / "runs/first", counted=True)
     note(first, "stop", reason="SIGTERM")
     other = make_run(tmp_path / "runs/a\x1b[31m\nb", losses=(4.0,))
+    names = "criterion:\n  _name: distillation\ntask:\n  _name: language_modeling\n"
+    (other / "config.yaml").write_text(names)
     empty = tmp_path / "runs/empty"
     empty.mkdir()
     (empty / "metrics.jsonl").touch()
@@ -157,12 +159,23 @@ def test_the_list_has_a_line_for_each_run(tmp_path, capsys):
         "tokens",
         "time",
         "valid loss (bits)",
+        "of",
         "at update",
         "state",
     ]
-    assert lines[1] == ["first", "30", "1,200", "0:00:15", "5.5000", "20", "stopped: SIGTERM"]
-    assert lines[2] == [r"a\x1b[31m\nb", "10", "-", "0:00:05", "4.0000", "10", "-"]
-    assert lines[3] == ["empty", *["-"] * 6] and len(lines) == 4
+    assert lines[1] == [
+        "first",
+        "30",
+        "1,200",
+        "0:00:15",
+        "5.5000",
+        "masked_lm",
+        "20",
+        "stopped: SIGTERM",
+    ]
+    objective = "distillation/language_modeling"
+    assert lines[2] == [r"a\x1b[31m\nb", "10", "-", "0:00:05", "4.0000", objective, "10", "-"]
+    assert lines[3] == ["empty", *["-"] * 7] and len(lines) == 4
     assert out.err == f"no runs: {tmp_path / 'runs/logs'}\n"
     assert not Path("report").exists()
     assert main([str(first), "--list", "--json"]) == 0
