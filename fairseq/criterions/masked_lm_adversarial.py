@@ -25,6 +25,7 @@ from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import require_file
 from fairseq.logging import metrics
+from fairseq.modules.flops import TRAINING
 from fairseq.modules.heads import pool
 from fairseq.protocols import Model, Sample, Task
 
@@ -65,6 +66,7 @@ class MaskedLmAdversarial(MaskedLmLoss):
     """
 
     sums_over_rows = False
+    _extra_flops = 0
 
     def __init__(self, cfg: MaskedLmAdversarialConfig, task: Task) -> None:
         super().__init__(cfg, task)
@@ -79,6 +81,7 @@ class MaskedLmAdversarial(MaskedLmLoss):
         self, model: Model, sample: Sample, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
         loss, size, log = super().forward(model, sample, reduce)
+        self._extra_flops = 0
         if model.training:
             error = self._error(model, sample["target"].device)
             loss = loss - self.weight * error * (size if reduce else 1)
@@ -102,9 +105,25 @@ class MaskedLmAdversarial(MaskedLmLoss):
         features_BC = pool(states_BTC.float(), "mean", outside_BT)
         target_BK = self.target_SK[chosen_B].to(features_BC)
         half = len(rows) // 2
+        self._extra_flops = TRAINING * self._forward_flops(model, tokens_BT, *features_BC.shape)
         return head_error(
             features_BC[:half], target_BK[:half], features_BC[half:], target_BK[half:], self.ridge
         )
+
+    def extra_flops(self) -> int:
+        """Return those of the model on the sentences of the task, and of the head."""
+        return self._extra_flops
+
+    def _forward_flops(self, model: Model, tokens_BT: Tensor, rows: int, channels: int) -> int:
+        """Return the operations of a forward pass over the task's batch, with its head.
+
+        The products of the head are ``X^T X`` (C, C) and ``X^T Y`` (C, K) over half of the rows,
+        and ``X W`` of the other half.
+        """
+        tell = getattr(model, "flops", None)  # a plug-in's model may be any module
+        of_model = None if tell is None else tell(*tokens_BT.shape, 0)
+        of_head = 2 * channels * (rows // 2 * channels + rows * self.target_SK.shape[1])
+        return (of_model or 0) + of_head
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:

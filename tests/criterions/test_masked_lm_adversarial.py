@@ -125,6 +125,32 @@ def test_training_logs_both_terms_and_resumes(language: Path, tmp_path: Path) ->
     assert [row["loss"] for row in parts] == [row["loss"] for row in whole]
 
 
+def test_operations_of_the_head_are_those_counted_by_hand(language: Path, tmp_path: Path) -> None:
+    words = [*"--task pcfg_masked_lm --optimizer sgd --lr 0.01 --batch-size 16".split(), *MODEL]
+    words += "--disable-validation --num-workers 0 --device cpu --log-format none".split()
+    words += ["--log-interval", "1", "--grammar", str(language / "g.rules"), "--max-update", "3"]
+    # 30 sentences of four words and two classes, so that all batches of the task are alike
+    text = [f"w00{row % 9} w001 w002 w003" for row in range(30)]
+    known = {word for line in (language / "task/train.input0").open() for word in line.split()}
+    first = sorted(known)[0]
+    text = [" ".join(word if word in known else first for word in row.split()) for row in text]
+    (tmp_path / "train.input0").write_text("\n".join(text) + "\n")
+    (tmp_path / "train.label").write_text("A\nB\n" * 15)
+    adversarial = f"masked_lm_adversarial --adv-batch 20 --adv-task-data {tmp_path}"
+    totals = []
+    for number, criterion in enumerate(("masked_lm", adversarial)):
+        folder = tmp_path / str(number)
+        more = ["--criterion", *criterion.split(), "--save-dir", str(folder), "--seed", "1"]
+        assert train.run([*words, *more]) == 0
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        totals.append([row for row in map(json.loads, lines) if "flops" in row][-1]["flops"])
+    layer = 4 * 16 * 16 + 2 * 16 * 16  # attention, feed-forward
+    rows, length, width, classes = 20, 4 + 2, 16, 2
+    model = 2 * rows * length * layer + 2 * (2 * rows * length**2 * width)  # scores, values
+    head = 2 * (10 * width * width + 10 * width * classes + 10 * width * classes)
+    assert totals[1] - totals[0] == 3 * 3 * (model + head)  # updates; forward, two of backward
+
+
 def test_what_does_not_fit_is_refused(language: Path, tmp_path: Path) -> None:
     task = PcfgMaskedLMTask(PcfgMaskedLMConfig(grammar=str(language / "g.rules")))
     with pytest.raises(ConfigError, match="--adv-task-data"):
