@@ -234,6 +234,22 @@ def _with_rows_of(source: _Source, ours: Dictionary, path: str) -> dict[str, Ten
     return {**source.state, **{name: value[row_V] for name, value in tables.items()}}
 
 
+def _no_language_model(teacher: BaseFairseqModel, path: str) -> str:
+    """Return what to do about a teacher that says of no token what it predicts."""
+    from fairseq.models.pcfg_lookup import PcfgLookup
+
+    if isinstance(teacher, PcfgLookup):
+        return (
+            f"the teacher {path} is a lookup table (--arch pcfg_lookup), which has neither hidden "
+            "states nor a table of logits: to learn the true distribution of every masked word, "
+            "train without a teacher, --criterion masked_lm_truth --grammar FILE --soft-targets"
+        )
+    return (
+        f"the teacher {path} does not say which tokens it predicts ({type(teacher).__name__} has "
+        "no supported_targets): name a masked or a causal language model"
+    )
+
+
 def _check_fit(
     teacher: BaseFairseqModel,
     student: BaseFairseqModel,
@@ -244,6 +260,8 @@ def _check_fit(
     """Refuse a teacher of the other kind, with a shorter reach, or without the logits needed."""
     # positions mean the next token to one kind and a masked one to the other
     kinds = [set(getattr(model, "supported_targets", ())) for model in (teacher, student)]
+    if not kinds[0]:
+        raise ConfigError(_no_language_model(teacher, path))
     if kinds[0] != kinds[1]:
         raise ConfigError(
             f"the teacher {path} predicts {sorted(kinds[0])}, the student {sorted(kinds[1])}: "

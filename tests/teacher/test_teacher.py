@@ -15,6 +15,7 @@ from tiny_run import Recorder, config, content, digest, make_corpus, train
 from fairseq import checkpoint, evaluation
 from fairseq.errors import CheckpointError, ConfigError, MissingFileError
 from fairseq.export import original_and_safetensors
+from fairseq.models import pcfg_lookup
 from fairseq.report.page import write_report
 from tests.distributed.test_distributed import assert_same, finish, start
 
@@ -228,6 +229,24 @@ def test_symbols_that_round_the_size_do_not_count(
     lacking = student(family, with_words(tmp_path / "less", teachers[family], words))
     with pytest.raises(ConfigError, match="no rows"):
         load(rounded, lacking)
+
+
+def test_a_lookup_table_is_no_teacher(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused with what to use in its place; so is a model that does not say what it is."""
+    words = [line.split()[0] for line in (data / "dict.txt").read_text().splitlines()]
+    rules = ["S N S 0.9", "S N N 0.1", *(f"N {word} {1 / len(words)}" for word in words)]
+    (tmp_path / "g.rules").write_text("\n".join(rules) + "\n")
+    table = {"arch": "pcfg_lookup", "grammar": str(tmp_path / "g.rules"), "max_update": 1,
+             "sample_break_mode": "eos", "tokens_per_sample": 64}  # fmt: skip
+    train(config(data, tmp_path / "table", **table))
+    flags = student("masked", tmp_path / "table" / LAST)
+    with pytest.raises(ConfigError, match="is a lookup table .*--criterion masked_lm_truth"):
+        load(data, flags)
+    monkeypatch.setattr(pcfg_lookup, "PcfgLookup", int)
+    with pytest.raises(ConfigError, match="does not say which tokens .*no supported_targets"):
+        load(data, flags)
 
 
 def test_what_does_not_fit_is_refused(
