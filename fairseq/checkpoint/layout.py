@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fairseq.checkpoint.tensor_names import upgrade_roberta_state
+from fairseq.checkpoint.unused_weights import drop_unused_weights
 from fairseq.config import options
 from fairseq.config.build import plain
 from fairseq.config.flags import describe_choice
@@ -345,6 +346,7 @@ def upgrade_state(state: StateDict) -> dict[str, Any]:
     history.setdefault("lr_scheduler_state", {"best": best})
     history.setdefault("num_updates", 0)
     state["task_state"] = state.get("task_state") or {}
+    drop_unused_weights(state)
     return state
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from fairseq.checkpoint.unused_weights import COPIES
 from fairseq.protocols import StateDict
 
 # Names of tensors: (pattern, replacement), applied in this order to the keys of a state dict.
@@ -28,6 +29,7 @@ ROBERTA_DROPPED = (
     r"embed_positions\.(_float_tensor|weights)$",
     r"^encoder\.(regression_head|_ema)",
     r"^encoder\.scales\.weight$",
+    COPIES,
 )
 DECODER_DROPPED = (r"^decoder\.embed_positions\.(_float_tensor|weights)$",)
 
