@@ -31,8 +31,8 @@ def drop_unused_weights(state: dict[str, Any]) -> None:
     if not any(unused):
         return
     sizes = [weight.numel() for weight in weights.values()]
-    for tensors in (state["model"], (state.get("extra_state") or {}).get("ema")):
-        for name in [name for name in tensors or () if re.search(COPIES, name)]:
+    for tensors in (state["model"], (state.get("extra_state") or {}).get("ema") or {}):
+        for name in [name for name in tensors if re.search(COPIES, name)]:
             del tensors[name]
     optimizer = state.get("last_optimizer_state") or {}
     for group in optimizer.get("param_groups", ()):
