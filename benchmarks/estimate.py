@@ -4,8 +4,9 @@ Usage: python benchmarks/estimate.py [--updates N] [--rounds N] [--quick] [--out
 
 Recipes of the package on made-up text. In a round each is estimated and then trained for N updates
 and validated, in processes of their own. The peak of a run is what the system counts (its resident
-set); its speed that between the first and the last figures it logged. Ratios are estimate over
-run; those of memory do not depend on what else the machine does, those of speed do.
+set) until Python ends: torch built for CUDA reads its libraries once more while they are unloaded.
+Its speed is that between the first and the last figures it logged. Ratios are estimate over run;
+those of memory do not depend on what else the machine does, those of speed do.
 """
 
 from __future__ import annotations
@@ -23,11 +24,22 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks.run import RESULTS, peak_of, publish  # noqa: E402
+from benchmarks.run import RESULTS, publish  # noqa: E402
 
 MODELS = ("masked", "causal", "zero_clap")
 VOCABULARY, WIDTH = 8000, 127
 QUICK = "--batch-size 2 --tokens-per-sample 32"
+# runs a module and prints VmHWM, in kB, behind all else that is done at the exit
+PROBE = """
+import atexit, runpy, sys
+from pathlib import Path
+def tell():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    print(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
+atexit.register(tell)
+sys.argv[:] = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 
 
 def write_data(folder: Path, lines: int) -> Path:
@@ -57,6 +69,13 @@ def call(name: str, *words: Any) -> str:
     return done.stdout
 
 
+def peak_of(name: str, *words: Any) -> float:
+    """Run one of our commands; return the most memory it held at once, in MB."""
+    python, _, *rest = words_of(name, *words)
+    done = subprocess.run([python, "-c", PROBE, *rest], check=True, capture_output=True, text=True)
+    return int(done.stdout.splitlines()[-1]) / 1024
+
+
 def compare(name: str, data: Path, folder: Path, updates: int, more: list[str]) -> dict[str, Any]:
     """Estimate a recipe and train it; return both, and their ratios."""
     words = [
@@ -64,7 +83,7 @@ def compare(name: str, data: Path, folder: Path, updates: int, more: list[str]) 
         "--log-interval", 4, "--log-format", "none", "--cpu", "--num-workers", 0, *more,
     ]  # fmt: skip
     told = json.loads(call("train", *words, "--estimate", "--json"))
-    _, peak = peak_of(words_of("train", *words))
+    peak = peak_of("train", *words)
     lines = (folder / name / "metrics.jsonl").read_text().splitlines()
     inner = [row for row in map(json.loads, lines) if row["tag"] == "train_inner"]
     seconds = inner[-1]["time"] - inner[0]["time"]

@@ -81,6 +81,18 @@ def test_an_optimizer_does_not_import_the_compiler_of_torch():
     assert done.stdout.strip() == "False", done.stderr
 
 
+def test_telling_the_size_of_a_state_does_not_import_symbolic_algebra():
+    code = (
+        "import sys, torch; from fairseq.optim.adam import Adam\n"
+        "from fairseq.training.memory import optimizer_bytes\n"
+        "weight = torch.nn.Parameter(torch.ones(30, 4)); adam = Adam([weight], impl='reference')\n"
+        "frame = type('Frame', (), {'optimizer': adam, 'params': [weight]})()\n"
+        "print(optimizer_bytes(frame, [weight]), 'sympy' in sys.modules)"
+    )
+    done, _ = run("-c", code)
+    assert done.stdout.strip() == f"{2 * 4 * 30 * 4} False", done.stderr
+
+
 def test_encoding_imports_nothing_that_writes_binary_files():
     code = (
         "import sys; from fairseq.preprocess import encode; assert 'numpy' not in sys.modules\n"

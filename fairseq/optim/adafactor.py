@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fairseq.config.schema import (
@@ -21,7 +20,7 @@ from fairseq.config.schema import (
 from fairseq.errors import ConfigError
 from fairseq.optim import register_optimizer
 from fairseq.optim.base import ConfiguredOptimizer, Group, Params, State
-from fairseq.optim.fp32_rule import PerTensorOptimizer
+from fairseq.optim.fp32_rule import PerTensorOptimizer, zeros_like
 
 
 @dataclass
@@ -93,12 +92,12 @@ class Adafactor(PerTensorOptimizer):
     def init_state(self, param: Tensor, group: Group) -> dict[str, Any]:
         state: dict[str, Any] = {"step": 0}
         if group["beta1"] is not None:
-            state["exp_avg"] = torch.zeros_like(param)
+            state["exp_avg"] = zeros_like(param)
         if param.dim() >= 2:
             state["exp_avg_sq_row"] = param.new_zeros(param.shape[:-1])
             state["exp_avg_sq_col"] = param.new_zeros(param.shape[:-2] + param.shape[-1:])
         else:
-            state["exp_avg_sq"] = torch.zeros_like(param)
+            state["exp_avg_sq"] = zeros_like(param)
         return state
 
     def rule(self, param: Tensor, grad: Tensor, state: State, group: Group) -> None:

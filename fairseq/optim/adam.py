@@ -38,7 +38,7 @@ from fairseq.config.schema import (
 from fairseq.errors import ConfigError, UnsupportedError
 from fairseq.optim import register_optimizer
 from fairseq.optim.base import ConfiguredOptimizer, Group, Params, State, scale_
-from fairseq.optim.fp32_rule import Item, PerTensorOptimizer
+from fairseq.optim.fp32_rule import Item, PerTensorOptimizer, zeros_like
 from fairseq.protocols import StateDict
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
@@ -99,8 +99,8 @@ class Adam(PerTensorOptimizer):
         """Return zero running means, laid out in memory like ``param``."""
         return {
             "step": 0,
-            "exp_avg": torch.zeros_like(param),
-            "exp_avg_sq": torch.zeros_like(param),
+            "exp_avg": zeros_like(param),
+            "exp_avg_sq": zeros_like(param),
         }
 
     def rule(self, param: Tensor, grad: Tensor, state: State, group: Group) -> None:

@@ -19,6 +19,12 @@ from fairseq.optim.base import Group, State
 Item = tuple[Tensor, Tensor, dict[str, Any]]
 
 
+def zeros_like(param: Tensor) -> Tensor:
+    """Return zeros of the type and shape of ``param``, laid out in memory as it is."""
+    # to keep a layout on "meta", where only sizes are asked for, torch imports symbolic algebra
+    return param.new_zeros(param.shape) if param.is_meta else torch.zeros_like(param)
+
+
 class PerTensorOptimizer(torch.optim.Optimizer):
     """A ``torch.optim.Optimizer`` whose subclass states :meth:`init_state` and :meth:`rule`."""
 

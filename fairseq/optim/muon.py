@@ -30,7 +30,7 @@ from fairseq.errors import ConfigError
 from fairseq.optim import register_optimizer
 from fairseq.optim.adam import Adam, FairseqAdam, FairseqAdamConfig
 from fairseq.optim.base import Group, Params, State
-from fairseq.optim.fp32_rule import Item, PerTensorOptimizer
+from fairseq.optim.fp32_rule import Item, PerTensorOptimizer, zeros_like
 from fairseq.optim.param_groups import fitting
 
 # Jordan's quintic: steepest slope at 0, so that small singular values rise within a few steps.
@@ -136,7 +136,7 @@ class Muon(Adam):
     def init_state(self, param: Tensor, group: Group) -> dict[str, Any]:
         if not group["muon"]:
             return super().init_state(param, group)
-        return {"momentum_buffer": torch.zeros_like(param)}
+        return {"momentum_buffer": zeros_like(param)}
 
     def update(self, items: list[Item], group: Group, scale: float | Tensor) -> None:
         """Hand matrices to :meth:`rule` one by one, everything else to Adam."""

@@ -18,7 +18,7 @@ from fairseq.config.schema import (
 )
 from fairseq.optim import register_optimizer
 from fairseq.optim.base import ConfiguredOptimizer, Group, Params, State
-from fairseq.optim.fp32_rule import PerTensorOptimizer
+from fairseq.optim.fp32_rule import PerTensorOptimizer, zeros_like
 
 
 @dataclass
@@ -109,7 +109,7 @@ class NAG(PerTensorOptimizer):
         super().__init__(params, defaults)
 
     def init_state(self, param: Tensor, group: Group) -> dict[str, Any]:
-        return {"momentum_buffer": torch.zeros_like(param)}
+        return {"momentum_buffer": zeros_like(param)}
 
     def rule(self, param: Tensor, grad: Tensor, state: State, group: Group) -> None:
         lr, momentum = group["lr"], group["momentum"]
@@ -178,8 +178,8 @@ class Adamax(PerTensorOptimizer):
     def init_state(self, param: Tensor, group: Group) -> dict[str, Any]:
         return {
             "step": 0,
-            "exp_avg": torch.zeros_like(param),
-            "exp_inf": torch.zeros_like(param),
+            "exp_avg": zeros_like(param),
+            "exp_inf": zeros_like(param),
         }
 
     def rule(self, param: Tensor, grad: Tensor, state: State, group: Group) -> None:
