@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models.tiny_roberta import tiny
@@ -131,6 +132,18 @@ def test_a_full_disk(
     left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     pictures = [file for file in left if file.endswith(".png")]
     assert {*left} - {*pictures} <= {"text", "tokenizer.json", "preprocess.log"}
+
+
+def test_a_disk_that_fills_up_with_scratch_files(
+    run: Path, text: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*unused: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", full)
+    main, argv = commands(run, text, tmp_path / "out")["preprocess"]
+    assert f"{tmp_path / 'out'}: No space left on device" in fails(main, argv, capsys)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["preprocess.log"]
 
 
 @pytest.mark.parametrize("name", NAMES)

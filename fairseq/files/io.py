@@ -132,6 +132,17 @@ def describe_writes() -> Iterator[dict[str, tuple[int, str]]]:
 
 
 @contextlib.contextmanager
+def named_in_errors(path: PathLike) -> Iterator[None]:
+    """Add ``path`` to the system's errors of a write, which do not say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:  # ours have no number
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_write(path: PathLike, mode: str = "wb", **open_kwargs: object) -> Iterator[IO[Any]]:
     """Open a temporary file that becomes ``path`` when the block ends without an exception.
 
@@ -147,16 +158,13 @@ def atomic_write(path: PathLike, mode: str = "wb", **open_kwargs: object) -> Ite
     if mode == "w":
         open_kwargs.setdefault("encoding", "utf-8")
     try:
-        with open_temporary(path, mode, **open_kwargs) as handle:
+        with named_in_errors(path), open_temporary(path, mode, **open_kwargs) as handle:
             yield handle
             put_in_place(handle, path)
     # also for KeyboardInterrupt, which is no Exception
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary_name(path))
-        # the system's errors of a write do not say which file it was; ours have no number
-        if isinstance(error, OSError) and error.errno and error.filename is None:
-            error.filename = os.fspath(path)
         raise
     fsync_directory(os.path.dirname(os.path.abspath(path)))
 

@@ -28,7 +28,13 @@ from fairseq.data.storage.indexed_dataset import (
 )
 from fairseq.data.storage.manifest import MANIFEST_NAME, DatasetEntry, read_manifest, write_manifest
 from fairseq.errors import ConfigError, DataError, FairseqError, UnsupportedError
-from fairseq.files.io import atomic_write, describe_writes, require_file, try_lock
+from fairseq.files.io import (
+    atomic_write,
+    describe_writes,
+    named_in_errors,
+    require_file,
+    try_lock,
+)
 from fairseq.preprocess.binarize import (
     FileBinarizer,
     NumberedText,
@@ -92,6 +98,7 @@ def preprocess(config: PreprocessConfig) -> None:
     with (
         _log_file(config.destdir) as log,
         describe_writes() as described,
+        named_in_errors(config.destdir),  # scratch files have names that say nothing
         contextlib.ExitStack() as stack,
     ):
         _check_destination(config)  # again, now that nobody else can be at work there
