@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from fairseq.errors import DataError
-from fairseq.files.io import try_lock
+from fairseq.files.io import named_in_errors, try_lock
 
 # one of them stands in every folder that the users of new_folder make, and in no other of ours
 _MARKS = ("config.json", "meta.json", "model.pt", "revisions.json")
@@ -43,7 +44,7 @@ def new_folder(
     """
     _refuse(out, force, source, flag)
     temporary = out.with_name(f".{out.name}.unfinished")
-    with _claimed(temporary, out):
+    with _claimed(temporary, out), _system_errors(out):
         try:
             yield temporary
             mode = temporary.stat().st_mode & 0o666  # safetensors makes files for their owner alone
@@ -56,6 +57,20 @@ def new_folder(
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+@contextlib.contextmanager
+def _system_errors(out: Path) -> Iterator[None]:
+    """Raise what libraries in Rust say of the system, such as of a full disk, as ``OSError``."""
+    try:
+        with named_in_errors(out):
+            yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None or isinstance(error, OSError):
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), os.fspath(out)) from error
 
 
 def _refuse(out: Path, force: bool, source: Path | None, flag: str) -> None:

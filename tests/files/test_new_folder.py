@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from fairseq.errors import DataError
 from fairseq.files.folders import new_folder
@@ -58,3 +61,13 @@ def test_a_folder_that_holds_its_source_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="which is read"), new_folder(out, True, name):
             raise AssertionError("the source would have been deleted")
     assert written(out) == ["model.pt"]
+
+
+def test_what_a_library_in_rust_says_of_the_system_names_the_folder(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    with pytest.raises(OSError) as caught, new_folder(out, False) as folder:
+        save_file({"x": torch.zeros(2)}, folder / "missing" / "model.safetensors")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(out))
+    with pytest.raises(ZeroDivisionError), new_folder(out, False):
+        print(1 / 0)
+    assert list(tmp_path.iterdir()) == []
