@@ -17,6 +17,7 @@ from tiny_run import Recorder, config, content, make_corpus, train
 
 from fairseq.config import options
 from fairseq.evaluation import perplexity
+from fairseq.logging.sinks import read_jsonl
 from fairseq.tasks.base import FairseqTask
 from fairseq.training.trainer import Trainer
 
@@ -112,6 +113,22 @@ def test_so_many_batches_are_validated_and_a_run_has_a_best_of_its_own(
     assert better is not None and worse is not None and better < worse
     state = content(tmp_path / "bad" / "checkpoint_last.pt")["extra_state"]
     assert state["best"] == state["val_loss"] == worse
+
+
+def test_figures_go_on_between_two_epochs(data: Path, tmp_path: Path) -> None:
+    flags = {"log_interval": 3, "max_update": 8}
+    train(config(data, tmp_path / "whole", **flags))
+    train(config(data, tmp_path / "parts", **flags, max_epoch=1))
+    train(config(data, tmp_path / "parts", **flags))
+    left, right = (
+        [r for r in read_jsonl(tmp_path / name / "metrics.jsonl") if r["tag"] == "train_inner"]
+        for name in ("whole", "parts")
+    )
+    updates = content(tmp_path / "parts" / "checkpoint1.pt")["optimizer_history"][-1]["num_updates"]
+    assert updates % 3, "the epoch ends in the middle of an interval"
+    assert [(r["update"], r["loss"], r["wpb"]) for r in left] == [
+        (r["update"], r["loss"], r["wpb"]) for r in right
+    ]
 
 
 def test_the_curve_ends_with_the_run(data: Path) -> None:

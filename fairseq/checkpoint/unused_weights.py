@@ -31,7 +31,8 @@ def drop_unused_weights(state: dict[str, Any]) -> None:
     if not any(unused):
         return
     sizes = [weight.numel() for weight in weights.values()]
-    for tensors in (state["model"], (state.get("extra_state") or {}).get("ema") or {}):
+    average = (state.get("extra_state") or {}).get("ema") or {}
+    for tensors in (state["model"], average):
         for name in [name for name in tensors if re.search(COPIES, name)]:
             del tensors[name]
     optimizer = state.get("last_optimizer_state") or {}

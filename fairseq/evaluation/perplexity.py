@@ -264,7 +264,7 @@ class _Words:
             of_row = rows_N == row
             words = list(self._words(target_N[of_row].tolist(), log_p_N[of_row].tolist()))
             if self.probs:
-                shown = "\t".join(f"{word} [{log_p:.2f}]" for word, log_p, _ in words)
+                shown = "\t".join(f"{word} [{log_p:.6f}]" for word, log_p, _ in words)
                 self._lines.append(f"{ids[row]} {shown}")
             following = [log_p for _, log_p, _ in words[1:]] + [None]
             for (word, log_p, pieces), after in zip(words, following, strict=True):
