@@ -130,6 +130,12 @@ def has_parameters(module: nn.Module) -> bool:
     return next(iter(module.parameters()), None) is not None
 
 
+def drops_layers(model: object) -> bool:
+    """Tell whether a model leaves layers out at random in training."""
+    config = getattr(model, "config", None)
+    return any(getattr(config, f"{side}_layerdrop", 0) for side in ("encoder", "decoder"))
+
+
 def get_rng_state() -> dict[str, Any]:
     """Return the state of torch's random generators."""
     state: dict[str, Any] = {"torch_rng_state": torch.get_rng_state()}

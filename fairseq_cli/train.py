@@ -48,7 +48,6 @@ def train_here(cfg: FairseqConfig) -> float | None:
 def estimate_here(cfg: FairseqConfig, as_json: bool = False) -> None:
     """Print what a run will cost; in a process like that of :func:`train_here`."""
     from fairseq.config.plugins import import_user_module
-    from fairseq.distributed.utils import is_master
     from fairseq.logging.progress_bar import setup_logging
     from fairseq.training.estimate import estimate
 
@@ -56,7 +55,7 @@ def estimate_here(cfg: FairseqConfig, as_json: bool = False) -> None:
     setup_logging(stream="stderr", force=cfg.distributed_training.distributed_world_size > 1)
     import_user_module(cfg.common)
     result = estimate(cfg)
-    if is_master():
+    if not cfg.distributed_training.distributed_rank:  # they have left their group by now
         print(json.dumps(result.record()) if as_json else result.table())
 
 

@@ -296,7 +296,7 @@ class OptimizationConfig(FairseqDataclass):
         6.0, "a jump: a loss X robust deviations (scaled MAD) above the median", new=True, above=1
     )
     spike_window: int = option(
-        128, "the median and deviation are those of the last N losses", new=True, minimum=2
+        128, "the median and deviation are those of the last N losses", new=True, minimum=8
     )
     spike_back: int = option(10, "rollback: go back at least N updates", new=True, minimum=1)
     spike_reseed: bool = option(

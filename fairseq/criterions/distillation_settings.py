@@ -10,6 +10,7 @@ from fairseq.criterions.base import LossBackend
 from fairseq.errors import ConfigError
 from fairseq.ops.linear_distillation import check_kernel_can
 from fairseq.protocols import Model
+from fairseq.utils import drops_layers
 
 
 @dataclass
@@ -159,10 +160,7 @@ class Stack:
         self.layers, self.heads, self.width = len(body.layers), shape.heads, shape.embed_dim
         last = getattr(body, "project_out_dim", None)
         self.features = self.width if last is None else last.out_features
-        config = getattr(model, "config", None)
-        self.drops_layers = any(
-            getattr(config, f"{side}_layerdrop", 0) for side in ("encoder", "decoder")
-        )
+        self.drops_layers = drops_layers(model)
 
     def width_of(self, layer: int) -> int:
         """Return the width of a layer's output."""

@@ -20,7 +20,6 @@ from fairseq.distributed import utils as distributed_utils
 
 logger = logging.getLogger("fairseq.signals")
 
-SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 SAME_REQUEST_SECONDS = 1.0
 # A worker that was asked to end does so after this many seconds, if nobody ends it before.
 WORKER_SECONDS = 60
@@ -41,7 +40,7 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for number in _numbers():
+            for number in distributed_utils.STOP_SIGNALS:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -84,10 +83,6 @@ class StopSignal:
         return "no signal" if self.number is None else signal.Signals(self.number).name
 
 
-def _numbers() -> list[int]:
-    return [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]  # Windows: one
-
-
 def outlive_stop_signals(worker: int = 0) -> None:
     """Keep a data worker alive when the whole group of processes is asked to end.
 
@@ -99,5 +94,5 @@ def outlive_stop_signals(worker: int = 0) -> None:
         if hasattr(signal, "alarm") and number == signal.SIGTERM:
             signal.alarm(WORKER_SECONDS)
 
-    for number in _numbers():
+    for number in distributed_utils.STOP_SIGNALS:
         signal.signal(number, delay)

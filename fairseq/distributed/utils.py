@@ -11,6 +11,7 @@ import datetime
 import gc
 import importlib
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -31,6 +32,11 @@ from fairseq.protocols import Settings
 logger = logging.getLogger(__name__)
 
 TIMEOUT_MINUTES = 30
+STOP_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGUSR1", "SIGINT")
+    if hasattr(signal, name)  # Windows has one
+]
 
 
 def is_initialized() -> bool:
@@ -247,6 +253,9 @@ def leave() -> None:
 
 
 def _spawned(index: int, main: Callable[..., object], cfg: FairseqConfig, start_rank: int) -> None:
+    # what this process was started by is nobody's choice for its data workers: by "spawn" they
+    # import torch anew for every epoch and every validation
+    multiprocessing.set_start_method(None, force=True)
     place = cfg.distributed_training.changed(distributed_rank=start_rank + index, device_id=index)
     cfg = cfg.changed(distributed_training=place)
     import_user_module(cfg.common)  # a spawned process knows no plug-in yet
@@ -296,28 +305,42 @@ def call_main(cfg: FairseqConfig, main: Callable[..., object]) -> Any:
 
 @contextlib.contextmanager
 def left_to_children() -> Iterator[None]:
-    """Let children, which a terminal tells of a Ctrl-C too, finish what it asks them to do.
+    """Pass signals on to the children, and let them finish what they are asked to do.
+
+    A terminal tells them of a Ctrl-C too; to them, both are one request.
 
     Raises:
-        SystemExit: with status 130 if there was one and the children ended without an error.
+        SystemExit: with status 128 + n after signal n, if the children ended without an error, or
+            there are none.
     """
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
+
+    def pass_on(number: int, frame: object) -> None:
+        noted.append(number)
+        children = [child.pid for child in multiprocessing.active_children() if child.pid]
+        if not children:
+            raise SystemExit(128 + number)
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, number)
+
+    previous = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     if noted:
-        raise SystemExit(128 + signal.SIGINT)
+        raise SystemExit(128 + noted[0])
 
 
 def _how_it_ended(error: torch.multiprocessing.ProcessExitedException) -> str:
     """Say which process ended how; a stop signal of ours is passed on as exit status."""
-    # SIGINT, SIGUSR1, SIGTERM: the process saved and stopped as it was asked to
-    if error.signal_name is None and error.exit_code in (128 + 2, 128 + 10, 128 + 15):
+    # the process saved and stopped as it was asked to
+    if error.signal_name is None and error.exit_code - 128 in STOP_SIGNALS:
         raise SystemExit(error.exit_code)
     how = error.signal_name or f"exit status {error.exit_code}"
     return (

@@ -25,7 +25,7 @@ from fairseq.data.storage.load import raise_if_valid_subsets_unintentionally_ign
 from fairseq.distributed import utils as distributed_utils
 from fairseq.distributed.device import choose_device
 from fairseq.distributed.signals import StopSignal
-from fairseq.errors import ConfigError, FairseqError
+from fairseq.errors import ConfigError
 from fairseq.growth.start import grow_loaded, recall_source
 from fairseq.logging import metrics
 from fairseq.logging.meters import StopwatchMeter, exact, safe_round
@@ -301,6 +301,7 @@ class TrainLoop:
         if not (trainer.spiked and trainer.spikes.kind == "rollback"):
             return
         returned = spikes.roll_back(trainer, self.cfg.checkpoint.save_dir)
+        distributed_utils.barrier()  # the others have seen the checkpoints, which change now
         if returned is not None:
             self.folder.note("rollback", update=returned[1], checkpoint=returned[0])
             self._save(None, always=True)  # not those from the way to the spike
@@ -391,10 +392,8 @@ class TrainLoop:
         if do_validate:
             try:
                 valid_losses = self._validate_all() or [None]
-            except Exception as error:
-                # several processes save together only if all of them failed
-                if self.trainer.world == 1 or isinstance(error, FairseqError):
-                    self._keep_unvalidated(moment)
+            except Exception:
+                self._keep_unvalidated(moment)
                 raise
         signalled = self.stop.number is not None
         if do_validate and valid_losses[0] is None:
@@ -423,7 +422,7 @@ class TrainLoop:
     def _keep_unvalidated(self, moment: str) -> None:
         """Save before a failed validation ends the run; the restart begins with it."""
         updates = self.trainer.get_num_updates()
-        if updates and self.saved_at != updates:
+        if updates and self.saved_at != updates and distributed_utils.is_master():
             self.trainer.progress["validation_due"] = moment
             saved = self._save(None, always=True)
             how = checkpoint_utils.how_it_goes_on(self.cfg.checkpoint, updates, saved)

@@ -121,7 +121,10 @@ class TrainingState:
     def model(self) -> Any:
         """Return the model, wrapped if there are several processes."""
         if self._wrapped is None:
-            self._wrapped = wrap_model(self.cfg.distributed_training, self._model, self.device)
+            distributed = self.cfg.distributed_training
+            if utils.drops_layers(self._model):  # other layers have a gradient in every update
+                distributed = distributed.changed(find_unused_parameters=True)
+            self._wrapped = wrap_model(distributed, self._model, self.device)
         return self._wrapped
 
     def close(self) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import multiprocessing
 import os
 import random
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +20,15 @@ from typing import Any
 import pytest
 import torch
 
+from fairseq.data.batches.read import data_context
 from fairseq.data.masking.dataset import MaskedLMDataset
 from fairseq.distributed import utils
+from fairseq.files.processes import start_method
 from fairseq.tasks.base import FairseqTask
+from fairseq.training import estimate as estimating
 from fairseq.training.smaller_batches import cells_of
+from fairseq.training.trainer import Trainer
+from fairseq_cli.train import estimate_here
 from tests import tiny_run
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "disable_validation": True}
@@ -45,6 +53,7 @@ def start(
     note: Path | None = None,
     limits: dict[int, int] | None = None,
     threads: Path | None = None,
+    main: Callable[..., Any] = tiny_run.train,
     **flags: Any,
 ) -> list[int]:
     """Fork the processes of one run, as torchrun would start them; return their ids."""
@@ -59,7 +68,7 @@ def start(
             out_of_memory_above(limits[rank])
         cfg = tiny_run.config(data, folder, **{**NO_DROPOUT, **flags})
         with contextlib.nullcontext() if threads is None else threads_noted(threads, rank):
-            utils.call_main(cfg, tiny_run.train)
+            utils.call_main(cfg, main)
 
     return [tiny_run.fork(lambda rank=rank: work(rank)) for rank in range(world)]
 
@@ -352,16 +361,70 @@ def test_alone_a_sum_is_what_it_was() -> None:
     assert utils.sum_over_processes({"loss": 2.0}, torch.device("cpu")) == {"loss": 2.0}
 
 
-def test_the_launcher_leaves_an_interrupt_to_its_children() -> None:
-    import signal
-
-    from fairseq.distributed.utils import left_to_children
-
-    before, waited = signal.getsignal(signal.SIGINT), []
-    with pytest.raises(SystemExit) as end, left_to_children():
-        os.kill(os.getpid(), signal.SIGINT)
-        waited.append("for the children")
-    assert waited and end.value.code == 130
-    assert signal.getsignal(signal.SIGINT) == before
-    with left_to_children():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_launcher_passes_a_signal_on_and_waits(number: int) -> None:
+    """Also one that was meant for it alone, such as that of ``kill``."""
+    before, context = signal.getsignal(number), multiprocessing.get_context("fork")
+    ready = context.Event()
+    with pytest.raises(SystemExit) as end, utils.left_to_children():
+        # its copy of the handler, which finds no children there, ends it
+        child = context.Process(target=lambda: (ready.set(), time.sleep(20)))
+        child.start()
+        assert ready.wait(10)
+        os.kill(os.getpid(), number)
+        child.join(10)
+        assert child.exitcode == 128 + number
+    assert end.value.code == 128 + number
+    assert signal.getsignal(number) == before
+    with utils.left_to_children():
         pass
+
+
+def test_data_workers_of_a_spawned_process_are_not_spawned(data: Path, tmp_path: Path) -> None:
+    chosen: list[BaseContext] = []
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)  # so a spawned process begins
+    try:
+        cfg = tiny_run.config(data, tmp_path)
+        utils._spawned(0, lambda cfg: chosen.append(data_context(range(2))), cfg, 0)
+    finally:
+        multiprocessing.set_start_method(before, force=True)  # type: ignore[arg-type]
+    assert [context.get_start_method() for context in chosen] == [start_method()]
+
+
+def test_layers_left_out_on_two_processes(data: Path, tmp_path: Path) -> None:
+    """Each process leaves out its own, whose parameters have no gradient then."""
+    flags = {"encoder_layers": 2, "encoder_layerdrop": 0.5, "max_update": 6}
+    assert finish(start(data, tmp_path, 2, **flags)) == [0, 0]
+    assert len(losses(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_a_validation_that_fails_on_one_of_two(data: Path, tmp_path: Path, fails: int) -> None:
+    """The other ends too, and the first process saves what was trained whoever it was."""
+
+    def train(cfg: Any) -> None:
+        def valid_step(trainer: Trainer, *rest: Any, **more: Any) -> Any:
+            if trainer.rank == fails:
+                raise RuntimeError("a bug of a plug-in")
+            return original(trainer, *rest, **more)
+
+        original, Trainer.valid_step = Trainer.valid_step, valid_step  # type: ignore[method-assign]
+        tiny_run.train(cfg)
+
+    flags = {"disable_validation": False, "max_update": 3}
+    assert all(finish(start(data, tmp_path, 2, main=train, **flags)))
+    state = tiny_run.content(tmp_path / "checkpoint_last.pt")
+    assert state["optimizer_history"][-1]["num_updates"] == 3
+    assert finish(start(data, tmp_path, 2, **flags)) == [0, 0]
+    tags = [json.loads(line)["tag"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert tags.count("train_inner") == 3 and tags.count("valid") == 1
+
+
+def test_two_processes_print_one_estimate(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(estimating, "ENOUGH", 0.1)
+    main = functools.partial(estimate_here, as_json=True)
+    assert finish(start(data, tmp_path / "run", 2, main=main)) == [0, 0]
+    assert json.loads(capfd.readouterr().out)["processes"] == 2

@@ -72,10 +72,10 @@ def test_too_few_losses_and_senseless_ones_decide_nothing() -> None:
     assert verdicts([1.0] * 20 + [float("nan"), float("inf")]) == []
 
 
-@pytest.mark.parametrize("bad", [{"factor": 0.0}, {"window": 7}, {"back": -1}], ids=str)
-def test_settings_that_find_nothing_are_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="--spike-factor"):
-        policy(**bad)
+@pytest.mark.parametrize(("name", "value"), [("factor", 1.0), ("window", 7), ("back", 0)])
+def test_settings_that_find_nothing_are_refused(name: str, value: float, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"--spike-{name} .* must be .*, not {value}"):
+        train(config(tmp_path, tmp_path, **{f"spike_{name}": value}))
 
 
 # -- what is done about it -------------------------------------------------------------------------
