@@ -48,6 +48,7 @@ def train_here(cfg: FairseqConfig) -> float | None:
 def estimate_here(cfg: FairseqConfig, as_json: bool = False) -> None:
     """Print what a run will cost; in a process like that of :func:`train_here`."""
     from fairseq.config.plugins import import_user_module
+    from fairseq.distributed.utils import is_master
     from fairseq.logging.progress_bar import setup_logging
     from fairseq.training.estimate import estimate
 
@@ -55,7 +56,7 @@ def estimate_here(cfg: FairseqConfig, as_json: bool = False) -> None:
     setup_logging(stream="stderr", force=cfg.distributed_training.distributed_world_size > 1)
     import_user_module(cfg.common)
     result = estimate(cfg)
-    if not cfg.distributed_training.distributed_rank:  # they have left their group by now
+    if is_master():
         print(json.dumps(result.record()) if as_json else result.table())
 
 
