@@ -33,7 +33,7 @@ from fairseq.data.datasets.wrappers import (
     SortDataset,
 )
 from fairseq.data.storage.dictionary import Dictionary
-from fairseq.errors import ConfigError, DataError, UnsupportedError
+from fairseq.errors import ConfigError, DataError, MissingFileError, UnsupportedError
 from fairseq.files.io import require_file
 from fairseq.protocols import Settings
 from fairseq.tasks import register_task
@@ -154,7 +154,7 @@ class SentencePredictionTask(MaskTask):
         cfg = self.cfg
         first = self._inputs("input0", split, combine)
         if first is None:
-            raise DataError(
+            raise MissingFileError(
                 f"Dataset not found: {split} ({cfg.data}/input0/{split}); make it with "
                 "fairseq-preprocess"
             )

@@ -23,7 +23,7 @@ from fairseq.data.datasets.wrappers import (
     RawLabelDataset,
     RightPadDataset,
 )
-from fairseq.errors import ConfigError, DataError
+from fairseq.errors import ConfigError, DataError, MissingFileError
 from fairseq.files.io import require_file
 from fairseq.protocols import Settings
 from fairseq.tasks import register_task
@@ -70,7 +70,9 @@ class SentenceRankingTask(SentencePredictionTask):
         parts = {name: self._inputs(name, split, combine) for name in names}
         absent = [name for name, part in parts.items() if part is None]
         if absent:
-            raise DataError(f"Dataset not found: {split} ({self.cfg.data}/{absent[0]}/{split})")
+            raise MissingFileError(
+                f"Dataset not found: {split} ({self.cfg.data}/{absent[0]}/{split})"
+            )
         lengths = {name: len(part) for name, part in parts.items()}
         if len(set(lengths.values())) > 1:
             raise DataError(f"{self.cfg.data}: {split} has different numbers of lines: {lengths}")

@@ -287,7 +287,7 @@ def test_missing_things_are_named(data: Path, tmp_path: Path) -> None:
         a_task("")
     with pytest.raises(DataError, match="data folder not found: .*nowhere"):
         a_task(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"Dataset not found: test .*fairseq-preprocess"):
+    with pytest.raises(FileNotFoundError, match=r"Dataset not found: test .*fairseq-preprocess"):
         a_task(data).load_dataset("test")
     with pytest.raises(KeyError, match="Dataset not loaded: train"):
         a_task(data).dataset("train")

@@ -193,7 +193,7 @@ def test_bad_input_is_named(data: Path, tmp_path: Path) -> None:
         task_of(data, num_classes=-1)
     with pytest.raises(ConfigError, match="has 2 labels"):
         task_of(data, num_classes=1)
-    with pytest.raises(DataError, match="Dataset not found: test"):
+    with pytest.raises(FileNotFoundError, match="Dataset not found: test"):
         task_of(data).load_dataset("test")
     binarize(["maybe"] * 24, tmp_path / "other", "--srcdict", str(data / "label/dict.txt"))
     for name in ("valid.bin", "valid.idx"):

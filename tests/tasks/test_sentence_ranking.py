@@ -97,7 +97,7 @@ def test_it_trains(data: Path, tmp_path: Path) -> None:
 def test_bad_input(data: Path) -> None:
     with pytest.raises(ConfigError, match="--num-classes is -1"):
         task_of(data, num_classes=-1)
-    with pytest.raises(DataError, match="Dataset not found: valid .*input4"):
+    with pytest.raises(FileNotFoundError, match="Dataset not found: valid .*input4"):
         task_of(data, num_classes=4).load_dataset("valid")
     labels = data / "label" / "valid.label"
     lines = labels.read_text().splitlines()

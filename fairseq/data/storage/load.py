@@ -17,7 +17,7 @@ from fairseq.data.datasets.concat import ConcatDataset
 from fairseq.data.storage import indexed_dataset
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.data.storage.manifest import verify_manifest
-from fairseq.errors import ConfigError, DataError
+from fairseq.errors import ConfigError, DataError, MissingFileError
 
 logger = logging.getLogger("fairseq.data.data_utils")
 
@@ -45,12 +45,15 @@ def load_lines(
         combine: also read ``split1``, ``split2``, ...
 
     Raises:
-        DataError: if the files are missing, empty or do not fit the dictionary.
+        MissingFileError: if there are no such files.
+        DataError: if they are empty or do not fit the dictionary.
     """
     path = os.path.join(folder, split)
     lines = collate.load_indexed_dataset(path, dictionary, dataset_impl, combine)
     if lines is None:
-        raise DataError(f"Dataset not found: {split} ({path}); make it with fairseq-preprocess")
+        raise MissingFileError(
+            f"Dataset not found: {split} ({path}); make it with fairseq-preprocess"
+        )
     if not np.any(lines.sizes):
         raise DataError(f"{path} holds no text; is the corpus empty?")
     size = len(dictionary) if size is None else size
