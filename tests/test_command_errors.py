@@ -156,6 +156,13 @@ def test_a_folder_that_cannot_be_made(
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+def test_a_folder_where_a_file_is_needed(text: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "out").mkdir()
+    words = ["train", "--inputs", text, "--vocab-size", 300, "--output", tmp_path / "out"]
+    message = fails(bpe.main, words, capsys)
+    assert message.startswith(f"error: {tmp_path / 'out'}: Is a directory; there is a folder")
+
+
 def test_names_that_are_no_text(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,11 +133,12 @@ def describe_writes() -> Iterator[dict[str, tuple[int, str]]]:
 
 @contextlib.contextmanager
 def named_in_errors(path: PathLike) -> Iterator[None]:
-    """Add ``path`` to the system's errors of a write, which do not say which file it was."""
+    """Name ``path`` in the system's errors of a write, which name no file or the temporary one."""
     try:
         yield
     except OSError as error:
-        if error.errno and error.filename is None:  # ours have no number
+        # ours have no number
+        if error.errno and error.filename in (None, temporary_name(path)):
             error.filename = os.fspath(path)
         raise
 
