@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from fairseq.data.storage.dictionary import Dictionary
 from fairseq.data.storage.indexed_dataset import make_dataset
 from fairseq.errors import ConfigError, DataError
 from fairseq.hub.continue_text import _decoded, _unmarked
+from fairseq.pcfg.source import load_source, read_sentences
 from fairseq.preprocess import preprocess
 from fairseq.preprocess.encode import encode_files, train_byte_level
 from tests.preprocess.test_preprocess import config
@@ -77,6 +79,17 @@ def test_prompts_recipes_and_merges(tmp_path: Path) -> None:
     assert read_yaml(str(tmp_path / "a.yaml")) == {"common": {"seed": 3}}
     (tmp_path / "vocab.bpe").write_text(f"{MARK}#version: 0.2\na b\n", encoding="utf-8")
     assert read_merges(tmp_path / "vocab.bpe") == [("a", "b")]
+
+
+def test_grammars_and_their_sentences(tmp_path: Path) -> None:
+    model = {"weight": 1, "initial": [1.0], "transition": [[1.0]], "emission": [[1.0]]}
+    record = {"components": [model], "words": ["w"], "shortest": 2, "longest": 2}
+    hidden = tmp_path / "h.json"
+    hidden.write_text(MARK + json.dumps(record), encoding="utf-8")
+    assert list(load_source(hidden).terminals) == ["w"]
+    (tmp_path / "text").write_text(f"{MARK}the cat\nthe\n", encoding="utf-8")
+    rows = read_sentences(tmp_path / "text", ["cat", "the"])
+    assert [row.tolist() for row in rows] == [[1, 0], [1]]
 
 
 def test_no_piece_of_the_tokenizer_is_unknown(

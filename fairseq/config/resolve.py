@@ -12,7 +12,7 @@ import logging
 from typing import Any
 
 from fairseq.config.ranges import check_config
-from fairseq.config.schema import FairseqDataclass, default_of, parse_literal, public_fields
+from fairseq.config.schema import FairseqDataclass, default_of, parse_dict, public_fields
 from fairseq.config.sections import COMPONENTS, LAST_CHECKPOINT, RESETS, SECTIONS, FairseqConfig
 from fairseq.errors import ConfigError
 
@@ -106,8 +106,8 @@ def _checkpoints(config: FairseqConfig) -> None:
     if config.common.profile and checkpoint.no_save:
         raise ConfigError("--profile writes into the run folder, which --no-save leaves alone")
     _growth(checkpoint)
-    _dict_text("--optimizer-overrides", checkpoint.optimizer_overrides)
-    _dict_text("--model-overrides", config.common_eval.model_overrides)
+    parse_dict("--optimizer-overrides", checkpoint.optimizer_overrides)
+    parse_dict("--model-overrides", config.common_eval.model_overrides)
 
 
 def _growth(checkpoint: Any) -> None:
@@ -123,15 +123,6 @@ def _growth(checkpoint: Any) -> None:
     for name in ("finetune_from_model", "continue_once", "reset_optimizer", "reset_lr_scheduler"):
         if getattr(checkpoint, name):
             raise ConfigError(f"--grow-from and --{name.replace('_', '-')} exclude each other")
-
-
-def _dict_text(flag: str, text: str | None) -> None:
-    try:
-        fits = isinstance(parse_literal(text or "{}"), dict)
-    except ConfigError:
-        fits = False
-    if not fits:
-        raise ConfigError(f"{flag} must be a dict such as \"{{'lr': 0.1}}\", not {text!r}")
 
 
 def _mask_embedding(config: FairseqConfig) -> None:

@@ -294,6 +294,21 @@ def parse_literal(text: str) -> Any:
         raise ConfigError(f"{text!r} is not a plain value such as 3, 0.5, (0.9, 0.98)") from error
 
 
+def parse_dict(flag: str, text: str | None) -> dict[str, Any]:
+    """Read the dict that a flag was given as a Python literal; nothing is an empty one.
+
+    Raises:
+        ConfigError: if ``text`` is something else.
+    """
+    try:
+        value = parse_literal(text or "{}")
+    except ConfigError:
+        value = None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{flag} must be a dict such as \"{{'lr': 0.1}}\", not {text!r}")
+    return value
+
+
 def list_parser(element: Callable[[Any], object]) -> Callable[[Any], list[Any]]:
     """Return a reader of ``"1,2"``, ``"4"``, ``"[1, 2]"`` or a sequence into a list."""
 

@@ -142,7 +142,7 @@ def _read(folder: Path, dictionary: Dictionary) -> tuple[list[Tensor], list[int]
     """
     advice = "fairseq-pcfg downstream writes it."
     texts, labels = (
-        require_file(folder / f"train.{end}", "task", advice).read_text("utf-8").splitlines()
+        require_file(folder / f"train.{end}", "task", advice).read_text("utf-8-sig").splitlines()
         for end in ("input0", "label")
     )
     if len(texts) != len(labels) or len(texts) < 2 or len(set(labels)) < 2:

@@ -187,6 +187,8 @@ def safe_load(path: PathLike) -> Any:
         CheckpointError: if it is damaged, or holds objects that are not allowed.
     """
     file = require_file(path, "checkpoint", "Check the path.")
+    if not file.stat().st_size:
+        raise CheckpointError(f"{file} is no checkpoint: it is empty")
     if _looks_zipped(file):
         verify_zip(file)
     try:
@@ -210,8 +212,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "its content is nested too deeply"
     inner = re.search(r"WeightsUnpickler error: *(.*)", str(error))
-    text = inner[1] if inner else str(error).partition("\n")[0]
-    return f"it is damaged ({type(error).__name__}: {text.strip()})"
+    text = (inner[1] if inner else str(error).partition("\n")[0]).strip()
+    return f"it is damaged, or no checkpoint ({type(error).__name__}{': ' * bool(text)}{text})"
 
 
 def _looks_zipped(path: Path) -> bool:

@@ -18,7 +18,7 @@ from fairseq.checkpoint.layout import config_of, read_state, record_of, upgrade_
 from fairseq.config.build import flatten, plain
 from fairseq.config.components import class_of
 from fairseq.config.registry import config_class
-from fairseq.config.schema import default_of, is_reference, parse_literal, public_fields
+from fairseq.config.schema import default_of, is_reference, parse_dict, public_fields
 from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
 from fairseq.errors import CheckpointError, ConfigError, MissingFileError
 from fairseq.files import archives
@@ -335,12 +335,12 @@ def load_by_settings(
         state: the content of the first file, if it was read already.
 
     Raises:
-        ConfigError: if no path is given.
+        ConfigError: if no path is given, or ``model_overrides`` is no dict.
     """
     path = flat.get("path")
     if not path:
         raise ConfigError("--path is missing: name the checkpoint to evaluate")
-    overrides = {**parse_literal(flat.get("model_overrides") or "{}"), **flat}
+    overrides = {**parse_dict("--model-overrides", flat.get("model_overrides")), **flat}
     for name in ("path", "model_overrides"):
         overrides.pop(name, None)
     for name in ("batch_size", "max_tokens"):  # what is given counts for the evaluation, too

@@ -75,9 +75,9 @@ def read_masked_samples(
 
 
 def _pieces(vocabulary: PathLike) -> list[str]:
-    text = require_file(vocabulary, "vocabulary", "It is the vocab.txt of BERT.").read_text("utf-8")
+    file = require_file(vocabulary, "vocabulary", "It is the vocab.txt of BERT.")
     # not splitlines, which breaks lines at characters that are pieces themselves
-    return text.split("\n")
+    return file.read_text("utf-8-sig").split("\n")
 
 
 @dataclass(frozen=True)

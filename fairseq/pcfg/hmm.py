@@ -80,9 +80,9 @@ class HiddenMarkov:
         Raises:
             DataError: if it is damaged, or does not sum to one.
         """
-        text = require_file(path, "model", "fairseq-pcfg grammar writes one.").read_text("utf-8")
+        file = require_file(path, "model", "fairseq-pcfg grammar writes one.")
         try:
-            record = json.loads(text)
+            record = json.loads(file.read_text("utf-8-sig"))
             components = [
                 Component(float(c["weight"]), *(np.array(c[key], dtype=float) for key in _KEYS))
                 for c in record["components"]

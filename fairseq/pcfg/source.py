@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -72,7 +73,8 @@ def load_source(path: PathLike, normalize: bool = False) -> Source:
         MissingFileError: if there is no such file.
     """
     with open(require_file(path, "grammar", "fairseq-pcfg grammar writes one."), "rb") as handle:
-        is_json = handle.read(1) == b"{" and str(path).endswith(".json")
+        head = handle.read(4).removeprefix(codecs.BOM_UTF8)
+        is_json = head.startswith(b"{") and str(path).endswith(".json")
     return HiddenMarkov.load(path) if is_json else GrammarSource(read_grammar(path, normalize))
 
 
@@ -101,15 +103,15 @@ def read_sentences(path: PathLike, terminals: Sequence[str]) -> list[np.ndarray]
     """
     number = {word: place for place, word in enumerate(terminals)}
     sentences = []
-    with open(require_file(path, "text", "Check the path."), encoding="utf-8") as handle:
+    with open(require_file(path, "text", "Check the path."), encoding="utf-8-sig") as handle:
         try:
             for row, line in enumerate(handle, 1):
                 words = words_of(line)
                 unknown = [word for word in words if word not in number]
                 if unknown:
                     raise DataError(
-                        f"{path}, line {row}: '{unknown[0]}' is no word of the grammar; score the "
-                        "text with the grammar that it was drawn from"
+                        f"{path}, line {row}: '{unknown[0][:80]}' is no word of the grammar; "
+                        "score the text with the grammar that it was drawn from"
                     )
                 if words:
                     sentences.append(np.array([number[word] for word in words], dtype=np.int64))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fairseq.checkpoint.layout import config_of, read_state
 from fairseq.config import options
-from fairseq.config.schema import parse_literal
+from fairseq.config.schema import parse_dict
 from fairseq.config.sections import FairseqConfig
 from fairseq.criterions.base import FairseqCriterion
 from fairseq.data.storage.dictionary import Dictionary
@@ -127,9 +127,7 @@ def load_teacher(config: FairseqConfig, task: FairseqTask, student: BaseFairseqM
     path = Path(settings.teacher_path).expanduser()
     if not path.exists():
         raise MissingFileError(f"--teacher-path not found: {path}")
-    overrides = parse_literal(settings.teacher_overrides or "{}")
-    if not isinstance(overrides, dict):
-        raise ConfigError(f"--teacher-overrides must be a dict, not {overrides!r}")
+    overrides = parse_dict("--teacher-overrides", settings.teacher_overrides)
     source = _from_folder(path, overrides) if path.is_dir() else _from_file(path, overrides)
     model = task.build_model(source.model, from_checkpoint=True)
     # the kind goes first: models of another kind have another dictionary, too

@@ -29,6 +29,12 @@ def lm(shared: Path) -> dict[str, str]:
 COMMON: dict[str, Any] = {"cpu": True, "log_format": "none", "num_workers": 0}
 
 
+@pytest.mark.parametrize("wrong", ["[]", "dropout=1"])
+def test_overrides_are_a_dict(wrong: str, lm: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="--model-overrides must be a dict"):
+        load_causal_models({**lm, **COMMON, "model_overrides": wrong})
+
+
 @pytest.mark.parametrize("window, loss, ppl", [(0, 6.7615, 108.50), (16, 6.7601, 108.39)])
 def test_the_original_s_figures(lm: Any, capsys: Any, window: int, loss: float, ppl: float) -> None:
     given = {**lm, **COMMON, "tokens_per_sample": 64, "batch_size": 16, "context_window": window}

@@ -240,6 +240,10 @@ def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
     for name in ("jit.pt", "tar.pt", "text.pt", "empty.pt", "bomb.pt"):
         with pytest.raises(CheckpointError, match=name):
             safe_load(tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"text\.pt was refused: .*no checkpoint"):
+        safe_load(tmp_path / "text.pt")
+    with pytest.raises(CheckpointError, match=r"empty\.pt is no checkpoint: it is empty"):
+        safe_load(tmp_path / "empty.pt")
     with pytest.raises(MissingFileError):
         safe_load(tmp_path / "missing.pt")
     with pytest.raises(MissingFileError):

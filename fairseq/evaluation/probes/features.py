@@ -5,8 +5,10 @@ Shapes: S sentences, T tokens, C channels, L positions, V tokens that occur, D f
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -153,12 +155,14 @@ def true_conditionals(path: str, positions: int) -> Tensor:
     Raises:
         DataError: if the file is something else.
     """
-    require_file(path, "score file", "Write it with fairseq-pcfg score --masks single.")
+    advice = "Write it with fairseq-pcfg score --masks single."
+    require_file(path, "score file", advice)
     try:
         with np.load(path, allow_pickle=False) as file:
             offset, position, logq = (file[name] for name in ("offset", "position", "logq"))
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{path} is no score file: {error}") from error
+    # what numpy, zip and zlib raise about bytes of another kind, or only a part of them
+    except (OSError, EOFError, LookupError, TypeError, ValueError, BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is no score file, or damaged. {advice}") from error
     if len(position) != len(logq) or offset[-1] != len(logq) or position.max() >= positions:
         raise DataError(f"{path}: its arrays do not fit each other, or {positions} positions")
     table_SLQ = np.zeros((len(offset) - 1, positions, logq.shape[1]), np.float32)

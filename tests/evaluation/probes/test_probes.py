@@ -133,9 +133,11 @@ def test_true_distributions_stand_at_their_places(tmp_path: Path) -> None:
     assert torch.allclose(found[0], torch.from_numpy(q[:2])) and not found[1, 0].any()
     with pytest.raises(DataError, match="do not fit"):
         true_conditionals(str(tmp_path / "q.npz"), 1)
-    (tmp_path / "bad.npz").write_text("text")
-    with pytest.raises(DataError, match="no score file"):
-        true_conditionals(str(tmp_path / "bad.npz"), 1)
+    whole = (tmp_path / "q.npz").read_bytes()
+    for bad in (b"text", b"", whole[:-9], whole[:300] + b"~~~~" + whole[304:]):
+        (tmp_path / "bad.npz").write_bytes(bad)
+        with pytest.raises(DataError, match="no score file.*Write it with fairseq-pcfg score"):
+            true_conditionals(str(tmp_path / "bad.npz"), 1)
 
 
 def test_the_command_prints_checkpoints_and_baselines(
