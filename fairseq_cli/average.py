@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from fairseq.errors import ConfigError
 from fairseq_cli.entry import command, command_parser
 
 EXAMPLES = """examples:
@@ -58,7 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     inputs = args.inputs
     if args.num_best_checkpoints:
         pattern = r"checkpoint\.best_.+_(-?\d+\.?\d*)\.pt"
-        inputs = _best_first(checkpoint_paths(inputs[0], pattern))[: args.num_best_checkpoints]
+        best = _best_first(checkpoint_paths(inputs[0], pattern))
+        if not best:
+            raise ConfigError(
+                f"{inputs[0]} has no checkpoint.best_METRIC_VALUE.pt: fairseq-train keeps the best "
+                "N with --keep-best-checkpoints N"
+            )
+        inputs = best[: args.num_best_checkpoints]
     elif args.num_epoch_checkpoints or args.num_update_checkpoints:
         number = args.num_epoch_checkpoints or args.num_update_checkpoints
         by_update = args.num_update_checkpoints is not None

@@ -163,6 +163,20 @@ def test_a_folder_where_a_file_is_needed(text: Path, tmp_path: Path, capsys: Any
     assert message.startswith(f"error: {tmp_path / 'out'}: Is a directory; there is a folder")
 
 
+def test_the_device_is_what_this_command_names(
+    run: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint was trained with ``--cpu``, which contradicts no flag of another command."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = [run.parent / "data", "--path", run / "checkpoint_last.pt", "--device", "cuda"]
+    assert "--device cuda: no GPU is usable here" in fails(validate.run, words, capsys)
+
+
+def test_a_run_that_kept_none_of_the_best(run: Path, tmp_path: Path, capsys: Any) -> None:
+    words = ["--inputs", run, "--num-best-checkpoints", 2, "--output", tmp_path / "mean.pt"]
+    assert "--keep-best-checkpoints" in fails(average.main, words, capsys)
+
+
 def test_names_that_are_no_text(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

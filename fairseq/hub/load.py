@@ -347,6 +347,11 @@ def load_by_settings(
         if name in overrides:
             overrides.setdefault(f"{name}_valid", overrides[name])
     overrides.setdefault("distributed_world_size", 1)
+    # the device that this command names counts, whatever the training named
+    if "device" in overrides:
+        overrides.setdefault("cpu", False)
+    elif overrides.get("cpu"):
+        overrides["device"] = "cpu"
     paths = utils.split_paths(path) if ensemble else utils.split_paths(path)[:1]
     state = state if len(paths) == 1 else None
     models, config, task = load_model_ensemble_and_task(paths, overrides, state=state)
