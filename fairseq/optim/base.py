@@ -103,7 +103,7 @@ class FairseqOptimizer:
 
         Raises:
             CheckpointError: if the state belongs to other parameters.
-            ConfigError: if an override names no setting of this optimizer.
+            ConfigError: if an override names no setting of this optimizer, or is no value for it.
         """
         check_state_fits(state_dict, self.optimizer)
         self.optimizer.load_state_dict(state_dict)
@@ -118,6 +118,11 @@ class FairseqOptimizer:
                 raise ConfigError(
                     f"--optimizer-overrides: this optimizer has no setting '{name}'"
                     f"{did_you_mean(name, known)}; it has {', '.join(known)}"
+                )
+            present = self.param_groups[0][name]
+            if present is not None and _shape_of(value) != _shape_of(present):
+                raise ConfigError(
+                    f"--optimizer-overrides: {name} is like {present!r}, not {value!r}"
                 )
             for group in self.param_groups:
                 if name not in group.get("by_rule", ()):
@@ -320,6 +325,14 @@ def check_state_fits(state_dict: StateDict, optimizer: torch.optim.Optimizer) ->
                     f"the optimizer state '{name}' of parameter {index} has the shape "
                     f"{tuple(value.shape)}, the parameter {tuple(param.shape)}. {remedy}"
                 )
+
+
+def _shape_of(value: object) -> object:
+    """Return 1 for a number, or the same of each part of a pair; others tell their type."""
+    if isinstance(value, (tuple, list)):
+        return [_shape_of(part) for part in value]
+    is_number = isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
+    return 1 if is_number else type(value)
 
 
 def match_state(

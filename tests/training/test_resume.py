@@ -715,6 +715,13 @@ def test_overrides_win_over_the_saved_optimizer(finished: Path, data: Path) -> N
     assert groups[0]["weight_decay"] == 0.3
     with pytest.raises(ConfigError, match="no setting 'weight'"):
         train(config(data, finished, max_update=12, optimizer_overrides="{'weight': 1}"))
+    for name, value in (("lr", [0.1]), ("betas", 0.9), ("weight_decay", "a")):
+        with pytest.raises(ConfigError, match=f"{name} is like .*, not "):
+            train(
+                config(
+                    data, finished, max_update=12, optimizer_overrides=f"{{{name!r}: {value!r}}}"
+                )
+            )
 
 
 def test_a_missing_file_is_an_error_before_anything_is_written(data: Path, tmp_path: Path) -> None:
