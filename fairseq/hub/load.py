@@ -26,7 +26,7 @@ from fairseq.files.archives import cached_name as url_to_filename  # noqa: F401 
 from fairseq.lazy import lazy_names
 from fairseq.protocols import Settings
 from fairseq.tasks.dictionaries import check_dictionaries
-from fairseq.tasks.loading import model_of, task_of
+from fairseq.tasks.loading import check_targets, model_of, task_of
 
 logger = logging.getLogger("fairseq.hub_utils")
 
@@ -288,7 +288,9 @@ def load_model_ensemble_and_task(
         if task is None:
             task = task_of(content, config)
         check_dictionaries(name, content, task)
-        loaded.append(model_of(content["model"], config.model, task, name, strict))
+        model = model_of(content["model"], config.model, task, name, strict)
+        check_targets(model, task)
+        loaded.append(model)
     return loaded, config, task
 
 

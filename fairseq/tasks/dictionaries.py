@@ -142,7 +142,8 @@ def fit_dictionary(task: FairseqTask, rows: int | None) -> None:
     if fit is None or not fit(rows):
         raise CheckpointError(
             f"the dictionary has {have} entries, but the checkpoint's embedding table has {rows} "
-            "rows: point the data folder to the dict.txt the model was trained with"
+            "rows: point the data folder to the dict.txt, and --task to the task, that the model "
+            "was trained with"
         )
     logger.warning(
         "the dictionary was %s by %s unused madeupword entries to fit the checkpoint",

@@ -129,6 +129,8 @@ class DummyMaskedLMTask(DummyTask):
         mask_idx: id of ``<mask>``, the last entry of the dictionary.
     """
 
+    targets = ("self",)
+
     def __init__(self, cfg: DummyMaskedLMConfig) -> None:
         super().__init__(cfg)
         self.mask_idx = self.dictionary.add_symbol(self.dictionary.mask_word)

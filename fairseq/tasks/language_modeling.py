@@ -118,9 +118,12 @@ class LanguageModelingTask(OneDictionaryTask):
         model = super().build_model(cfg, from_checkpoint)
         cannot = set(self.targets) - set(model.supported_targets)
         if cannot:
+            advice = f"drop --{min(cannot)}-target"
+            if "future" in cannot:  # which is asked for without a flag
+                advice = "name a causal --arch, such as transformer_lm, or another --task"
             raise ConfigError(
                 f"this model cannot predict {sorted(cannot)} targets, only "
-                f"{sorted(model.supported_targets)}; drop --{min(cannot)}-target"
+                f"{sorted(model.supported_targets)}; {advice}"
             )
         return model
 

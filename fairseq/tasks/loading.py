@@ -15,7 +15,7 @@ from torch import Tensor
 from fairseq import tasks
 from fairseq.checkpoint.layout import explain, vocabulary_of
 from fairseq.config.sections import FairseqConfig
-from fairseq.errors import FairseqError
+from fairseq.errors import ConfigError, FairseqError
 from fairseq.protocols import Settings, StateDict, Task
 from fairseq.tasks.base import FairseqTask
 from fairseq.tasks.dictionaries import fit_dictionary
@@ -28,6 +28,26 @@ def task_of(content: StateDict, config: FairseqConfig) -> FairseqTask:
     task.load_state_dict(content["task_state"] or {})
     task.only_evaluates = True
     return task
+
+
+def check_targets(model: object, task: object) -> None:
+    """Refuse a model that predicts other tokens than its task asks for.
+
+    A plug-in that does not say what it predicts (``supported_targets``), or asks for (``targets``),
+    is trusted.
+
+    Raises:
+        ConfigError: if the positions of the one's output mean other tokens than the other's.
+    """
+    wanted = set(getattr(task, "targets", None) or ())
+    given = set(getattr(model, "supported_targets", wanted))
+    if not wanted <= given:
+        name = getattr(getattr(task, "cfg", None), "_name", None) or type(task).__name__
+        raise ConfigError(
+            f"--task {name} asks for tokens that are hidden in the input, and "
+            f"{type(model).__name__} predicts {sorted(given)} tokens: name the task that the model "
+            "is for (a causal model: --task language_modeling), or another --arch"
+        )
 
 
 def model_of(

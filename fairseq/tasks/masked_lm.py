@@ -95,6 +95,7 @@ class MaskedLMTask(MaskTask):
     """
 
     cfg: MaskedLMConfig
+    targets = ("self",)
 
     def __init__(self, cfg: MaskedLMConfig, dictionary: Dictionary | None = None) -> None:
         super().__init__(cfg)

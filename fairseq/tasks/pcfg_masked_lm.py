@@ -142,6 +142,7 @@ class PcfgMaskedLMTask(OneDictionaryTask):
     """
 
     cfg: PcfgMaskedLMConfig
+    targets = ("self",)
 
     def __init__(self, cfg: PcfgMaskedLMConfig) -> None:
         super().__init__(cfg)

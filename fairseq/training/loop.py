@@ -32,6 +32,7 @@ from fairseq.logging.meters import StopwatchMeter, exact, safe_round
 from fairseq.logging.progress_bar import BaseProgressBar, progress_of
 from fairseq.logging.sinks import close_sinks
 from fairseq.models.base import count_parameters
+from fairseq.tasks.loading import check_targets
 from fairseq.tasks.validation import figures_of, refuse_long_samples, valid_subsets
 from fairseq.teacher import attach_teacher
 from fairseq.training import policy, spikes
@@ -116,6 +117,7 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any, Sample
     if cfg.bpe is not None and hasattr(task, "bpe"):
         task.bpe = task.build_bpe(cfg.bpe)
     model = task.build_model(cfg.model)
+    check_targets(model, task)
     start = start._replace(loaded=grow_loaded(cfg, start.loaded, task, model))
     # after the weights came in, before the optimizer asks which parameters are trained
     freeze_parts(model, cfg.optimization)

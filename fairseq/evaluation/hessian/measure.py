@@ -103,6 +103,7 @@ class Settings:
             values["sentences"] = 16 * self.batch_size
         for name, least in (
             ("probes", 0), ("batch_size", 1), ("sentences", 1), ("steps", 1), ("top", 1),
+            ("seed", 0),
         ):  # fmt: skip
             if values[name] is not None and values[name] < least:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}")

@@ -215,6 +215,7 @@ def test_the_text_names_the_convention_first(
         (["--method", "lanczos", "--rel-se", "0.1"], "--method lanczos does not stop early"),
         (["--method", "fisher", "--matrix", "ggn"], "has a matrix of its own"),
         (["--method", "lanczos", "--top", "-1"], "--top must be at least 1"),
+        (["--seed", "-1"], "--seed must be at least 0"),
         (["--out", "/"], "is a folder; name a file"),
         (["--out", "/nowhere/at/all.json"], "there is no such folder"),
         (["--method", "fisher", "--residual"], "--residual belongs to"),
