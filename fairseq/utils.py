@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -17,13 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq.aliases import NAMES
+from fairseq.errors import DataError
 from fairseq.lazy import lazy_names
 from fairseq.logging.meters import safe_round
+from fairseq.ops.transforms import is_transformed
 from fairseq.protocols import StateDict
 
 __getattr__, __dir__, _names = lazy_names(
     __name__, {**NAMES[__name__], "import_user_module": "fairseq.config.plugins"}
 )
+
+
+ID_TYPES = (torch.int64, torch.int32)
+"""What embeddings are looked up with."""
 
 
 def item(value: object) -> Any:
@@ -114,15 +121,54 @@ def get_perplexity(loss: object, round: int = 2, base: float = 2) -> float:
     return perplexity if math.isinf(perplexity) else safe_round(perplexity, round)
 
 
+# model -> blocks of `model_eval` that threads are in, and what the first of them found
+_EVALUATED: dict[nn.Module, tuple[int, bool]] = {}
+_EVALUATING = threading.Lock()
+
+
 @contextlib.contextmanager
 def model_eval(model: nn.Module) -> Iterator[None]:
-    """Switch ``model`` to evaluation inside the block."""
-    training = model.training
-    model.eval()
+    """Switch ``model`` to evaluation inside the block; the last thread to leave switches back."""
+    with _EVALUATING:
+        inside, training = _EVALUATED.get(model, (0, model.training))
+        _EVALUATED[model] = inside + 1, training
+        model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        with _EVALUATING:
+            inside, training = _EVALUATED.pop(model)
+            if inside > 1:
+                _EVALUATED[model] = inside - 1, training
+            else:
+                model.train(training)
+
+
+def check_token_ids(tokens: object, entries: int, dims: tuple[int, ...] = (1, 2)) -> None:
+    """Refuse what are no token ids: a model would fail without a reason, or look up other rows.
+
+    Args:
+        tokens: an integer tensor.
+        entries: how many ids there are.
+        dims: numbers of dimensions that will do.
+
+    Raises:
+        DataError: saying what they are.
+    """
+    if not isinstance(tokens, Tensor) or tokens.dim() not in dims or tokens.dtype not in ID_TYPES:
+        found = type(tokens).__name__
+        if isinstance(tokens, Tensor):
+            found = f"{tokens.dtype} of shape {(*tokens.shape,)}"
+        shapes = " or ".join("(T,) (B, T)".split(" ", 1)[: len(dims)])
+        raise DataError(
+            f"token ids are an integer tensor of shape {shapes}, not {found}: encode() makes them"
+        )
+    if is_transformed() or tokens.is_meta or not tokens.numel():  # no values to look at
+        return
+    least, most = int(tokens.min()), int(tokens.max())
+    if least < 0 or most >= entries:
+        wrong = least if least < 0 else most
+        raise DataError(f"there is no token {wrong}: the model knows those from 0 to {entries - 1}")
 
 
 def has_parameters(module: nn.Module) -> bool:

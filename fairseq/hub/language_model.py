@@ -169,7 +169,7 @@ class GeneratorHubInterface(nn.Module):
 
         Raises:
             ConfigError: for an unknown setting.
-            DataError: if a prompt is too long for the model.
+            DataError: if a prompt is too long for the model, or no ids of the dictionary.
         """
         if isinstance(tokenized_sentences, Tensor) and tokenized_sentences.dim() == 1:
             return self.generate(
@@ -181,6 +181,8 @@ class GeneratorHubInterface(nn.Module):
                 prefix_allowed_tokens_fn,
                 **kwargs,
             )[0]
+        for sentence in tokenized_sentences:
+            utils.check_token_ids(sentence, len(self.src_dict), (1,))
         generator = self.task.build_generator(
             list(self.models),
             self._settings(beam, kwargs),

@@ -63,9 +63,9 @@ def companions(*folders: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def from_pretrained(
-    model_name_or_path: str,
+    model_name_or_path: str | os.PathLike[str],
     checkpoint_file: str = "model.pt",
-    data_name_or_path: str = ".",
+    data_name_or_path: str | os.PathLike[str] = ".",
     archive_map: Mapping[str, object] | None = None,
     **kwargs: Any,
 ) -> dict[str, Any]:
@@ -87,6 +87,8 @@ def from_pretrained(
     Raises:
         MissingFileError: if the model cannot be found.
     """
+    model_name_or_path = os.fspath(model_name_or_path)
+    data_name_or_path = os.fspath(data_name_or_path)
     entry = (archive_map or {}).get(model_name_or_path, model_name_or_path)
     if isinstance(entry, Mapping):
         extra = {key: value for key, value in entry.items() if key != "path"}
@@ -118,7 +120,13 @@ def from_pretrained(
     return {"args": config, "task": task, "models": models}
 
 
-def interface_of(model_class: Any, folder: str, file: str, data: str, **kwargs: Any) -> Any:
+def interface_of(
+    model_class: Any,
+    folder: str | os.PathLike[str],
+    file: str,
+    data: str | os.PathLike[str],
+    **kwargs: Any,
+) -> Any:
     """Load models by :func:`from_pretrained` and wrap them in what ``model_class`` hands out."""
     loaded = from_pretrained(folder, file, data, model_class.hub_models(), **kwargs)
     parts = loaded["args"], loaded["task"], loaded["models"]

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch.nn.functional as F
@@ -179,9 +180,9 @@ class BaseFairseqModel(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        model_name_or_path: str,
+        model_name_or_path: str | PathLike[str],
         checkpoint_file: str = "model.pt",
-        data_name_or_path: str = ".",
+        data_name_or_path: str | PathLike[str] = ".",
         **kwargs: Any,
     ) -> Any:
         """Load models from a folder, an archive or a published name; see :mod:`fairseq.hub.load`.

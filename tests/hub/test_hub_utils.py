@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tiny_run import config, make_corpus, train
 
 from fairseq.errors import MissingFileError
 from fairseq.files import archives
@@ -107,3 +108,10 @@ def test_the_cache_of_the_original_is_used(cache: Path) -> None:
     (cache / archives.cached_name(url, '"etag"')).write_bytes(archive_bytes())
     (cache / f"{archives.cached_name(url, chr(34))}.json").write_text("{}")
     assert (hub_utils.locate(url, "x") / "dict.txt").is_file()
+
+
+def test_folders_may_be_paths(tmp_path: Path) -> None:
+    train(config(make_corpus(tmp_path / "data"), tmp_path / "run", max_update=1))
+    file = "checkpoint_last.pt"
+    loaded = hub_utils.from_pretrained(tmp_path / "run", file, tmp_path / "data")
+    assert loaded["args"].task.data == str(tmp_path / "data")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,10 @@ from compat_checkpoints import DETERMINISTIC, load, load_classifier
 
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.data.storage.indexed_dataset import MMapIndexedDataset
-from fairseq.errors import CheckpointError, ConfigError
+from fairseq.errors import CheckpointError, ConfigError, DataError
 from fairseq.models.roberta import RobertaConfig, RobertaHubInterface, RobertaModel
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
+from fairseq.utils import model_eval
 
 
 def golden(shared: Path, name: str) -> dict[str, Any]:
@@ -171,6 +173,52 @@ def test_heads(words: RobertaHubInterface) -> None:
 def test_decode_wants_one_sequence(words: RobertaHubInterface) -> None:
     with pytest.raises(AssertionError):
         words.decode(words.encode("the cat")[None])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (torch.tensor([0, 99, 2]), "no token 99: the model knows those from 0 to "),
+        (torch.tensor([0, -1, 2]), "no token -1"),
+        (torch.tensor([0.0, 5.0, 2.0]), "not torch.float32 of shape"),
+        (torch.zeros(2, 2, 2, dtype=torch.int64), r"\(T,\) or \(B, T\), not torch.int64"),
+        ([0, 5, 2], "not list: encode"),
+    ],
+)
+def test_what_are_no_tokens_is_refused(
+    words: RobertaHubInterface, tokens: Any, message: str
+) -> None:
+    """A model with a zero mask took ids behind its table for it."""
+    with pytest.raises(DataError, match=message):
+        words.extract_features(tokens)
+
+
+def test_numbers_below_one_are_refused(words: RobertaHubInterface) -> None:
+    with pytest.raises(DataError, match="topk is how many"):
+        words.fill_mask("the <mask>", topk=-1)
+    with pytest.raises(ConfigError, match="'topic' cannot have -1 classes"):
+        words.register_classification_head("topic", num_classes=-1)
+
+
+def test_threads_share_a_model_that_is_in_training(words: RobertaHubInterface) -> None:
+    """Whoever leaves first must not switch dropout on for those who still compute."""
+    inside, left = threading.Event(), threading.Event()
+    module = words.train().model
+
+    def second() -> None:
+        with model_eval(module):
+            inside.set()
+            left.wait(10)
+            modes.append(module.training)
+
+    modes: list[bool] = []
+    thread = threading.Thread(target=second)
+    with model_eval(module):
+        thread.start()
+        assert inside.wait(10)
+    left.set()
+    thread.join()
+    assert modes == [False] and module.training
 
 
 def test_a_copy_is_independent(words: RobertaHubInterface) -> None:

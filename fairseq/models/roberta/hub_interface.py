@@ -16,7 +16,7 @@ from fairseq.errors import DataError
 from fairseq.files.io import BYTE_ORDER_MARK
 from fairseq.models.base import BaseFairseqModel
 from fairseq.protocols import Settings, Task
-from fairseq.utils import model_eval
+from fairseq.utils import check_token_ids, model_eval
 
 MASK = "<mask>"
 SENTENCEPIECE_SPACE = "▁"
@@ -115,8 +115,10 @@ class RobertaHubInterface(nn.Module):
             (B, T, C), or a list of layers + 1 such tensors.
 
         Raises:
-            ValueError: if the tokens are more than the model takes.
+            ValueError: if the tokens are more than the model takes, or no ids of its dictionary.
         """
+        entries = max(len(self.task.source_dictionary), self._mask() + 1)
+        check_token_ids(tokens, entries)
         if tokens.dim() == 1:
             tokens = tokens[None]
         limit = self.model.max_positions()
@@ -172,7 +174,10 @@ class RobertaHubInterface(nn.Module):
 
         Raises:
             AssertionError: unless there is exactly one ``<mask>``.
+            DataError: if ``topk`` is negative.
         """
+        if topk < 0:
+            raise DataError(f"topk is how many fillings are wanted, not {topk}")
         assert masked_input.count(MASK) == 1, (
             f"Please add one {MASK} token for the input, eg: 'He is a {MASK} guy'"
         )

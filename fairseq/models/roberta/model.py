@@ -15,6 +15,7 @@ import dataclasses
 import logging
 from argparse import Namespace
 from collections.abc import Callable, Collection, Sequence
+from os import PathLike
 from typing import Any
 
 import torch
@@ -358,6 +359,8 @@ class RobertaModel(FairseqEncoderModel):
             logger.warning("classification head '%s' is replaced by a new one", name)
         if num_classes is None:
             raise ConfigError(f"the new classification head '{name}' needs num_classes")
+        if num_classes < 1:
+            raise ConfigError(f"the classification head '{name}' cannot have {num_classes} classes")
         config, longest = self.config, self.config.max_positions or DEFAULT_MAX_POSITIONS
         width, pooled = config.encoder_embed_dim, (config.pooler_dropout, config.pooling, longest)
         head: nn.Module = LinearProbe(width, num_classes, *pooled)
@@ -457,9 +460,9 @@ class RobertaModel(FairseqEncoderModel):
     @classmethod
     def from_pretrained(
         cls,
-        model_name_or_path: str,
+        model_name_or_path: str | PathLike[str],
         checkpoint_file: str = "model.pt",
-        data_name_or_path: str = ".",
+        data_name_or_path: str | PathLike[str] = ".",
         bpe: str | None = None,
         **kwargs: Any,
     ) -> Any:
