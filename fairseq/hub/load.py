@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from fairseq.config.components import class_of
 from fairseq.config.registry import config_class
 from fairseq.config.schema import default_of, is_reference, parse_dict, public_fields
 from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
-from fairseq.errors import CheckpointError, ConfigError, MissingFileError
+from fairseq.config.upgrade import OLD_NAMES
+from fairseq.errors import CheckpointError, ConfigError, MissingFileError, did_you_mean
 from fairseq.files import archives
 from fairseq.files.archives import cached_name as url_to_filename  # noqa: F401 - for plug-ins
 from fairseq.lazy import lazy_names
@@ -95,6 +96,7 @@ def from_pretrained(
         checkpoint_file = extra.pop("checkpoint_file", checkpoint_file)
         kwargs = {**extra, **{k: v for k, v in kwargs.items() if k not in extra or k == "bpe"}}
         entry = entry["path"]
+    given = list(kwargs)
     folder = locate(str(entry), model_name_or_path)
     data = Path(data_name_or_path)
     if data_name_or_path.startswith("."):
@@ -117,7 +119,19 @@ def from_pretrained(
     )
     if without:
         config.bpe = None
+    name_unknown(given, config)
     return {"args": config, "task": task, "models": models}
+
+
+def name_unknown(names: Iterable[str], config: FairseqConfig) -> None:
+    """Warn of settings that were to replace those of a checkpoint, and are none of anything's."""
+    known = {*vars(flatten(config)), *OLD_NAMES, *COMPONENTS.values(), *COMPANIONS.values()}
+    for name in sorted({*names} - known):
+        logger.warning(
+            "no setting of this model is called '%s'%s: it is ignored",
+            name,
+            did_you_mean(name, known),
+        )
 
 
 def interface_of(
@@ -350,7 +364,8 @@ def load_by_settings(
     path = flat.get("path")
     if not path:
         raise ConfigError("--path is missing: name the checkpoint to evaluate")
-    overrides = {**parse_dict("--model-overrides", flat.get("model_overrides")), **flat}
+    replaced = parse_dict("--model-overrides", flat.get("model_overrides"))
+    overrides = {**replaced, **flat}
     for name in ("path", "model_overrides"):
         overrides.pop(name, None)
     for name in ("batch_size", "max_tokens"):  # what is given counts for the evaluation, too
@@ -365,6 +380,7 @@ def load_by_settings(
     paths = utils.split_paths(path) if ensemble else utils.split_paths(path)[:1]
     state = state if len(paths) == 1 else None
     models, config, task = load_model_ensemble_and_task(paths, overrides, state=state)
+    name_unknown(replaced, config)
     if flat.get("data") and not hasattr(config.task, "data"):
         logger.warning(
             "--task %s, with which %s was trained, makes its samples itself: %s is not read. To "

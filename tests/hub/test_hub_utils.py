@@ -110,8 +110,17 @@ def test_the_cache_of_the_original_is_used(cache: Path) -> None:
     assert (hub_utils.locate(url, "x") / "dict.txt").is_file()
 
 
-def test_folders_may_be_paths(tmp_path: Path) -> None:
+def test_folders_may_be_paths_and_slips_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     train(config(make_corpus(tmp_path / "data"), tmp_path / "run", max_update=1))
-    file = "checkpoint_last.pt"
-    loaded = hub_utils.from_pretrained(tmp_path / "run", file, tmp_path / "data")
+    folders = tmp_path / "run", "checkpoint_last.pt", tmp_path / "data"
+    loaded = hub_utils.from_pretrained(*folders, dropout=0.5, load_checkpoint_heads=True)
     assert loaded["args"].task.data == str(tmp_path / "data")
+    assert loaded["args"].model.dropout == 0.5 and "no setting" not in caplog.text
+    hub_utils.from_pretrained(*folders, dropuot=0.5)
+    assert "called 'dropuot' (did you mean 'dropout'?): it is ignored" in caplog.text
+    caplog.clear()
+    flat = {"path": str(tmp_path / "run" / folders[1]), "data": str(folders[2])}
+    hub_utils.load_by_settings({**flat, "model_overrides": "{'dropuot': 0.5}"})
+    assert "called 'dropuot'" in caplog.text
