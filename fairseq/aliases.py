@@ -26,6 +26,7 @@ MODULES = {
     "fairseq.data.data_utils": "fairseq.data.collate",
     "fairseq.data.data_utils_fast": "fairseq.data.batches.cut",
     "fairseq.data.dictionary": "fairseq.data.storage.dictionary",
+    "fairseq.data.encoders.utils": "fairseq.plugin_names.masking",
     "fairseq.data.fairseq_dataset": "fairseq.data.datasets.base",
     "fairseq.data.indexed_dataset": "fairseq.data.storage.indexed_dataset",
     "fairseq.data.iterators": "fairseq.data.batches.epochs",

@@ -32,8 +32,12 @@ def config_from_settings(
         RegistryError: for a component that does not exist.
         ConfigError: for a flag that does not exist or is refused, and for bad values.
     """
+    if not isinstance(settings, Mapping):
+        raise ConfigError(
+            f'settings are a dict such as {{"lr": 0.001}}, not {type(settings).__name__}'
+        )
     named = {
-        _stem(name): os.fspath(value) if isinstance(value, os.PathLike) else value
+        _stem(str(name)): os.fspath(value) if isinstance(value, os.PathLike) else value
         for name, value in settings.items()
         if value is not None
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import Any
 
 from fairseq.models.roberta.model import PUBLISHED, RobertaModel
@@ -20,9 +21,9 @@ class _Published(RobertaModel):
     @classmethod
     def from_pretrained(
         cls,
-        model_name_or_path: str,
+        model_name_or_path: str | PathLike[str],
         checkpoint_file: str = "model.pt",
-        data_name_or_path: str = ".",
+        data_name_or_path: str | PathLike[str] = ".",
         bpe: str | None = None,
         **kwargs: object,
     ) -> Any:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from fairseq.config.schema import II, option
+from fairseq.config.schema import II, ChoiceEnum, option
 from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.datasets.causal_lm import MonolingualDataset
 from fairseq.data.datasets.context_window import LMContextWindowDataset
@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+# types of the fields of plug-ins, which the original keeps here
+SAMPLE_BREAK_MODE_CHOICES = ChoiceEnum(["none", "complete", "complete_doc", "eos"])
+SHORTEN_METHOD_CHOICES = ChoiceEnum(["none", "truncate", "random_crop"])
 
 
 @dataclass

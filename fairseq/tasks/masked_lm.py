@@ -27,6 +27,7 @@ from fairseq.data.datasets.wrappers import (
     SortDataset,
 )
 from fairseq.data.line_dataset import LineDataset
+from fairseq.data.masking import word_begins
 from fairseq.data.masking.dataset import MaskedLMDataset
 from fairseq.data.masking.item_by_item import MaskSpec
 from fairseq.data.storage.dictionary import Dictionary
@@ -219,13 +220,7 @@ class MaskedLMTask(MaskTask):
         """Return for every id whether it begins a word."""
         if self.bpe is None or not hasattr(self.bpe, "is_beginning_of_word"):
             raise ConfigError("--mask-whole-words needs --bpe, with the encoder of the data")
-        dictionary = self.dictionary
-        begins = np.ones(len(dictionary), dtype=bool)
-        # special symbols and fillers are no pieces, which an encoder could not look up
-        for index in range(dictionary.nspecial, len(dictionary)):
-            if not dictionary.is_filler(index):
-                begins[index] = self.bpe.is_beginning_of_word(dictionary[index])
-        return begins
+        return word_begins(self.dictionary, self.bpe)
 
     def build_dataset_for_inference(
         self, src_tokens: Sequence[Any], src_lengths: Sequence[Any], sort: bool = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from fairseq.training.loop import run_training
 from fairseq.training.watch import Callback, Record, Watch
 
 PathLike = str | os.PathLike[str]
+
+# random draws are the process's own; the callback of a run may train, another thread may not
+_RUNNING = threading.RLock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,26 @@ def train(
         KeyboardInterrupt: after Ctrl-C, when the state is saved.
         SystemExit: after SIGTERM or SIGUSR1, when the state is saved: the process is to end.
     """
+    for name, callback in (("on_log", on_log), ("on_validate", on_validate)):
+        if callback is not None and not callable(callback):
+            raise ConfigError(f"{name} is a function, not {callback!r}")
+    if not _RUNNING.acquire(blocking=False):
+        raise ConfigError(
+            "another thread of this process trains: the two would share the random draws, and "
+            "neither could be repeated. Wait for it, or start a process for each"
+        )
+    try:
+        return _train(settings, recipe, on_log, on_validate)
+    finally:
+        _RUNNING.release()
+
+
+def _train(
+    settings: Mapping[str, Any] | None,
+    recipe: PathLike | Sequence[PathLike],
+    on_log: Callback | None,
+    on_validate: Callback | None,
+) -> TrainResult:
     recipes = [recipe] if isinstance(recipe, str | os.PathLike) else recipe
     cfg = _in_one_process(config_from_settings(settings or {}, recipes))
     seen: list[Record] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from fairseq import modules
 from fairseq.config.registry import REGISTRIES
 from fairseq.data import data_utils
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, UnsupportedError
 from tests.models.tiny_lm import DICTIONARY
 
@@ -57,6 +59,8 @@ NAMES = {
     "optim.lr_scheduler.triangular_lr_scheduler": "TriangularLRSchedule",
     "criterions.cross_entropy": "CrossEntropyCriterion CrossEntropyCriterionConfig",
     "criterions.sentence_ranking": "SentenceRankingCriterion",
+    "data.encoders.utils": "get_whole_word_mask",
+    "tasks.language_modeling": "SAMPLE_BREAK_MODE_CHOICES SHORTEN_METHOD_CHOICES",
     "tasks.sentence_ranking": "SentenceRankingTask",
     "scoring": "BaseScorer build_scorer register_scorer SCORER_REGISTRY",
     "incremental_decoding_utils": "FairseqIncrementalState with_incremental_state",
@@ -69,6 +73,21 @@ def test_names_of_the_packages(path: str) -> None:
     module = importlib.import_module(f"fairseq.{path}")
     for name in NAMES[path].split():
         assert getattr(module, name, None) is not None, name
+
+
+def test_the_words_that_pieces_begin(shared: Path) -> None:
+    """The ids of GPT-2's pieces: " world" begins a word, "Hello" goes on with one."""
+    from fairseq.data.encoders.utils import get_whole_word_mask
+
+    folder = shared / "data" / "gpt2_bpe"
+    words = Dictionary()
+    hello, world = words.add_symbol("15496"), words.add_symbol("995")
+    files = {"gpt2_encoder_json": folder / "encoder.json", "gpt2_vocab_bpe": folder / "vocab.bpe"}
+    args = Namespace(bpe="gpt2", **{name: str(path) for name, path in files.items()})
+    begins_V = get_whole_word_mask(args, words)
+    assert begins_V is not None and begins_V.dtype == torch.uint8
+    assert begins_V[hello] == 0 and begins_V[world] == 1 and begins_V[: words.nspecial].all()
+    assert get_whole_word_mask(Namespace(bpe=None), words) is None
 
 
 def test_masks_of_lengths() -> None:

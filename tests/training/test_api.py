@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +221,37 @@ def test_the_name_costs_nothing_until_it_is_used() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_two_threads_do_not_train_at_once(data: Path, tmp_path: Path) -> None:
+    """They would draw from one generator; a callback may train, and the lock is given back."""
+    refused: list[str] = []
+
+    def other() -> None:
+        with pytest.raises(ConfigError, match="another thread of this process trains") as error:
+            train(settings(data, tmp_path / "second"))
+        refused.append(str(error.value))
+
+    def on_log(record: dict[str, Any]) -> bool:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        return train(settings(data, tmp_path / "nested", max_update=1)).updates == 1
+
+    assert train(settings(data, tmp_path / "first"), on_log=on_log).updates == 1
+    assert len(refused) == 1
+    thread = threading.Thread(target=train, args=(settings(data, tmp_path / "second"),))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "second" / "checkpoint_last.pt").is_file()
+
+
+def test_arguments_of_another_kind(data: Path, tmp_path: Path) -> None:
+    """They are refused before the run, not by what trips over them after an epoch."""
+    with pytest.raises(ConfigError, match="settings are a dict .* not list"):
+        train(["--lr", "1"])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="no flag --3 "):
+        train({**settings(data, tmp_path / "run"), 3: 4})  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match="on_validate is a function, not 3"):
+        train(settings(data, tmp_path / "run"), on_validate=3)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()

@@ -34,6 +34,16 @@ _HALF = np.uint64(32)
 _PADDING_WORD = re.compile(r"madeupword\d{4}")
 
 
+def word_begins(dictionary: Dictionary, bpe: Any) -> np.ndarray:
+    """Return for every id whether it begins a word, bool of shape (V,); ``bpe`` tells of pieces."""
+    begins = np.ones(len(dictionary), dtype=bool)
+    # special symbols and fillers are no pieces, which an encoder could not look up
+    for index in range(dictionary.nspecial, len(dictionary)):
+        if not dictionary.is_filler(index):
+            begins[index] = bpe.is_beginning_of_word(dictionary[index])
+    return begins
+
+
 @dataclass(frozen=True, eq=False)
 class MaskSpec:
     """Everything about masking that does not change from batch to batch.
