@@ -54,6 +54,8 @@ class FairseqCriterion(nn.Module):
         padding_idx: target that is not predicted.
         sums_over_rows: whether a batch in two parts has the same loss; without it, running out of
             memory cannot be mended by smaller batches.
+        runs_once: whether a batch is one run of the model; if not, gradients are averaged over
+            processes after the backward pass, since DDP prepares for the latest run alone.
         fixed_targets: whether the loss is a mean cross-entropy against distributions that know
             nothing of the model: then its curvature in the logits is that of the labels'.
         loss_unit: unit of the loss in logs, for people; empty if it has none.
@@ -62,6 +64,7 @@ class FairseqCriterion(nn.Module):
     """
 
     sums_over_rows = True
+    runs_once = True
     fixed_targets = False
     loss_unit = ""
     beside_likelihood = ""

@@ -66,6 +66,7 @@ class MaskedLmAdversarial(MaskedLmLoss):
     """
 
     sums_over_rows = False
+    runs_once = False
     _extra_flops = 0
 
     def __init__(self, cfg: MaskedLmAdversarialConfig, task: Task) -> None:

@@ -45,6 +45,8 @@ class SentenceRankingCriterion(SummingCriterion):
         ConfigError: if the task does not say it.
     """
 
+    runs_once = False  # but for every option
+
     def __init__(self, cfg: SentenceRankingConfig, task: Task) -> None:
         super().__init__(task)
         self.loss_unit = BITS_A_SENTENCE
@@ -77,7 +79,8 @@ class SentenceRankingCriterion(SummingCriterion):
         target_B = sample["target"].view(-1)
         loss = F.cross_entropy(logits_BK, target_B, reduction="sum" if reduce else "none")
         best_B = logits_BK.argmax(dim=1)
-        if self.predictions is not None and not model.training:
+        written = not model.training and "is_filler" not in sample
+        if self.predictions is not None and written:
             self._append(sample["id"], best_B, target_B)
         log = {
             "loss": loss.detach().sum(),

@@ -350,12 +350,16 @@ def _how_it_ended(error: torch.multiprocessing.ProcessExitedException) -> str:
 
 
 def average_gradients(module: torch.nn.Module) -> None:
-    """Replace the gradients of a module that is not wrapped by their mean over all processes."""
-    if get_world_size() == 1:
+    """Replace the gradients of a module that is not wrapped by their mean over all processes.
+
+    A parameter without gradient on any of them stays so: it is neither decayed nor counted.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if get_world_size() == 1 or not parameters:
         return
-    for parameter in module.parameters():
-        if not parameter.requires_grad:
-            continue
+    flags = [int(p.grad is not None) for p in parameters]
+    trained = all_reduce(torch.tensor(flags, device=parameters[0].device), op="max").tolist()
+    for parameter in (p for p, somewhere in zip(parameters, trained, strict=True) if somewhere):
         # every process takes part in every reduction, or the others wait for ever
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

@@ -122,7 +122,9 @@ class TrainingState:
         """Return the model, wrapped if there are several processes."""
         if self._wrapped is None:
             distributed = self.cfg.distributed_training
-            if utils.drops_layers(self._model):  # other layers have a gradient in every update
+            if not getattr(self._criterion, "runs_once", True):
+                distributed = distributed.changed(ddp_backend="legacy_ddp")
+            elif utils.drops_layers(self._model):  # other layers have a gradient in every update
                 distributed = distributed.changed(find_unused_parameters=True)
             self._wrapped = wrap_model(distributed, self._model, self.device)
         return self._wrapped

@@ -487,6 +487,8 @@ class Trainer:
     def valid_step(self, sample: Sample, raise_oom: bool = False) -> dict[str, Any] | None:
         """Evaluate one batch and log its figures; return them."""
         sample, is_filler = self._prepare_sample(sample)
+        if is_filler and isinstance(sample, dict):  # for criterions that write what they see
+            sample = {**sample, "is_filler": True}
         size, log = validation.valid_step(
             self.cfg, self.task, self.model, self.criterion, sample, self.device, self.ema
         )
