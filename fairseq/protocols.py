@@ -44,6 +44,7 @@ class Sample(TypedDict, total=False):
     distinct_targets: tuple[Tensor, Tensor, Tensor]  # see fairseq.ops.contrastive_weight_tying
     nsentences: int
     ntokens: int  # padding does not count
+    is_filler: bool  # in validation, instead of a batch that a process does not have; not counted
     start_indices: list[int]  # B: where the scored tokens begin, after their context
 
 
