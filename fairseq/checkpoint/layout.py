@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fairseq.checkpoint.tensor_names import upgrade_roberta_state
 from fairseq.checkpoint.unused_weights import drop_unused_weights
@@ -42,6 +43,13 @@ _REPEATED = (
     ("lr_scheduler", "lr", ("optimization", "lr")),
     ("bmuf", "distributed_world_size", ("distributed_training", "distributed_world_size")),
 )
+# NormFormer: the flag, and the tensor that each layer then has
+_SCALES = {
+    "scale_fc": "ffn_layernorm.weight",
+    "scale_attn": "attn_ln.weight",
+    "scale_heads": "c_attn",
+    "scale_resids": "w_resid",
+}
 _TPU_SECTIONS = ("distributed_training", "optimizer")
 
 
@@ -195,10 +203,30 @@ def config_of(
         config = resolve(config, from_checkpoint=True)
     if isinstance(tensors := state.get("model"), Mapping):
         tensors = dict(tensors)
+        if not record_of(state):  # a file of others
+            config = _without_inert_scales(config, tensors)
         if hasattr(config.model, "encoder_layers"):
             upgrade_roberta_state(tensors)
         check_sizes(config, tensors)
     return config
+
+
+def _without_inert_scales(config: FairseqConfig, tensors: Mapping[str, Tensor]) -> FairseqConfig:
+    """Switch off what NormFormer's flags ask for where the file has none of its tensors.
+
+    The original's causal models accept these flags and are built without what they ask for.
+    """
+    names = {key.rsplit(".layers.", 1)[-1].partition(".")[2] for key in tensors}
+    inert = [
+        name
+        for name, tensor in _SCALES.items()
+        if getattr(config.model, name, False) and tensor not in names
+    ]
+    if not inert:
+        return config
+    logger.warning("the file holds no tensors of %s: built without, as its writer did", inert)
+    model = with_values(config.model, **dict.fromkeys(inert, False))
+    return config.changed(model=model)
 
 
 def _config_of(

@@ -16,8 +16,7 @@ from torch import Tensor
 from fairseq.protocols import StateDict
 
 COPIES = r"\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$"
-# entries of a state dict that are no parameters, and the one that is the embedding table again
-_OTHERS = r"\.version$|\._float_tensor$|^(en|de)coder\.lm_head\.weight$"
+_NO_PARAMETERS = r"\.version$|\._float_tensor$"
 
 
 def drop_unused_weights(state: dict[str, Any]) -> None:
@@ -26,7 +25,7 @@ def drop_unused_weights(state: dict[str, Any]) -> None:
     The optimizer names parameters by their number in the order of the model, or keeps one flat
     vector of all (fp16); a state that fits neither is left alone, for its reader to refuse.
     """
-    weights = {k: v for k, v in state["model"].items() if not re.search(_OTHERS, k)}
+    weights = _parameters(state["model"])
     unused = [re.search(COPIES, name) is not None for name in weights]
     if not any(unused):
         return
@@ -42,6 +41,22 @@ def drop_unused_weights(state: dict[str, Any]) -> None:
             group["params"] = [number for number, is_copy in pairs if not is_copy]
     for entry in optimizer.get("state", {}).values():
         _cut(entry, sizes, unused)
+
+
+def _parameters(model: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the entries that an optimizer counts: a tied head is the embedding table again.
+
+    Untied ones (--untie-weights-roberta) start from different numbers and stay different.
+    """
+    table = next((v for k, v in model.items() if k.endswith(".embed_tokens.weight")), None)
+    return {
+        name: value
+        for name, value in model.items()
+        if not re.search(_NO_PARAMETERS, name)
+        and not (
+            name.endswith(".lm_head.weight") and table is not None and torch.equal(value, table)
+        )
+    }
 
 
 def _cut(entry: StateDict, sizes: list[int], unused: list[bool]) -> None:

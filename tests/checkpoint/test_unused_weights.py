@@ -20,7 +20,7 @@ COPIED = {
 }
 
 
-def as_the_release_writes(state: dict[str, Any]) -> dict[str, Any]:
+def as_the_release_writes(state: dict[str, Any], tied: bool = True) -> dict[str, Any]:
     """Put the copies at the head of each layer; the optimizer counts them and has no state."""
     model: dict[str, torch.Tensor] = {}
     new_number, copies = [], 0
@@ -33,7 +33,7 @@ def as_the_release_writes(state: dict[str, Any]) -> dict[str, Any]:
                     model[f"{prefix}.{copy}_{kind}"] = torch.zeros_like(torch.cat(parts))
                     copies += 1
         model[name] = value
-        if not name.endswith((".version", "encoder.lm_head.weight")):
+        if not name.endswith((".version", "encoder.lm_head.weight") if tied else ".version"):
             new_number.append(len(new_number) + copies)
     optimizer = state["last_optimizer_state"]
     (group,) = optimizer["param_groups"]
@@ -61,6 +61,17 @@ def test_a_run_of_the_release_goes_on(run: tuple[Path, Path], tmp_path: Path) ->
     torch.save(as_the_release_writes(content(path)), foreign)
     for name, start in (("own", path), ("foreign", foreign)):
         train(config(data, tmp_path / name, restore_file=str(start)))
+    own, other = (tmp_path / name / "checkpoint_last.pt" for name in ("own", "foreign"))
+    assert digest(own) == digest(other) != digest(path)
+
+
+def test_a_run_with_a_head_of_its_own_goes_on(run: tuple[Path, Path], tmp_path: Path) -> None:
+    untied = {"untie_weights_roberta": True}
+    train(config(run[0], tmp_path / "first", max_update=4, **untied))
+    path, foreign = tmp_path / "first" / "checkpoint_last.pt", tmp_path / "foreign.pt"
+    torch.save(as_the_release_writes(content(path), tied=False), foreign)
+    for name, start in (("own", path), ("foreign", foreign)):
+        train(config(run[0], tmp_path / name, restore_file=str(start), **untied))
     own, other = (tmp_path / name / "checkpoint_last.pt" for name in ("own", "foreign"))
     assert digest(own) == digest(other) != digest(path)
 
