@@ -50,6 +50,12 @@ _SCALES = {
     "scale_heads": "c_attn",
     "scale_resids": "w_resid",
 }
+# what becomes of text if a checkpoint names an encoder that is not there
+_WITHOUT = {
+    "bpe": ": unless bpe= names another, text is encoded as the dictionary suggests, with GPT-2's "
+    "pieces or as words with blanks between",
+    "tokenizer": ": text is left as it is before it is encoded",
+}
 _TPU_SECTIONS = ("distributed_training", "optimizer")
 
 
@@ -271,7 +277,8 @@ def _make(flat: dict[str, Any], nested: dict[str, Any]) -> FairseqConfig:
         if name is not None and not essential and name not in options.known_names(flag):
             if name != own:
                 raise ConfigError(f"{flag} {describe_choice(name, options.known_names(flag))}")
-            logger.warning("the checkpoint's %s '%s' is not known here", flag, name)
+            hint = _WITHOUT.get(flag, "")
+            logger.warning("the checkpoint's %s '%s' is not known here%s", flag, name, hint)
             del sections[section]
     return options.make_config(flat, sections, strict=False, settle=False)
 

@@ -1,4 +1,4 @@
-"""Files of programs that accept NormFormer's flags and build a model without its tensors."""
+"""Files of the original whose settings say what its models, or ours, do without."""
 
 from __future__ import annotations
 
@@ -50,3 +50,16 @@ def test_scales_of_one_layer_that_are_gone_are_damage(
     torch.save(state, tmp_path / "cut.pt")
     with pytest.raises(CheckpointError, match=r"layers\.1\.ffn_layernorm\.weight"):
         load_model_ensemble([str(tmp_path / "cut.pt")], arg_overrides={"data": str(data)})
+
+
+def test_a_text_encoder_that_is_not_there_is_named(
+    run: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, path = run
+    state = content(path)
+    state["extra_state"].pop("fairseq_lm")
+    state["cfg"] |= {"bpe": {"_name": "hf_byte_bpe"}, "tokenizer": {"_name": "moses"}}
+    torch.save(state, tmp_path / "foreign.pt")
+    load_model_ensemble([str(tmp_path / "foreign.pt")], arg_overrides={"data": str(data)})
+    assert "'hf_byte_bpe' is not known here: unless bpe= names another" in caplog.text
+    assert "'moses' is not known here: text is left as it is" in caplog.text
