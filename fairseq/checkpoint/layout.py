@@ -20,7 +20,7 @@ from fairseq.checkpoint.unused_weights import drop_unused_weights
 from fairseq.config import options
 from fairseq.config.build import plain
 from fairseq.config.flags import describe_choice
-from fairseq.config.refused import REFUSED
+from fairseq.config.refused import REFUSED, check_refused
 from fairseq.config.resolve import resolve
 from fairseq.config.schema import FairseqDataclass, default_of, public_fields, with_values
 from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
@@ -203,9 +203,11 @@ def config_of(
 
     Raises:
         CheckpointError: if the checkpoint holds no configuration, or one that its tensors belie.
+        UnsupportedError: if its embeddings are of a kind that is not there.
     """
     config = _config_of(state, overrides)
     if settle:
+        _check_buildable(state)
         config = resolve(config, from_checkpoint=True)
     if isinstance(tensors := state.get("model"), Mapping):
         tensors = dict(tensors)
@@ -215,6 +217,14 @@ def config_of(
             upgrade_roberta_state(tensors)
         check_sizes(config, tensors)
     return config
+
+
+def _check_buildable(state: Mapping[str, object]) -> None:
+    """Refuse what would else be a list of missing tensors. Other refused settings change none."""
+    cfg = state.get("cfg")
+    settings = plain(cfg).get("model") if cfg is not None else plain(state.get("args"))
+    if isinstance(settings, Mapping):
+        check_refused("character_embeddings", settings.get("character_embeddings") or False)
 
 
 def _without_inert_scales(config: FairseqConfig, tensors: Mapping[str, Tensor]) -> FairseqConfig:

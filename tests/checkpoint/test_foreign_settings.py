@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_run import DECODER, config, content, make_corpus, train
 
-from fairseq.errors import CheckpointError
+from fairseq.errors import CheckpointError, UnsupportedError
 from fairseq.hub.load import load_model_ensemble
 
 SCALES = ("scale_fc", "scale_attn", "scale_heads", "scale_resids")
@@ -63,3 +63,12 @@ def test_a_text_encoder_that_is_not_there_is_named(
     load_model_ensemble([str(tmp_path / "foreign.pt")], arg_overrides={"data": str(data)})
     assert "'hf_byte_bpe' is not known here: unless bpe= names another" in caplog.text
     assert "'moses' is not known here: text is left as it is" in caplog.text
+
+
+def test_embeddings_of_characters_are_named(run: tuple[Path, Path], tmp_path: Path) -> None:
+    data, path = run
+    state = content(path)
+    state["cfg"]["model"]["character_embeddings"] = True
+    torch.save(state, tmp_path / "foreign.pt")
+    with pytest.raises(UnsupportedError, match="words made of characters"):
+        load_model_ensemble([str(tmp_path / "foreign.pt")], arg_overrides={"data": str(data)})
