@@ -63,6 +63,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     add_scores(parser)
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
     flat = stated_flags(parser, argv, "masked_lm")
+    _check_company(flat)
     as_json, lengths = flat.pop("json", False), flat.pop("at_lengths", None)
     pseudo, most = flat.pop("pseudo_ppl", False), flat.pop("pseudo_ppl_blocks", None)
     setup_logging(stream="stderr" if as_json else "stdout")
@@ -139,6 +140,31 @@ def _add_teacher_flags(parser: ArgumentParser) -> None:
         help="write length, cross-entropies of student and teacher and their KL of each sample",
     )  # fmt: skip
     add("--plot", metavar="FILE", help="draw the samples of --per-sample, student against teacher")
+
+
+# flag -> the one without which it does nothing
+_COMPANY = {"plot": "per_sample", "pseudo_ppl_blocks": "pseudo_ppl"} | dict.fromkeys(
+    ("cache_method", "top_k", "cache_temperatures", "cache_epochs", "cache_force"),
+    "write_teacher_cache",
+)
+
+
+def _check_company(flat: dict[str, Any]) -> None:
+    """Refuse flags that would do nothing, as they are given.
+
+    Raises:
+        ConfigError: naming the flag that is missing, or in the way.
+    """
+    from fairseq.errors import ConfigError
+
+    for name, other in _COMPANY.items():
+        if name in flat and not flat.get(other):
+            flag, needed = (f"--{one.replace('_', '-')}" for one in (name, other))
+            raise ConfigError(f"{flag} belongs to {needed}; add that, or leave {flag} out")
+    if flat.get("pseudo_ppl") and flat.get("at_lengths"):
+        raise ConfigError("--pseudo-ppl and --at-lengths are two evaluations: run one at a time")
+    if flat.get("pseudo_ppl_blocks", 1) < 1:
+        raise ConfigError("--pseudo-ppl-blocks must be at least 1")
 
 
 def _about_teachers(flat: dict[str, Any], flags: dict[str, Any], as_json: bool) -> int:
