@@ -79,11 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fairseq.logging.progress_bar import setup_logging
 
     setup_logging("WARNING", "stderr")
-    chosen = [find_task(name) for name in args.tasks or TASKS]
+    # what is named twice is run, and counted, once
+    chosen = [find_task(name) for name in dict.fromkeys(args.tasks or TASKS)]
     pretrained = open_pretrained(args.checkpoint, args.dict_dir, **encoder_settings(args))
     runs = run_glue(
         chosen,
-        args.seeds,
+        list(dict.fromkeys(args.seeds)),
         pretrained,
         args.glue_dir,
         Path(args.out),

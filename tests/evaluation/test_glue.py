@@ -476,6 +476,16 @@ class TestCommand:
         assert stop.value.code == 2
         assert "--bogus" in capsys.readouterr().err
 
+    def test_what_is_named_twice_is_one_run(self, models, glue_dir, tmp_path, monkeypatch):
+        asked = []
+        monkeypatch.setattr(
+            "fairseq.evaluation.glue.runs.run_glue",
+            lambda chosen, seeds, *rest: asked.append(([t.name for t in chosen], seeds)) or [],
+        )
+        words = [str(models["plain"]), "--glue-dir", str(glue_dir), "--out", str(tmp_path)]
+        glue.main([*words, "--tasks", "CoLA", "MRPC", "CoLA", "--seeds", "2", "1", "2", "--json"])
+        assert asked == [(["CoLA", "MRPC"], [2, 1])]
+
     def test_foreign_results_are_not_overwritten(self, models, glue_dir, tmp_path):
         (tmp_path / "results.json").write_text("[]")
         words = [str(models["plain"]), "--glue-dir", str(glue_dir), "--out", str(tmp_path)]
