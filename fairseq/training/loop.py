@@ -79,8 +79,7 @@ def ready_to_train(cfg: FairseqConfig, watch: Watch | None = None) -> Iterator[T
         the loop, before its first update.
     """
     cfg = resolve(cfg)
-    missing = required_settings(cfg)
-    if missing:
+    if missing := required_settings(cfg):
         raise ConfigError("training needs " + "; ".join(missing))
     metrics.reset()
     checkpoint = cfg.checkpoint
