@@ -146,7 +146,7 @@ def test_the_test_notices_what_is_read(
 
 def figures(folder: Path) -> list[dict[str, Any]]:
     """Return what a run recorded, without what a clock says."""
-    clocks = ("wall", "wps", "ups", "mfu", "time", "train_wall")
+    clocks = ("wall", "wps", "ups", "mfu", "time", "train_wall", "eta")
     rows = read_jsonl(folder / "metrics.jsonl")
     return [{key: value for key, value in row.items() if key not in clocks} for row in rows]
 
