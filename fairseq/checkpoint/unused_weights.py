@@ -25,10 +25,10 @@ def drop_unused_weights(state: dict[str, Any]) -> None:
     The optimizer names parameters by their number in the order of the model, or keeps one flat
     vector of all (fp16); a state that fits neither is left alone, for its reader to refuse.
     """
+    if not any(re.search(COPIES, name) for name in state["model"]):
+        return  # nearly every file: its tables need not be compared
     weights = _parameters(state["model"])
     unused = [re.search(COPIES, name) is not None for name in weights]
-    if not any(unused):
-        return
     sizes = [weight.numel() for weight in weights.values()]
     average = (state.get("extra_state") or {}).get("ema") or {}
     for tensors in (state["model"], average):
