@@ -159,7 +159,7 @@ def check_token_ids(tokens: object, entries: int, dims: tuple[int, ...] = (1, 2)
         found = type(tokens).__name__
         if isinstance(tokens, Tensor):
             found = f"{tokens.dtype} of shape {(*tokens.shape,)}"
-        shapes = " or ".join("(T,) (B, T)".split(" ", 1)[: len(dims)])
+        shapes = "(T,)" if dims == (1,) else "(T,) or (B, T)"
         raise DataError(
             f"token ids are an integer tensor of shape {shapes}, not {found}: encode() makes them"
         )
