@@ -128,24 +128,38 @@ def peak_of(
 
     Args:
         stated: those of one device in units of 1e12; None to measure products of matrices, the
-            best of three each.
+            best of three each; on a CPU those of one thread, times the threads.
         device: one of them.
         dtype: what training multiplies in.
         devices: their number.
     """
     if stated is not None:
         return stated * 1e12 * devices
+    if device.type != "cpu":
+        return _measured(device, dtype) * devices
+    # The threads of one product wait for each other: while other processes hold a core, it takes up
+    # to fifty times as long, and training would seem to do many times what is possible.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _measured(device, dtype) * threads * devices
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measured(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the operations a second of the fastest product."""
     best = 0.0
     for m, k, n in GEMMS.get(device.type, GEMMS_ELSEWHERE):
         # ones draw no random number; laid out as in x W^T: fp16 on a CPU is far slower else
         a, b = (torch.ones(*size, device=device, dtype=dtype) for size in ((m, k), (n, k)))
         rows = m // 16
         # the first one warms up; a type without units, as fp16 on a CPU, stays with these rows
-        if min(_seconds(a[:rows], b) for _ in range(2)) < SLOW:
+        if min(_seconds(a[:rows], b) for _ in range(3)) < SLOW:
             rows = m
         seconds = min(_seconds(a[:rows], b) for _ in range(3))
         best = max(best, 2 * rows * k * n / seconds)
-    return best * devices
+    return best
 
 
 def _seconds(a: Tensor, b: Tensor) -> float:

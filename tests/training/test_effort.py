@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from tiny_run import Recorder, config, content, digest, make_corpus, train
+from torch import Tensor
 
 from fairseq.config.sections import OptimizationConfig
 from fairseq.errors import ConfigError
 from fairseq.logging.sinks import read_jsonl
-from fairseq.training import loop
+from fairseq.training import effort, loop
 from fairseq.training.effort import Effort, peak_of
 from fairseq.training.freeze import freeze_parts, layers_of
 from fairseq.training.trainer import Trainer
@@ -169,6 +170,22 @@ def test_the_peak_is_stated_or_measured() -> None:
     rate = 2 * 64 * 1024 * 1024 / (time.perf_counter() - started)
     assert peak_of(None, cpu, torch.half) > rate / 5
     assert torch.random.get_rng_state().equal(state)
+
+
+def test_a_busy_machine_does_not_lower_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a product of one thread waits for no other, which another process may keep from its core
+    def seconds(a: Tensor, b: Tensor) -> float:
+        alone = torch.get_num_threads() == 1
+        return 2 * a.numel() * len(b) / (4e9 if alone else 1e8)
+
+    monkeypatch.setattr(effort, "_seconds", seconds)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert peak_of(None, torch.device("cpu"), torch.float32) == pytest.approx(3 * 4e9)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 # -- limits and milestones -------------------------------------------------------------------------
