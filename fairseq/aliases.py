@@ -12,9 +12,12 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 # old path -> new path
 MODULES = {
@@ -187,13 +190,17 @@ NAMES = {
 }
 
 
-class _OldPaths(MetaPathFinder, Loader):
-    """Finds and loads the modules of :data:`MODULES`."""
+class _OldPaths:
+    """Finds and loads the modules of :data:`MODULES`.
+
+    The interpreter asks for methods, not for base classes: importing those of ``importlib.abc``
+    would be a tenth of the time in which a command prints its help.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return ModuleSpec(fullname, self) if fullname in MODULES else None
+        return ModuleSpec(fullname, cast("Loader", self)) if fullname in MODULES else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return the module that moved, whose own spec is kept aside: it is overwritten next."""

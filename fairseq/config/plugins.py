@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import functools
+import glob
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import shlex
@@ -21,6 +21,8 @@ from types import ModuleType
 from typing import Any
 
 from fairseq.errors import ConfigError, MissingFileError
+
+GROUP = "fairseq.plugins"
 
 
 def import_user_module(args: object) -> ModuleType | None:
@@ -138,7 +140,11 @@ def load_entry_points() -> None:
     Raises:
         ConfigError: if one cannot be imported.
     """
-    for entry in importlib.metadata.entry_points(group="fairseq.plugins"):
+    if not any(_may_declare(folder) for folder in sys.path):
+        return
+    import importlib.metadata  # a third of the time that a command takes to print its help
+
+    for entry in importlib.metadata.entry_points(group=GROUP):
         try:
             entry.load()
         except Exception as error:
@@ -146,6 +152,14 @@ def load_entry_points() -> None:
                 f"the plug-in '{entry.name}' ({entry.value}) cannot be imported: "
                 f"{type(error).__name__}: {error}. Repair it or uninstall its package"
             ) from error
+
+
+def _may_declare(folder: str) -> bool:
+    """Whether a package in this folder of ``sys.path`` may declare a plug-in."""
+    if os.path.isfile(folder):
+        return True  # packages in an archive are left to the library
+    files = glob.iglob(os.path.join(glob.escape(folder or "."), "*-info", "entry_points.txt"))
+    return any(GROUP.encode() in Path(file).read_bytes() for file in files)
 
 
 def import_from_argv(argv: Sequence[str] | None) -> None:

@@ -6,6 +6,7 @@ import argparse
 import multiprocessing
 import sys
 import textwrap
+import zipfile
 
 import pytest
 
@@ -330,6 +331,17 @@ class TestEntryPoints:
         installed("plug_entry", ARCH)
         options.get_training_parser(argv=())
         assert "roberta_of_plug_entry" in options.known_names("arch")
+
+    def test_those_in_an_archive_are_imported(self, installed, tmp_path, monkeypatch):
+        installed("plug_zipped", ARCH)
+        with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+            for file in list(tmp_path.rglob("*zipped*")) + list(tmp_path.rglob("*-info/*")):
+                archive.write(file, file.relative_to(tmp_path))
+                if file.is_file():
+                    file.unlink()
+        monkeypatch.syspath_prepend(str(tmp_path / "all.zip"))
+        options.get_training_parser(argv=())
+        assert "roberta_of_plug_zipped" in options.known_names("arch")
 
     def test_a_broken_one_is_named_every_time(self, installed):
         installed("plug_wrong", "1 / 0")
