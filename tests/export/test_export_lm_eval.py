@@ -26,6 +26,7 @@ from fairseq_cli import bpe
 
 transformers = pytest.importorskip("transformers", reason="the extra [hf] is not installed")
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (the extra [eval])")
+pytest.importorskip("accelerate", reason="accelerate is not installed (lm-eval[hf] brings it)")
 
 NATS = 1e-4  # an item
 WINDOW = 24  # shorter than the rolling texts
