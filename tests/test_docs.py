@@ -238,6 +238,7 @@ def fields_that_are_read() -> set[str]:
 
 
 def test_flags_without_effect_are_those_that_no_code_reads() -> None:
+    from fairseq.config.refused import REFUSED
     from fairseq.config.sections import SECTIONS
 
     used = ("common", "common_eval", "distributed_training", "dataset", "optimization")
@@ -252,6 +253,8 @@ def test_flags_without_effect_are_those_that_no_code_reads() -> None:
         for cells in rows_of(MIGRATING, "Flags that do nothing here")
         for flag in re.findall(r"`--([^`]+)`", cells[0])
     }
+    idle = {name for name, row in REFUSED.items() if row.reason is None}
+    assert idle - listed == set(), "add these to docs/migrating.md: no value of them does anything"
     silent = fields - fields_that_are_read()
     assert silent - listed == set(), "add these to docs/migrating.md: no code reads them"
     assert fields & listed - silent == set(), "drop these from docs/migrating.md: they are read"

@@ -58,6 +58,14 @@ def test_the_original_s_continuation(lm: GeneratorHubInterface, golden: dict[str
     assert lm.sample("We the people", beam=1, max_len_b=8) == golden["generate_beam1"]
 
 
+def test_the_end_of_a_prompt_is_left_out(lm: GeneratorHubInterface) -> None:
+    open_ids = lm.encode("We the people")
+    assert int(open_ids[-1]) == lm.task.source_dictionary.eos()
+    found = [lm.generate(ids, beam=1, max_len_b=8)[0] for ids in (open_ids, open_ids[:-1])]
+    assert found[0]["tokens"].tolist() == found[1]["tokens"].tolist()
+    assert len(found[0]["tokens"]) > len(open_ids)
+
+
 def test_several_texts_keep_their_order(lm: GeneratorHubInterface, golden: dict[str, Any]) -> None:
     texts = ["We the people of the United States", golden["text"], "I", ""]
     found = lm.score(texts)
