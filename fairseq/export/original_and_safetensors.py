@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from fairseq.checkpoint.files import write_checkpoint
 from fairseq.checkpoint.layout import config_of, original_cfg, read_state
+from fairseq.config.sections import FairseqConfig
 from fairseq.errors import UnsupportedError
 from fairseq.export.model_files import refuse_operator
 from fairseq.files.folders import refuse_existing
@@ -75,6 +80,7 @@ def to_fairseq(source: Path, out: Path, force: bool = False) -> dict[str, Any]:
         raise UnsupportedError(
             "the original's classification heads pool the first token only, and have a hidden layer"
         )
+    _refuse_other_widths(config, state["model"])
     dropped = sorted(state.get("extra_state", {}).keys() & {"fairseq_lm"})
     cfg = original_cfg(config)
     for section, names in STRICT.items():
@@ -86,6 +92,19 @@ def to_fairseq(source: Path, out: Path, force: bool = False) -> dict[str, Any]:
         {**state, "args": None, "cfg": cfg, "extra_state": extra}, str(out), {"plain": True}
     )
     return {"dropped": ", ".join(dropped) or "nothing"}
+
+
+def _refuse_other_widths(config: FairseqConfig, weights: Mapping[str, Tensor]) -> None:
+    """Refuse classifiers that the original would replace by new ones in silence."""
+    width = getattr(config.model, "encoder_embed_dim", None)
+    for name, x in weights.items():
+        if re.fullmatch(r"classification_heads\.[^.]+\.dense\.weight", name) and (
+            config.task._name == "sentence_prediction" and len(x) != width
+        ):
+            raise UnsupportedError(
+                f"the original's task makes classifiers with a hidden layer as wide as the model "
+                f"({width}), that of this one has {len(x)} ({name}); it can be exported to hf"
+            )
 
 
 # Keys of the fork that the original's loader refuses.

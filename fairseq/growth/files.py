@@ -135,6 +135,7 @@ def logits_of(task: Task, config: Config, state: Mapping[str, Tensor], tokens_BT
     """
     model = task.build_model(dataclasses.replace(config), from_checkpoint=True).eval()
     wide = {name: x.double() if x.is_floating_point() else x for name, x in state.items()}
+    model.upgrade_state_dict(wide)  # classifiers take the width that theirs have in the state
     # put in place of the model's own weights instead of copied into them: large models are large
     nn.Module.load_state_dict(model, wide, assign=True)
     model.double()  # what no state holds, such as tables of positions

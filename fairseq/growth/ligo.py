@@ -23,7 +23,7 @@ from fairseq.growth.copies import tiled_map
 from fairseq.growth.maps import Matrix, Select
 from fairseq.growth.methods import Options, method
 from fairseq.growth.sizes import Pair
-from fairseq.growth.tensors import AxisMap, Maps, Parts, join, split, widen_tensor
+from fairseq.growth.tensors import AxisMap, Maps, Parts, join, split, widen_shared, widen_tensor
 
 LINEAR_AXES = ("emb", "v")  # what no activation or softmax stands behind
 ALL = -1  # every layer of the target at once
@@ -152,7 +152,7 @@ def apply_operator(
             x = _mixed(name, x, operator, pair.large.layers)
         x = widen_tensor(name, x, maps, ALL, longest_first=True)
         wide[name] = x if share != "global" else _mixed(name, x, operator, pair.large.layers)
-    shared = {name: widen_tensor(name, x, maps) for name, x in parts.shared.items()}
+    shared = widen_shared(parts.shared, maps)
     rows = zip(*(x.unbind() for x in wide.values()), strict=True)
     grown = Parts(shared, [dict(zip(wide, row, strict=True)) for row in rows], parts.stem)
     residuals = {name: x for name, x in operator.items() if name.startswith("residual.")}

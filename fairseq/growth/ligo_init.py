@@ -86,7 +86,7 @@ def matrices(parts: Parts, pair: Pair, share: str) -> Iterator[tuple[str, int, i
     ]
     for name, x, layer in named:
         module, _, kind = role_name(name).rpartition(".")
-        for role in roles_of(name, x, pair.small.width != pair.large.width):
+        for role in roles_of(name, x, pair.small.width != pair.large.width, parts.shared):
             # heads are repeated, not mixed; see ligo_maps
             if role is None or role == "+heads":
                 continue

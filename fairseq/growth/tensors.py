@@ -9,7 +9,7 @@ head, ``heads`` the heads. None is an axis that never grows (vocabulary, positio
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -137,14 +137,27 @@ def is_norm(name: str) -> bool:
     return role_name(name).rpartition(".")[0] in _NORMS
 
 
-def roles_of(name: str, x: Tensor, wider: bool = True) -> tuple[Role, ...]:
-    """Return the role of every axis of a tensor.
+def reads_features(name: str, state: Container[str]) -> bool:
+    """Tell whether a tensor is what a classifier multiplies the features with.
+
+    Args:
+        name: of the tensor.
+        state: names of the whole model: a classifier may have a hidden layer or none.
+    """
+    match = re.fullmatch(r"(classification_heads\.[^.]+\.)(dense|out_proj)\.weight", name)
+    return match is not None and (match[2] == "dense" or f"{match[1]}dense.weight" not in state)
+
+
+def roles_of(
+    name: str, x: Tensor, wider: bool = True, state: Container[str] = ()
+) -> tuple[Role, ...]:
+    """Return the role of every axis of a tensor; ``state`` holds the names of the whole model.
 
     Raises:
         UnsupportedError: for a tensor that growth does not know, if the model gets ``wider``.
     """
     full, name = name, role_name(name)
-    if re.fullmatch(r"classification_heads\.[^.]+\.dense\.weight", name):
+    if reads_features(name, state):
         # the hidden layer of a classifier keeps its width; only what it reads grows
         return (None, "-emb")
     if name.startswith("classification_heads.") or (name not in ROLES and not wider):
@@ -156,7 +169,7 @@ def roles_of(name: str, x: Tensor, wider: bool = True) -> tuple[Role, ...]:
 
 def widen(parts: Parts, maps: Maps) -> Parts:
     """Return all tensors with every axis grown as ``maps`` says."""
-    shared = {name: widen_tensor(name, x, maps) for name, x in parts.shared.items()}
+    shared = widen_shared(parts.shared, maps)
     layers = [
         {name: widen_tensor(name, x, maps, number) for name, x in layer.items()}
         for number, layer in enumerate(parts.layers)
@@ -164,8 +177,18 @@ def widen(parts: Parts, maps: Maps) -> Parts:
     return Parts(shared, layers, parts.stem)
 
 
+def widen_shared(shared: State, maps: Maps) -> dict[str, Tensor]:
+    """Return the tensors outside the layers with every axis grown as ``maps`` says."""
+    return {name: widen_tensor(name, x, maps, state=shared) for name, x in shared.items()}
+
+
 def widen_tensor(
-    name: str, x: Tensor, maps: Maps, layer: int | None = None, longest_first: bool = False
+    name: str,
+    x: Tensor,
+    maps: Maps,
+    layer: int | None = None,
+    longest_first: bool = False,
+    state: Container[str] = (),
 ) -> Tensor:
     """Return one tensor with its axes grown; the same object if none does.
 
@@ -175,11 +198,12 @@ def widen_tensor(
         maps: how axes grow.
         layer: passed on to ``maps``.
         longest_first: grow the longest axis before the others, which is cheaper with matrices.
+        state: names of the whole model.
     """
     module, _, kind = role_name(name).rpartition(".")
     # an unknown tensor matters only where the stream gets wider, which only some pairs do
     wider = role_name(name) in ROLES or maps("emb", layer, module or kind, False) is not None
-    known = roles_of(name, x, wider)
+    known = roles_of(name, x, wider, state)
     roles = list(enumerate(known, -len(known)))
     if longest_first:
         roles.sort(key=lambda pair: -x.shape[pair[0]])
@@ -193,7 +217,7 @@ def widen_tensor(
             continue  # of another width than the stream: a projection lies between
         if is_norm(name):
             x = axis_map.norm(x, kind == "weight")
-        elif module.startswith("classification_heads.") and module.endswith("dense"):
+        elif reads_features(name, state):
             x = _pooled(x, axis_map)
         else:
             x = axis_map.read(x, dim) if reads else axis_map.write(x, dim)

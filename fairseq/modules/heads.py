@@ -266,6 +266,15 @@ class ClassificationHead(nn.Module):
         """Return the number of classes, the inner width and the width of the input."""
         return self.out_proj.out_features, *self.dense.weight.shape
 
+    def set_inner_width(self, inner_dim: int) -> None:
+        """Give the hidden layer another width, for weights of that width to be loaded next."""
+        dense, out = self.dense, self.out_proj
+        dense.out_features = out.in_features = inner_dim
+        # in place: an optimizer that holds the parameters goes on holding them
+        dense.weight.data = dense.weight.new_zeros(inner_dim, dense.in_features)
+        dense.bias.data = dense.bias.new_zeros(inner_dim)
+        out.weight.data = out.weight.new_zeros(out.out_features, inner_dim)
+
     def forward(self, features_BTC: Tensor, padding_BT: Tensor | None = None) -> Tensor:
         """Return the scores of the classes, shape (B, num_classes)."""
         pooled_BC = self.dropout(pool(features_BTC, self.pooling, padding_BT, self.longest))

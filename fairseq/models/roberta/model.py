@@ -393,9 +393,7 @@ class RobertaModel(FairseqEncoderModel):
         prefix = "classification_heads."
         names = sorted({key.split(".")[1] for key in state if key.startswith(prefix)})
         for name in names:
-            layers = [
-                state.get(f"{prefix}{name}.{layer}.weight") for layer in ("out_proj", "dense")
-            ]
+            layers = [state.get(f"{prefix}{name}.{x}.weight") for x in ("out_proj", "dense")]
             out, dense = (() if layer is None else tuple(layer.shape) for layer in layers)
             # classes, inner width, input width; without a hidden layer classes and input width
             shape = (*out[:1], *dense) if dense else out
@@ -404,6 +402,8 @@ class RobertaModel(FairseqEncoderModel):
             if not known and self.config.load_checkpoint_heads and complete:
                 self.register_classification_head(name, *shape[:2])
             head: Any = dict(self.classification_heads.items()).get(name)
+            if head is not None and len(shape) == 3 and head.shape[::2] == shape[::2]:
+                head.set_inner_width(shape[1])  # growth leaves the hidden layer as wide as it was
             if head is None or head.shape != shape:
                 reason = "there is none here"
                 if head is not None:
