@@ -122,15 +122,18 @@ def get_perplexity(loss: object, round: int = 2, base: float = 2) -> float:
 
 
 # model -> blocks of `model_eval` that threads are in, and what the first of them found
-_EVALUATED: dict[nn.Module, tuple[int, bool]] = {}
+_EVALUATED: dict[nn.Module, tuple[int, list[nn.Module]]] = {}
 _EVALUATING = threading.Lock()
 
 
 @contextlib.contextmanager
 def model_eval(model: nn.Module) -> Iterator[None]:
-    """Switch ``model`` to evaluation inside the block; the last thread to leave switches back."""
+    """Switch ``model`` to evaluation inside the block; the last thread to leave switches back.
+
+    Parts that were in evaluation before, such as a frozen encoder, stay so.
+    """
     with _EVALUATING:
-        inside, training = _EVALUATED.get(model, (0, model.training))
+        inside, training = _EVALUATED.get(model, (0, [m for m in model.modules() if m.training]))
         _EVALUATED[model] = inside + 1, training
         model.eval()
     try:
@@ -141,15 +144,30 @@ def model_eval(model: nn.Module) -> Iterator[None]:
             if inside > 1:
                 _EVALUATED[model] = inside - 1, training
             else:
-                model.train(training)
+                for module in training:
+                    module.training = True
 
 
-def check_token_ids(tokens: object, entries: int, dims: tuple[int, ...] = (1, 2)) -> None:
+def check_text(text: object) -> None:
+    """Refuse what is no text.
+
+    Raises:
+        DataError: saying what it is.
+    """
+    if not isinstance(text, str):
+        one_by_one = isinstance(text, (list, tuple))
+        raise DataError(
+            f"a text is a str, not {type(text).__name__}"
+            f"{': give its texts one by one' if one_by_one else ''}"
+        )
+
+
+def check_token_ids(tokens: object, entries: int | None, dims: tuple[int, ...] = (1, 2)) -> None:
     """Refuse what are no token ids: a model would fail without a reason, or look up other rows.
 
     Args:
         tokens: an integer tensor.
-        entries: how many ids there are.
+        entries: how many ids there are; None if others stand for the unknown symbol.
         dims: numbers of dimensions that will do.
 
     Raises:
@@ -163,8 +181,8 @@ def check_token_ids(tokens: object, entries: int, dims: tuple[int, ...] = (1, 2)
         raise DataError(
             f"token ids are an integer tensor of shape {shapes}, not {found}: encode() makes them"
         )
-    if is_transformed() or tokens.is_meta or not tokens.numel():  # no values to look at
-        return
+    if entries is None or is_transformed() or tokens.is_meta or not tokens.numel():
+        return  # no values to look at
     least, most = int(tokens.min()), int(tokens.max())
     if least < 0 or most >= entries:
         wrong = least if least < 0 else most

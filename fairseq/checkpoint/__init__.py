@@ -20,7 +20,7 @@ from fairseq.checkpoint.files import checkpoint_paths, load_or_newest_good
 from fairseq.checkpoint.layout import config_of, upgrade_state
 from fairseq.config.sections import LAST_CHECKPOINT, RESETS
 from fairseq.errors import CheckpointError, MissingFileError
-from fairseq.files.io import PathManager
+from fairseq.files.io import PathManager, checkpoints_there
 from fairseq.files.safe_load import safe_load
 from fairseq.lazy import lazy_names
 from fairseq.logging.deferred import to_python
@@ -256,7 +256,8 @@ def checkpoint_to_start_from(cfg: CheckpointConfig) -> tuple[str, dict[str, bool
         path = with_suffix(cfg.restore_file, suffix)
         if not PathManager.exists(path):
             raise MissingFileError(
-                f"--restore-file not found: {path} (it is not looked up inside --save-dir)"
+                f"--restore-file not found: {path} (it is not looked up inside --save-dir). "
+                f"{checkpoints_there(path)}"
             )
         return path, resets
     path = os.path.join(cfg.save_dir, f"checkpoint_last{suffix}.pt")
@@ -267,7 +268,8 @@ def checkpoint_to_start_from(cfg: CheckpointConfig) -> tuple[str, dict[str, bool
         if named is None:
             continue
         if not PathManager.exists(named):
-            raise MissingFileError(f"--{flag.replace('_', '-')} not found: {named}")
+            what = f"--{flag.replace('_', '-')} not found: {named}"
+            raise MissingFileError(f"{what}. {checkpoints_there(named)}")
         if flag != "continue_once":
             logger.info("loading the weights of %s; everything else starts afresh", named)
             resets = dict.fromkeys(resets, True)

@@ -286,7 +286,7 @@ def _make(flat: dict[str, Any], nested: dict[str, Any]) -> FairseqConfig:
         essential = section in ("model", "task")  # building it will say what is unknown
         if name is not None and not essential and name not in options.known_names(flag):
             if name != own:
-                raise ConfigError(f"{flag} {describe_choice(name, options.known_names(flag))}")
+                raise ConfigError(f"{flag} {describe_choice(str(name), options.known_names(flag))}")
             hint = _WITHOUT.get(flag, "")
             logger.warning("the checkpoint's %s '%s' is not known here%s", flag, name, hint)
             del sections[section]

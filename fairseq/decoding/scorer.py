@@ -70,7 +70,7 @@ class SequenceScorer:
 
         Returns:
             for each row a list of one hypothesis: ``tokens`` int64 (N,); ``positional_scores``
-            fp32 (N,), natural log-probabilities; ``score``, their mean (0 for no token);
+            fp32 (N,), natural log-probabilities; ``score``, their mean (not a number for no token);
             ``attention`` (N, sources) if the model gives one; ``alignment`` None.
         """
         scores_M, attentions = [], []
@@ -93,7 +93,7 @@ class SequenceScorer:
                 [
                     {
                         "tokens": tokens_N,
-                        "score": scores_N.sum() / max(1, len(tokens_N)),
+                        "score": scores_N.sum() / len(tokens_N),
                         "attention": attention_NS,
                         "alignment": None,
                         "positional_scores": scores_N,

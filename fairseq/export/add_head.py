@@ -32,7 +32,7 @@ from fairseq.export.encoder_names import ENCODER, HEAD
 from fairseq.export.encoder_out import find_data
 from fairseq.export.model_files import refuse_operator, write_model
 from fairseq.files.folders import refuse_existing
-from fairseq.files.io import require_file
+from fairseq.files.io import require_checkpoint
 from fairseq.models.transformer_lm.config import TransformerLanguageModelConfig
 from fairseq.protocols import Settings, StateDict
 
@@ -67,7 +67,7 @@ def add_head(
         DataError: if ``out`` exists, the dictionary holds no counts, or the data are not there.
         UnsupportedError: for models that have a head, or that cannot have this one.
     """
-    require_file(checkpoint, "checkpoint", "Give the .pt file.")
+    require_checkpoint(checkpoint, "Give the .pt file.")
     refuse_existing(out, force)
     state = read_state(checkpoint)
     config = config_of(state)

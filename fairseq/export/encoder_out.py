@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fairseq.checkpoint.layout import config_of, read_state
 from fairseq.data.storage.dictionary import Dictionary
+from fairseq.data.storage.load import folder_of_dictionary
 from fairseq.errors import (
     MissingFileError,
     UnsupportedError,
@@ -40,13 +41,12 @@ from fairseq.export.encoder_names import ENCODER, FAMILIES, HEAD, THEIR_ACTS, to
 from fairseq.export.loaded import Loaded, TheirModel
 from fairseq.export.model_files import filled, refuse_operator
 from fairseq.files.folders import new_folder
-from fairseq.files.io import require_file
+from fairseq.files.io import require_checkpoint
 from fairseq.models.base import FairseqLanguageModel
 from fairseq.models.roberta import RobertaModel
 from fairseq.models.roberta.config import RobertaConfig
 from fairseq.models.roberta.hub_interface import RobertaHubInterface
 from fairseq.protocols import Settings, Task
-from fairseq.utils import split_paths
 
 SENTENCES = 100
 
@@ -72,10 +72,11 @@ def find_data(checkpoint: Path, data: Path | None, flag: str = "--data") -> Path
     """
     if data is not None:
         return data
-    recorded = getattr(config_of(read_state(checkpoint), settle=False).task, "data", None) or ""
-    for folder in (checkpoint.parent, *map(Path, split_paths(recorded))):
-        if any((folder / name).is_file() for name in ("input0/dict.txt", "dict.txt")):
-            return folder
+    state = read_state(checkpoint)
+    folder = folder_of_dictionary(checkpoint.parent, state)
+    if folder is not None:
+        return folder
+    recorded = getattr(config_of(state, settle=False).task, "data", None)
     raise MissingFileError(
         f"no dict.txt beside {checkpoint} or in {recorded}; name its folder with {flag}"
     )
@@ -96,7 +97,7 @@ def load_ours(checkpoint: Path, data: Path | None, **settings: object) -> Any:
         MissingFileError: if the checkpoint or its dictionary is not found.
         UnsupportedError: if it holds a growth operator.
     """
-    require_file(checkpoint, "checkpoint", "Give the .pt file.")
+    require_checkpoint(checkpoint, "Give the .pt file.")
     data = find_data(checkpoint, data)
     folder = checkpoint.resolve().parent
     hub = _AnyModel.from_pretrained(str(folder), checkpoint.name, str(data.resolve()), **settings)

@@ -15,7 +15,7 @@ from fairseq.config.sections import FairseqConfig
 from fairseq.errors import UnsupportedError
 from fairseq.export.model_files import refuse_operator
 from fairseq.files.folders import refuse_existing
-from fairseq.files.io import atomic_write, require_file
+from fairseq.files.io import atomic_write, require_checkpoint
 
 # Knobs without which the original computes something else: name -> the only value it knows.
 ORIGINAL = {
@@ -40,7 +40,7 @@ ORIGINAL = {
 
 
 def _load(source: Path, out: Path, force: bool) -> dict[str, Any]:
-    require_file(source, "checkpoint", "Give the .pt file.")
+    require_checkpoint(source, "Give the .pt file.")
     refuse_existing(out, force)
     return read_state(source)
 

@@ -17,7 +17,7 @@ from fairseq.export.encoder_tokenizer import MASK, read_pieces
 from fairseq.export.encoder_tokenizers import WORDPIECE_ROLES
 from fairseq.export.model_files import read_weights, sound_folder
 from fairseq.export.plain_folder import read_json as read_object
-from fairseq.files.io import require_file
+from fairseq.files.io import checkpoints_there, require_file
 
 # What files leave out, as the families define it.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -67,7 +67,8 @@ def read_huggingface(source: Path) -> ReadModel:
 
 
 def _read(source: Path) -> ReadModel:
-    path = require_file(source / "config.json", "configuration", "Is this a model folder?")
+    remedy = f"{checkpoints_there(source)}Is this a folder of Hugging Face's?"
+    path = require_file(source / "config.json", "configuration", remedy)
     described = read_object(path)
     kind = described.get("model_type")
     if kind in FAMILIES:

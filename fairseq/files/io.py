@@ -198,6 +198,31 @@ def require_file(path: PathLike, what: str, remedy: str) -> Path:
     return file
 
 
+def require_checkpoint(path: PathLike, remedy: str = "Check the path.") -> Path:
+    """Return ``path`` as a ``Path`` if it is a file; otherwise say which checkpoints are there.
+
+    Raises:
+        MissingFileError: see :func:`require_file`.
+    """
+    return require_file(path, "checkpoint", f"{checkpoints_there(path)}{remedy}")
+
+
+def checkpoints_there(path: PathLike) -> str:
+    """Return a sentence that names the checkpoints beside a missing file, or in a folder.
+
+    Empty if there are none.
+    """
+    folder = Path(path) if os.path.isdir(path) else Path(path).parent
+    with contextlib.suppress(OSError):
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".pt"))
+        # those that every run has come first
+        names.sort(key=lambda name: name not in ("checkpoint_best.pt", "checkpoint_last.pt"))
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            return f"{folder} holds {', '.join(names[:4])}{more}. "
+    return ""
+
+
 class PathManager:
     """Local file operations under the names that plug-ins of the original fairseq use."""
 

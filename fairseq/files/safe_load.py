@@ -12,6 +12,7 @@ PyTorch 1.6 have none: only damage to their structure is noticed.
 from __future__ import annotations
 
 import argparse
+import codecs
 import collections
 import contextlib
 import enum
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 
 from fairseq.errors import CheckpointError
-from fairseq.files.io import PathLike, require_file
+from fairseq.files.io import PathLike, require_checkpoint
 from fairseq.files.tensor_sizes import refuse_unbacked
 from fairseq.protocols import StateDict
 
@@ -186,7 +187,7 @@ def safe_load(path: PathLike) -> Any:
         MissingFileError: if there is no such file.
         CheckpointError: if it is damaged, or holds objects that are not allowed.
     """
-    file = require_file(path, "checkpoint", "Check the path.")
+    file = require_checkpoint(path)
     if not file.stat().st_size:
         raise CheckpointError(f"{file} is no checkpoint: it is empty")
     if _looks_zipped(file):
@@ -198,7 +199,8 @@ def safe_load(path: PathLike) -> Any:
     except CheckpointError as error:
         raise CheckpointError(f"{file} was refused: {error}") from error
     except Exception as error:  # damaged bytes can raise anything
-        raise CheckpointError(f"{file} was refused: {_reason(error)}") from error
+        reason = "it is no checkpoint, but a text" if _is_text(file) else _reason(error)
+        raise CheckpointError(f"{file} was refused: {reason}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -214,6 +216,17 @@ def _reason(error: Exception) -> str:
     inner = re.search(r"WeightsUnpickler error: *(.*)", str(error))
     text = (inner[1] if inner else str(error).partition("\n")[0]).strip()
     return f"it is damaged, or no checkpoint ({type(error).__name__}{': ' * bool(text)}{text})"
+
+
+def _is_text(path: Path) -> bool:
+    """Tell whether a file begins with lines of text."""
+    with open(path, "rb") as handle:
+        head = handle.read(512)
+    with contextlib.suppress(UnicodeDecodeError):
+        # a character may be cut at the end of what was read
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)
+        return all(character.isprintable() or character in "\r\n\t" for character in text)
+    return False
 
 
 def _looks_zipped(path: Path) -> bool:

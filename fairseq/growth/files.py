@@ -19,7 +19,7 @@ from fairseq.errors import CheckpointError, ConfigError
 from fairseq.export.encoder_out import find_data
 from fairseq.export.model_files import write_model
 from fairseq.files.folders import refuse_existing
-from fairseq.files.io import require_file, sha256_of
+from fairseq.files.io import require_checkpoint, require_file, sha256_of
 from fairseq.growth.contrast import REPEATING, contrast_reason, score_factor, settled_contrast
 from fairseq.growth.methods import Options
 from fairseq.growth.sizes import (
@@ -57,7 +57,7 @@ class Opened:
     """
 
     def __init__(self, path: Path, data: Path | None) -> None:
-        require_file(path, "checkpoint", "Give the .pt file.")
+        require_checkpoint(path, "Give the .pt file.")
         folder = find_data(path, data)
         if not (folder / "input0" / "dict.txt").is_file():  # where sentence tasks have it
             require_file(folder / "dict.txt", "dictionary", "Name its folder with --data.")

@@ -26,6 +26,7 @@ from fairseq.checkpoint.layout import config_of, descended, read_state
 from fairseq.config.build import plain
 from fairseq.config.schema import FairseqDataclass, option
 from fairseq.errors import ConfigError, MissingFileError, UnsupportedError
+from fairseq.files.io import checkpoints_there
 from fairseq.growth.ligo import apply_operator
 from fairseq.growth.ligo_init import new_operator
 from fairseq.growth.sizes import Config, Pair, check_pair
@@ -334,7 +335,8 @@ def _source(
     if config.ligo_source is None:
         raise ConfigError("--ligo-source must name the checkpoint of the small model")
     if not os.path.isfile(config.ligo_source):
-        raise MissingFileError(f"--ligo-source not found: {config.ligo_source}")
+        there = checkpoints_there(config.ligo_source)
+        raise MissingFileError(f"--ligo-source not found: {config.ligo_source}. {there}")
     state = read_state(config.ligo_source)
     small = config_of(state).model
     if not isinstance(small, kind) or isinstance(small, LigoSettings):

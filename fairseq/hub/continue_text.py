@@ -19,13 +19,14 @@ from typing import Any, TextIO
 from torch import Tensor
 
 from fairseq import utils
-from fairseq.checkpoint.layout import config_of, upgrade_state
+from fairseq.checkpoint.layout import upgrade_state
 from fairseq.config.build import plain
 from fairseq.config.components import class_of
 from fairseq.config.registry import config_class
 from fairseq.config.schema import public_fields
 from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.storage.dictionary import Dictionary
+from fairseq.data.storage.load import folder_of_dictionary
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import BYTE_ORDER_MARK, require_file
@@ -214,8 +215,8 @@ def text_writer(flat: Mapping[str, Any], guess: bool = False) -> TextGenerator |
     if guess and flat.get("path"):
         first = utils.split_paths(flat["path"])[0]
         state = upgrade_state(safe_load(first))
-        task = config_of(state, settle=False).task
-        flat = {"data": getattr(task, "data", None) or os.path.dirname(first), **flat}
+        own = Path(first).parent
+        flat = {"data": str(folder_of_dictionary(own, state) or own), **flat}
         encoder = encoder_name(flat.get("bpe"), state, Path(utils.split_paths(flat["data"])[0]))
         flat = {**flat, "bpe": encoder}
     flat = {**_beside(flat), **flat}

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -88,6 +90,7 @@ class GeneratorHubInterface(nn.Module):
 
     def encode(self, sentence: str) -> Tensor:
         """Return the ids of a text and of end-of-sentence, int64 (T,)."""
+        utils.check_text(sentence)
         text = sentence.removeprefix(BYTE_ORDER_MARK)
         return self.binarize(self.apply_bpe(self.tokenize(text)))
 
@@ -110,7 +113,8 @@ class GeneratorHubInterface(nn.Module):
         """
         if isinstance(sentences, str):
             return self.sample([sentences], beam, verbose, **kwargs)[0]
-        hypotheses = self.generate([self.encode(s) for s in sentences], beam, verbose, **kwargs)
+        tokens = [self.encode(sentence) for sentence in _texts(sentences)]
+        hypotheses = self.generate(tokens, beam, verbose, **kwargs)
         return [self.decode(nbest[0]["tokens"]) for nbest in hypotheses]
 
     def translate(
@@ -138,7 +142,7 @@ class GeneratorHubInterface(nn.Module):
             torch.cat([self.encode(line) for line in sentence.splitlines() or [""]])
             if replace_newline_with_eos
             else self.encode(sentence)
-            for sentence in sentences
+            for sentence in _texts(sentences)
         ]
         return [nbest[0] for nbest in self.generate(tokenized, score_reference=True, **kwargs)]
 
@@ -181,20 +185,24 @@ class GeneratorHubInterface(nn.Module):
                 prefix_allowed_tokens_fn,
                 **kwargs,
             )[0]
+        if not isinstance(tokenized_sentences, Iterable):
+            utils.check_token_ids(tokenized_sentences, None, (1,))  # which they are not
         for sentence in tokenized_sentences:
             utils.check_token_ids(sentence, len(self.src_dict), (1,))
-        generator = self.task.build_generator(
-            list(self.models),
-            self._settings(beam, kwargs),
-            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-        )
+        settings, models = self._settings(beam, kwargs), list(self.models)
         results: dict[int, list[dict[str, Any]]] = {}
-        for batch in self._build_batches(list(tokenized_sentences), skip_invalid_size_inputs):
-            batch = utils.move_to_device(batch, self.device)
-            hypotheses = self.task.inference_step(
-                generator, list(self.models), batch, **(inference_step_args or {})
+        with ExitStack() as evaluated:
+            for model in models:  # the generator leaves them in evaluation
+                evaluated.enter_context(utils.model_eval(model))
+            generator = self.task.build_generator(
+                models, settings, prefix_allowed_tokens_fn=prefix_allowed_tokens_fn
             )
-            results.update(zip(batch["id"].tolist(), hypotheses, strict=True))
+            for batch in self._build_batches(list(tokenized_sentences), skip_invalid_size_inputs):
+                batch = utils.move_to_device(batch, self.device)
+                hypotheses = self.task.inference_step(
+                    generator, models, batch, **(inference_step_args or {})
+                )
+                results.update(zip(batch["id"].tolist(), hypotheses, strict=True))
         # batches come in order of length, results in that of the prompts
         ordered = [results[number] for number in sorted(results)]
         if verbose:
@@ -213,7 +221,11 @@ class GeneratorHubInterface(nn.Module):
                 raise ConfigError(
                     f"no setting of the generation is called '{name}'{did_you_mean(name, known)}"
                 )
-            settings[name] = value
+            if value is not None:  # which leaves a setting as it is
+                settings[name] = value
+        if not isinstance(settings.get("seed", 0), Integral):
+            wrong = settings["seed"]
+            raise ConfigError(f"the seed of a generation is a whole number, not {wrong!r}")
         return argparse.Namespace(**settings)
 
     def _build_batches(self, tokens: list[Tensor], skip_invalid_size_inputs: bool) -> Any:
@@ -242,6 +254,20 @@ class GeneratorHubInterface(nn.Module):
                 logger.info("H\t%s\t%s", float(hypothesis["score"]), text)
                 scores = " ".join(f"{x:.4f}" for x in hypothesis["positional_scores"].tolist())
                 logger.info("P\t%s", scores)
+
+
+def _texts(sentences: object) -> Iterable[str]:
+    """Return texts that can be gone through.
+
+    Raises:
+        DataError: for anything else.
+    """
+    if not isinstance(sentences, Iterable):
+        utils.check_text(sentences)  # which it is not
+    texts: Any = list(sentences)  # type: ignore[call-overload]
+    for text in texts:
+        utils.check_text(text)
+    return texts
 
 
 class BPEHubInterface(nn.Module):

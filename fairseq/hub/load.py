@@ -21,6 +21,7 @@ from fairseq.config.registry import config_class
 from fairseq.config.schema import default_of, is_reference, parse_dict, public_fields
 from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
 from fairseq.config.upgrade import OLD_NAMES
+from fairseq.data.storage.load import folder_of_dictionary
 from fairseq.errors import CheckpointError, ConfigError, MissingFileError, did_you_mean
 from fairseq.files import archives
 from fairseq.files.archives import cached_name as url_to_filename  # noqa: F401 - for plug-ins
@@ -76,7 +77,7 @@ def from_pretrained(
         model_name_or_path: folder, archive, URL, or a name of ``archive_map``.
         checkpoint_file: file inside the folder; several are joined with ``:``.
         data_name_or_path: folder with the dictionary; relative to the model folder if it starts
-            with a dot.
+            with a dot. If the model folder itself has none, that which the model was trained on.
         archive_map: published names and their addresses.
         **kwargs: override settings of the checkpoint. ``bpe=None`` means the checkpoint's own
             encoder or, if it names none, the one its dictionary was made with; ``bpe="none"``
@@ -86,21 +87,25 @@ def from_pretrained(
         ``{"args": configuration, "task": task, "models": list of models}``.
 
     Raises:
+        ConfigError: for what cannot be a name.
         MissingFileError: if the model cannot be found.
     """
-    model_name_or_path = os.fspath(model_name_or_path)
-    data_name_or_path = os.fspath(data_name_or_path)
+    model_name_or_path = _name("model_name_or_path", model_name_or_path)
+    checkpoint_file = _name("checkpoint_file", checkpoint_file)
+    data_name_or_path = _name("data_name_or_path", data_name_or_path)
     entry = (archive_map or {}).get(model_name_or_path, model_name_or_path)
     if isinstance(entry, Mapping):
         extra = {key: value for key, value in entry.items() if key != "path"}
         checkpoint_file = extra.pop("checkpoint_file", checkpoint_file)
         kwargs = {**extra, **{k: v for k, v in kwargs.items() if k not in extra or k == "bpe"}}
         entry = entry["path"]
+    if "data" in kwargs:
+        raise ConfigError("give the folder of the dictionary as data_name_or_path, not as data")
     given = list(kwargs)
     folder = locate(str(entry), model_name_or_path)
-    data = Path(data_name_or_path)
-    if data_name_or_path.startswith("."):
-        data = folder / data_name_or_path
+    paths = [str(folder / name) for name in checkpoint_file.split(os.pathsep)]
+    state = read_state(paths[0])
+    data = _data_folder(data_name_or_path, folder, state)
     kwargs["data"] = str(data.resolve())
     kwargs = {**companions(data, folder), **kwargs}
     if kwargs.get("user_dir") is not None:
@@ -109,8 +114,6 @@ def from_pretrained(
         from fairseq.config.plugins import import_user_module
 
         import_user_module(SimpleNamespace(user_dir=kwargs.pop("user_dir")))
-    paths = [str(folder / name) for name in checkpoint_file.split(os.pathsep)]
-    state = read_state(paths[0])
     without = kwargs.get("bpe") == "none"
     kwargs["bpe"] = encoder_name(kwargs.get("bpe"), state, data)
     overrides = {key: value for key, value in kwargs.items() if value is not None}
@@ -123,9 +126,29 @@ def from_pretrained(
     return {"args": config, "task": task, "models": models}
 
 
+def _name(what: str, value: object) -> str:
+    """Return a name or path as a text.
+
+    Raises:
+        ConfigError: saying what it is instead.
+    """
+    path = value if isinstance(value, str | os.PathLike) else None
+    if path is None or not isinstance(text := os.fspath(path), str):
+        raise ConfigError(f"{what} is a name or a path, not {type(value).__name__} ({value!r})")
+    return text
+
+
+def _data_folder(name: str, folder: Path, state: Mapping[str, Any]) -> Path:
+    """Return the folder of the dictionary, see :func:`from_pretrained`."""
+    if not name.startswith("."):
+        return Path(name)
+    return (folder_of_dictionary(folder, state) if name == "." else None) or folder / name
+
+
 def name_unknown(names: Iterable[str], config: FairseqConfig) -> None:
     """Warn of settings that were to replace those of a checkpoint, and are none of anything's."""
     known = {*vars(flatten(config)), *OLD_NAMES, *COMPONENTS.values(), *COMPANIONS.values()}
+    known.add("load_checkpoint_heads")  # of RoBERTa, which gives it whatever the file holds
     for name in sorted({*names} - known):
         logger.warning(
             "no setting of this model is called '%s'%s: it is ignored",
@@ -139,6 +162,7 @@ def interface_of(
     folder: str | os.PathLike[str],
     file: str,
     data: str | os.PathLike[str],
+    /,
     **kwargs: Any,
 ) -> Any:
     """Load models by :func:`from_pretrained` and wrap them in what ``model_class`` hands out."""
@@ -166,14 +190,17 @@ def encoder_name(asked: str | None, state: Mapping[str, Any], data: Path) -> str
     """Return the text encoder: asked for, the checkpoint's, or what the dictionary looks like.
 
     An import records if there is none. Otherwise a dictionary of decimal numbers holds byte-level
-    pieces if ``tokenizer.json`` lies beside it, GPT-2's if not; any other one holds words.
+    pieces if ``tokenizer.json`` lies beside it, GPT-2's if not; any other one holds words, as does
+    that of a task that reads no data (a grammar's).
     """
     if asked is not None:
         return None if asked == "none" else asked
-    recorded = getattr(config_of(state, settle=False), "bpe", None)
+    config = config_of(state, settle=False)
+    recorded = getattr(config, "bpe", None)
     if recorded is not None:
         return str(recorded._name)
-    if record_of(state).get("text_encoder") == "none":
+    made = config.task is not None and not hasattr(config.task, "data")
+    if made or record_of(state).get("text_encoder") == "none":
         return None
     if (data / "tokenizer.json").is_file():
         return "byte_level"

@@ -8,13 +8,14 @@ Shapes: N positions (any leading shape), C channels, V vocabulary.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq.errors import DataError
+from fairseq.errors import ConfigError, DataError
 from fairseq.modules.flops import matrix_entries
 from fairseq.modules.pointwise import LayerNorm, get_activation_fn, project
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
@@ -194,6 +195,24 @@ def _side_by_side(features_BTC: Tensor, padding_BT: Tensor | None, longest: int)
 def pooled_width(channels: int, pooling: str, longest: int) -> int:
     """Return the channels of what :func:`pool` returns."""
     return channels * {"concat": 2, "positions": longest}.get(pooling, 1)
+
+
+def checked_classes(name: object, num_classes: object) -> int:
+    """Return the number of classes of a new classification head, if it can be called so.
+
+    Raises:
+        ConfigError: saying what is wrong.
+    """
+    if not name or not isinstance(name, str) or "." in name:
+        raise ConfigError(
+            f"a classification head cannot be called {name!r}: dots part the names of tensors; "
+            "choose letters, digits and underscores"
+        )
+    if num_classes is None:
+        raise ConfigError(f"the new classification head '{name}' needs num_classes")
+    if not isinstance(num_classes, Integral) or int(num_classes) < 1:
+        raise ConfigError(f"the classification head '{name}' cannot have {num_classes!r} classes")
+    return int(num_classes)
 
 
 class LinearProbe(nn.Module):

@@ -26,7 +26,7 @@ from fairseq.criterions.base import FairseqCriterion
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.distributed.device import choose_device
 from fairseq.errors import CheckpointError, ConfigError, MissingFileError
-from fairseq.files.io import sha256_of
+from fairseq.files.io import checkpoints_there, sha256_of
 from fairseq.models.base import BaseFairseqModel
 from fairseq.modules.predictions import tells_projection
 from fairseq.tasks.base import FairseqTask
@@ -126,7 +126,7 @@ def load_teacher(config: FairseqConfig, task: FairseqTask, student: BaseFairseqM
     settings = config.criterion
     path = Path(settings.teacher_path).expanduser()
     if not path.exists():
-        raise MissingFileError(f"--teacher-path not found: {path}")
+        raise MissingFileError(f"--teacher-path not found: {path}. {checkpoints_there(path)}")
     overrides = parse_dict("--teacher-overrides", settings.teacher_overrides)
     source = _from_folder(path, overrides) if path.is_dir() else _from_file(path, overrides)
     model = task.build_model(source.model, from_checkpoint=True)

@@ -154,6 +154,41 @@ def test_settings_are_checked(lm: GeneratorHubInterface) -> None:
     assert lm.generate([]) == []
 
 
+@pytest.mark.parametrize("wrong", [None, 5, [["We"]], ["We", None], b"We"])
+def test_what_is_no_text_is_refused(lm: GeneratorHubInterface, wrong: Any) -> None:
+    for method in (lm.encode, lm.sample, lm.score):
+        with pytest.raises(DataError, match="a text is a str, not "):
+            method(wrong)
+    with pytest.raises(DataError, match="token ids are an integer tensor"):
+        lm.generate(wrong)
+
+
+def test_an_empty_text_has_no_score(lm: GeneratorHubInterface) -> None:
+    """A mean of nothing: 0 would be that of a text that is certain, the best there is."""
+    empty, text = lm.score(["", "We"])
+    assert math.isnan(empty["score"]) and not math.isnan(text["score"])
+    assert not len(empty["positional_scores"])
+
+
+def test_a_model_in_training_stays_so(lm: GeneratorHubInterface) -> None:
+    """Texts are scored without dropout, and the next step of a fine-tuning has it again."""
+    before = lm.score("We the people")["score"]
+    lm.train()
+    try:
+        assert lm.score("We the people")["score"].equal(before)
+        assert lm.sample("We", max_len_b=2) and all(part.training for part in lm.modules())
+    finally:
+        lm.eval()
+
+
+def test_none_leaves_a_setting_as_it_is(lm: GeneratorHubInterface) -> None:
+    assert lm.sample("We", max_len_b=2) == lm.sample("We", max_len_b=2, lenpen=None, min_len=None)
+    with pytest.raises(ConfigError, match="a whole number, not 'x'"):
+        lm.sample("We", sampling=True, seed="x")
+    with pytest.raises(ConfigError, match="no setting of the generation is called 'topk'"):
+        lm.sample("We", topk=None)
+
+
 def test_it_is_a_module(lm: GeneratorHubInterface) -> None:
     assert not lm.training and not lm.models[0].training
     assert lm.device == torch.device("cpu")

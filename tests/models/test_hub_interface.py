@@ -151,6 +151,9 @@ def test_fill_mask_is_deterministic_and_restores_the_mode(words: RobertaHubInter
         first, second = (words.fill_mask("the <mask> sat") for _ in range(2))
         assert first == second
         assert words.model.training is training
+    encoder = words.train().model.encoder.eval()  # frozen by hand
+    words.fill_mask("the <mask> sat")
+    assert words.model.training and not any(part.training for part in encoder.modules())
 
 
 def test_too_many_tokens(words: RobertaHubInterface) -> None:
@@ -171,8 +174,21 @@ def test_heads(words: RobertaHubInterface) -> None:
 
 
 def test_decode_wants_one_sequence(words: RobertaHubInterface) -> None:
-    with pytest.raises(AssertionError):
-        words.decode(words.encode("the cat")[None])
+    for tokens in (words.encode("the cat")[None], "the cat", [0, 4, 2], None):
+        with pytest.raises(DataError, match=r"an integer tensor of shape \(T,\), not "):
+            words.decode(tokens)
+    assert words.decode(torch.tensor([0, 99, 4, 2])) == "<unk> the"
+
+
+@pytest.mark.parametrize("text", [["the cat"], None, 5, b"the cat"])
+def test_what_is_no_text_is_refused(words: RobertaHubInterface, text: Any) -> None:
+    for method in (words.encode, words.encode_masked, words.fill_mask):
+        with pytest.raises(DataError, match=f"a text is a str, not {type(text).__name__}"):
+            method(text)
+    with pytest.raises(DataError, match="a text is a str"):
+        words.encode("the cat", text)
+    with pytest.raises(DataError, match=r"token ids are an integer tensor"):
+        words.predict("topic", text)
 
 
 @pytest.mark.parametrize(
@@ -194,10 +210,16 @@ def test_what_are_no_tokens_is_refused(
 
 
 def test_numbers_below_one_are_refused(words: RobertaHubInterface) -> None:
-    with pytest.raises(DataError, match="topk is how many"):
-        words.fill_mask("the <mask>", topk=-1)
-    with pytest.raises(ConfigError, match="'topic' cannot have -1 classes"):
-        words.register_classification_head("topic", num_classes=-1)
+    wrong: Any
+    for wrong in (-1, 2.0, "5"):
+        with pytest.raises(DataError, match="topk is how many"):
+            words.fill_mask("the <mask>", topk=wrong)
+    for wrong in (-1, "2"):
+        with pytest.raises(ConfigError, match=f"'topic' cannot have {wrong!r} classes"):
+            words.register_classification_head("topic", num_classes=wrong)
+    with pytest.raises(ConfigError, match="cannot be called 5"):
+        words.register_classification_head(5, num_classes=2)  # type: ignore[arg-type]
+    assert words.fill_mask("the <mask>", topk=np.int64(1))  # type: ignore[arg-type]
 
 
 def test_threads_share_a_model_that_is_in_training(words: RobertaHubInterface) -> None:

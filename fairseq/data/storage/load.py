@@ -6,10 +6,13 @@ import itertools
 import logging
 import os
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fairseq.checkpoint.layout import config_of
 from fairseq.config.sections import FairseqConfig
 from fairseq.data import collate
 from fairseq.data.datasets.base import FairseqDataset
@@ -18,11 +21,24 @@ from fairseq.data.storage import indexed_dataset
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.data.storage.manifest import verify_manifest
 from fairseq.errors import ConfigError, DataError, MissingFileError
+from fairseq.utils import split_paths
 
 logger = logging.getLogger("fairseq.data.data_utils")
 
 # Where nothing tells the greatest token id, so many windows of so many tokens are looked at.
 SAMPLED_WINDOWS, WINDOW = 1000, 1024
+
+
+def folder_of_dictionary(own: Path, state: Mapping[str, Any]) -> Path | None:
+    """Return where the dictionary of a checkpoint is: in its ``own`` folder, or as recorded.
+
+    None if it is in neither.
+    """
+    recorded = getattr(config_of(state, settle=False).task, "data", None) or ""
+    for folder in (own, *map(Path, split_paths(recorded))):
+        if any((folder / name).is_file() for name in ("input0/dict.txt", "dict.txt")):
+            return folder
+    return None
 
 
 def load_lines(

@@ -23,7 +23,7 @@ from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import CheckpointError, ConfigError, DataError
 from fairseq.evaluation.glue.tasks import STS_B_MAXIMUM, Examples, GlueTask, read_examples
 from fairseq.export.encoder_out import find_data
-from fairseq.files.io import atomic_write, require_file, sha256_of
+from fairseq.files.io import atomic_write, require_checkpoint, require_file, sha256_of
 from fairseq.hub.load import from_pretrained
 from fairseq.preprocess.corpus import preprocess
 
@@ -70,7 +70,7 @@ def open_pretrained(path: str, dict_dir: str | None = None, **settings: Any) -> 
         MissingFileError: if the checkpoint or the dictionary is not there.
         CheckpointError: if they do not belong together, or the model cannot be fine-tuned.
     """
-    file = require_file(path, "checkpoint", "Name the file of a pre-trained model.").resolve()
+    file = require_checkpoint(path, "Name the file of a pre-trained model.").resolve()
     folder = find_data(file, Path(dict_dir) if dict_dir else None, "--dict-dir")
     require_file(folder / "dict.txt", "dictionary", "Name its folder with --dict-dir.")
     loaded = from_pretrained(str(file.parent), file.name, str(folder.resolve()), **settings)

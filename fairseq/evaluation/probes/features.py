@@ -19,7 +19,7 @@ from fairseq.data.encoders import build_bpe
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError, UnsupportedError
 from fairseq.export.encoder_out import find_data
-from fairseq.files.io import require_file
+from fairseq.files.io import require_checkpoint, require_file
 from fairseq.hub.load import from_pretrained
 from fairseq.models.base import BaseFairseqModel
 from fairseq.modules.heads import pool
@@ -42,7 +42,7 @@ class Encoder:
     """
 
     def __init__(self, path: str, dict_dir: str | None = None, device: str = "auto") -> None:
-        file = require_file(path, "checkpoint", "Name the file of a pre-trained encoder.").resolve()
+        file = require_checkpoint(path, "Name the file of a pre-trained encoder.").resolve()
         folder = find_data(file, Path(dict_dir) if dict_dir else None, "--dict-dir")
         loaded = from_pretrained(str(file.parent), file.name, str(folder.resolve()), device=device)
         self.config, self.task = loaded["args"], loaded["task"]

@@ -5,6 +5,7 @@ Shapes: B batch, T time, C channels.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from fairseq.errors import DataError
 from fairseq.files.io import BYTE_ORDER_MARK
 from fairseq.models.base import BaseFairseqModel
 from fairseq.protocols import Settings, Task
-from fairseq.utils import check_token_ids, model_eval
+from fairseq.utils import check_text, check_token_ids, model_eval
 
 MASK = "<mask>"
 SENTENCEPIECE_SPACE = "▁"
@@ -54,6 +55,7 @@ class RobertaHubInterface(nn.Module):
         return self._ids(text)
 
     def _split(self, text: str) -> str:
+        check_text(text)
         text = text.removeprefix(BYTE_ORDER_MARK)
         return text if self.bpe is None else self.bpe.encode(text)
 
@@ -81,7 +83,7 @@ class RobertaHubInterface(nn.Module):
 
     def decode(self, tokens: Tensor) -> str | list[str]:
         """Return the text of ``tokens`` (T,), a list if they hold several sentences."""
-        assert tokens.dim() == 1, tokens.shape
+        check_token_ids(tokens, None, (1,))
         dictionary = self.task.source_dictionary
         ids = tokens.tolist()
         if ids and ids[0] == dictionary.bos():
@@ -149,9 +151,9 @@ class RobertaHubInterface(nn.Module):
 
     def predict(self, head: str, tokens: Tensor, return_logits: bool = False) -> Tensor:
         """Return log-probabilities (or logits) of the classes of ``head``, (B, classes)."""
-        tokens = tokens.to(self.device)
         features_BTC = self.extract_features(tokens)
-        padding_BT = tokens.view(len(features_BTC), -1).eq(self.task.source_dictionary.pad())
+        rows_BT = tokens.to(self.device).view(len(features_BTC), -1)
+        padding_BT = rows_BT.eq(self.task.source_dictionary.pad())
         logits = self.model.classification_head(head)(features_BTC, padding_BT)
         return logits if return_logits else F.log_softmax(logits, dim=-1)
 
@@ -159,6 +161,7 @@ class RobertaHubInterface(nn.Module):
 
     def encode_masked(self, masked_input: str) -> Tensor:
         """Return the token ids of a text with ``<mask>``, with both ends, int64 of shape (T,)."""
+        check_text(masked_input)
         spans = [self._split(span.rstrip()) for span in masked_input.split(MASK)]
         return self._ids("<s> " + f" {MASK} ".join(spans) + " </s>")
 
@@ -174,10 +177,11 @@ class RobertaHubInterface(nn.Module):
 
         Raises:
             AssertionError: unless there is exactly one ``<mask>``.
-            DataError: if ``topk`` is negative.
+            DataError: if ``topk`` is no number of fillings, or the text is none.
         """
-        if topk < 0:
-            raise DataError(f"topk is how many fillings are wanted, not {topk}")
+        check_text(masked_input)
+        if not isinstance(topk, Integral) or topk < 0:
+            raise DataError(f"topk is how many fillings are wanted, not {topk!r}")
         assert masked_input.count(MASK) == 1, (
             f"Please add one {MASK} token for the input, eg: 'He is a {MASK} guy'"
         )

@@ -51,6 +51,7 @@ from fairseq.modules.heads import (
     Projection,
     RobertaLMHead,
     VocabularyHead,
+    checked_classes,
 )
 from fairseq.modules.transformer_encoder import TransformerEncoder, init_bert_params
 from fairseq.modules.transformer_layer import QueryKeyValue
@@ -348,19 +349,11 @@ class RobertaModel(FairseqEncoderModel):
         Raises:
             ConfigError: if a new head is to have no number of classes, or cannot have this name.
         """
-        if not name or "." in name:
-            raise ConfigError(
-                f"a classification head cannot be called {name!r}: dots part the names of tensors; "
-                "choose letters, digits and underscores"
-            )
         if name in self.classification_heads:
             old: Any = self.classification_heads[name]
             num_classes = num_classes or old.out_proj.out_features
             logger.warning("classification head '%s' is replaced by a new one", name)
-        if num_classes is None:
-            raise ConfigError(f"the new classification head '{name}' needs num_classes")
-        if num_classes < 1:
-            raise ConfigError(f"the classification head '{name}' cannot have {num_classes} classes")
+        num_classes = checked_classes(name, num_classes)
         config, longest = self.config, self.config.max_positions or DEFAULT_MAX_POSITIONS
         width, pooled = config.encoder_embed_dim, (config.pooler_dropout, config.pooling, longest)
         head: nn.Module = LinearProbe(width, num_classes, *pooled)
@@ -485,8 +478,7 @@ class RobertaModel(FairseqEncoderModel):
             checkpoint_file,
             data_name_or_path,
             bpe=bpe,
-            load_checkpoint_heads=True,
-            **kwargs,
+            **{"load_checkpoint_heads": True, **kwargs},
         )
 
     @classmethod
@@ -495,4 +487,9 @@ class RobertaModel(FairseqEncoderModel):
 
         if isinstance(models[0], FairseqLanguageModel):
             raise wrong_kind(models[0], "the checkpoint", "no masked language model")
+        if len(models) > 1:
+            raise ConfigError(
+                f"a RoBERTa at hand is one model, not an ensemble of {len(models)}: name one "
+                "checkpoint_file (fairseq-average makes one of several)"
+            )
         return RobertaHubInterface(args, task, models[0])
