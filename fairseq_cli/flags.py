@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,21 @@ ENCODER_FILES = (
     ("sentencepiece", ("--sentencepiece-model",), "sentencepiece_model",
      "SentencePiece .model file"),
 )  # fmt: skip
+
+
+def seed(text: str) -> int:
+    """Read the value of a flag that seeds random draws.
+
+    Raises:
+        ArgumentTypeError: for what is no whole number, or a negative one.
+    """
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a seed is a whole number, not {text!r}") from None
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
+    return value
 
 
 def add_encoder_flags(parser: Any) -> None:

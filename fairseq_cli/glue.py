@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from fairseq_cli.entry import command, command_parser
-from fairseq_cli.flags import add_encoder_flags, encoder_settings
+from fairseq_cli.flags import add_encoder_flags, encoder_settings, seed
 
 DESCRIPTION = "Fine-tune a checkpoint on tasks of GLUE, several seeds each, and print the scores."
 EXAMPLES = """examples:
@@ -45,7 +45,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seeds",
         nargs="+",
-        type=int,
+        type=seed,
         default=[1],
         metavar="N",
         help="one run with each seed (default: 1)",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fairseq.catalog import SPAN_LABELS
 from fairseq_cli.entry import command, command_parser
+from fairseq_cli.flags import seed
 
 if TYPE_CHECKING:
     from fairseq.pcfg.source import Source
@@ -162,7 +163,7 @@ def _command(
             "--normalize", action="store_true", help="accept rules that do not sum to one"
         )
     command.add_argument(
-        "--seed", type=int, default=1, metavar="N", help="seed of all that is drawn (default: 1)"
+        "--seed", type=seed, default=1, metavar="N", help="seed of all that is drawn (default: 1)"
     )
     command.add_argument("--json", action="store_true", help="print the summary as JSON")
     return command

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from fairseq.catalog import PROBE_FEATURES, PROBE_SOLVERS
 from fairseq_cli.entry import command, command_parser
+from fairseq_cli.flags import seed
 
 EXAMPLES = """examples:
   fairseq-probe runs/mine/checkpoint_best.pt --train b1.csv --valid b2.csv --test b3.csv
@@ -56,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--device", choices=devices, default="auto", help="where encoders compute (default: auto)")
     add(
         "--seed",
-        type=int,
+        type=seed,
         default=1,
         metavar="N",
         help="seed of random weights and of sgd (default: 1)",

@@ -43,6 +43,8 @@ def resolve(config: FairseqConfig, from_checkpoint: bool = False) -> FairseqConf
     _mask_embedding(config)
     _head_and_criterion(config)
     _lengths(config, from_checkpoint)
+    if not from_checkpoint:
+        _waiting(config)
     _positions(config)
     config.freeze()
     return config
@@ -56,6 +58,33 @@ def _without_effect(config: FairseqConfig) -> None:
             if field.metadata.get("inert") and getattr(values, field.name) != default_of(field):
                 flag = "--" + field.name.replace("_", "-")
                 logger.warning("%s has no effect here (see docs/migrating.md)", flag)
+
+
+# flags that do nothing without another one: (section, how their names begin) -> section, flag
+WAITING = {
+    ("ema", "ema_"): ("ema", "store_ema"),
+    ("common", "amp_"): ("common", "amp"),
+    ("common", "fp16_"): ("common", "fp16"),
+    ("optimization", "spike_"): ("optimization", "spike_policy"),
+    ("checkpoint", "grow_"): ("checkpoint", "grow_from"),
+}
+
+
+def _waiting(config: FairseqConfig) -> None:
+    """Warn about settings that wait for another one, which is off."""
+    for (section, start), (other, switch) in WAITING.items():
+        if getattr(getattr(config, other), switch) not in (None, False, "none"):
+            continue
+        values = getattr(config, section)
+        for field, _ in public_fields(type(values)):
+            idle = field.name.startswith(start) and field.name != switch
+            if idle and getattr(values, field.name) != default_of(field):
+                flag = "--" + field.name.replace("_", "-")
+                logger.warning("%s does nothing without --%s", flag, switch.replace("_", "-"))
+    loss = config.criterion
+    ours = type(loss).__module__.startswith("fairseq.")  # a plug-in may read it elsewhere
+    if config.optimization.sentence_avg and ours and "sentence_avg" not in loss:
+        logger.warning("--sentence-avg does nothing with --criterion %s", loss._name)
 
 
 def _numbers(config: FairseqConfig) -> None:

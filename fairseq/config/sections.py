@@ -267,7 +267,11 @@ class OptimizationConfig(FairseqDataclass):
     clip_norm: float = option(
         0.0, "clip the gradient norm at this value (0: do not clip)", minimum=0
     )
-    sentence_avg: bool = option(False, "normalise gradients by sentences instead of tokens")
+    sentence_avg: bool = option(
+        False,
+        "cross_entropy, adaptive_loss, label_smoothed_cross_entropy: normalise gradients by "
+        "sentences instead of tokens",
+    )
     update_freq: list[int] = option([1], "batches per update, one entry per epoch", minimum=1)
     lr: list[float] = option(
         [0.25],
@@ -276,7 +280,9 @@ class OptimizationConfig(FairseqDataclass):
         minimum=0,
     )
     stop_min_lr: float = option(
-        -1.0, "stop when the learning rate falls to this value (-1: never)", minimum=-1
+        -1.0,
+        "stop after an epoch that ends with a learning rate of this or less (-1: never)",
+        minimum=-1,
     )
     freeze_embeddings: bool = option(
         False, "do not train token embeddings, nor a head that is tied to them", new=True
@@ -319,7 +325,7 @@ class CheckpointConfig(FairseqDataclass):
 
     save_dir: str = option("checkpoints", "the run folder", path=True)
     restore_file: str = option(
-        LAST_CHECKPOINT, "checkpoint to start from, in --save-dir or with its path", path=True
+        LAST_CHECKPOINT, "checkpoint to start from, if it is not that of --save-dir", path=True
     )
     continue_once: str | None = option(
         None, "checkpoint to start from if --save-dir has no checkpoint_last.pt", path=True
@@ -467,7 +473,11 @@ TRAINING_ALONE = frozenset(
     broadcast_buffers zero_sharding no_reshard_after_forward fp32_reduce_scatter cpu_offload
     use_sharded_state not_fsdp_flatten_parameters fix_batches_to_gpus validate_interval
     validate_interval_updates validate_after_updates sample_prompts curriculum grouped_shuffling
-    update_epoch_batch_itr required_seq_len_multiple results_path""".split()
+    update_epoch_batch_itr required_seq_len_multiple results_path log_file tensorboard_logdir
+    wandb_project peak_tflops compile train_subset ignore_unused_valid_subsets disable_validation
+    update_ordered_indices_seed distributed_world_size distributed_num_procs distributed_rank
+    distributed_backend distributed_init_method device_id distributed_no_spawn ddp_backend
+    heartbeat_timeout""".split()
 )
 # component section -> the flag that names the component
 COMPONENTS = {

@@ -219,7 +219,8 @@ def checkpoints_there(path: PathLike) -> str:
         names.sort(key=lambda name: name not in ("checkpoint_best.pt", "checkpoint_last.pt"))
         if names:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            return f"{folder} holds {', '.join(names[:4])}{more}. "
+            place = "this folder" if folder == Path() else folder
+            return f"{place} holds {', '.join(names[:4])}{more}. "
     return ""
 
 

@@ -85,7 +85,10 @@ class EMA:
                 "the moving average lacks %s: it starts here, from the model's", ", ".join(missing)
             )
             state_dict = {**state_dict, **{name: averages[name] for name in missing}}
-        self.model.load_state_dict(dict(state_dict), strict=False)
+        try:
+            self.model.load_state_dict(dict(state_dict), strict=False)
+        except RuntimeError as error:  # strict=False still refuses other shapes
+            raise CheckpointError(f"the moving average does not fit the model: {error}") from error
         if build_fp32_params:
             self.build_fp32_params(state_dict)
 
@@ -147,10 +150,7 @@ class EMA:
             if self.config.ema_fp32:
                 self.build_fp32_params()
             return
-        try:
-            self.restore(extra_state["ema"])
-        except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the moving average does not fit the model: {error}") from error
+        self.restore(extra_state["ema"])
         if self.config.ema_fp32:
             # a run without --ema-fp32 has saved only what its averaged model holds
             exact = extra_state.get("ema_fp32_params", extra_state["ema"])

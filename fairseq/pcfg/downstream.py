@@ -30,7 +30,7 @@ from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import PathLike, atomic_write
 from fairseq.pcfg.draws import Sentences, Span
-from fairseq.pcfg.sample import BLOCK, dictionary_of, draw_exactly, make_folder
+from fairseq.pcfg.sample import BLOCK, dictionary_of, draw_exactly, make_folder, refuse_other_texts
 from fairseq.pcfg.source import GrammarSource, batches
 from fairseq.pcfg.viterbi import Viterbi
 from fairseq.rng import philox
@@ -156,7 +156,9 @@ def write_downstream(
     """
     dictionary = dictionary_of(labeller.source.terminals)
     folder = Path(folder)
-    make_folder(folder, labeller.source.terminals, *(f"{split}.input0" for split in sizes))
+    texts = [f"{split}.input0" for split in sizes]
+    refuse_other_texts(folder, labeller.source.terminals, *texts)
+    drawn: dict[str, tuple[list[np.ndarray], np.ndarray]] = {}
     counts_K = np.zeros(len(labeller.names), dtype=np.int64)
     dropped = 0
     for split, size in sizes.items():
@@ -168,7 +170,11 @@ def write_downstream(
             )
         dropped += int((label_S < 0).sum())
         counts_K += np.bincount(label_S[label_S >= 0], minlength=len(counts_K))
-        _write(labeller, folder, split, sentences, label_S)
+        drawn[split] = sentences, label_S
+    # made as late as this, so that a failure leaves nothing
+    make_folder(folder, labeller.source.terminals, *texts)
+    for split, parts in drawn.items():
+        _write(labeller, folder, split, *parts)
     dictionary.save(folder / "dict.txt")
     names = Dictionary()
     for name in labeller.names:

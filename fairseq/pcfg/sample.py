@@ -160,9 +160,18 @@ def make_folder(folder: PathLike, terminals: tuple[str, ...], *names: str) -> No
     """Make a folder for sentences of these words; what it has of an earlier run is replaced.
 
     Raises:
+        DataError: see :func:`refuse_other_texts`.
+    """
+    refuse_other_texts(folder, terminals, *names)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+
+
+def refuse_other_texts(folder: PathLike, terminals: tuple[str, ...], *names: str) -> None:
+    """Refuse a folder whose files would be replaced by something else.
+
+    Raises:
         DataError: if ``dict.txt``, or the first line of a text, holds a word of something else.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
     known = {word.encode() for word in terminals}
     for path in (Path(folder) / name for name in ("dict.txt", *names)):
         if not path.is_file():

@@ -323,7 +323,7 @@ def train_byte_level(
     Raises:
         ConfigError: if ``vocab_size`` is below 256 or the package ``tokenizers`` is missing.
         MissingFileError: if an input does not exist.
-        DataError: on text that is not UTF-8 or not JSON.
+        DataError: on text that is not UTF-8 or not JSON, or no text at all.
     """
     if vocab_size < 256:
         raise ConfigError(f"--vocab-size {vocab_size}: the 256 bytes alone need 256 pieces")
@@ -332,10 +332,14 @@ def train_byte_level(
         raise MissingFileError(f"--output {output}: there is no folder {folder}; make it first")
     library = require_library("tokenizers", "training a tokenizer")
 
+    empty = True
+
     def lines() -> Iterator[list[str]]:
+        nonlocal empty
         done = 0
         with progress("reading text", _total_size(inputs)) as show:
             for part, size in _lines(inputs, jsonl_field, documents):
+                empty = empty and not any(line.strip() for line in part)
                 yield part
                 done += size
                 show(done)
@@ -351,6 +355,8 @@ def train_byte_level(
         show_progress=False,
     )
     tokenizer.train_from_iterator(lines(), trainer)
+    if empty:
+        raise DataError(f"--inputs {' '.join(inputs)}: there is no text to learn pieces from")
     with atomic_write(output, "w") as handle:
         handle.write(tokenizer.to_str(pretty=True) + "\n")
     return int(tokenizer.get_vocab_size())

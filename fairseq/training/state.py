@@ -180,7 +180,10 @@ class TrainingState:
         if config.ema_seed_model is not None:
             seed = read_state(config.ema_seed_model)
             check_dictionaries(config.ema_seed_model, seed, self.task, (LABELS,))
-            ema.restore(seed["model"], build_fp32_params=config.ema_fp32)
+            try:
+                ema.restore(seed["model"], build_fp32_params=config.ema_fp32)
+            except CheckpointError as error:
+                raise explain(error, config.ema_seed_model) from error
         return ema
 
     def _build_optimizer(self) -> None:

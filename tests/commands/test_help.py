@@ -34,6 +34,8 @@ def test_evaluation_lists_nothing_that_only_training_reads(name: str) -> None:
     assert shown(parser).keys() & TRAINING_ALONE == set()
     assert {a.dest for a in parser._actions} >= TRAINING_ALONE  # accepted, for old scripts
     assert not [text for text in shown(parser).values() if "no effect here" in text]
+    training = "log_file tensorboard_logdir disable_validation distributed_world_size compile"
+    assert not shown(parser).keys() & set(training.split())  # one process evaluates, and logs here
 
 
 def test_preprocessing_lists_its_own_flags() -> None:

@@ -13,6 +13,8 @@ from fairseq.config.resolve import required_settings, resolve
 from fairseq.config.schema import with_values
 from fairseq.config.sections import FairseqConfig
 from fairseq.criterions.contrastive_weight_tying import ContrastiveWeightTyingConfig
+from fairseq.criterions.cross_entropy import CrossEntropyConfig
+from fairseq.criterions.masked_lm import MaskedLmConfig
 from fairseq.errors import ConfigError
 from fairseq.models.roberta import RobertaConfig
 from fairseq.tasks.masked_lm import MaskedLMConfig
@@ -201,3 +203,43 @@ def test_required_settings():
     assert missing == ["the data folder (first argument)"]
     names = [text.split()[0] for text in required_settings(FairseqConfig())]
     assert names == ["--arch", "--task", "--criterion", "--optimizer", "a"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "switch", "on"),
+    [
+        (
+            {"ema__ema_decay": 0.5, "ema__ema_seed_model": "x.pt"},
+            "--ema-decay",
+            "ema__store_ema",
+            1,
+        ),
+        ({"common__fp16_init_scale": 4}, "--fp16-init-scale", "common__fp16", True),
+        ({"common__amp_dtype": "fp16"}, "--amp-dtype", "common__amp", True),
+        (
+            {"optimization__spike_window": 16},
+            "--spike-window",
+            "optimization__spike_policy",
+            "skip",
+        ),
+        ({"checkpoint__grow_seed": 4}, "--grow-seed", "checkpoint__grow_from", "small.pt"),
+    ],
+)
+def test_what_waits_for_another_flag_is_said(settings, flags, switch, on, caplog) -> None:
+    """Nobody reads it, in a new run; the settings of a checkpoint are no news."""
+    resolve(config(**settings))
+    needed = switch.partition("__")[2].replace("_", "-")
+    assert f"{flags} does nothing without --{needed}" in caplog.text
+    caplog.clear()
+    resolve(config(**settings), from_checkpoint=True)
+    resolve(config(**settings, **{switch: on}))
+    assert "does nothing" not in caplog.text
+
+
+def test_sentences_are_counted_by_some_losses_alone(caplog) -> None:
+    given = config(optimization__sentence_avg=True)
+    for criterion, idle in ((CrossEntropyConfig(), False), (MaskedLmConfig(), True)):
+        caplog.clear()
+        given.criterion = criterion
+        resolve(given)
+        assert ("--sentence-avg does nothing" in caplog.text) == idle

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_grammars import grammars
 
+from fairseq.errors import DataError
 from fairseq.pcfg.downstream import Labeller
 from fairseq.pcfg.draws import Span
 from fairseq.pcfg.grammar import Grammar
@@ -85,3 +86,20 @@ def test_the_command_gives_the_sentences_of_the_other_labels(
     )
     # what is most probable is most often true
     assert 0.5 < np.mean([a == b for a, b in zip(gold, best, strict=True)]) < 1
+
+
+def test_a_failure_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rules, out = tmp_path / "g.rules", tmp_path / "task"
+    pcfg.main(["grammar", "--out", str(rules)])
+    words = ["downstream", str(rules), str(out), "--num", "5", "--valid", "2"]
+    for more, message in (
+        (["--task", "span:0:30"], "a span that no symbol fits"),
+        (["--min-len", "30", "--max-len", "5"], "hardly any sentence"),
+    ):
+        with pytest.raises(DataError, match=message):
+            pcfg.main([*words, *more])
+        assert not out.exists()
+    for command in (words, ["sample", *words[1:3]], ["grammar", "--out", str(out)]):
+        with pytest.raises(SystemExit):
+            pcfg.main([*command, "--seed", "-1"])
+        assert "must be at least 0, not -1" in capsys.readouterr().err

@@ -332,3 +332,13 @@ def test_long_words_are_cut_for_learning(
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         f"{tmp_path / 'text'}, line 1"
     ]
+
+
+def test_nothing_is_learned_from_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "blank.txt").write_text("\n  \n")
+    out = tmp_path / "tokenizer.json"
+    words = ["train", "--inputs", str(tmp_path / "empty.txt"), str(tmp_path / "blank.txt")]
+    with pytest.raises(DataError, match=r"empty\.txt .*blank\.txt: there is no text to learn"):
+        main([*words, "--vocab-size", "300", "--output", str(out)])
+    assert not out.exists()

@@ -348,6 +348,9 @@ def test_the_average_of_the_weights(
     train(config(data, tmp_path / "new", max_update=1, **{**flags, **seed}))
     kept = content(tmp_path / "new" / LAST)["extra_state"]["ema"][name]
     assert torch.equal(kept, state["model"][name])
+    with pytest.raises(CheckpointError, match=r"(?s)last\.pt; .*average does not fit the model"):
+        narrow = {"encoder_embed_dim": 16, "max_update": 1}
+        train(config(data, tmp_path / "narrow", **{**flags, **seed, **narrow}))
 
 
 def test_plug_ins_that_draw_from_global_generators_are_reproduced(

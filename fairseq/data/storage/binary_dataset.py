@@ -98,6 +98,10 @@ def integer_code(dtype: npt.DTypeLike) -> int:
     return INTEGER_CODES[little]
 
 
+# how the magic of an index begins -> the formats that --dataset-impl calls so
+FORMATS = {b"MMIDID": "mmap", b"TNTIDX": "cached or lazy"}
+
+
 def damaged(path: str, what: str) -> DataError:
     """Return the error for a file whose structure is wrong."""
     return DataError(
@@ -147,6 +151,11 @@ class BinaryDataset:
         if len(index) < header.size:
             raise damaged(name, f"it has only {len(index)} bytes")
         its_magic, version, *numbers = header.unpack(index[: header.size].tobytes())
+        if its_magic != magic and its_magic[:6] in FORMATS and magic[:6] in FORMATS:
+            raise DataError(
+                f"{name} is a file of --dataset-impl {FORMATS[its_magic[:6]]}, not of "
+                f"{FORMATS[magic[:6]]}: leave --dataset-impl out, and the format is recognised"
+            )
         if its_magic != magic or version != 1:
             raise damaged(name, f"magic {its_magic!r} and version {version} are not this format's")
         return index, tuple(numbers)

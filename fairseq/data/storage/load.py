@@ -66,6 +66,12 @@ def load_lines(
     """
     path = os.path.join(folder, split)
     lines = collate.load_indexed_dataset(path, dictionary, dataset_impl, combine)
+    found = indexed_dataset.infer_dataset_impl(path) if lines is None else None
+    if found is not None:
+        raise DataError(
+            f"{path} is data of --dataset-impl {found}, not of {dataset_impl}: leave "
+            "--dataset-impl out, and the format is recognised"
+        )
     if lines is None:
         raise MissingFileError(
             f"Dataset not found: {split} ({path}); make it with fairseq-preprocess"

@@ -7,12 +7,14 @@ import os
 import pickle
 import random
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_run import make_corpus
 
 from fairseq.data.batches.read import BatchLoader
 from fairseq.data.datasets.token_blocks import TokenBlockDataset
@@ -33,6 +35,7 @@ from fairseq.data.storage.indexed_dataset import (
     make_builder,
     make_dataset,
 )
+from fairseq.data.storage.load import load_lines
 from fairseq.errors import ConfigError, DataError, MissingFileError, UnsupportedError
 
 ITEMS = [[4, 5, 2], [6, 2]]
@@ -304,7 +307,7 @@ def test_missing_and_unknown(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'lazy'"):
         make_dataset(tmp_path / "a", "lasy")
     write(tmp_path / "b", ITEMS)
-    with pytest.raises(DataError, match="magic"):
+    with pytest.raises(DataError, match="of --dataset-impl mmap, not of cached"):
         make_dataset(tmp_path / "b", "lazy")
     (tmp_path / "b").mkdir()
     assert infer_dataset_impl(tmp_path / "b") == "mmap"
@@ -373,3 +376,11 @@ def test_a_copy_in_a_worker_is_of_the_same_file(tmp_path):
     os.truncate(tmp_path / "d.bin", 6)
     with pytest.raises(DataError, match="held 5 tokens when it was opened first and now holds 3"):
         pickle.loads(copy)
+
+
+@pytest.mark.parametrize("impl", ["lazy", "cached", "raw"])
+def test_data_of_another_format_are_not_called_damaged(impl: str, tmp_path: Path) -> None:
+    data = make_corpus(tmp_path / "data")
+    dictionary = Dictionary.load(str(data / "dict.txt"))
+    with pytest.raises(DataError, match=f"of --dataset-impl mmap, not of .*{impl}.*: leave"):
+        load_lines(str(data), "valid", dictionary, dataset_impl=impl)
