@@ -30,6 +30,7 @@ MODULES = {
     "fairseq.data.data_utils_fast": "fairseq.data.batches.cut",
     "fairseq.data.dictionary": "fairseq.data.storage.dictionary",
     "fairseq.data.encoders.utils": "fairseq.plugin_names.masking",
+    "fairseq.data.encoders.gpt2_bpe_utils": "fairseq.plugin_names.gpt2_pieces",
     "fairseq.data.fairseq_dataset": "fairseq.data.datasets.base",
     "fairseq.data.indexed_dataset": "fairseq.data.storage.indexed_dataset",
     "fairseq.data.iterators": "fairseq.data.batches.epochs",
@@ -71,6 +72,7 @@ MODULES = {
     "fairseq.modules.checkpoint_activations": "fairseq.plugin_names.modules",
     "fairseq.modules.character_token_embedder": "fairseq.plugin_names.modules",
     "fairseq.modules.fairseq_dropout": "fairseq.plugin_names.modules",
+    "fairseq.modules.fp32_group_norm": "fairseq.plugin_names.modules",
     "fairseq.modules.grad_multiply": "fairseq.plugin_names.modules",
     "fairseq.modules.layer_drop": "fairseq.plugin_names.modules",
     "fairseq.modules.layer_norm": "fairseq.modules.pointwise",
@@ -127,8 +129,8 @@ _LAYERS = """
     TransformerEncoderLayerBase
 """.split()
 _MODULES = """
-    CharacterTokenEmbedder FairseqDropout GradMultiply LayerDropModuleList SamePad TransposeLast
-    cross_entropy
+    CharacterTokenEmbedder FairseqDropout Fp32GroupNorm Fp32LayerNorm GradMultiply
+    LayerDropModuleList SamePad TransposeLast cross_entropy
 """.split()
 _SEQUENCES = ("compute_mask_indices", "lengths_to_mask", "lengths_to_padding_mask")
 _MODELS = """
@@ -138,8 +140,8 @@ _MODELS = """
 _READERS = ("csv_str_list", "eval_bool", "eval_str_dict", "eval_str_list")
 _UTILS = """
     buffered_arange convert_padding_direction deprecation_warning fill_with_neg_inf
-    get_incremental_state move_to_cpu move_to_cuda new_arange reset_logging safe_getattr
-    safe_hasattr set_incremental_state
+    get_incremental_state index_put move_to_cpu move_to_cuda new_arange reset_logging safe_getattr
+    multi_tensor_total_norm safe_hasattr set_incremental_state
 """.split()
 NAMES = {
     "fairseq.checkpoint": {
@@ -149,6 +151,7 @@ NAMES = {
         "load_model_ensemble_and_task": "fairseq.hub.load",
         "prune_state_dict": "fairseq.models.base",
     },
+    "fairseq.config.registry": {"set_defaults": "fairseq.plugin_names.utils"},
     "fairseq.config.options": dict.fromkeys(_READERS, "fairseq.plugin_names.utils"),
     "fairseq.data.batches.epochs": {
         "StreamingEpochBatchIterator": "fairseq.plugin_names.streaming_iterator"
@@ -165,6 +168,8 @@ NAMES = {
     "fairseq.models.base": dict.fromkeys(
         ("FairseqModel", "FairseqMultiModel"), "fairseq.plugin_names.models"
     ),
+    "fairseq.models.ema": {"build_ema": "fairseq.plugin_names.models"},
+    "fairseq.modules.pointwise": {"Fp32LayerNorm": "fairseq.plugin_names.modules"},
     "fairseq.models.roberta": dict.fromkeys(
         ("CamembertModel", "GottbertModel", "XLMRModel"), "fairseq.plugin_names.roberta"
     ),

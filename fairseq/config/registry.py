@@ -14,12 +14,15 @@ from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from fairseq.aliases import NAMES
 from fairseq.config.ranges import check_fields
 from fairseq.config.refused import REFUSED_WORDS, why_refused
 from fairseq.config.schema import FairseqDataclass
 from fairseq.errors import RegistryError, did_you_mean
+from fairseq.lazy import lazy_names
 
 logger = logging.getLogger(__name__)
+__getattr__, __dir__, _names = lazy_names(__name__, NAMES[__name__])
 
 
 def load_attribute(target: str) -> Any:

@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fairseq.aliases import NAMES
 from fairseq.config.sections import EMAConfig
 from fairseq.errors import CheckpointError
+from fairseq.lazy import lazy_names
 
 logger = logging.getLogger(__name__)
+__getattr__, __dir__, _names = lazy_names(__name__, NAMES[__name__])
 
 
 class EMA:

@@ -10,8 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from fairseq.aliases import NAMES
 from fairseq.errors import ConfigError, did_you_mean
+from fairseq.lazy import lazy_names
 from fairseq.ops.linear import linear as multiply
+
+__getattr__, __dir__, _names = lazy_names(__name__, NAMES[__name__])
 
 
 def project(layer: nn.Linear, x: Tensor) -> Tensor:

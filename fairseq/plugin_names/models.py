@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairseq.config.sections import DistributedTrainingConfig
+from fairseq.config.sections import DistributedTrainingConfig, EMAConfig
 from fairseq.distributed.wrap import wrap_model
 from fairseq.models import base
 from fairseq.models.base import (
@@ -17,6 +17,7 @@ from fairseq.models.base import (
     FairseqEncoder,
     FairseqEncoderDecoderModel,
 )
+from fairseq.models.ema import EMA
 from fairseq.plugin_names.incremental_state import IncrementalState, reorder, with_incremental_state
 
 
@@ -107,3 +108,8 @@ def DistributedFairseqModel(
 ) -> nn.Module:
     """Wrap a model for several processes; ``process_group`` is for old callers."""
     return wrap_model(args, model, device)
+
+
+def build_ema(model: nn.Module, cfg: EMAConfig, device: torch.device | str | None = None) -> EMA:
+    """Return a moving average of a model's weights."""
+    return EMA(model, cfg, device)

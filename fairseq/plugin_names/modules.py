@@ -113,6 +113,25 @@ class GradMultiply(torch.autograd.Function):
         return gradients[0] * ctx.scale, None
 
 
+class Fp32LayerNorm(nn.LayerNorm):
+    """A layer norm that computes in fp32 whatever the type of its input, which its output has."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised input."""
+        weight, bias = (None if x is None else x.float() for x in (self.weight, self.bias))
+        y = F.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps)
+        return y.type_as(input)
+
+
+class Fp32GroupNorm(nn.GroupNorm):
+    """A group norm that computes in fp32, as :class:`Fp32LayerNorm`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised input, (B, C, ...)."""
+        weight, bias = (None if x is None else x.float() for x in (self.weight, self.bias))
+        return F.group_norm(input.float(), self.num_groups, weight, bias, self.eps).type_as(input)
+
+
 class SamePad(nn.Module):
     """Cuts off what a convolution with padding ``kernel_size // 2`` makes too much, (B, C, T)."""
 

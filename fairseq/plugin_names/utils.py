@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -114,6 +115,30 @@ def set_incremental_state(
 ) -> IncrementalState | None:
     """Cache ``value`` for ``module`` under ``key``; return the incremental state."""
     return module.set_incremental_state(incremental_state, key, value)
+
+
+def index_put(tensor: Tensor, indices: Tensor, value: Any) -> Tensor:
+    """Write ``value`` where ``indices`` say, in place; return the tensor."""
+    tensor[indices] = value
+    return tensor
+
+
+def multi_tensor_total_norm(grads: Iterable[Tensor], chunk_size: int = 2048 * 32) -> Tensor:
+    """Return the joint L2 norm of tensors, computed in fp32; ``chunk_size`` is for old callers."""
+    norms = torch._foreach_norm([grad.float() for grad in grads])
+    # the norm of the norms is the norm of all
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+
+
+def set_defaults(args: argparse.Namespace, cls: type) -> None:
+    """Give ``args`` the defaults of the flags of a component (its ``add_args``) that it lacks."""
+    if not hasattr(cls, "add_args"):
+        return
+    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS, add_help=False)
+    cls.add_args(parser)
+    for action in parser._actions:
+        if action.default is not argparse.SUPPRESS and not hasattr(args, action.dest):
+            setattr(args, action.dest, action.default)
 
 
 def reset_logging() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from fairseq import modules
 from fairseq.config.registry import REGISTRIES
+from fairseq.config.sections import EMAConfig
 from fairseq.data import data_utils
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, UnsupportedError
@@ -34,7 +37,13 @@ NAMES = {
     "TransformerSentenceEncoder TransformerSentenceEncoderLayer PositionalEmbedding "
     "LearnedPositionalEmbedding SinusoidalPositionalEmbedding FairseqDropout LayerDropModuleList "
     "AdaptiveInput AdaptiveSoftmax CharacterTokenEmbedder gelu gelu_accurate cross_entropy "
-    "GradMultiply SamePad TransposeLast",
+    "GradMultiply SamePad TransposeLast Fp32LayerNorm Fp32GroupNorm",
+    "modules.layer_norm": "LayerNorm Fp32LayerNorm",
+    "modules.fp32_group_norm": "Fp32GroupNorm",
+    "models.ema": "EMA build_ema",
+    "registry": "setup_registry set_defaults",
+    "utils": "index_put multi_tensor_total_norm",
+    "data.encoders.gpt2_bpe_utils": "get_encoder Encoder bytes_to_unicode",
     "modules.fairseq_dropout": "FairseqDropout",
     "modules.layer_drop": "LayerDropModuleList",
     "modules.transformer_layer": "TransformerEncoderLayerBase TransformerDecoderLayerBase",
@@ -245,3 +254,61 @@ def test_published_relatives_of_roberta() -> None:
     ):
         assert issubclass(cls, RobertaModel)
         assert cls.hub_models()[name].endswith(".tar.gz")
+
+
+@pytest.mark.parametrize("name", ["Fp32LayerNorm", "Fp32GroupNorm"])
+def test_norms_in_fp32(name: str) -> None:
+    """In half precision a sum of squares would overflow; types and gradients stay the input's."""
+    x = (300 * torch.randn(4, 8)).half().requires_grad_()
+    module = modules.Fp32LayerNorm(8) if name == "Fp32LayerNorm" else modules.Fp32GroupNorm(2, 8)
+    expected = copy.deepcopy(module)(x.detach().float())
+    y = module.half()(x)
+    y.float().sum().backward()
+    assert y.dtype == torch.float16 and x.grad is not None
+    torch.testing.assert_close(y.float(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_small_helpers() -> None:
+    from fairseq import registry, utils
+
+    x = torch.zeros(2, 2)
+    assert utils.index_put(x, torch.tensor([[True, False], [False, True]]), 3) is x
+    assert x.tolist() == [[3, 0], [0, 3]]
+    grads = [torch.full((2,), 3.0), torch.full((2, 1), 4.0, dtype=torch.float16)]
+    assert float(utils.multi_tensor_total_norm(grads)) == pytest.approx(50**0.5)
+
+    class Component:
+        @staticmethod
+        def add_args(parser: Any) -> None:
+            parser.add_argument("--width", type=int, default=8)
+            parser.add_argument("--depth", type=int, default=2)
+            parser.add_argument("--unsaid")
+
+    args = Namespace(width=16)
+    registry.set_defaults(args, Component)
+    registry.set_defaults(args, object)
+    assert args == Namespace(width=16, depth=2)
+
+
+def test_an_average_is_built_by_a_function() -> None:
+    from fairseq.models.ema import EMA, build_ema
+
+    model = torch.nn.Linear(2, 2)
+    average = build_ema(model, EMAConfig(store_ema=True, ema_decay=0.5))
+    before = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.add_(2)
+    average.step(model, 1)
+    assert type(average) is EMA
+    torch.testing.assert_close(average.get_model().weight, before + 1)
+
+
+def test_ids_of_gpt2(shared: Path) -> None:
+    from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode, get_encoder
+
+    folder = shared / "data/gpt2_bpe"
+    encoder = get_encoder(folder / "encoder.json", folder / "vocab.bpe")
+    assert encoder.encode("Hello world") == [15496, 995]
+    assert encoder.decode([15496, 995]) == "Hello world"
+    assert [encoder.decoder[n] for n in (15496, 995)] == ["Hello", "\u0120world"]
+    assert bytes_to_unicode()[ord(" ")] == "\u0120" and len(bytes_to_unicode()) == 256
