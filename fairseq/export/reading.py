@@ -67,7 +67,7 @@ def read_huggingface(source: Path) -> ReadModel:
 
 
 def _read(source: Path) -> ReadModel:
-    remedy = f"{checkpoints_there(source)}Is this a folder of Hugging Face's?"
+    remedy = f"{checkpoints_there(source)}Is this a model folder?"
     path = require_file(source / "config.json", "configuration", remedy)
     described = read_object(path)
     kind = described.get("model_type")
