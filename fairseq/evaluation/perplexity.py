@@ -177,7 +177,10 @@ def eval_lm(
         total, count = total - float(log_p_N.double().sum()), count + len(target_N)
         words.add(sample, positions_N, target_N, log_p_N)
     if not count:
-        raise DataError("there is nothing to evaluate: no block fits the model, or all are empty")
+        raise DataError(
+            "there is nothing to evaluate: no block fits the model, all are empty, or this "
+            "--shard-id has none"
+        )
     bits = total / count / math.log(2)
     figures = {"loss": bits, "perplexity": 2**bits, "tokens": count}
     return figures | ({"lines": words.lines()} if words.wanted else {})
