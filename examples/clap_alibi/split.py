@@ -1,11 +1,13 @@
 """Which half does it: ALiBi, the CLAP head with a zero mask, or both, at rates tuned for each.
 
 Usage: python examples/clap_alibi/split.py --text FOLDER FOLDER --out RUNS [--tokens 10000000]
+           [--arms "baseline;alibi"]
        python examples/clap_alibi/split.py --tables
 
 Each FOLDER is a source with train.txt, valid.txt and test.txt. Every arm's learning rate is chosen
 on a tenth of the budget, with a seed of its own; three fresh seeds then train on all of it.
-Finished runs are kept in RUNS: the same command goes on where it was stopped.
+Finished runs are kept in RUNS: the same command goes on where it was stopped, and one with further
+arms runs those alone.
 """
 
 from __future__ import annotations
@@ -116,6 +118,8 @@ def _claims(record: dict[str, Any], groups: dict[str, list[Any]]) -> str:
     subsets = [name for names in SUBSETS.values() for name in names.split(",")]
     for subset in subsets:
         for name, other in PAIRS:
+            if name not in groups or other not in groups:
+                continue
             pair = ([bits(one, subset) for one in groups[group]] for group in (name, other))
             rows.append(_row(f"{name} is below {other} on {subset}", paired(*pair)))
         for name, group in groups.items():
@@ -179,11 +183,16 @@ def main() -> None:
     parser.add_argument("--text", type=Path, nargs="+", help="folders, one for each source")
     parser.add_argument("--tokens", type=int, default=10_000_000, help="of each run (10 million)")
     parser.add_argument("--result", type=Path, default=RESULT, help="the record to write")
+    parser.add_argument("--arms", default=";".join(ARMS), help=f"of {'; '.join(ARMS)}")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side (2)")
     args = studies.arguments(parser, lambda: tables(studies.read(RESULT)))
+    chosen = list(dict.fromkeys(["baseline", *map(str.strip, args.arms.split(";"))]))
+    for name in chosen:
+        if name not in ARMS:
+            parser.error(f"there is no arm '{name}': choose of {'; '.join(ARMS)}")
     data = studies.prepare(args.text, args.out, 8000)
     tuned: dict[str, Any] = {}
-    for name in ARMS:
+    for name in chosen:
         rate, losses = studies.tune(
             lambda rate, name=name: run(name, TUNING_SEED, rate, args.tokens // 10, 1),
             RATES,
@@ -192,7 +201,9 @@ def main() -> None:
         tuned[name] = {"rate": rate, "bits": {f"{key:g}": loss for key, loss in losses.items()}}
     # Seeds outermost: whatever is cut off, every arm has as many seeds as every other.
     runs = [
-        run(name, seed, tuned[name]["rate"], args.tokens) for seed in studies.SEEDS for name in ARMS
+        run(name, seed, tuned[name]["rate"], args.tokens)
+        for seed in studies.SEEDS
+        for name in chosen
     ]
     done = studies.run_all(runs, data, args.out, measure, args.jobs)
     sources = studies.read(args.out / "sources.json")

@@ -44,6 +44,22 @@ def printed() -> dict[str, str]:
     return {row[0]: row[-1] for row in cells if len(row) == 3}
 
 
+def test_the_readme_holds_the_printed_tables() -> None:
+    readme = (ROOT / "examples/clap_alibi/README.md").read_text(encoding="utf-8")
+    for table in split.tables(studies.read(split.RESULT)).split("\n\n"):
+        assert table.strip() in readme
+
+
+def test_an_arm_that_was_not_run_is_compared_with_nothing() -> None:
+    names = [name for name in split.ARMS if name != "zero-clap"]
+    runs = [result(name, seed) for seed in studies.SEEDS for name in names]
+    floors = {subset: {"bidirectional bigram": 8.0, "unigram": 10.0} for subset in SUBSETS}
+    tuned = {name: {"rate": 0.001} for name in names}
+    printed = split.tables({"results": runs, "floors": floors, "tuned": tuned})
+    assert "alibi is below baseline on valid" in printed
+    assert "zero-clap is" not in printed and "below zero-clap " not in printed
+
+
 def test_verdicts_follow(printed: dict[str, str]) -> None:
     assert printed["alibi is below baseline on valid"] == "holds"
     assert printed["zero mask is below baseline on test"] == "cannot be told"
