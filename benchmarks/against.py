@@ -162,9 +162,19 @@ def measure(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         shared = prepared(folder, args.text, args.quick)
-        for name in COMMANDS:  # in this order: the last ones evaluate what was trained
-            if not args.only or any(part in name for part in args.only):
-                yield name, judged(turns(name, checkouts, folder, shared, args.rounds))
+        for name in chosen(args.only):
+            yield name, judged(turns(name, checkouts, folder, shared, args.rounds))
+
+
+def chosen(only: list[str]) -> list[str]:
+    """Return the names with one of these parts, and what trains the models that they evaluate."""
+    names = [name for name in COMMANDS if not only or any(part in name for part in only)]
+    read = [kind for kind in ("masked", "causal") for name in names
+            if f"--path {{{kind}}}" in COMMANDS[name]]  # fmt: skip
+    saves = [f"--save-dir {{{kind}}}" for kind in read]
+    return [
+        name for name, line in COMMANDS.items() if name in names or any(s in line for s in saves)
+    ]
 
 
 def main() -> None:

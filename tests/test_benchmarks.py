@@ -107,6 +107,13 @@ def test_commands_of_two_checkouts_take_turns(tmp_path: Path) -> None:
     assert rows["fairseq-bpe encode"]["so"] == "missing"
 
 
+def test_an_evaluation_brings_the_training_of_its_model() -> None:
+    chosen = program("against").chosen
+    assert chosen(["validate"]) == ["fairseq-train, masked", "fairseq-validate"]
+    assert chosen(["eval-lm", "help"])[1:] == ["fairseq-train, causal", "fairseq-eval-lm"]
+    assert len(chosen([])) == len(program("against").COMMANDS)
+
+
 def test_slower_is_said_only_of_a_whole_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     judged = program("against").judged
