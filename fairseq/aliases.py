@@ -199,7 +199,7 @@ class _OldPaths:
     """Finds and loads the modules of :data:`MODULES`.
 
     The interpreter asks for methods, not for base classes: importing those of ``importlib.abc``
-    would be a tenth of the time in which a command prints its help.
+    would slow every start down.
     """
 
     def find_spec(

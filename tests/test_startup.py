@@ -47,7 +47,7 @@ def fastest(*words, tries=3):
 def help_without_torch(module):
     """Code that prints the help of a command and then which heavy modules it imported."""
     heavy = ("torch", "numpy", "omegaconf", "hydra", "tokenizers", "tiktoken", "matplotlib")
-    heavy += ("importlib.metadata", "importlib.abc")  # were a third of the time
+    heavy += ("importlib.metadata", "importlib.abc")  # slow to import
     return (
         f"import sys; from fairseq_cli import {module} as command\n"
         f"sys.argv = ['x', '--help']\n"

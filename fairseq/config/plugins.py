@@ -142,7 +142,7 @@ def load_entry_points() -> None:
     """
     if not any(_may_declare(folder) for folder in sys.path):
         return
-    import importlib.metadata  # a third of the time that a command takes to print its help
+    import importlib.metadata  # slow: most of what it imports reads e-mail
 
     for entry in importlib.metadata.entry_points(group=GROUP):
         try:

@@ -137,8 +137,8 @@ def peak_of(
         return stated * 1e12 * devices
     if device.type != "cpu":
         return _measured(device, dtype) * devices
-    # The threads of one product wait for each other: while other processes hold a core, it takes up
-    # to fifty times as long, and training would seem to do many times what is possible.
+    # The threads of one product wait for each other: while other processes hold a core, it takes
+    # far longer, and training would seem to do many times what is possible.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
