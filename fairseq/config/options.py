@@ -64,6 +64,17 @@ UNREAD_SWITCHES = (
     "--load-checkpoint-on-all-dp-ranks"
 ).split()
 
+# settings of the sections they share that one evaluation reads and another, as the original's, not
+IDLE_IN_VALIDATION = "num_shards shard_id gen_subset post_process quiet".split()
+IDLE_IN_EVAL_LM = (
+    "valid_subset combine_valid_subsets max_valid_steps max_tokens_valid fixed_validation_seed "
+    "required_batch_size_multiple skip_invalid_size_inputs_valid_test quiet"
+).split()
+IDLE_IN_GENERATION = (
+    "valid_subset combine_valid_subsets max_valid_steps max_tokens_valid batch_size_valid "
+    "fixed_validation_seed required_batch_size_multiple num_workers data_buffer_size"
+).split()
+
 # the readers of values that the original re-exports here; they live in a module that needs torch
 __getattr__, __dir__, _names = lazy_names(__name__, NAMES[__name__])
 
@@ -297,16 +308,15 @@ def get_validation_parser(
     default_task: str | None = None, argv: Sequence[str] | None = None
 ) -> Parser:
     """Return the parser of fairseq-validate."""
-    return _evaluation_parser("Validate a model.", default_task, argv=argv)
+    return _evaluation_parser("Validate a model.", default_task, argv=argv, idle=IDLE_IN_VALIDATION)
 
 
 def get_eval_lm_parser(
     default_task: str | None = "language_modeling", argv: Sequence[str] | None = None
 ) -> Parser:
     """Return the parser of fairseq-eval-lm."""
-    return _evaluation_parser(
-        "Evaluate a causal language model.", default_task, "eval_lm", argv=argv
-    )
+    desc = "Evaluate a causal language model."
+    return _evaluation_parser(desc, default_task, "eval_lm", argv=argv, idle=IDLE_IN_EVAL_LM)
 
 
 def get_generation_parser(
@@ -316,7 +326,9 @@ def get_generation_parser(
 ) -> Parser:
     """Return the parser of fairseq-generate and, if ``interactive``, of fairseq-interactive."""
     sections = ("generation", "interactive") if interactive else ("generation",)
-    parser = _evaluation_parser("Generate text.", default_task, *sections, argv=argv)
+    parser = _evaluation_parser(
+        "Generate text.", default_task, *sections, argv=argv, idle=IDLE_IN_GENERATION
+    )
     add_unread_flags(parser, *UNREAD_IN_GENERATION, switches=UNREAD_SWITCHES)
     return parser
 
@@ -327,7 +339,11 @@ def get_interactive_generation_parser(default_task: str | None = "translation") 
 
 
 def _evaluation_parser(
-    desc: str, default_task: str | None, *sections: str, argv: Sequence[str] | None
+    desc: str,
+    default_task: str | None,
+    *sections: str,
+    argv: Sequence[str] | None,
+    idle: Sequence[str],
 ) -> Parser:
     """Return the parser of a command that reads a checkpoint and runs in one process."""
     components = ("task", "criterion", *TEXT)
@@ -335,7 +351,7 @@ def _evaluation_parser(
     add_distributed_training_args(parser, default_world_size=1)
     for section in ("dataset", "common_eval", *sections):
         _add_section(parser, section)
-    _hide(parser, TRAINING_ALONE)
+    _hide(parser, {*TRAINING_ALONE, *idle})
     add_unread_flags(parser, *UNREAD, *(() if "generation" in sections else ("--scoring",)))
     return parser
 

@@ -95,7 +95,9 @@ def import_modules(folder: str, package: str) -> None:
             importlib.import_module(f"{package}.{path.stem}")
 
 
-def _locate(named: str) -> Path:
+def _locate(named: object) -> Path:
+    if not isinstance(named, str | os.PathLike):
+        raise ConfigError(f"--user-dir is the path of a folder, not {named!r}")
     package = Path(__file__).resolve().parent
     for base in (Path.cwd(), package, package.parent):
         folder = (base / os.path.expanduser(named)).resolve()

@@ -256,15 +256,13 @@ class GeneratorHubInterface(nn.Module):
                 logger.info("P\t%s", scores)
 
 
-def _texts(sentences: object) -> Iterable[str]:
+def _texts(sentences: object) -> list[str]:
     """Return texts that can be gone through.
 
     Raises:
         DataError: for anything else.
     """
-    if not isinstance(sentences, Iterable):
-        utils.check_text(sentences)  # which it is not
-    texts: Any = list(sentences)  # type: ignore[call-overload]
+    texts = list(sentences) if isinstance(sentences, Iterable) else [sentences]
     for text in texts:
         utils.check_text(text)
     return texts

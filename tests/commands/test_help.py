@@ -38,6 +38,26 @@ def test_evaluation_lists_nothing_that_only_training_reads(name: str) -> None:
     assert not shown(parser).keys() & set(training.split())  # one process evaluates, and logs here
 
 
+# what all three accept, as the original does, and some never read: who lists it
+WHICH_DATA = {
+    "valid_subset": {"validate"},
+    "gen_subset": {"eval-lm", "interactive"},
+    "max_valid_steps": {"validate"},
+    "num_shards": {"eval-lm", "interactive"},
+    "num_workers": {"validate", "eval-lm"},
+    "post_process": {"eval-lm", "interactive"},
+    "quiet": {"interactive"},
+}
+
+
+@pytest.mark.parametrize("name", EVALUATION)
+def test_a_choice_of_data_is_offered_where_it_is_taken(name: str) -> None:
+    parser = EVALUATION[name]()
+    listed = shown(parser).keys() & WHICH_DATA.keys()
+    assert listed == {flag for flag, readers in WHICH_DATA.items() if name in readers}
+    assert {a.dest for a in parser._actions} >= WHICH_DATA.keys()
+
+
 def test_preprocessing_lists_its_own_flags() -> None:
     parser = options.get_preprocessing_parser()
     common = {field.name for field, _ in public_fields(CommonConfig)}

@@ -131,6 +131,11 @@ def test_missing(tmp_path):
         load(tmp_path / "plug_file.py")
 
 
+def test_no_path():
+    with pytest.raises(ConfigError, match="--user-dir is the path of a folder, not 5"):
+        import_user_module(argparse.Namespace(user_dir=5))
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
