@@ -6,7 +6,7 @@ that they print the same. Who calls hands in the step: the trainer's adds up ove
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from fairseq import utils
 from fairseq.config.sections import FairseqConfig
 from fairseq.criterions.base import FairseqCriterion
 from fairseq.data.datasets.base import FairseqDataset
+from fairseq.distributed.utils import get_rank, get_world_size
 from fairseq.errors import DataError
 from fairseq.logging import metrics
 from fairseq.logging.meters import MetersDict
@@ -119,6 +120,26 @@ def begin_validation(cfg: FairseqConfig, task: FairseqTask, model: Model, epoch:
     task.begin_valid_epoch(epoch, model)
 
 
+def steps_of(limit: int | None, batches: int) -> int:
+    """Return how often each process evaluates a batch if all together evaluate ``limit``.
+
+    Args:
+        limit: None for all.
+        batches: how many each process has, fillers included.
+    """
+    return batches if limit is None else min(batches, -(-limit // get_world_size()))
+
+
+def _first(batches: Iterable[Any], limit: int | None) -> Iterator[Any]:
+    """Yield this process's share of the first ``limit`` batches, which are dealt in turn."""
+    rank, world = get_rank(), get_world_size()
+    for number, sample in enumerate(batches):
+        if limit is not None and number * world >= limit:
+            break
+        # an empty batch becomes a filler: the others' figures are added up with those of all
+        yield sample if limit is None or number * world + rank < limit else {}
+
+
 def figures_of(
     cfg: FairseqConfig,
     task: FairseqTask,
@@ -138,7 +159,7 @@ def figures_of(
         subset: its name, for messages.
         batches: of the subset.
         step: evaluates a batch and logs its figures.
-        limit: evaluate so many batches only.
+        limit: evaluate so many batches only, those of all processes together.
         stopped: asked after each batch.
 
     Returns:
@@ -148,9 +169,7 @@ def figures_of(
         DataError: if there is nothing to evaluate.
     """
     with metrics.aggregate(new_root=True) as aggregated:
-        for number, sample in enumerate(batches):
-            if limit is not None and number >= limit:
-                break
+        for sample in _first(batches, limit):
             step(sample)
             if stopped():
                 return None

@@ -17,7 +17,7 @@ from fairseq.config.sections import FairseqConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 from fairseq.models.base import count_parameters
-from fairseq.tasks.validation import valid_subsets
+from fairseq.tasks.validation import steps_of, valid_subsets
 from fairseq.training import policy
 from fairseq.training.announce import lengths_of, some_batches, standing
 from fairseq.training.loop import TrainLoop, ready_to_train
@@ -288,7 +288,7 @@ def _validation_seconds(loop: TrainLoop) -> float:
         batches = trainer.get_valid_iterator(subset).next_epoch_itr(
             shuffle=False, set_dataset_epoch=False
         )
-        number = min(len(batches), cfg.dataset.max_valid_steps or len(batches))
+        number = steps_of(cfg.dataset.max_valid_steps, len(batches))
         # validation batches are about alike: some of them stand for all
         some = min(number, VALID_BATCHES)
         started = time.perf_counter()

@@ -399,6 +399,21 @@ def test_layers_left_out_on_two_processes(data: Path, tmp_path: Path) -> None:
     assert len(losses(tmp_path)) == 6
 
 
+@pytest.mark.parametrize("limit", [1, 3])
+def test_two_processes_validate_on_the_first_batches(
+    data: Path, tmp_path: Path, limit: int
+) -> None:
+    """The limit is of all batches: the metric that decides what is best is that of one process."""
+    flags = {"disable_validation": False, "batch_size_valid": 1, "max_valid_steps": limit}
+    best = []
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        more = {**flags, "update_freq": [2 // world], "max_update": 1}
+        assert finish(start(data, folder, world, **more)) == [0] * world
+        best.append(tiny_run.content(folder / "checkpoint_last.pt")["extra_state"]["best"])
+    assert best[0] == pytest.approx(best[1], abs=1e-5)
+
+
 @pytest.mark.parametrize("fails", [0, 1])
 def test_a_validation_that_fails_on_one_of_two(data: Path, tmp_path: Path, fails: int) -> None:
     """The other ends too, and the first process saves what was trained whoever it was."""
