@@ -231,7 +231,7 @@ class TrainLoop:
         after_epoch = due == "epoch"
         if after_epoch:
             self.position = FinishedEpoch(self.epoch_itr)
-        valid_losses, should_stop = self.validate_and_save(after_epoch)
+        valid_losses, should_stop = self.validate_and_save(after_epoch, True, due == "milestone")
         if after_epoch and not should_stop:
             self.trainer.lr_step(self.position.epoch, valid_losses[0])
         self.position = self.epoch_itr
@@ -368,7 +368,7 @@ class TrainLoop:
     # -- validation and checkpoints --------------------------------------------------------------
 
     def validate_and_save(
-        self, end_of_epoch: bool, updated: bool = True
+        self, end_of_epoch: bool, updated: bool = True, at_milestone: bool = False
     ) -> tuple[list[float | None], bool]:
         """Validate and save if it is time to.
 
@@ -378,18 +378,19 @@ class TrainLoop:
         Args:
             end_of_epoch: whether this was the last update of the epoch.
             updated: whether it changed anything; if not, counts of updates were looked at before.
+            at_milestone: whether it is known that a milestone was reached, before the restart.
 
         Returns:
             ``(validation losses, whether the run ends)``.
         """
         updates = self.trainer.get_num_updates()
-        at_milestone = bool(checkpoint_utils.milestones(self.cfg.checkpoint, self.trainer))
+        at_milestone |= bool(checkpoint_utils.milestones(self.cfg.checkpoint, self.trainer))
         now = policy.Moment(updates, self.position.epoch, end_of_epoch, updated, at_milestone)
         reason = self._reached_limit() or self.watch.asked_to_stop(self.trainer.device)
         do_save, do_validate = policy.is_time(self.cfg, now, reason is not None)
         is_extra = not policy.due(self.cfg, now)[1]
         valid_losses: list[float | None] = [None]
-        moment = "epoch" if end_of_epoch else "update"
+        moment = "epoch" if end_of_epoch else "milestone" if at_milestone else "update"
         if do_validate:
             try:
                 valid_losses = self._validate_all() or [None]
@@ -464,8 +465,7 @@ class TrainLoop:
             ConfigError: if that metric is not among what the criterion reports.
             DataError: if there is nothing to evaluate.
         """
-        cfg, trainer = self.cfg, self.trainer
-        epoch = self.position.epoch
+        cfg, trainer, epoch = self.cfg, self.trainer, self.position.epoch
         trainer.begin_valid_epoch(epoch)
         batches = trainer.get_valid_iterator(subset).next_epoch_itr(
             shuffle=False, set_dataset_epoch=False

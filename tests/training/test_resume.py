@@ -299,6 +299,20 @@ def test_the_last_epoch_is_caught_up_on_too(
     assert [record["update"] for record in records(tmp_path, "valid")] == [EPOCH]
 
 
+def test_a_milestone_of_tokens_is_caught_up_on_too(
+    data: Path, tmp_path: Path, reference: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which update reached it is known before the restart alone."""
+    flags = {"save_at_tokens": [1], "max_update": 3}
+    expected = reference(**flags)
+    Recorder(monkeypatch, signal_at(0))
+    with pytest.raises(SystemExit):
+        train(config(data, tmp_path, **flags))
+    train(config(data, tmp_path, **flags))
+    assert digest(tmp_path / LAST) == expected.digest
+    assert [record["update"] for record in records(tmp_path, "valid")] == [1, 3]
+
+
 def test_meters_go_on(
     data: Path, tmp_path: Path, reference: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
