@@ -262,7 +262,7 @@ def _texts(sentences: object) -> list[str]:
     Raises:
         DataError: for anything else.
     """
-    texts = list(sentences) if isinstance(sentences, Iterable) else [sentences]
+    texts: list[Any] = list(sentences) if isinstance(sentences, Iterable) else [sentences]
     for text in texts:
         utils.check_text(text)
     return texts
