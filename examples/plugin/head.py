@@ -22,6 +22,7 @@ class ScaledConfig(RobertaConfig):  # the flags of --arch roberta, such as --enc
 class ScaledHead(VocabularyHead):
     def __init__(self, weight_VC, scale):
         super().__init__()
+        # registered as "weight", the name that the table of a head has in checkpoints
         self.weight, self.scale = weight_VC, nn.Parameter(torch.tensor(scale))
 
     def projection(self, hidden_NC):
@@ -30,7 +31,10 @@ class ScaledHead(VocabularyHead):
 
 class ScaledEncoder(RobertaEncoder):
     def build_lm_head(self, embed_dim, output_dim, activation_fn, weight):
-        return ScaledHead(weight, self.args.first_scale)  # weight: the table of embeddings
+        # In place of RoBERTa's head, dense layer and layer norm included; --head has no say here.
+        if weight is None:  # --untie-weights-roberta; else the table of embeddings
+            weight = nn.Linear(embed_dim, output_dim, bias=False).weight
+        return ScaledHead(weight, self.args.first_scale)
 
 
 @register_model("roberta_scaled", dataclass=ScaledConfig)
