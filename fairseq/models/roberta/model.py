@@ -299,10 +299,10 @@ class RobertaModel(FairseqEncoderModel):
         return F.normalize(weight_VC, dim=-1) if clap else weight_VC
 
     def flop_shape(self) -> FlopShape | None:
-        """See the base class; nobody counted an encoder of a plug-in."""
-        if type(self.encoder.sentence_encoder) is not TransformerEncoder:
-            return None
-        return self.encoder.sentence_encoder.flop_shape(self.encoder.lm_head)
+        """See the base class; nobody counted an encoder of a plug-in, or a head without table."""
+        encoder, head = self.encoder.sentence_encoder, self.encoder.lm_head
+        counted = type(encoder) is TransformerEncoder and (head is None or hasattr(head, "weight"))
+        return encoder.flop_shape(head) if counted else None
 
     @property
     def projection(self) -> Callable[[Tensor], Projection]:
@@ -368,10 +368,13 @@ class RobertaModel(FairseqEncoderModel):
         encoder = "encoder.sentence_encoder."
         state_dict.setdefault(f"{encoder}version", torch.tensor([3.0]))
         table: Tensor | None = state_dict.get(f"{encoder}embed_tokens.weight")
-        if self.encoder.lm_head is None:
+        head = self.encoder.lm_head
+        if head is None:
             for key in [key for key in state_dict if key.startswith("encoder.lm_head.")]:
                 del state_dict[key]
-        elif not self.config.untie_weights_roberta and table is not None:
+        elif table is None or "weight" not in head.state_dict():
+            pass  # the head of a plug-in has the tensors that the file has
+        elif not self.config.untie_weights_roberta:
             kept = state_dict.setdefault("encoder.lm_head.weight", table)
             if kept.shape == table.shape and not torch.equal(kept, table):
                 logger.warning(

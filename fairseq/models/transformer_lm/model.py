@@ -178,14 +178,12 @@ class TransformerLanguageModel(FairseqLanguageModel):
         if projection is None:
             for key in [key for key in state_dict if key.startswith("decoder.output_projection.")]:
                 del state_dict[key]
-        elif (
-            table is not None
-            and output not in state_dict
-            and table.shape == projection.weight.shape
-        ):
+        elif table is None or "weight" not in projection.state_dict():
+            pass  # the head of a plug-in has the tensors that the file has
+        elif output not in state_dict and table.shape == projection.weight.shape:
             logger.warning("the file has no vocabulary head: it begins as its embeddings")
             state_dict[output] = table
-        elif table is not None and projection.weight is self.decoder.embed_tokens.weight:
+        elif projection.weight is self.decoder.embed_tokens.weight:
             kept = state_dict.setdefault(output, table)
             if kept.shape == table.shape and not torch.equal(kept, table):
                 logger.warning(
