@@ -227,7 +227,7 @@ def perplexities(lost: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float] |
 
 @torch.inference_mode()
 def check_continuations(
-    our_logits: Logits, their_logits: Logits, prompts: Sequence[Tensor]
+    our_logits: Logits, their_logits: Logits, prompts: Sequence[Tensor], pad: int
 ) -> None:
     """Raise unless both continue prompts alike, each time with the likeliest token.
 
@@ -235,6 +235,8 @@ def check_continuations(
         our_logits: tokens (1, T) -> logits (1, T, V), of our model.
         their_logits: the same of theirs, whose V may be greater.
         prompts: int64 (T,) each.
+        pad: a continuation ends before it: no generator chooses it, and here it is nothing to
+            attend to, while there it is a word until an attention mask says otherwise.
 
     Raises:
         CheckpointError: if they differ where one token is clearly likelier than the others.
@@ -252,4 +254,6 @@ def check_continuations(
                     f"after {tokens_1T[0].tolist()} the likeliest token is {token} in the "
                     f"checkpoint, {other} in the converted model; nothing was written"
                 )
+            if token == pad:
+                break
             tokens_1T = torch.cat([tokens_1T, torch.tensor([[token]])], dim=1)

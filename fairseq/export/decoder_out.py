@@ -347,6 +347,7 @@ def compare(
             lambda x_1T: hub.model(x_1T)[0][..., :kept],
             lambda x_1T: their_model(x_1T).logits,
             prompts,
+            dictionary.pad(),
         )
     return agreement
 
