@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fairseq_cli.entry import command, command_parser
-from fairseq_cli.flags import add_encoder_flags, encoder_settings
+from fairseq_cli.flags import add_encoder_flags, add_user_dir, encoder_settings
 
 EXAMPLES = """examples:
   fairseq-export runs/mine/checkpoint_best.pt --to hf --out mine-hf
@@ -83,6 +83,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="with --to hf: source is a run folder, and every checkpoint of it becomes a folder in "
         "--out (with --push a branch of the repository)",
     )
+    add_user_dir(parser)
     parser.add_argument("--force", action="store_true", help="replace what --out names")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
@@ -98,9 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--revisions are what --to hf writes")
     if args.log_unigram_bias and args.add_head is None:
         parser.error("--log-unigram-bias belongs to --add-head")
+    from fairseq.config.plugins import import_from_argv
     from fairseq.export import add_head, encoder_in, encoder_out, original_and_safetensors, push
     from fairseq.export.revisions import to_revisions
 
+    import_from_argv(argv)
     if args.push is not None:
         push.check_repository(args.push)
     lines = None

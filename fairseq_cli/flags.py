@@ -37,6 +37,11 @@ def seed(text: str) -> int:
     return value
 
 
+def add_user_dir(parser: Any) -> None:
+    """Add the flag that names a plug-in, for :func:`fairseq.config.plugins.import_from_argv`."""
+    parser.add_argument("--user-dir", metavar="FOLDER", help="a plug-in to import first")
+
+
 def add_encoder_flags(parser: Any) -> None:
     """Add the flags that name the files of text encoders."""
     for name, flags, field, text in ENCODER_FILES:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from fairseq_cli.entry import command, command_parser
-from fairseq_cli.flags import add_encoder_flags, encoder_settings, seed
+from fairseq_cli.flags import add_encoder_flags, add_user_dir, encoder_settings, seed
 
 DESCRIPTION = "Fine-tune a checkpoint on tasks of GLUE, several seeds each, and print the scores."
 EXAMPLES = """examples:
@@ -63,6 +63,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--export", choices=["hf"], help="export the best model of each run, into its folder hf"
     )
+    add_user_dir(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     return parser
 
@@ -70,8 +71,11 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args, flags = get_parser().parse_known_args(argv)
+    if args.user_dir is not None:
+        flags += ["--user-dir", args.user_dir]  # of the trainings, too
     from pathlib import Path
 
+    from fairseq.config.plugins import import_from_argv
     from fairseq.evaluation.glue.prepare import open_pretrained
     from fairseq.evaluation.glue.results import summarize, table
     from fairseq.evaluation.glue.runs import run_glue
@@ -79,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fairseq.logging.progress_bar import setup_logging
 
     setup_logging("WARNING", "stderr")
+    import_from_argv(argv)
     # what is named twice is run, and counted, once
     chosen = [find_task(name) for name in dict.fromkeys(args.tasks or TASKS)]
     pretrained = open_pretrained(args.checkpoint, args.dict_dir, **encoder_settings(args))

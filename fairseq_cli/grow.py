@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fairseq.catalog import GROWTH
 from fairseq_cli.entry import command, command_parser
+from fairseq_cli.flags import add_user_dir
 
 if TYPE_CHECKING:
     from fairseq.config.schema import FairseqDataclass
@@ -52,6 +53,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="folder with the source's dict.txt"
     )
+    add_user_dir(parser)
     parser.add_argument("--force", action="store_true", help="replace what --out names")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
@@ -81,11 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and grow."""
     parser = get_parser()
     args, rest = parser.parse_known_args(argv)
+    from fairseq.config.plugins import import_from_argv
     from fairseq.config.ranges import check_fields
     from fairseq.config.sections import CheckpointConfig
     from fairseq.growth.files import Opened, grow_file, settle_target, target_of
     from fairseq.growth.start import options_of
 
+    import_from_argv(argv)
     opened = Opened(args.source, args.data)
     operator = None
     if args.operator is not None:

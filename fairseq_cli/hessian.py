@@ -11,6 +11,7 @@ from typing import Any
 
 from fairseq.catalog import HESSIAN_LABELS, HESSIAN_MATRICES, HESSIAN_METHODS, HESSIAN_VECTORS
 from fairseq_cli.entry import command, command_parser
+from fairseq_cli.flags import add_user_dir
 
 EXAMPLES = """examples:
   fairseq-hessian runs/mine/checkpoint_best.pt data-bin --probes 1000 --rel-se .02
@@ -79,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help="seed of batches, probes and labels (default: 1)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), help="where to compute (default: auto)")
     add("--model-overrides", metavar="DICT", help="settings that replace the checkpoint's")
-    add("--user-dir", metavar="FOLDER", help="a plug-in to import first")
+    add_user_dir(parser)
     add("--log-format", help="progress: simple, json, rich or none (default: rich)")
     add("--out", metavar="FILE", help="also write the results there, as JSON")
     add("--json", action="store_true", help="print the results as one JSON object")

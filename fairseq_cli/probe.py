@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from fairseq.catalog import PROBE_FEATURES, PROBE_SOLVERS
 from fairseq_cli.entry import command, command_parser
-from fairseq_cli.flags import seed
+from fairseq_cli.flags import add_user_dir, seed
 
 EXAMPLES = """examples:
   fairseq-probe runs/mine/checkpoint_best.pt --train b1.csv --valid b2.csv --test b3.csv
@@ -62,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="seed of random weights and of sgd (default: 1)",
     )
+    add_user_dir(parser)
     add("--json", action="store_true", help="print the rows as JSON")
     return parser
 
@@ -70,11 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Probe and print a table."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    from fairseq.config.plugins import import_from_argv
     from fairseq.evaluation.probes.run import probe
     from fairseq.evaluation.probes.sentences import read_labelled
     from fairseq.logging.progress_bar import setup_logging
 
     setup_logging("WARNING", "stderr")
+    import_from_argv(argv)
     files = {name: getattr(args, name) for name in ("train", "valid", "test")}
     files = {name: path for name, path in files.items() if path is not None}
     if args.lookup and len(args.lookup) != len(files):
