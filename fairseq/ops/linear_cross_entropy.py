@@ -163,8 +163,25 @@ def logit_chunks(
         yield rows, product(hidden_NC[rows], weight_VC.t(), bias_V)
 
 
+def softmax_(logits_RV: Tensor) -> Tensor:
+    """Turn logits into probabilities, in place; return their log-sum-exp, (R,)."""
+    if logits_RV.device.type != "cpu":
+        lse_R = logits_RV.logsumexp(-1)
+        logits_RV.sub_(lse_R[:, None]).exp_()
+        return lse_R
+    # A large vocabulary's logits fill no cache, and each look at them costs like arithmetic:
+    # this kernel goes row by row, and each row stays near until it is done.
+    greatest_R = logits_RV.amax(-1)
+    torch.softmax(logits_RV, -1, out=logits_RV)
+    return greatest_R - logits_RV.amax(-1).log_()  # the greatest is exp(0) / sum
+
+
+Units = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
 class _ChunkedContext(Context, Protocol):
     ignore_index: int
+    units: Units | None
 
 
 class _Chunked(torch.autograd.Function):
@@ -201,15 +218,18 @@ class _Chunked(torch.autograd.Function):
                 argmax_N[rows] = logits_RV.argmax(-1)
             if sum_N is not None:
                 sum_N[rows] = logits_RV.sum(-1)
-            lse_N[rows] = lse_R = logits_RV.logsumexp(-1)
-            loss_N[rows] = torch.where(keep_R, lse_R - logits_RV.gather(1, index_R1)[:, 0], 0.0)
+            picked_R = logits_RV.gather(1, index_R1)[:, 0]
+            lse_N[rows] = lse_R = softmax_(logits_RV)
+            loss_N[rows] = torch.where(keep_R, lse_R - picked_R, 0.0)
             if gradients is not None:
                 # softmax - onehot, written over the logits: nothing of (R, V) is allocated anew
-                dlogits_RV = logits_RV.sub_(lse_R[:, None]).exp_()
-                dlogits_RV.scatter_add_(1, index_R1, torch.full_like(index_R1, -1, dtype=wide))
-                gradients.add(rows, dlogits_RV.mul_(keep_R[:, None]))
-        units = (None, None, None) if gradients is None else gradients.tensors()
-        ctx.save_for_backward(hidden_NC, weight_VC, bias_V, target_N, lse_N, *units)
+                logits_RV.scatter_add_(1, index_R1, torch.full_like(index_R1, -1, dtype=wide))
+                if keep_R.device.type != "cpu" or not bool(keep_R.all()):  # a GPU is not asked
+                    logits_RV.mul_(keep_R[:, None])
+                gradients.add(rows, logits_RV)
+        ctx.save_for_backward(hidden_NC, weight_VC, bias_V, target_N, lse_N)
+        # not saved by autograd: given away in the backward pass, they become the gradients
+        ctx.units = None if gradients is None else gradients.tensors()
         ctx.ignore_index = ignore_index
         ctx.set_materialize_grads(False)
         if argmax_N is not None:
@@ -219,13 +239,21 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     @single_backward
     def backward(ctx: _ChunkedContext, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Scale the unit gradients, or recompute when positions are weighted differently."""
+        """Scale the unit gradients, or recompute when positions are weighted differently.
+
+        They are recomputed in a second backward pass, too (``retain_graph=True``).
+        """
         loss_grad_N, lse_grad_N, _, sum_grad_N = upstream
-        units = ctx.saved_tensors[5:]
         others = lse_grad_N is not None or sum_grad_N is not None
-        if loss_grad_N is not None and not others and loss_grad_N.stride() == (0,):
+        alike = loss_grad_N is not None and not others and loss_grad_N.stride() == (0,)
+        if loss_grad_N is not None and alike and ctx.units is not None:
+            units, ctx.units = ctx.units, None
             scale = loss_grad_N[:1].sum()  # the one number, also if there is no position
-            return (*(g if g is None else g * scale for g in units), *[None] * 4)
+            if scale.device.type != "cpu" or float(scale) != 1:
+                for gradient in units:
+                    if gradient is not None:
+                        gradient.mul_(scale)
+            return (*units, *[None] * 4)
         with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
             return (*_weighted(ctx, loss_grad_N, lse_grad_N, sum_grad_N), *[None] * 4)
 
@@ -262,7 +290,8 @@ class ProjectionGradients:
         wide = torch.float64 if hidden_NC.dtype == torch.float64 else torch.float32
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         self.hidden_NC = torch.empty_like(hidden_NC, dtype=wide) if for_hidden else None
-        self.weight_VC = torch.zeros_like(weight_VC, dtype=wide) if for_weight else None
+        self.for_weight, self.wide = for_weight, wide
+        self.weight_VC: Tensor | None = None  # until the first chunk
         self.bias_V = weight_VC.new_zeros(len(weight_VC), dtype=wide) if for_bias else None
 
     def add(self, rows: slice, dlogits_RV: Tensor) -> None:
@@ -273,13 +302,18 @@ class ProjectionGradients:
         dlogits_RV = dlogits_RV.to(weight_VC.dtype)
         if self.hidden_NC is not None:
             self.hidden_NC[rows] = product(dlogits_RV, weight_VC)
-        if self.weight_VC is not None:
-            # addmm_ sums in place, but cannot multiply bf16 factors into an fp32 sum
-            if self.weight_VC.dtype == weight_VC.dtype:
-                self.weight_VC.addmm_(dlogits_RV.t(), hidden_NC[rows])
-            else:
-                self.weight_VC += product(dlogits_RV.t(), hidden_NC[rows])
+        if not self.for_weight:
+            return
+        if self.weight_VC is None:
+            self.weight_VC = product(dlogits_RV.t(), hidden_NC[rows])
+        # addmm_ sums in place, but cannot multiply bf16 factors into an fp32 sum
+        elif self.weight_VC.dtype == weight_VC.dtype:
+            self.weight_VC.addmm_(dlogits_RV.t(), hidden_NC[rows])
+        else:
+            self.weight_VC += product(dlogits_RV.t(), hidden_NC[rows])
 
-    def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def tensors(self) -> Units:
         """Return the gradients of hidden, weight and bias; None where nobody asked."""
+        if self.for_weight and self.weight_VC is None:  # there was no position
+            self.weight_VC = torch.zeros_like(self.factors[1], dtype=self.wide)
         return self.hidden_NC, self.weight_VC, self.bias_V

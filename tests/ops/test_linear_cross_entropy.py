@@ -255,6 +255,28 @@ def test_small_gradients_survive_half_precision_if_the_loss_is_scaled(backend: s
     assert float(weight.grad[1]) == pytest.approx(expected, rel=5e-2)
 
 
+def test_a_second_backward_pass_forms_the_gradients_again(small_chunks: None) -> None:
+    """The first one gives its unit gradients away, scaled in place."""
+    arguments = problem(40, 23, True)
+    objective = 0.25 * linear_cross_entropy(**arguments, backend="chunked").loss_N.sum()
+    wanted = [x for x in arguments.values() if isinstance(x, Tensor) and x.requires_grad]
+    first = torch.autograd.grad(objective, wanted, retain_graph=True)
+    kept = [gradient.clone() for gradient in first]
+    second = torch.autograd.grad(objective, wanted)
+    for before, now, again in zip(kept, first, second, strict=True):
+        assert torch.equal(before, now)
+        assert torch.allclose(now, again, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("classes", [1, 3, 16, 1023, 50265])
+def test_softmax_in_place(classes: int) -> None:
+    logits_RV = 30 * torch.randn(5, classes, generator=torch.Generator().manual_seed(classes))
+    wide_RV = logits_RV.double()
+    lse_R = module.softmax_(logits_RV)
+    assert torch.allclose(lse_R.double(), wide_RV.logsumexp(-1), rtol=1e-6, atol=1e-6)
+    assert torch.allclose(logits_RV.double(), wide_RV.softmax(-1), rtol=3e-5, atol=1e-12)
+
+
 def test_auto_chooses_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = problem(20, 7, bias=False)
     losses = [linear_cross_entropy(**arguments).loss_N for _ in range(2)]
