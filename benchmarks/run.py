@@ -298,8 +298,9 @@ def main() -> None:
     )
     args = parser.parse_args()
     for name in args.names or BENCHMARKS:
-        where, file = machine(), None if args.quick else RESULTS / f"{name}.json"
-        publish(name, BENCHMARKS[name](args.text, args.quick), file, where)
+        where, result = machine(), BENCHMARKS[name](args.text, args.quick)
+        kept = not args.quick and "skipped" not in result  # what was measured before stays
+        publish(name, result, RESULTS / f"{name}.json" if kept else None, where)
 
 
 if __name__ == "__main__":
