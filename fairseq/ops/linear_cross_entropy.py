@@ -245,8 +245,7 @@ class _Chunked(torch.autograd.Function):
         """
         loss_grad_N, lse_grad_N, _, sum_grad_N = upstream
         others = lse_grad_N is not None or sum_grad_N is not None
-        alike = loss_grad_N is not None and not others and loss_grad_N.stride() == (0,)
-        if loss_grad_N is not None and alike and ctx.units is not None:
+        if ctx.units and loss_grad_N is not None and not others and loss_grad_N.stride() == (0,):
             units, ctx.units = ctx.units, None
             scale = loss_grad_N[:1].sum()  # the one number, also if there is no position
             if scale.device.type != "cpu" or float(scale) != 1:
