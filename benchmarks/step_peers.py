@@ -28,10 +28,10 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.step import (  # noqa: E402
     HEADS,
     INNER,
+    KEPT,
     LAYERS,
     LENGTH,
     ROWS,
-    STEPS,
     WIDTH,
     Case,
     products,
@@ -229,6 +229,7 @@ CONTESTANTS: dict[str, Callable[[Case, dict[str, Any]], Step]] = {
     "step alone": alone,
     "transformers": lambda case, _: transformers_masked(case, False, "sdpa"),
     "gathering + sdpa": lambda case, _: transformers_masked(case, True, "sdpa"),
+    KEPT: lambda case, _: transformers_masked(case, True, "sdpa"),
     "gathering + eager": lambda case, _: transformers_masked(case, True, "eager"),
     "transformers + sdpa": lambda case, _: transformers_causal(case, "sdpa"),
     "transformers + eager": lambda case, _: transformers_causal(case, "eager"),
@@ -237,15 +238,19 @@ CONTESTANTS: dict[str, Callable[[Case, dict[str, Any]], Step]] = {
 
 
 def main() -> None:
-    """Step for ever; print a line every STEPS steps."""
+    """Step for ever; print a line every few steps."""
     name, described = sys.argv[1], json.loads(sys.argv[2])
     case = Case(*(described[key] for key in ("family", "vocabulary", "dropout", "threads")))
     torch.set_num_threads(case.threads)
     torch.manual_seed(0)
+    if name == KEPT:
+        from fairseq.training.allocator import keep_freed_memory
+
+        keep_freed_memory()
     step = CONTESTANTS[name](case, described)
     for number in itertools.count(1):
         step()
-        if number % STEPS == 0:
+        if number % case.steps == 0:
             print("turn", number, flush=True)
 
 
