@@ -94,10 +94,12 @@ study-implicit-bias: $(INSTALLED)
 
 # `benchmarks/step.py` without --only measures all 32 cases, in about 80 minutes.
 bench: $(EXCHANGEABLE)
+	$(PIP) install -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/step.py --peers $(BIN)/python --only masked,V8001,d0.1,1t \
 		masked,V8001,d0,1t
-	$(BIN)/python benchmarks/products.py
+	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/ops.py
 	$(BIN)/python benchmarks/distillation.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/pcfg.py

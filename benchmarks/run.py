@@ -29,6 +29,9 @@ from benchmarks.rounds import spread  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 BIN = Path(sys.executable).parent
+PEERS = (
+    "torch", "transformers", "liger-kernel", "cut-cross-entropy", "triton", "flash-attn", "xformers"
+)  # fmt: skip
 ORIGINAL = {"preprocess_MB_s": 1.3, "bpe_MB_s": 1.4}  # the original, on two cores of this kind
 
 
@@ -71,6 +74,22 @@ def commit(checkout: Path = ROOT) -> str | None:
     return done.stdout.strip() or None
 
 
+def peers(python: str = sys.executable) -> dict[str, str]:
+    """Return the versions of the packages to compare with that an interpreter has."""
+    ask = (
+        "import importlib.metadata as m, json, sys\nfound = {}\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: found[name] = m.version(name)\n"
+        "    except m.PackageNotFoundError: pass\n"
+        "print(json.dumps(found))"
+    )
+    done = subprocess.run(
+        [python, "-c", ask, *PEERS], check=True, capture_output=True, text=True
+    ).stdout
+    found: dict[str, str] = json.loads(done)
+    return found
+
+
 def publish(
     name: str,
     result: dict[str, Any],
@@ -88,6 +107,8 @@ def publish(
     record = {
         "benchmark": name,
         "command": command(),
+        "commit": commit(),
+        "peers": peers(),
         "machine": where or machine(),
         "result": result,
     }

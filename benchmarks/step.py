@@ -155,7 +155,12 @@ class Contestant:
         self.name, self.said, self.steps = name, [""], steps
         self.turns: queue.Queue[tuple[float, float] | None] = queue.Queue()
         self.process = subprocess.Popen(
-            command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # what it starts belongs to its group, and stops with it
         )
         self.clock = (~self.process.pid << 3) | 2  # of a process's time, see clock_getcpuclockid(3)
         threading.Thread(target=self._listen, daemon=True).start()
@@ -173,18 +178,19 @@ class Contestant:
     def turn(self) -> tuple[float, float]:
         """Let the process go until its next line; return ms a step, processor's and clock's."""
         cpu, wall = time.clock_gettime(self.clock), time.perf_counter()
-        self.process.send_signal(signal.SIGCONT)
+        os.killpg(self.process.pid, signal.SIGCONT)
         line = self.turns.get(timeout=300)
         if line is None:
             raise RuntimeError(f"{self.name} has ended:\n{''.join(self.said)}")
-        self.process.send_signal(signal.SIGSTOP)
+        os.killpg(self.process.pid, signal.SIGSTOP)
         while not self.turns.empty():  # a line that was under way; its step is not counted
             self.turns.get()
         return 1000 * (line[1] - cpu) / self.steps, 1000 * (line[0] - wall) / self.steps
 
     def end(self) -> None:
-        """Kill the process."""
-        self.process.kill()
+        """Kill the process, and those it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
@@ -311,12 +317,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.rounds = 2
-    from benchmarks.run import machine
+    from benchmarks.run import machine, peers
 
     record: dict[str, Any] = {"benchmark": "step", "command": "python benchmarks/step.py"}
     if args.out.exists() and not args.quick:
         record = json.loads(args.out.read_text(encoding="utf-8"))
-    record["machine"] = machine()
+    record["machine"], record["peers"] = machine(), peers(args.peers or sys.executable)
     record["commit"] = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()

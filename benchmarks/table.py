@@ -17,7 +17,8 @@ ORDER = (
     "bpe",
     "against",
     "step",
-    "products",
+    "cost",
+    "ops",
     "training",
     "estimate",
     "heads",
@@ -32,12 +33,13 @@ ORDER = (
 HEAD = """# Benchmarks
 
 `make bench` measures again, most of it in ten rounds; `python benchmarks/run.py NAME`
-measures one; `estimate.py`, `heads.py`, `minilm.py`, `muon.py`, `pcfg.py`, `products.py` and
-`unpadded.py` are programs of their own; `against.py CHECKOUT` runs the commands of this code and of
-another checkout's in turn. A figure of several rounds is their median, with the quartiles. Each
-record in [results](results) names its command, machine, date and versions. What is compared with
-another program runs in the same process, interleaved. "Times original" is against 1.3 MB/s
-(preprocess) and 1.4 MB/s (BPE), which the original fairseq reached on another two-core machine.
+measures one; `cost.py`, `estimate.py`, `heads.py`, `minilm.py`, `muon.py`, `ops.py`,
+`pcfg.py` and `unpadded.py` are programs of their own; `against.py CHECKOUT` runs the commands
+of this code and of another checkout's in turn. A figure of several rounds is their median, with the
+quartiles. Each record in [results](results) names its command, machine, date and versions. What is
+compared with another program runs in the same process, interleaved. "Times original" is against
+1.3 MB/s (preprocess) and 1.4 MB/s (BPE), which the original fairseq reached on another two-core
+machine.
 `ratio` is tokens a second against a plain `transformers.RobertaForMaskedLM` loop with the same
 dropout and fused AdamW;
 `ratio_to_gathering` against such a loop that projects the masked positions only. In `heads`, CE is
@@ -51,6 +53,8 @@ operator beside one that trains the large model itself, and processor time and p
 In `step`, the floor is the products of a step by `torch.matmul`, the faster floor those by the
 library that a step takes, which is oneDNN for some on some processors; a share of the former may
 exceed 1.
+In `cost`, an exponent is that of the growth since the row above: 1 is in proportion, 0 not at all;
+memory is the sum over the processes of a run.
 In `against`, figures are seconds of each command here and in the other checkout, and their ratio
 with its interval; more than 1.03 with all of the interval is "slower".
 In `estimate`, ratios are what `fairseq-train --estimate` said over what the run took.
@@ -63,12 +67,22 @@ This page is printed by `benchmarks/table.py`.
 """
 
 
+def is_spread(value: Any) -> bool:
+    """Whether a figure is one of several rounds."""
+    return isinstance(value, dict) and set(value) == {"median", "quartiles"}
+
+
+def shown(spread: dict[str, Any]) -> str:
+    """Return the median, and the quartiles in brackets."""
+    return "{} ({}-{})".format(spread["median"], *spread["quartiles"])
+
+
 def rows(result: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Return a nested record as flat (name, figure) pairs."""
     flat: list[tuple[str, Any]] = []
     for name, value in result.items():
-        if isinstance(value, dict) and set(value) == {"median", "quartiles"}:
-            flat.append((prefix + name, "{} ({}-{})".format(value["median"], *value["quartiles"])))
+        if is_spread(value):
+            flat.append((prefix + name, shown(value)))
         elif isinstance(value, dict):
             flat += rows(value, f"{prefix}{name}: ")
         else:
@@ -89,6 +103,8 @@ def grid(name: str, part: dict[str, dict[str, Any]]) -> str:
     def cell(value: Any) -> str:
         if not isinstance(value, dict):
             return "" if value is None else str(value)
+        if is_spread(value):
+            return shown(value)
         return ", ".join(f"{figure:,} {unit.split('_')[-1]}" for unit, figure in value.items())
 
     columns = list(next(iter(part.values())))

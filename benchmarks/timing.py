@@ -67,16 +67,21 @@ def peak_on_gpu(run: Callable[[], object]) -> float:
 
 def milliseconds(runs: Sequence[Run], rounds: int, device: str) -> list[float]:
     """Return the median time of each function in ms; they take turns, the first not counted."""
-    times: list[list[float]] = [[] for _ in runs]
+    return [statistics.median(taken) for taken in times(runs, rounds, device)]
+
+
+def times(runs: Sequence[Run], rounds: int, device: str) -> list[list[float]]:
+    """Return the times of all turns in ms; the functions take turns, the first is not counted."""
+    all_taken: list[list[float]] = [[] for _ in runs]
     for turn in range(rounds + 1):
-        for run, taken in zip(runs, times, strict=True):
+        for run, taken in zip(runs, all_taken, strict=True):
             started = time.perf_counter()
             run()
             if device == "cuda":
                 torch.cuda.synchronize()
             if turn:
                 taken.append(1000 * (time.perf_counter() - started))
-    return [statistics.median(taken) for taken in times]
+    return all_taken
 
 
 def training_step(

@@ -58,14 +58,39 @@ def test_the_benchmark_of_heads_runs() -> None:
         assert row["CWT, distinct"]["ms"] < row["CE, every token"]["ms"]
 
 
-def test_the_benchmark_of_products_runs() -> None:
+def test_cost_grows_with_what_is_trained_on() -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "products.py"), "--quick"],
+        [sys.executable, str(ROOT / "cost.py"), "tokens", "processes", "corpus", "--quick"],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    *_, products, attention = json.loads(done.stdout)["result"].values()
-    assert all(rate > 0 for row in products.values() for rate in row.values())
+    result = json.loads(done.stdout)["result"]
+    tokens, processes = result["tokens"], result["processes"]
+    assert list(tokens) == ["1,024", "8,192"] and tokens["8,192"]["exponent"] > 0.3
+    assert processes["2"]["MB"] > 1.3 * processes["1"]["MB"]  # those of both, not of the first
+    rows = result["corpus, MB: preprocess"]
+    assert list(rows) == ["1", "2"] and all(row["seconds"]["median"] > 0 for row in rows.values())
+
+
+def test_an_exponent_is_the_slope_between_two_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    seconds = {10: [2.0] * 10, 40: [8.0] * 10, 80: [32.0] * 10}
+    rows = program("cost").table("seconds", seconds, {10: [50.0], 40: [100.0], 80: [100.0]})
+    assert [row["exponent"] for row in rows.values()] == [None, 1.0, 2.0]
+    assert [row["exponent of memory"] for row in rows.values()] == [None, 0.5, 0.0]
+    assert rows["80"]["interval"] == [2.0, 2.0] and rows["80"]["seconds"]["median"] == 32.0
+
+
+def test_the_benchmark_of_operations_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "ops.py"), "--quick"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    *_, products, attention, losses, contrast, update = json.loads(done.stdout)["result"].values()
+    for part in (products, attention, losses, contrast, update):
+        assert all(figure["median"] > 0 for row in part.values() for figure in row.values())
     assert all(set(row) >= {"rows, dropout", "sdpa"} for row in attention.values())
+    assert all(set(row) == {"floor", "chunked", "reference", "PyTorch"} for row in losses.values())
+    assert {*next(iter(contrast.values()))} == {"distinct", "the paper's form"}
 
 
 def test_the_benchmark_of_distillation_runs() -> None:

@@ -3,7 +3,7 @@
 PyTorch multiplies fp32 matrices by MKL. On AMD processors with AVX-512 the oneDNN that it brings,
 too, takes a tenth to a third less time for ``x W^T`` and for ``dy W`` (the vocabulary's product,
 with an odd number of columns, gains most); ``dy^T x`` is left to MKL, which is ahead there
-(``python benchmarks/products.py``). Which one is taken depends on the processor and the shapes
+(``python benchmarks/ops.py``). Which one is taken depends on the processor and the shapes
 alone, so that a run that goes on gets the bits it would have got.
 
 Shapes: N rows, K summed over, M columns.

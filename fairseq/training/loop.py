@@ -231,7 +231,8 @@ class TrainLoop:
         after_epoch = due == "epoch"
         if after_epoch:
             self.position = FinishedEpoch(self.epoch_itr)
-        valid_losses, should_stop = self.validate_and_save(after_epoch, True, due == "milestone")
+        at_milestone = due == "milestone"
+        valid_losses, should_stop = self.validate_and_save(after_epoch, at_milestone=at_milestone)
         if after_epoch and not should_stop:
             self.trainer.lr_step(self.position.epoch, valid_losses[0])
         self.position = self.epoch_itr
