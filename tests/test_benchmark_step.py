@@ -27,4 +27,4 @@ def test_operations_are_those_of_the_usual_formula() -> None:
 @pytest.mark.parametrize("case", list(cases())[:16], ids=lambda case: case.name)
 def test_commands_are_understood(case: Case) -> None:
     config = parse_config(get_training_parser(), train_command(case, "data-bin"))  # type: ignore[arg-type]
-    assert config.common.log_interval == 2
+    assert config.common.log_interval == case.steps

@@ -98,6 +98,9 @@ def step_by_step(x: Tensor, where: Any) -> tuple[Tensor, list[Tensor | None]]:
 
 def getitem(x: Tensor, where: Any) -> Tensor:
     view, left = step_by_step(x, where)
+    if any(t is not None and t.dtype == torch.bool for t in left):
+        # as fake tensors say where PyTorch was built for CUDA: how many there are depends on data
+        raise DynamicOutputShapeException(torch.ops.aten.index.Tensor)
     return torch.ops.aten.index(view, left) if any(t is not None for t in left) else view
 
 
@@ -192,6 +195,9 @@ def replace(whole: nn.Module, device: str) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = fake(buffer, device)
+        for name, value in vars(module).items():  # ids of an update, which are no buffer
+            if isinstance(value, Tensor):
+                setattr(module, name, fake(value, device))
         if isinstance(getattr(module, "alibi", None), Alibi):
             module.alibi.slopes_H = fake(module.alibi.slopes_H, device)
 
