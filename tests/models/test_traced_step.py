@@ -73,7 +73,8 @@ def make(kind: str, knobs: Knobs, data: Path, backend: str) -> tuple[nn.Module, 
 
 
 def waits(knobs: Knobs) -> bool:
-    return knobs.get("criterion") in WAITING or "adaptive_input" in knobs
+    unpadded = knobs.get("unpadded") == "on"  # looks for the tokens
+    return knobs.get("criterion") in WAITING or "adaptive_input" in knobs or unpadded
 
 
 def step_by_step(x: Tensor, where: Any) -> tuple[Tensor, list[Tensor | None]]:
@@ -96,11 +97,15 @@ def step_by_step(x: Tensor, where: Any) -> tuple[Tensor, list[Tensor | None]]:
     return x, left
 
 
+def depends_on_data(x: Tensor) -> Tensor:
+    """Say what fake tensors say where PyTorch was built for CUDA."""
+    raise DynamicOutputShapeException(torch.ops.aten.nonzero.default)
+
+
 def getitem(x: Tensor, where: Any) -> Tensor:
     view, left = step_by_step(x, where)
     if any(t is not None and t.dtype == torch.bool for t in left):
-        # as fake tensors say where PyTorch was built for CUDA: how many there are depends on data
-        raise DynamicOutputShapeException(torch.ops.aten.index.Tensor)
+        depends_on_data(x)
     return torch.ops.aten.index(view, left) if any(t is not None for t in left) else view
 
 
@@ -118,6 +123,13 @@ def setitem(x: Tensor, where: Any, value: Any) -> None:
 @pytest.fixture(autouse=True)
 def padding_is_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "any", lambda self, *where: True)
+    # a CPU may be asked for numbers; on "cuda" the question stays one that waits
+    for name, asked, answer in (("all", Tensor.all, False), ("__float__", Tensor.__float__, 2.0)):
+
+        def told(self: Tensor, *where: Any, asked: Any = asked, answer: Any = answer) -> Any:
+            return answer if self.device.type == "cpu" else asked(self, *where)
+
+        monkeypatch.setattr(Tensor, name, told)
 
 
 @contextmanager
@@ -127,6 +139,7 @@ def no_device_is_asked(device: str) -> Iterator[None]:
         if device == "cuda" and not torch.version.cuda:
             patch.setattr(Tensor, "__invert__", lambda self: torch.ops.aten.bitwise_not(self))
             patch.setattr(Tensor, "__getitem__", getitem)
+            patch.setattr(Tensor, "nonzero", depends_on_data)
             patch.setattr(Tensor, "__setitem__", setitem)
             patch.setattr(Tensor, "copy_", lambda self, other: torch.ops.aten.copy_(self, other))
         yield
