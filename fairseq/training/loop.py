@@ -228,10 +228,9 @@ class TrainLoop:
         due = self.trainer.progress.pop("validation_due", None)
         if due is None:
             return False
-        after_epoch = due == "epoch"
+        after_epoch, at_milestone = due == "epoch", due == "milestone"
         if after_epoch:
             self.position = FinishedEpoch(self.epoch_itr)
-        at_milestone = due == "milestone"
         valid_losses, should_stop = self.validate_and_save(after_epoch, at_milestone=at_milestone)
         if after_epoch and not should_stop:
             self.trainer.lr_step(self.position.epoch, valid_losses[0])
