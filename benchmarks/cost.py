@@ -34,6 +34,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.rounds import interval, ratios, spread  # noqa: E402
 from benchmarks.run import RESULTS, machine, publish  # noqa: E402
 from benchmarks.step import (  # noqa: E402
+    LENGTH,
+    ROWS,
     Case,
     Contestant,
     environment,
@@ -42,7 +44,7 @@ from benchmarks.step import (  # noqa: E402
 )
 
 BASE = Case("masked", 8001, 0.1, 1)
-TOKENS = 4096
+TOKENS = ROWS * LENGTH
 # axis -> sizes; what a size changes is said in `words_of`
 AXES: dict[str, tuple[int, ...]] = {
     "tokens": (1024, 2048, 4096, 8192),
@@ -62,7 +64,7 @@ def words_of(axis: str, size: int, folder: Path) -> list[str]:
     if not data.is_dir():
         write_data(folder, vocabulary)
     changed: dict[str, list[Any]] = {
-        "tokens": ["--batch-size", size // 128],
+        "tokens": ["--batch-size", size // LENGTH],
         "words": [],
         "length": ["--tokens-per-sample", size, "--batch-size", TOKENS // size],
         "width": ["--encoder-embed-dim", size, "--encoder-ffn-embed-dim", 4 * size],
