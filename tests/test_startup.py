@@ -191,3 +191,28 @@ def test_an_interrupted_reader_is_no_traceback():
     done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, timeout=300)
     assert done.stdout.startswith("usage: fairseq-train")
     assert "Traceback" not in done.stderr
+
+
+COLLECTOR = """
+import gc, sys
+from fairseq_cli.entry import run_command
+{first}
+usual = gc.get_threshold()
+class Cycle: pass
+def main(argv):
+    import torch, weakref
+    passed_over = gc.get_freeze_count()
+    cycle = Cycle(); cycle.own = cycle; gone = weakref.ref(cycle); del cycle
+    objects = [[] for _ in range(300_000)]  # collects the young ones
+    print(passed_over, gone() is None, gc.get_threshold() == usual, gc.callbacks)
+run_command(main)
+"""
+
+
+def test_the_garbage_collector_passes_over_what_commands_import_and_nothing_else():
+    done, _ = run("-c", COLLECTOR.format(first=""))
+    passed_over, *rest = done.stdout.split(maxsplit=1)
+    assert int(passed_over) > 100_000 and rest == ["True True []\n"], done
+    # a process that works already keeps its settings
+    done, _ = run("-c", COLLECTOR.format(first="import torch"))
+    assert done.stdout == "0 True True []\n", done

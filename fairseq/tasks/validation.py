@@ -95,8 +95,9 @@ def valid_step(
     ema: EMA | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Evaluate a batch that lies on the device; return ``(sample_size, logging_output)``."""
-    model.eval()
-    criterion.eval()
+    for module in (model, criterion):
+        if module.training:  # walking all parts of a small model takes as long as one of its layers
+            module.eval()
     with autocast(cfg, device):
         _, size, log = task.valid_step(sample, model, criterion, **averaged_model(task, ema))
     return size, log
