@@ -6,7 +6,8 @@ The table has the losses alone, forward and backward, for an encoder (15 % of th
 predicted) and a decoder (all are): cross-entropy with logits at every token, cross-entropy at the
 predicted ones in chunks, and contrastive weight tying with the matrix of N x N or with distinct
 tokens. Words are drawn by Zipf's law. Steps are whole ones of a decoder of 4 layers of 256, with
-AdamW; the two take turns. Peak memory is what a loss needs beyond its operands.
+AdamW. What is compared takes turns, ten of each. Peak memory is what a loss needs beyond its
+operands.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timing import RESULTS, Run, milliseconds, peaks, publish, training_step
+from timing import RESULTS, Run, peaks, publish, times, training_step
 
+from benchmarks.rounds import ratios, spread
 from benchmarks.run import machine
+from benchmarks.step import zipf
 from fairseq.ops.contrastive_weight_tying import contrastive_weight_tying
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 
@@ -30,11 +33,10 @@ WIDTH = 256
 LOSSES = ("CE, every token", "CE, predicted", "CWT, N x N", "CWT, distinct")
 
 
-def zipf(rows: int, vocabulary: int, seed: int) -> torch.Tensor:
-    """Return int64 ids from 4 on, drawn with probability 1 / (rank + 2.7)."""
-    weights = 1 / (np.arange(vocabulary - 4) + 2.7)
-    rng = np.random.default_rng(seed)
-    return torch.from_numpy(4 + rng.choice(vocabulary - 4, size=rows, p=weights / weights.sum()))
+def words_by_zipf(rows: int, vocabulary: int, seed: int) -> torch.Tensor:
+    """Return int64 ids from 4 on, drawn by Zipf's law."""
+    words, rng = vocabulary - 4, np.random.default_rng(seed)
+    return torch.from_numpy(4 + rng.choice(words, size=rows, p=zipf(words)))
 
 
 def loss_of(name: str, tokens: int, predicted: int, vocabulary: int, device: str) -> Run:
@@ -43,7 +45,7 @@ def loss_of(name: str, tokens: int, predicted: int, vocabulary: int, device: str
     rows = tokens if name == "CE, every token" else predicted
     hidden_NC = torch.randn(rows, WIDTH, device=device, requires_grad=True)
     table_VC = torch.randn(vocabulary, WIDTH, device=device).mul_(WIDTH**-0.5).requires_grad_()
-    target_N = zipf(rows, vocabulary, 0).to(device)
+    target_N = words_by_zipf(rows, vocabulary, 0).to(device)
     labels_N = target_N.where(torch.arange(rows, device=device) < predicted, -100)
 
     def run() -> None:
@@ -76,10 +78,10 @@ def losses(device: str, tokens: int, rounds: int, vocabularies: tuple[int, ...])
             prepared[f"{kind} V={vocabulary // 1000}k"] = peaks(makes, device), makes
     table: dict[str, Any] = {}
     for row, (needed, makes) in prepared.items():
-        taken = milliseconds([make() for make in makes], rounds, device)
+        taken = times([make() for make in makes], rounds, device)
         table[row] = {
-            name: {"ms": round(ms, 1), "peak_MB": round(megabytes)}
-            for name, ms, megabytes in zip(LOSSES, taken, needed, strict=True)
+            name: {"ms": spread(turns, 1), "peak_MB": round(megabytes)}
+            for name, turns, megabytes in zip(LOSSES, taken, needed, strict=True)
         }
         print(row, table[row], file=sys.stderr, flush=True)
     return table
@@ -94,7 +96,7 @@ def step_of(headless: bool, vocabulary: int, batch: int, length: int, device: st
         "tokens_per_sample": length, "share_decoder_input_output_embed": True,
         "criterion": "contrastive_weight_tying" if headless else "cross_entropy",
     }  # fmt: skip
-    stream = zipf(batch * length + 1, vocabulary, 1).to(device)
+    stream = words_by_zipf(batch * length + 1, vocabulary, 1).to(device)
     tokens = batch * length
     sample = {
         "net_input": {"src_tokens": stream[:-1].view(batch, length)},
@@ -111,12 +113,11 @@ def steps(device: str, batch: int, rounds: int, vocabularies: tuple[int, ...]) -
     length, table = 128, {}
     for vocabulary in vocabularies:
         runs = [step_of(headless, vocabulary, batch, length, device) for headless in (False, True)]
-        vanilla, headless = milliseconds(runs, rounds, device)
-        rates = [batch * length / ms * 1000 for ms in (vanilla, headless)]
+        vanilla, headless = times(runs, rounds, device)
         table[f"V={vocabulary // 1000}k"] = {
-            "vanilla_tokens_s": round(rates[0]),
-            "headless_tokens_s": round(rates[1]),
-            "ratio": round(rates[1] / rates[0], 2),
+            "vanilla_tokens_s": spread([batch * length / ms * 1000 for ms in vanilla], 0),
+            "headless_tokens_s": spread([batch * length / ms * 1000 for ms in headless], 0),
+            "ratio": spread(ratios(vanilla, headless), 2),
         }
         print(f"V={vocabulary}", table[f"V={vocabulary // 1000}k"], file=sys.stderr, flush=True)
     return table
@@ -132,7 +133,7 @@ def main() -> None:
     on_gpu = args.device == "cuda"
     vocabularies = VOCABULARIES[:1] if args.quick else VOCABULARIES
     tokens = 16384 if on_gpu else 256 if args.quick else 4096
-    rounds = 1 if args.quick else 20 if on_gpu else 3
+    rounds = 1 if args.quick else 20 if on_gpu else 10
     result = {
         f"losses, {tokens} tokens of width {WIDTH}, fp32": losses(
             args.device, tokens, rounds, vocabularies

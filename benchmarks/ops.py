@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from heads import zipf
+from heads import words_by_zipf
 from timing import main, times
 
 from benchmarks.rounds import spread
@@ -92,7 +92,7 @@ def loss_operands(rows: int, vocabulary: int) -> tuple[torch.Tensor, torch.Tenso
     torch.manual_seed(0)
     hidden_NC = torch.randn(rows, WIDTH, requires_grad=True)
     table_VC = torch.randn(vocabulary, WIDTH).mul_(WIDTH**-0.5).requires_grad_()
-    return hidden_NC, table_VC, zipf(rows, vocabulary, 0)
+    return hidden_NC, table_VC, words_by_zipf(rows, vocabulary, 0)
 
 
 def loss_row(rows: int, vocabulary: int, rounds: int) -> dict[str, Any]:

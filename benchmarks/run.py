@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def commit(checkout: Path = ROOT) -> str | None:
     return done.stdout.strip() or None
 
 
-def peers(python: str = sys.executable) -> dict[str, str]:
+def peers(python: str = sys.executable, names: Sequence[str] = PEERS) -> dict[str, str]:
     """Return the versions of the packages to compare with that an interpreter has."""
     ask = (
         "import importlib.metadata as m, json, sys\nfound = {}\n"
@@ -84,7 +84,11 @@ def peers(python: str = sys.executable) -> dict[str, str]:
         "print(json.dumps(found))"
     )
     done = subprocess.run(
-        [python, "-c", ask, *PEERS], check=True, capture_output=True, text=True
+        [python, "-c", ask, *names],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tempfile.gettempdir(),  # what the interpreter has, not this folder
     ).stdout
     found: dict[str, str] = json.loads(done)
     return found

@@ -1,12 +1,13 @@
 """`fairseq-train` end to end beside its peers and beside the products a step cannot do without.
 
 Usage: python benchmarks/step.py [--only TEXT ...] [--rounds N] [--quick] [--peers PYTHON]
-       [--against NAME=CHECKOUT ...] [--out FILE]
+       [--original PYTHON] [--against NAME=CHECKOUT ...] [--out FILE]
 
 Every contestant is a process of its own: the command `fairseq-train` as anybody would call it, or a
 loop of `step_peers.py`. All are started and then stopped; in a round each is let go for a few steps
 in turn, until it has printed a line. So they are interleaved, and nothing of the command is left
-out: data, masking, schedule, figures. Peers get their batches ready-made. Milliseconds of processor
+out: data, masking, schedule, figures. Peers get their batches ready-made, except for the original
+fairseq, whose command does the same on the same files. Milliseconds of processor
 time and of the clock are noted; ratios are of the same round, an interval excludes the two extremes
 of ten rounds (97.9 %), and "ahead" or "behind" is said only where it excludes 1.
 
@@ -45,6 +46,7 @@ ROWS, LENGTH, LAYERS, WIDTH, INNER, HEADS = 32, 128, 4, 256, 1024, 4
 ENDLESS = 1_000_000
 KEPT = "gathering + sdpa, freed memory kept"  # as `fairseq-train` keeps it
 TRANSFORMERS = ("transformers", "gathering + sdpa", KEPT, "gathering + eager")
+ORIGINAL = "the original fairseq"
 FLOORS = ("floor", "faster floor")
 HERE = (*FLOORS, "step alone")  # need no peers
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -53,6 +55,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "causal": ("transformers + sdpa", "transformers + eager", "plain PyTorch"),
     "headless": (),
 }
+ORIGINALS = ("masked", "causal")  # families that the original fairseq has
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,13 @@ def train_command(case: Case, data: Path) -> list[str]:
     return [str(word) for word in words]
 
 
+def original_command(case: Case, data: Path) -> list[str]:
+    """Return the same arguments as the original spells them."""
+    words = train_command(case, data)
+    at = words.index("--device")
+    return [*words[:at], "--cpu", *words[at + 2 :]]
+
+
 def write_data(folder: Path, vocabulary: int) -> Path:
     """Binarize 1.2 million words by Zipf's law; the dictionary has ``vocabulary`` rows with <mask>.
 
@@ -117,13 +127,14 @@ def write_data(folder: Path, vocabulary: int) -> Path:
     """
     words = vocabulary - 5
     drawn = np.random.default_rng(0).choice(words, size=(9600, 127), p=zipf(words))
-    text, known = folder / "train.txt", folder / "known.txt"
+    text, known, few = folder / "train.txt", folder / "known.txt", folder / "valid.txt"
     text.write_text("\n".join(" ".join(f"w{x}" for x in row) for row in drawn) + "\n")
+    few.write_text("w0\n")  # the original wants to see it though it does not validate
     known.write_text("".join(f"w{x} 1\n" for x in range(words)))
     target = folder / f"bin{vocabulary}"
     command = [
         sys.executable, "-m", "fairseq_cli.preprocess", "--only-source", "--trainpref", text,
-        "--srcdict", known, "--destdir", target,
+        "--validpref", few, "--srcdict", known, "--destdir", target,
     ]  # fmt: skip
     subprocess.run(list(map(str, command)), check=True, stdout=-3, stderr=-3, env=environment(1))
     return target
@@ -157,6 +168,7 @@ class Contestant:
         self.process = subprocess.Popen(
             command,
             env=env,
+            cwd=tempfile.gettempdir(),  # no place of a fairseq that -m would find first
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -205,9 +217,14 @@ def contestants(case: Case, data: Path, args: argparse.Namespace) -> list[Contes
         python = sys.executable if here else args.peers
         command = [python, peers, name, described]
         started.append(Contestant(name, command, environment(case.threads), case.steps))
+    if args.original and case.family in ORIGINALS:
+        command = [args.original, "-m", "fairseq_cli.train", *original_command(case, data)]
+        alone = environment(case.threads)
+        del alone["PYTHONPATH"]  # where this code is found
+        started.append(Contestant(ORIGINAL, command, alone, case.steps))
     for other in args.against:
         name, _, checkout = other.partition("=")
-        away = environment(case.threads, Path(checkout))
+        away = environment(case.threads, Path(checkout).resolve())
         started.append(Contestant(name, ours, away, case.steps))
     return started
 
@@ -312,6 +329,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="turns of each contestant")
     parser.add_argument("--quick", action="store_true", help="two rounds of one case, unwritten")
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter that has transformers")
+    parser.add_argument("--original", metavar="PYTHON", help="one that has the original fairseq")
     parser.add_argument("--against", nargs="*", default=[], metavar="NAME=CHECKOUT")
     parser.add_argument("--out", type=Path, default=OUT, help="record to add to")
     args = parser.parse_args()
@@ -323,6 +341,8 @@ def main() -> None:
     if args.out.exists() and not args.quick:
         record = json.loads(args.out.read_text(encoding="utf-8"))
     record["machine"], record["peers"] = machine(), peers(args.peers or sys.executable)
+    if args.original:
+        record["peers"][ORIGINAL] = peers(args.original, ("fairseq",))["fairseq"]
     record["commit"] = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()

@@ -35,6 +35,7 @@ from benchmarks.step import (  # noqa: E402
     WIDTH,
     Case,
     products,
+    zipf,
 )
 
 Step = Callable[[], object]
@@ -82,7 +83,7 @@ def faster_floor(case: Case, described: dict[str, Any]) -> Step:
 def batches(case: Case) -> list[SimpleNamespace]:
     """Return eight batches: tokens, targets, and which places are predicted."""
     generator = torch.Generator().manual_seed(0)
-    weights = 1 / (torch.arange(case.vocabulary - 5, dtype=torch.float64) + 2.7)
+    weights = torch.from_numpy(zipf(case.vocabulary - 5))
     made = []
     for _ in range(8):
         drawn = torch.multinomial(weights, ROWS * (LENGTH + 1), True, generator=generator) + 4

@@ -105,7 +105,10 @@ def grid(name: str, part: dict[str, dict[str, Any]]) -> str:
             return "" if value is None else str(value)
         if is_spread(value):
             return shown(value)
-        return ", ".join(f"{figure:,} {unit.split('_')[-1]}" for unit, figure in value.items())
+        return ", ".join(
+            f"{shown(figure) if is_spread(figure) else format(figure, ',')} {unit.split('_')[-1]}"
+            for unit, figure in value.items()
+        )
 
     columns = list(next(iter(part.values())))
     lines = [[name, *columns], ["---"] * (1 + len(columns))]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.step import Case, cases, gemm_flops, train_command, verdict
+from benchmarks.step import Case, cases, gemm_flops, original_command, train_command, verdict
 from fairseq.config.options import get_training_parser, parse_config
 
 
@@ -26,5 +28,15 @@ def test_operations_are_those_of_the_usual_formula() -> None:
 
 @pytest.mark.parametrize("case", list(cases())[:16], ids=lambda case: case.name)
 def test_commands_are_understood(case: Case) -> None:
-    config = parse_config(get_training_parser(), train_command(case, "data-bin"))  # type: ignore[arg-type]
+    config = parse_config(get_training_parser(), train_command(case, Path("data-bin")))
     assert config.common.log_interval == case.steps
+
+
+def test_the_original_is_told_the_same_in_its_own_words() -> None:
+    case = Case("masked", 8001, 0.1, 2)
+    ours, its = train_command(case, Path("data-bin")), original_command(case, Path("data-bin"))
+    assert "--device" not in its and its.count("--cpu") == 1
+    assert set(ours) - set(its) == {"--device", "cpu"}
+    settings = [parse_config(get_training_parser(), words) for words in (ours, its)]
+    here, there = (x.changed(common=x.common.changed(device="cpu", cpu=True)) for x in settings)
+    assert here == there

@@ -55,7 +55,7 @@ def test_the_benchmark_of_heads_runs() -> None:
     losses, steps = json.loads(done.stdout)["result"].values()
     assert set(losses) == {"encoder V=32k", "decoder V=32k"} and set(steps) == {"V=32k"}
     for row in losses.values():
-        assert row["CWT, distinct"]["ms"] < row["CE, every token"]["ms"]
+        assert row["CWT, distinct"]["ms"]["median"] < row["CE, every token"]["ms"]["median"]
 
 
 def test_cost_grows_with_what_is_trained_on() -> None:

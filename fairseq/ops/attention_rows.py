@@ -82,7 +82,7 @@ class _ByRows(torch.autograd.Function):
             if bits_BHTS is not None:
                 kept_HTS = _kept(bits_BHTS[at], dropped, out=scores_HTS)
                 weights_HTS = kept_HTS.mul_(weights_HTS)
-            attended_BHTD[at] = _product(weights_HTS, value_BHSD[at], _scale(dropped))
+            _product(weights_HTS, value_BHSD[at], _scale(dropped), attended_BHTD[at])
         ctx.save_for_backward(
             query_BHTD, key_BHSD, value_BHSD, bias_1HTS, hidden, weights_BHTS, bits_BHTS,
             attended_BHTD,
@@ -118,9 +118,9 @@ class _ByRows(torch.autograd.Function):
             to_scores_HTS.sub_(inner_BHT1[at]).mul_(weights_HTS)
             if hidden is not None:  # has a weight where a query sees nothing, but no influence
                 to_scores_HTS.masked_fill_(_of_row(hidden, at[0]), 0)
-            to_value[at] = _product(used_HTS.mT, up_HTD, scale)
-            to_query[at] = _product(to_scores_HTS, key_BHSD[at], root)
-            to_key[at] = _product(to_scores_HTS.mT, query_BHTD[at], root)
+            _product(used_HTS.mT, up_HTD, scale, to_value[at])
+            _product(to_scores_HTS, key_BHSD[at], root, to_query[at])
+            _product(to_scores_HTS.mT, query_BHTD[at], root, to_key[at])
         return to_query, to_key, to_value, None, None, None
 
 
@@ -152,9 +152,10 @@ def _of_row(hidden: Tensor, row: int) -> Tensor:
     return hidden[row if len(hidden) > 1 else 0]
 
 
-def _product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+def _product(left: Tensor, right: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
     """Return ``scale`` times the products of two stacks of matrices; the factor costs nothing."""
-    out = left.new_empty(left.shape[0], left.shape[1], right.shape[2])
+    if out is None:
+        out = left.new_empty(left.shape[0], left.shape[1], right.shape[2])
     # beta=0: what happens to be in it is not read
     return torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
 
