@@ -132,3 +132,11 @@ def test_the_template_s_head_dataset_and_schedule_train(tmp_path: Path, data: Pa
     assert [float(row["lr"]) for row in rows[:5]] == [0.0075, 0.005, 0.0025, 0.01, 0.0075]
     losses = [float(row["loss"]) for row in rows]
     assert sum(losses[-10:]) < sum(losses[:10])
+
+
+def test_the_template_s_schedule_states_its_range() -> None:
+    words = f"data-bin --user-dir {ROOT / 'examples' / 'plugin'} --task masked_lm --arch bag"
+    command = [sys.executable, "-m", "fairseq_cli.train", *words.split(), "--lr-scheduler", "saw"]
+    done = subprocess.run([*command, "--teeth", "0"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "--teeth (lr_scheduler.teeth) must be at least 1, not 0" in done.stderr

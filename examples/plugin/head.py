@@ -31,7 +31,9 @@ class ScaledHead(VocabularyHead):
 
 class ScaledEncoder(RobertaEncoder):
     def build_lm_head(self, embed_dim, output_dim, activation_fn, weight):
-        # In place of RoBERTa's head, dense layer and layer norm included; --head has no say here.
+        # In place of RoBERTa's head, dense layer and layer norm included, whatever --head says
+        # (clap would still change the embeddings). To keep them, change what
+        # super().build_lm_head(...) returns. Linear layers of a head start as BERT's.
         if weight is None:  # --untie-weights-roberta; else the table of embeddings
             weight = nn.Linear(embed_dim, output_dim, bias=False).weight
         return ScaledHead(weight, self.args.first_scale)

@@ -1,15 +1,15 @@
 """A schedule in one file: ``--lr-scheduler saw`` falls from ``--lr`` to 0, again and again."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from fairseq.dataclass import II, FairseqDataclass
+from fairseq.dataclass import II, FairseqDataclass, option
 from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
 
 
 @dataclass
 class SawConfig(FairseqDataclass):
     lr: list[float] = II("optimization.lr")  # the value of another section: no flag of its own
-    teeth: int = field(default=100, metadata={"help": "updates from one rise to the next"})
+    teeth: int = option(100, "updates from one rise to the next", minimum=1)
 
 
 @register_lr_scheduler("saw", dataclass=SawConfig)

@@ -11,7 +11,7 @@ import dataclasses
 import enum
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from fairseq.config.ranges import check_config
@@ -73,6 +73,7 @@ def build_config(
     *,
     describe: Describe,
     strict: bool = True,
+    reach: Collection[str] = tuple(SECTIONS),
 ) -> FairseqConfig:
     """Put a configuration together.
 
@@ -83,6 +84,7 @@ def build_config(
         describe: looks up a component.
         strict: unknown and refused keys are errors, and so is a value that is marked as missing;
             otherwise such keys are dropped with a warning.
+        reach: shared sections that flat values reach.
 
     Raises:
         ConfigError: for values that cannot be read or are out of range and, if ``strict``, unknown
@@ -98,7 +100,7 @@ def build_config(
     for key in SECTIONS:
         from_sections = upgrade_args(nested.get(key, {}), key)
         section: Any = getattr(config, key)
-        stated = {**from_sections, **upgrade_args(flat, key, flat=True)}
+        stated = {**from_sections, **upgrade_args(flat if key in reach else {}, key, flat=True)}
         assign(section, stated, key)
         unknown[key] = _check_keys(key, from_sections, stated, section, strict)
     for key, flag in COMPONENTS.items():

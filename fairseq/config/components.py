@@ -7,7 +7,7 @@ class imports its package.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fairseq.config import plugins
@@ -16,7 +16,7 @@ from fairseq.config.flags import Flags, gen_parser_from_dataclass
 from fairseq.config.registries import ARCH_CONFIG_REGISTRY, CHOICES, model_class
 from fairseq.config.registry import config_class
 from fairseq.config.resolve import resolve
-from fairseq.config.sections import COMPONENTS, FairseqConfig
+from fairseq.config.sections import COMPONENTS, SECTIONS, FairseqConfig
 from fairseq.config.stated import statements, without_replaced
 
 
@@ -74,6 +74,7 @@ def make_config(
     sections: Mapping[str, object] | None = None,
     strict: bool = True,
     settle: bool = True,
+    reach: Collection[str] = tuple(SECTIONS),
 ) -> FairseqConfig:
     """Put a configuration together and settle it; see :func:`fairseq.config.build.build_config`.
 
@@ -82,14 +83,16 @@ def make_config(
         sections: nested values, such as YAML.
         strict: unknown keys in ``sections`` are errors.
         settle: run :func:`fairseq.config.resolve.resolve`.
+        reach: shared sections that flat values reach; a command that has no flags of one may have
+            a plug-in's of the same name.
     """
     nested: dict[str, Any] = plain(sections or {})
     if strict:
         nested = without_replaced(
             nested, flat, describe_component, lambda recipe: make_config({}, recipe)
         )
-    config = build_config(flat, nested, describe=describe_component, strict=strict)
-    config.stated = statements(flat, nested, config) if strict else {}
+    config = build_config(flat, nested, describe=describe_component, strict=strict, reach=reach)
+    config.stated = statements(flat, nested, config, reach) if strict else {}
     return resolve(config) if settle else config
 
 

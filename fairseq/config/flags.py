@@ -44,10 +44,12 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
         components: its flags that name components, without dashes.
+        sections: shared sections whose flags it has.
         data_is_optional: whether the folder of data may be left out.
     """
 
     components: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
     data_is_optional = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -108,6 +108,8 @@ def _add_section(parser: ArgumentParser, section: str, **defaults: Any) -> Any:
     title = (kind.__doc__ or section).rstrip(".")
     group = parser.add_argument_group(title[:1].lower() + title[1:])
     gen_parser_from_dataclass(group, kind(**defaults))
+    if isinstance(parser, Parser):
+        parser.sections += (section,)
     return group
 
 
@@ -252,7 +254,7 @@ def parse_config(
             make_data_optional(parser)
         flat = {**chosen, **vars(explicitly_given(parser, argv))}
         flat["no_seed_provided"] = "seed" not in flat and "seed" not in common
-        return make_config(flat, recipe, settle=settle)
+        return make_config(flat, recipe, settle=settle, reach=parser.sections)
     except FairseqError as error:
         parser.error(str(error))
 

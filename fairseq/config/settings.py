@@ -52,7 +52,7 @@ def config_from_settings(
     chosen = options.complete_parser(parser, [], names)
     flat = {**chosen, **_by_field(parser, named)}
     flat["no_seed_provided"] = "seed" not in {**flat, **(recipe.get("common") or {})}
-    return make_config(flat, recipe)
+    return make_config(flat, recipe, reach=parser.sections)
 
 
 def _stem(name: str) -> str:

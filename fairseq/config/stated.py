@@ -8,7 +8,7 @@ what was edited by hand: the rest follows from the new component.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from fairseq.config.build import Describe, Sections, plain
@@ -21,13 +21,19 @@ from fairseq.protocols import Settings
 KEY = "stated"
 
 
-def statements(flat: Mapping[str, Any], sections: Mapping[str, Any], config: Settings) -> Sections:
+def statements(
+    flat: Mapping[str, Any],
+    sections: Mapping[str, Any],
+    config: Settings,
+    reach: Collection[str] = tuple(SECTIONS),
+) -> Sections:
     """Return what flags and a recipe state, by section.
 
     Args:
         flat: flat settings.
         sections: the recipe; if it is a run's dump, what it says was stated counts.
         config: the configuration made of both.
+        reach: shared sections that flat settings reach.
     """
     told = sections.get(KEY) or {k: v for k, v in sections.items() if k != KEY}
     result: Sections = {}
@@ -37,7 +43,9 @@ def statements(flat: Mapping[str, Any], sections: Mapping[str, Any], config: Set
         built = getattr(config, section)
         if dataclasses.is_dataclass(built):
             names = {field.name for field, _ in public_fields(type(built))}
-            values_here = upgrade_args(flat, section, True, names if section in COMPONENTS else ())
+            reaching = flat if section in COMPONENTS or section in reach else {}
+            owned = names if section in COMPONENTS else ()
+            values_here = upgrade_args(reaching, section, True, owned)
         else:
             names, values_here = set() if built is None else set(vars(built)), dict(flat)
         # what the parser notes is not what somebody stated

@@ -55,7 +55,7 @@ class VocabularyHead(nn.Module):
 
     def projection(self, hidden_NC: Tensor) -> Projection:
         """Return the operands of the final projection for these hidden states."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} needs a method projection(hidden_NC)")
 
     def forward(self, features: Tensor, masked_tokens: Tensor | None = None) -> Tensor:
         """Return logits.

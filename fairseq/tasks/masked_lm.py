@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from fairseq.config.schema import II, SHARE, option
+from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.datasets.documents import number_documents
 from fairseq.data.datasets.nested_dictionary import NestedDictionaryDataset
 from fairseq.data.datasets.token_blocks import TokenBlockDataset
@@ -152,10 +153,8 @@ class MaskedLMTask(MaskTask):
         nothing = cfg.skip_masking or (cfg.mask_prob == 0 and not cfg.mask_count)
         return None if nothing else self.mask_spec()
 
-    def unmasked_blocks(
-        self, split: str, epoch: int = 1, combine: bool = False
-    ) -> PrependTokenDataset | LineDataset:
-        """Return the blocks of a split, unmasked, with ``<s>`` in front."""
+    def unmasked_blocks(self, split: str, epoch: int = 1, combine: bool = False) -> FairseqDataset:
+        """Return the blocks of a split, unmasked, with ``<s>`` in front, and their ``sizes``."""
         cfg, dictionary = self.cfg, self.dictionary
         folder = self.data_folder(split, epoch)
         lines = load_lines(

@@ -14,8 +14,10 @@ from fairseq import tasks
 from fairseq.config import options, plugins
 from fairseq.config.plugins import import_user_module
 from fairseq.config.registries import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+from fairseq.config.settings import config_from_settings
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.errors import ConfigError, MissingFileError
+from fairseq.optim.lr_scheduler import LR_SCHEDULER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 from fairseq_cli import train
 
@@ -226,6 +228,38 @@ def test_a_plug_in_whose_flag_exists_is_told_so(plugin, capsys):
     with pytest.raises(SystemExit):
         train.run(words)
     assert "conflicting option string: --seed; rename its flag" in capsys.readouterr().err
+
+
+SCHEDULE = """
+from dataclasses import dataclass
+from fairseq.dataclass import FairseqDataclass, option
+from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
+
+@dataclass
+class Config(FairseqDataclass):
+    temperature: float = option(3.0, "of annealing", minimum=-5)  # fairseq-generate has one, too
+
+@register_lr_scheduler("schedule_of_{name}", dataclass=Config)
+class Schedule(FairseqLRScheduler):
+    pass
+"""
+
+
+def test_a_flag_of_a_plug_in_is_not_that_of_another_command(plugin, capsys, monkeypatch):
+    monkeypatch.setattr(LR_SCHEDULER_REGISTRY, "data", dict(LR_SCHEDULER_REGISTRY.data))
+    folder = plugin("plug_warm", __init__=SCHEDULE)
+    words = ["bin", "--task", "masked_lm", "--user-dir", str(folder), "--arch", "roberta"]
+    words += ["--lr-scheduler", "schedule_of_plug_warm", "--temperature"]
+    config = options.parse_config(options.get_training_parser(argv=words), [*words, "-2"])
+    assert (config.lr_scheduler.temperature, config.generation.temperature) == (-2, 1)
+    assert "generation" not in config.stated
+    flat = {"data": "bin", "task": "masked_lm", "arch": "roberta", "user_dir": str(folder)}
+    flat |= {"lr_scheduler": "schedule_of_plug_warm", "temperature": -3}
+    config = config_from_settings(flat)
+    assert (config.lr_scheduler.temperature, config.generation.temperature) == (-3, 1)
+    with pytest.raises(SystemExit):
+        options.parse_config(options.get_training_parser(argv=words), [*words, "-6"])
+    assert "--temperature (lr_scheduler.temperature) must be at least -5" in capsys.readouterr().err
 
 
 def test_a_plug_in_may_define_a_flag_that_is_refused_elsewhere(plugin):

@@ -11,7 +11,7 @@ from tiny_roberta import TINY, TOKENS, V, a_task
 from torch import Tensor, nn
 
 from fairseq.models.roberta import RobertaConfig, RobertaEncoder, RobertaModel
-from fairseq.modules.heads import Projection, VocabularyHead
+from fairseq.modules.heads import Projection, RobertaLMHead, VocabularyHead
 
 
 class Wrapping(VocabularyHead):
@@ -71,6 +71,31 @@ def test_what_was_saved_is_loaded(kind: type[nn.Module], untied: bool) -> None:
     expected, _ = saved(TOKENS)
     assert not torch.equal(before, expected)
     assert torch.equal(other(TOKENS)[0], expected)
+
+
+class WithItsOwn(Wrapping):
+    """RoBERTa's head, made by the plug-in itself."""
+
+    def __init__(self, inner: Any) -> None:
+        width, words = inner.dense.in_features, len(inner.bias)
+        super().__init__(RobertaLMHead(width, words, "gelu", inner.weight))
+
+
+@pytest.mark.parametrize("kind", [OfTheOriginal, WithItsOwn])
+def test_layers_of_a_head_start_as_bert_s(kind: type[nn.Module]) -> None:
+    model = with_head(kind)
+    layers = [layer for layer in model.encoder.lm_head.modules() if isinstance(layer, nn.Linear)]
+    assert len(layers) == 1
+    for layer in layers:
+        assert not layer.bias.any() and 0.015 < layer.weight.std() < 0.025
+
+
+def test_a_head_that_projects_nothing_says_so() -> None:
+    class Empty(VocabularyHead):
+        """Nothing."""
+
+    with pytest.raises(NotImplementedError, match=r"Empty needs a method projection\(hidden_NC\)"):
+        Empty()(torch.zeros(1, 2, 4))
 
 
 @pytest.mark.parametrize("kind", HEADS)

@@ -87,6 +87,9 @@ class RobertaEncoder(FairseqEncoder):
         self.sentence_encoder: Any = self.build_encoder(args, dictionary, table)
         tied = None if self.config.untie_weights_roberta else table.weight
         self.lm_head: Any = self.build_lm_head(dim, len(dictionary), act, tied)
+        if self.lm_head is not None:
+            # a plug-in's layers too; the table is no layer of the head, and initialised already
+            self.lm_head.apply(init_bert_params)
 
     def build_embedding(
         self, vocab_size: int, embedding_dim: int, padding_idx: int
@@ -119,10 +122,7 @@ class RobertaEncoder(FairseqEncoder):
                 config.clap_normalize_hidden,
             )
         eps, norm = config.layer_norm_eps, config.layer_norm
-        head = RobertaLMHead(embed_dim, output_dim, activation_fn, weight, eps, norm)
-        # the dense layer alone: the output weights are the embeddings, initialised already
-        init_bert_params(head.dense)
-        return head
+        return RobertaLMHead(embed_dim, output_dim, activation_fn, weight, eps, norm)
 
     def forward(
         self,
