@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import copy
 import subprocess
 import sys
 from dataclasses import dataclass
 
 import pytest
+from documents import ROOT
 from omegaconf import OmegaConf
 
 import fairseq
@@ -94,6 +96,35 @@ def test_every_row_of_the_catalogue_leads_to_a_documented_class(kind, name, targ
         assert issubclass(dataclass, FairseqDataclass)
         assert dataclass() is not None
     assert registry[name] is cls
+
+
+KINDS = {
+    "register_task": catalog.TASKS,
+    "register_model": catalog.MODELS,
+    "register_model_architecture": catalog.ARCHITECTURES,
+    "register_criterion": catalog.CRITERIONS,
+    "register_optimizer": catalog.OPTIMIZERS,
+    "register_lr_scheduler": catalog.LR_SCHEDULERS,
+    "register_bpe": catalog.BPES,
+    "register_tokenizer": catalog.TOKENIZERS,
+}
+
+
+def registrations():
+    """Yield ``(file, kind, name)`` of what the package's own files register."""
+    for file in sorted(ROOT.glob("fairseq/**/*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                kind = node.func.id
+                at = 1 if kind == "register_model_architecture" else 0
+                if kind in KINDS and len(node.args) > at and isinstance(node.args[at], ast.Constant):
+                    yield file.relative_to(ROOT), kind, node.args[at].value
+
+
+def test_what_a_file_registers_has_a_row_in_the_catalogue():
+    found = list(registrations())
+    assert len(found) > 40
+    assert [each for each in found if each[2] not in KINDS[each[1]]] == []
 
 
 @pytest.mark.parametrize("arch", catalog.ARCHITECTURES)
