@@ -32,7 +32,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks.rounds import interval, ratios, spread  # noqa: E402
-from benchmarks.run import RESULTS, machine, publish  # noqa: E402
+from benchmarks.run import RESULTS, commit, machine, publish  # noqa: E402
 from benchmarks.step import (  # noqa: E402
     LENGTH,
     ROWS,
@@ -205,6 +205,8 @@ def main() -> None:
                 result.update(corpus(sizes[axis], Path(name), rounds))
             else:
                 result[axis] = steps(axis, sizes[axis], Path(name), rounds)
+        # axes are merged, and may be of several commits
+        result.setdefault("commits", {})[axis] = (commit() or "")[:12]
     publish("cost", result, None if args.quick else args.out, where)
 
 
