@@ -72,16 +72,18 @@ def run_command(main: Callable[[Sequence[str] | None], object]) -> None:
     raise SystemExit(status if isinstance(status, int) else 0)
 
 
-IMPORTED = 200_000  # objects; importing PyTorch makes 260,000, so that no model is ever among them
+# Objects. Importing PyTorch makes more of them (gc.disable(); import torch; gc.get_count()), so
+# that no model is among those that are passed over.
+IMPORTED = 200_000
 
 
 def collect_after_imports() -> None:
     """Let Python's garbage collector wait until the imports are over, and pass over them then.
 
-    Nothing that is imported becomes garbage, yet the collector would walk all of it ten times,
-    again whenever a long run collects, and once more when the process ends: a fifth of the time
-    that a short command takes. Worker processes share the pages of what it does not touch. In a
-    process that has imported PyTorch already, somebody else's, nothing is changed.
+    Nothing that is imported becomes garbage, yet the collector would walk all of it again and again
+    while it grows, whenever a long run collects, and once more when the process ends, which short
+    commands feel. Worker processes share the pages of what it does not touch. In a process that has
+    imported PyTorch already, somebody else's, nothing is changed.
     """
     if "torch" in sys.modules:
         return
