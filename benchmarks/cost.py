@@ -38,6 +38,7 @@ from benchmarks.step import (  # noqa: E402
     ROWS,
     Case,
     Contestant,
+    end_when_terminated,
     environment,
     train_command,
     write_data,
@@ -193,6 +194,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a turn of two sizes, not written")
     parser.add_argument("--out", type=Path, default=RESULTS / "cost.json", help="record to add to")
     args = parser.parse_args()
+    end_when_terminated()
     sizes, rounds = (QUICK, 1) if args.quick else (AXES, args.rounds)
     result: dict[str, Any] = {}
     if args.out.is_file() and not args.quick:

@@ -206,6 +206,11 @@ class Contestant:
         self.process.wait()
 
 
+def end_when_terminated() -> None:
+    """Let SIGTERM end this process as Ctrl-C does: contestants that are stopped would stay."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
 def contestants(case: Case, data: Path, args: argparse.Namespace) -> list[Contestant]:
     """Start everything that a case compares: ours first, then the floor."""
     ours = [sys.executable, "-m", "fairseq_cli.train", *train_command(case, data)]
@@ -335,6 +340,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.rounds = 2
+    end_when_terminated()
     from benchmarks.run import machine, peers
 
     record: dict[str, Any] = {"benchmark": "step", "command": "python benchmarks/step.py"}
