@@ -348,7 +348,10 @@ def main() -> None:
         record = json.loads(args.out.read_text(encoding="utf-8"))
     record["machine"], record["peers"] = machine(), peers(args.peers or sys.executable)
     if args.original:
-        record["peers"][ORIGINAL] = peers(args.original, ("fairseq",))["fairseq"]
+        its = peers(args.original, ("fairseq",))
+        if not its:
+            parser.error(f"--original {args.original}: no fairseq is installed there")
+        record["peers"][ORIGINAL] = its["fairseq"]
     record["commit"] = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()

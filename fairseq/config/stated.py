@@ -25,7 +25,7 @@ def statements(
     flat: Mapping[str, Any],
     sections: Mapping[str, Any],
     config: Settings,
-    reach: Collection[str] = tuple(SECTIONS),
+    reach: Collection[str],
 ) -> Sections:
     """Return what flags and a recipe state, by section.
 
