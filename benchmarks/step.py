@@ -44,6 +44,7 @@ from benchmarks.rounds import interval, quartiles, ratios  # noqa: E402
 OUT = ROOT / "benchmarks" / "results" / "step.json"
 ROWS, LENGTH, LAYERS, WIDTH, INNER, HEADS = 32, 128, 4, 256, 1024, 4
 ENDLESS = 1_000_000
+WARM = 4  # turns before the first that counts: starting, and until memory that is kept is enough
 KEPT = "gathering + sdpa, freed memory kept"  # as `fairseq-train` keeps it
 TRANSFORMERS = ("transformers", "gathering + sdpa", KEPT, "gathering + eager")
 ORIGINAL = "the original fairseq"
@@ -241,7 +242,8 @@ def measure(case: Case, data: Path, args: argparse.Namespace) -> dict[str, Any]:
     load = os.getloadavg()[0]
     try:
         for each in running:
-            each.turn(), each.turn()  # starting, and the first steps
+            for _ in range(WARM):
+                each.turn()
         for number in range(args.rounds):
             order = running[number % len(running) :] + running[: number % len(running)]
             for each in order:

@@ -22,7 +22,7 @@ from fairseq.ops.attention_fused import (
     fused_attention,
     require,
 )
-from fairseq.ops.attention_rows import attention_by_rows
+from fairseq.ops.attention_rows import attention_by_rows, is_short, is_worth_pieces
 from fairseq.ops.dropout import LEVELS
 from fairseq.ops.dropout import dropout as drop
 from fairseq.ops.transforms import is_transformed, is_watched
@@ -31,8 +31,6 @@ BACKENDS = ("sdpa", "explicit", "reference", "rows")
 ALIASES = {"auto": "sdpa", "hf": "sdpa", "flash_attention": "flash"}
 # Fused kernels want a number of channels that is a multiple of this.
 CHANNEL_GROUP = 8
-# Products of scores in a row of the batch from which on it is attended to by itself on a CPU.
-WORTH_A_ROW = 1 << 21
 
 
 def check_backend(backend: str) -> str:
@@ -74,9 +72,10 @@ def attention(
         backend: ``sdpa`` (PyTorch's fused attention), ``explicit`` (scores in memory, products in
             the type of the input), ``reference`` (the same, all in fp32), ``flex``, ``flash`` or
             ``xformers`` (see :mod:`fairseq.ops.attention_fused`; where there are fewer queries
-            than keys, as in incremental decoding, they are sdpa), ``rows`` (a row of the batch at
+            than keys, as in incremental decoding, they are sdpa), ``rows`` (a piece of the batch at
             a time, in fp32; see :mod:`fairseq.ops.attention_rows`), or ``auto``: on a CPU that
-            drops weights, where the fused attention is not fused, rows or explicit; on a GPU what
+            drops weights, where the fused attention is not fused, rows or explicit, and rows too
+            where several threads train on short texts; on a GPU what
             :func:`fairseq.ops.attention_fused.best_on_gpu` says; sdpa otherwise.
 
     Raises:
@@ -85,8 +84,8 @@ def attention(
     Source: Vaswani et al. 2017, equation 1; ALiBi: Press et al. 2022, section 3.
     """
     name = _choice(query_BHTD, context, dropout, backend)
-    if backend == "auto" and name == "rows" and not _worth_rows(query_BHTD, key_BHSD):
-        name = "explicit"
+    if backend == "auto" and name == "rows":
+        name = _best_on_cpu(query_BHTD, key_BHSD, context, dropout)
     # fused kernels align the first query with the first key, not the last with the last
     if name in FUSED and query_BHTD.shape[2] != key_BHSD.shape[2]:
         name = "sdpa"
@@ -98,13 +97,6 @@ def attention(
     return attended_BHTD.to(query_BHTD.dtype)
 
 
-def _worth_rows(query_BHTD: Tensor, key_BHSD: Tensor) -> bool:
-    _, heads, queries, channels = query_BHTD.shape
-    # a compiler would unroll the loop over rows; small rows are not worth the calls of one
-    small = heads * queries * key_BHSD.shape[2] * channels < WORTH_A_ROW
-    return not small and not is_watched()
-
-
 def _choice(query: Tensor, context: AttentionContext, dropout: float, backend: str) -> str:
     """Return the backend that ``backend`` stands for."""
     if backend != "auto":
@@ -112,8 +104,21 @@ def _choice(query: Tensor, context: AttentionContext, dropout: float, backend: s
     if is_transformed():  # PyTorch's fused attention has no forward derivative
         return "explicit"
     if query.device.type == "cpu":
-        return "rows" if dropout > 0 else "sdpa"
+        return "rows"  # where they are worth it
     return best_on_gpu(query, context, dropout)
+
+
+def _best_on_cpu(
+    query_BHTD: Tensor, key_BHSD: Tensor, context: AttentionContext, dropout: float
+) -> str:
+    # a compiler would unroll the loop over pieces
+    if is_watched() or not is_worth_pieces(query_BHTD, key_BHSD):
+        return "explicit" if dropout > 0 else "sdpa"
+    trained = torch.is_grad_enabled() and query_BHTD.requires_grad
+    # half of a causal product is skipped by the fused one
+    fits = is_short(query_BHTD, key_BHSD) and not context.causal
+    shared = torch.get_num_threads() > 1 and query_BHTD.dtype == torch.float32
+    return "rows" if dropout > 0 or (trained and fits and shared) else "sdpa"
 
 
 def unpadded_attention(

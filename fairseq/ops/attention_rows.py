@@ -1,11 +1,12 @@
-"""Attention with dropped weights on a CPU: one row of the batch at a time, no copies.
+"""Attention on a CPU by pieces of the batch that stay in the cache, without copies.
 
 PyTorch's batched products want queries, keys and values with their heads apart, so they copy all
-three, and their gradients; and the weights of a whole batch leave the cache between product,
-softmax, dropout and product. A single row has strides that the product takes as they are, and its
-weights stay in the cache. The masks are those that :func:`fairseq.ops.dropout.dropout` draws.
+three; and the weights of a whole batch leave the cache between product, softmax, dropout and
+product. One head of some rows, or some heads of one row, have strides that the product takes as
+they are, and are several matrices for the threads to share. The masks are those that
+:func:`fairseq.ops.dropout.dropout` draws.
 
-Shapes: B batch, H heads, T queries, S keys, D channels of a head.
+Shapes: B batch, H heads, P matrices of a piece, T queries, S keys, D channels of a head.
 """
 
 from __future__ import annotations
@@ -19,8 +20,21 @@ from torch import Tensor
 from fairseq.ops.dropout import LEVELS, draw_bits
 from fairseq.protocols import Context
 
-# Weights at work, 1 MB in fp32: more heads than that at once would leave a second-level cache.
-AT_ONCE = 1 << 18
+# Weights at work in a thread, half a MB in fp32: more at once would leave a second-level cache.
+AT_ONCE = 1 << 17
+
+Piece = tuple[slice, int] | tuple[int, slice]
+
+
+def is_worth_pieces(query_BHTD: Tensor, key_BHSD: Tensor) -> bool:
+    """Tell whether a batch fills a piece: a few small matrices are not worth the calls."""
+    batch, heads, queries, _ = query_BHTD.shape
+    return max(batch, heads) * queries * key_BHSD.shape[2] >= AT_ONCE
+
+
+def is_short(query_BHTD: Tensor, key_BHSD: Tensor) -> bool:
+    """Tell whether several matrices fit into a piece, and all weights may so be kept in memory."""
+    return 4 * query_BHTD.shape[2] * key_BHSD.shape[2] <= AT_ONCE
 
 
 def attention_by_rows(
@@ -69,20 +83,20 @@ class _ByRows(torch.autograd.Function):
         batch, heads, queries, channels = query_BHTD.shape
         shape = (batch, heads, queries, key_BHSD.shape[2])
         bits_BHTS = draw_bits(shape, query_BHTD.device) if dropped else None
-        weights_BHTS = query_BHTD.new_empty(shape)
+        weights_BHTS = _room(query_BHTD, shape)
         attended_BHTD = _joined(query_BHTD)
         lowest = torch.finfo(query_BHTD.dtype).min  # not -inf: rows without keys stay finite
         for at in _pieces(*shape):
-            scores_HTS = _product(query_BHTD[at], key_BHSD[at].mT, channels**-0.5)
+            scores_PTS = _product(query_BHTD[at], key_BHSD[at].mT, channels**-0.5)
             if bias_1HTS is not None:
-                scores_HTS += bias_1HTS[0, at[1]]
+                scores_PTS += bias_1HTS[0, at[1]]
             if hidden is not None:
-                scores_HTS.masked_fill_(_of_row(hidden, at[0]), lowest)
-            weights_HTS = torch.softmax(scores_HTS, -1, out=weights_BHTS[at])
+                scores_PTS.masked_fill_(_of_piece(hidden, at), lowest)
+            weights_PTS = torch.softmax(scores_PTS, -1, out=weights_BHTS[at])
             if bits_BHTS is not None:
-                kept_HTS = _kept(bits_BHTS[at], dropped, out=scores_HTS)
-                weights_HTS = kept_HTS.mul_(weights_HTS)
-            _product(weights_HTS, value_BHSD[at], _scale(dropped), attended_BHTD[at])
+                kept_PTS = _kept(bits_BHTS[at], dropped, out=scores_PTS)
+                weights_PTS = kept_PTS.mul_(weights_PTS)
+            attended_BHTD[at] = _product(weights_PTS, value_BHSD[at], _scale(dropped))
         ctx.save_for_backward(
             query_BHTD, key_BHSD, value_BHSD, bias_1HTS, hidden, weights_BHTS, bits_BHTS,
             attended_BHTD,
@@ -109,18 +123,18 @@ class _ByRows(torch.autograd.Function):
         inner_BHT1 = (up_BHTD * attended_BHTD).sum(-1, keepdim=True)
         to_query, to_key, to_value = (_joined(x) for x in (query_BHTD, key_BHSD, value_BHSD))
         for at in _pieces(*weights_BHTS.shape):
-            up_HTD, weights_HTS = up_BHTD[at], weights_BHTS[at]
-            to_scores_HTS, used_HTS = _product(up_HTD, value_BHSD[at].mT, scale), weights_HTS
+            up_PTD, weights_PTS = up_BHTD[at], weights_BHTS[at]
+            to_scores_PTS, used_PTS = _product(up_PTD, value_BHSD[at].mT, scale), weights_PTS
             if bits_BHTS is not None:
-                kept_HTS = _kept(bits_BHTS[at], ctx.dropped, torch.empty_like(weights_HTS))
-                to_scores_HTS.mul_(kept_HTS)
-                used_HTS = kept_HTS.mul_(weights_HTS)
-            to_scores_HTS.sub_(inner_BHT1[at]).mul_(weights_HTS)
+                kept_PTS = _kept(bits_BHTS[at], ctx.dropped, torch.empty_like(weights_PTS))
+                to_scores_PTS.mul_(kept_PTS)
+                used_PTS = kept_PTS.mul_(weights_PTS)
+            to_scores_PTS.sub_(inner_BHT1[at]).mul_(weights_PTS)
             if hidden is not None:  # has a weight where a query sees nothing, but no influence
-                to_scores_HTS.masked_fill_(_of_row(hidden, at[0]), 0)
-            _product(used_HTS.mT, up_HTD, scale, to_value[at])
-            _product(to_scores_HTS, key_BHSD[at], root, to_query[at])
-            _product(to_scores_HTS.mT, query_BHTD[at], root, to_key[at])
+                to_scores_PTS.masked_fill_(_of_piece(hidden, at), 0)
+            to_value[at] = _product(used_PTS.mT, up_PTD, scale)
+            to_query[at] = _product(to_scores_PTS, key_BHSD[at], root)
+            to_key[at] = _product(to_scores_PTS.mT, query_BHTD[at], root)
         return to_query, to_key, to_value, None, None, None
 
 
@@ -140,22 +154,38 @@ def _differentiable(inputs: Sequence[Tensor], bits_BHTS: Tensor | None, dropped:
     return weights_BHTS @ value_BHSD * _scale(dropped)
 
 
-def _pieces(batch: int, heads: int, queries: int, keys: int) -> Iterator[tuple[int, slice]]:
-    """Yield the rows of a batch, each with as many heads as fit into the cache."""
-    step = max(1, min(heads, AT_ONCE // (queries * keys)))
-    for row in range(batch):
-        for first in range(0, heads, step):
-            yield row, slice(first, first + step)
+def _pieces(batch: int, heads: int, queries: int, keys: int) -> Iterator[Piece]:
+    """Yield where pieces are: some rows of each head, or some heads of each row."""
+    step = torch.get_num_threads() * max(1, AT_ONCE // (queries * keys))
+    if _goes_by_head(batch, heads):
+        for first in range(0, batch, step):
+            for head in range(heads):  # of the same rows, whose heads lie side by side
+                yield slice(first, first + step), head
+    else:
+        for row in range(batch):
+            for first in range(0, heads, step):
+                yield row, slice(first, first + step)
 
 
-def _of_row(hidden: Tensor, row: int) -> Tensor:
-    return hidden[row if len(hidden) > 1 else 0]
+def _goes_by_head(batch: int, heads: int) -> bool:
+    return batch >= heads
 
 
-def _product(left: Tensor, right: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+def _room(like: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """Return room for (B, H, T, S) in which every piece is contiguous."""
+    batch, heads, *rest = shape
+    if _goes_by_head(batch, heads):
+        return like.new_empty(heads, batch, *rest).transpose(0, 1)
+    return like.new_empty(shape)
+
+
+def _of_piece(hidden: Tensor, at: Piece) -> Tensor:
+    return hidden[at[0] if len(hidden) > 1 else 0, 0]
+
+
+def _product(left: Tensor, right: Tensor, scale: float) -> Tensor:
     """Return ``scale`` times the products of two stacks of matrices; the factor costs nothing."""
-    if out is None:
-        out = left.new_empty(left.shape[0], left.shape[1], right.shape[2])
+    out = left.new_empty(left.shape[0], left.shape[1], right.shape[2])
     # beta=0: what happens to be in it is not read
     return torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
 

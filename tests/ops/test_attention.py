@@ -174,12 +174,15 @@ def test_causality_alone_makes_no_mask() -> None:
     assert seen.elements <= H * 128 * 8 < 128 * 128
 
 
+@pytest.mark.parametrize("by_head", [True, False])
 @pytest.mark.parametrize("masks", MASKS)
 def test_rows_drop_the_weights_that_explicit_drops(
-    monkeypatch: pytest.MonkeyPatch, masks: str
+    monkeypatch: pytest.MonkeyPatch, masks: str, by_head: bool
 ) -> None:
-    """Values, gradients and second derivatives, by heads in pieces that do not divide them."""
-    monkeypatch.setattr("fairseq.ops.attention_rows.AT_ONCE", 60)
+    """Values, gradients, second derivatives: 2 of 3 rows of a head, 3 of 4 heads of a row."""
+    monkeypatch.setattr("fairseq.ops.attention_rows._goes_by_head", lambda *_: by_head)
+    monkeypatch.setattr("fairseq.ops.attention_rows.AT_ONCE", 70 if by_head else 100)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
     tensors, context = problem(4, 8, masks)
     inputs = [tensor.requires_grad_() for tensor in tensors]
 
@@ -197,16 +200,39 @@ def test_rows_drop_the_weights_that_explicit_drops(
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-def test_auto_takes_rows_where_they_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("batch", "tokens", "dropout", "threads", "told"),
+    [
+        (8, 128, 0.1, 1, "_rows"),
+        (8, 64, 0.1, 2, "_explicit"),  # no piece is filled
+        (8, 128, 0.0, 2, "_rows"),
+        (8, 128, 0.0, 1, "_sdpa"),
+        (8, 256, 0.0, 2, "_sdpa"),  # too long for several matrices in a piece
+    ],
+)
+def test_auto_takes_rows_where_they_are_worth_it(
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+    tokens: int,
+    dropout: float,
+    threads: int,
+    told: str,
+) -> None:
     taken: list[str] = []
     for name in ("_rows", "_explicit", "_sdpa"):
         monkeypatch.setattr(
             f"fairseq.ops.attention.{name}",
             lambda query, *_, name=name: taken.append(name) or query,
         )
-    for tokens, dropout in ((128, 0.1), (64, 0.1), (128, 0.0)):
-        attention(*[torch.zeros(2, 4, tokens, 32)] * 3, dropout=dropout)
-    assert taken == ["_rows", "_explicit", "_sdpa"]
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    x_BHTD = torch.zeros(batch, 4, tokens, 32, requires_grad=True)
+    attention(x_BHTD, x_BHTD, x_BHTD, dropout=dropout)
+    assert taken == [told]
+    if not dropout:  # nobody waits for a gradient; half of it is hidden; another type
+        attention(*[x_BHTD.detach()] * 3)
+        attention(*[x_BHTD] * 3, AttentionContext(causal=True))
+        attention(*[x_BHTD.double()] * 3)
+        assert taken[1:] == ["_sdpa"] * 3
 
 
 def test_dropout_drops_weights_and_scales_the_rest() -> None:

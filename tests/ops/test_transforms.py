@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq.modules.pointwise import project
-from fairseq.ops import attention as attention_room
+from fairseq.ops import attention_rows
 from fairseq.ops import linear as linear_room
 from fairseq.ops import linear_cross_entropy as loss_room
 from fairseq.ops.attention import attention
@@ -28,7 +28,7 @@ def large_problems_on_that_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``auto`` take what it takes for large tensors on a processor that likes oneDNN."""
     monkeypatch.setattr(linear_room, "processor_prefers_onednn", lambda: True)
     monkeypatch.setattr(loss_room, "SMALL_PROBLEM", 0)
-    monkeypatch.setattr(attention_room, "WORTH_A_ROW", 0)
+    monkeypatch.setattr(attention_rows, "AT_ONCE", 1)
 
 
 def functions() -> dict[str, tuple[Function, Function]]:
