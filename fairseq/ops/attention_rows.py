@@ -33,7 +33,7 @@ def is_worth_pieces(query_BHTD: Tensor, key_BHSD: Tensor) -> bool:
 
 
 def is_short(query_BHTD: Tensor, key_BHSD: Tensor) -> bool:
-    """Tell whether several matrices fit into a piece, and all weights may so be kept in memory."""
+    """Tell whether several matrices fit into a piece; keeping their weights costs little memory."""
     return 4 * query_BHTD.shape[2] * key_BHSD.shape[2] <= AT_ONCE
 
 

@@ -201,22 +201,17 @@ def test_rows_drop_the_weights_that_explicit_drops(
 
 
 @pytest.mark.parametrize(
-    ("batch", "tokens", "dropout", "threads", "told"),
+    ("tokens", "dropout", "threads", "told"),
     [
-        (8, 128, 0.1, 1, "_rows"),
-        (8, 64, 0.1, 2, "_explicit"),  # no piece is filled
-        (8, 128, 0.0, 2, "_rows"),
-        (8, 128, 0.0, 1, "_sdpa"),
-        (8, 256, 0.0, 2, "_sdpa"),  # too long for several matrices in a piece
+        (128, 0.1, 1, "_rows"),
+        (64, 0.1, 2, "_explicit"),  # no piece is filled
+        (128, 0.0, 2, "_rows"),
+        (128, 0.0, 1, "_sdpa"),
+        (256, 0.0, 2, "_sdpa"),  # too long for several matrices in a piece
     ],
 )
 def test_auto_takes_rows_where_they_are_worth_it(
-    monkeypatch: pytest.MonkeyPatch,
-    batch: int,
-    tokens: int,
-    dropout: float,
-    threads: int,
-    told: str,
+    monkeypatch: pytest.MonkeyPatch, tokens: int, dropout: float, threads: int, told: str
 ) -> None:
     taken: list[str] = []
     for name in ("_rows", "_explicit", "_sdpa"):
@@ -225,7 +220,7 @@ def test_auto_takes_rows_where_they_are_worth_it(
             lambda query, *_, name=name: taken.append(name) or query,
         )
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
-    x_BHTD = torch.zeros(batch, 4, tokens, 32, requires_grad=True)
+    x_BHTD = torch.zeros(8, 4, tokens, 32, requires_grad=True)
     attention(x_BHTD, x_BHTD, x_BHTD, dropout=dropout)
     assert taken == [told]
     if not dropout:  # nobody waits for a gradient; half of it is hidden; another type
