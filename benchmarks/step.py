@@ -212,38 +212,38 @@ def end_when_terminated() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
-def contestants(case: Case, data: Path, args: argparse.Namespace) -> list[Contestant]:
-    """Start everything that a case compares: ours first, then the floor."""
+def contestants(case: Case, data: Path, args: argparse.Namespace) -> Iterator[Contestant]:
+    """Start everything that a case compares, each when the next is asked for: ours first."""
     ours = [sys.executable, "-m", "fairseq_cli.train", *train_command(case, data)]
-    started = [Contestant("fairseq-train", ours, environment(case.threads), case.steps)]
+    yield Contestant("fairseq-train", ours, environment(case.threads), case.steps)
     described = json.dumps({**vars(case), "data": str(data), "train": train_command(case, data)})
     peers = str(ROOT / "benchmarks" / "step_peers.py")
     for name in (*HERE, *FAMILIES[case.family]):
         here = name in HERE or args.peers is None
         python = sys.executable if here else args.peers
         command = [python, peers, name, described]
-        started.append(Contestant(name, command, environment(case.threads), case.steps))
+        yield Contestant(name, command, environment(case.threads), case.steps)
     if args.original and case.family in ORIGINALS:
         command = [args.original, "-m", "fairseq_cli.train", *original_command(case, data)]
         alone = environment(case.threads)
         del alone["PYTHONPATH"]  # where this code is found
-        started.append(Contestant(ORIGINAL, command, alone, case.steps))
+        yield Contestant(ORIGINAL, command, alone, case.steps)
     for other in args.against:
         name, _, checkout = other.partition("=")
         away = environment(case.threads, Path(checkout).resolve())
-        started.append(Contestant(name, ours, away, case.steps))
-    return started
+        yield Contestant(name, ours, away, case.steps)
 
 
 def measure(case: Case, data: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Run all rounds of a case and sum them up."""
-    running = contestants(case, data, args)
-    times: dict[str, list[tuple[float, float]]] = {each.name: [] for each in running}
+    running: list[Contestant] = []
     load = os.getloadavg()[0]
     try:
-        for each in running:
+        for each in contestants(case, data, args):  # one starts when those before it stand still
+            running.append(each)
             for _ in range(WARM):
                 each.turn()
+        times: dict[str, list[tuple[float, float]]] = {each.name: [] for each in running}
         for number in range(args.rounds):
             order = running[number % len(running) :] + running[: number % len(running)]
             for each in order:
