@@ -214,7 +214,12 @@ def how_it_goes_on(cfg: CheckpointConfig, updates: int, saved: str | None) -> st
         return f"nothing is saved of its {updates} updates (--no-save)"
     if cfg.no_last_checkpoints and saved is not None:
         return f"saved at update {updates}; --restore-file {saved} goes on from there"
-    return f"saved at update {updates}; the same command goes on from there"
+    again = [f"--{name.replace('_', '-')}" for name in RESETS if getattr(cfg, name)]
+    if cfg.restore_file != LAST_CHECKPOINT:
+        again.insert(0, "--restore-file")
+    # with them it would begin again where it began
+    without = f" without {', '.join(again)}" if again else ""
+    return f"saved at update {updates}; the same command{without} goes on from there"
 
 
 def _delete_old(cfg: CheckpointConfig, end_of_epoch: bool) -> None:

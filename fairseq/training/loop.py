@@ -410,7 +410,7 @@ class TrainLoop:
         should_stop = reason is not None or signalled
         saved = None
         if do_save or should_stop:
-            saved = self._save(valid_losses[0], always=should_stop)
+            saved = self._save(valid_losses[0], should_stop or policy.is_last_epoch(self.cfg, now))
         if reason is not None:
             logger.info("Stopping training due to %s", reason)
         if signalled:
@@ -441,7 +441,7 @@ class TrainLoop:
         path = checkpoint_utils.save_checkpoint(
             self.cfg.checkpoint, self.trainer, self.position, val_loss, always
         )
-        self.saved_at = self.trainer.get_num_updates()
+        self.saved_at = self.trainer.get_num_updates() if path else self.saved_at
         self.watch.saved = path or self.watch.saved
         return path
 

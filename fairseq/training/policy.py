@@ -48,10 +48,14 @@ def due(cfg: FairseqConfig, now: Moment) -> tuple[bool, bool]:
     return do_save, do_validate
 
 
+def is_last_epoch(cfg: FairseqConfig, now: Moment) -> bool:
+    """Tell whether the last epoch that was asked for has ended."""
+    return now.end_of_epoch and 0 < cfg.optimization.max_epoch <= now.epoch
+
+
 def is_time(cfg: FairseqConfig, now: Moment, at_limit: bool) -> tuple[bool, bool]:
     """Tell whether to save and whether to validate now; ``at_limit`` if the run ends here."""
-    data, max_epoch = cfg.dataset, cfg.optimization.max_epoch
-    is_last = at_limit or (now.end_of_epoch and 0 < max_epoch <= now.epoch)
+    data, is_last = cfg.dataset, at_limit or is_last_epoch(cfg, now)
     allowed = now.updates >= data.validate_after_updates and not data.disable_validation
     do_save, do_validate = due(cfg, now)
     return do_save or is_last, (do_validate or is_last) and allowed

@@ -23,6 +23,7 @@ from tiny_run import faults, run
 from fairseq.checkpoint import (
     checkpoint_to_start_from,
     files,
+    how_it_goes_on,
     is_better,
     load_checkpoint,
     load_newest,
@@ -730,3 +731,20 @@ def test_what_cannot_be_written_is_untouched_and_what_is_there_is_not_called_unw
     monkeypatch.setattr(files, "fsync_directory", fail)
     write_checkpoint(state_of(30), str(path), {})
     assert updates_in(path) == 30 and "its folder cannot be synced" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, "the same command goes on"),
+        ({"restore_file": "a.pt"}, "the same command without --restore-file goes on"),
+        (
+            {"restore_file": "a.pt", "reset_optimizer": True},
+            "the same command without --restore-file, --reset-optimizer goes on",
+        ),
+        ({"no_last_checkpoints": True}, "--restore-file new.pt goes on"),
+        ({"no_save": True}, "nothing is saved"),
+    ],
+)
+def test_how_a_run_that_ends_goes_on(tmp_path: Path, values: dict[str, Any], said: str) -> None:
+    assert said in how_it_goes_on(settings(tmp_path, **values), 17, "new.pt")

@@ -790,10 +790,22 @@ def test_the_last_epoch_is_always_saved(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint2.pt").exists()
 
 
+def test_the_last_epoch_is_saved_where_no_name_is_due(data: Path, tmp_path: Path) -> None:
+    flags = {"max_update": 0, "max_epoch": 3, "total_num_update": 99, "save_interval": 2}
+    train(config(data, tmp_path, **flags, no_last_checkpoints=True, disable_validation=True))
+    names = {"checkpoint2.pt", f"checkpoint_3_{3 * EPOCH}.pt"}
+    assert {path.name for path in tmp_path.glob("*.pt")} == names
+
+
 def test_the_end_by_learning_rate_is_saved(data: Path, tmp_path: Path) -> None:
     flags = {"stop_min_lr": 0.005, "save_interval": 9, "max_update": 50, "total_num_update": 30}
     train(config(data, tmp_path, **flags))
     assert updates_of(tmp_path) == 3 * EPOCH
+    # an epoch that was to be saved, and had no name to be saved under, is not on the disk
+    nameless = {"save_interval": 1, "no_epoch_checkpoints": True, "no_last_checkpoints": True}
+    folder = tmp_path / "nameless"
+    train(config(data, folder, **{**flags, **nameless}, disable_validation=True))
+    assert [path.name for path in folder.glob("*.pt")] == [f"checkpoint_3_{3 * EPOCH}.pt"]
 
 
 def test_the_time_limit_counts_restarts(
