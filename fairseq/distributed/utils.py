@@ -17,8 +17,10 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -27,7 +29,7 @@ from fairseq.config.plugins import import_user_module
 from fairseq.config.sections import DistributedTrainingConfig, FairseqConfig
 from fairseq.errors import ConfigError, FairseqError
 from fairseq.logging.console import setup_logging
-from fairseq.protocols import Settings
+from fairseq.protocols import LoggingOutput, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +147,27 @@ def _widest_names(names: list[str], device: torch.device) -> list[str]:
     return text.split("\0")
 
 
+def can_be_added(logs: Sequence[LoggingOutput]) -> bool:
+    """Tell whether all figures are numbers or tensors."""
+    return all(isinstance(x, Number | Tensor | np.number) for log in logs for x in log.values())
+
+
+def added_up(logs: Sequence[LoggingOutput]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the sums of what logging outputs say, and the rows that they join instead.
+
+    Rows are tensors of two dimensions under a name that begins with ``_``. What one output lacks
+    counts as 0 there.
+    """
+    total: dict[str, Any] = {}
+    parts: dict[str, list[Tensor]] = {}
+    for key, value in ((key, value) for log in logs for key, value in log.items()):
+        if key.startswith("_") and torch.is_tensor(value) and value.dim() == 2:
+            parts.setdefault(key, []).append(value)
+        else:
+            total[key] = total.get(key, 0) + value
+    return total, {key: torch.cat(found) for key, found in parts.items()}
+
+
 def concat_over_processes(rows_NK: Tensor | None, device: torch.device) -> Tensor:
     """Join the rows of all processes, in the order of their ranks.
 
@@ -183,16 +206,16 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def meeting(cfg: DistributedTrainingConfig) -> DistributedTrainingConfig:
+def meeting(config: FairseqConfig) -> DistributedTrainingConfig:
     """Return how many processes a run should have, and how they meet.
 
     Under ``torchrun`` the environment decides; otherwise ``--distributed-world-size``, whose
-    default is the number of visible GPUs.
+    default is the number of visible GPUs, 1 where they are not used.
 
     Args:
-        cfg: the distributed section as the user wrote it.
+        config: as the user wrote it.
     """
-    env = os.environ
+    env, cfg = os.environ, config.distributed_training
     if all(name in env for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")):
         return cfg.changed(
             distributed_init_method="env://",
@@ -202,8 +225,14 @@ def meeting(cfg: DistributedTrainingConfig) -> DistributedTrainingConfig:
             distributed_no_spawn=True,
         )
     if cfg.distributed_world_size < 1:
-        return cfg.changed(distributed_world_size=max(1, torch.cuda.device_count()))
+        return cfg.changed(distributed_world_size=max(1, _gpus_for(config)))
     return cfg
+
+
+def _gpus_for(config: FairseqConfig) -> int:
+    """Return how many GPUs of this machine a run uses if it may."""
+    used = not config.common.cpu and config.common.device in ("auto", "cuda")
+    return torch.cuda.device_count() if used else 0
 
 
 def init_process_group(cfg: DistributedTrainingConfig, device: torch.device) -> int:
@@ -273,19 +302,19 @@ def call_main(cfg: FairseqConfig, main: Callable[..., object]) -> Any:
     Returns:
         what ``main`` returned, None if it ran in processes of their own.
     """
-    distributed = meeting(cfg.distributed_training)
+    distributed = meeting(cfg)
     cfg = cfg.changed(distributed_training=distributed)
     world = distributed.distributed_world_size
     if world == 1 or distributed.distributed_no_spawn:
         return main(cfg)
+    local = distributed.distributed_num_procs
+    if local is None or local < 1:
+        local = _gpus_for(cfg) or world
     if distributed.distributed_init_method is None:
+        local = world  # they meet on this machine, so all of them are here
         address = f"tcp://127.0.0.1:{free_port()}"
         distributed = distributed.changed(distributed_init_method=address)
         cfg = cfg.changed(distributed_training=distributed)
-    local = distributed.distributed_num_procs
-    if local is None or local < 1:
-        # one process a GPU of this machine; without GPUs all are here
-        local = torch.cuda.device_count() or world
     start_rank = distributed.distributed_rank or 0
     try:
         with left_to_children():

@@ -119,7 +119,7 @@ def _in_one_process(cfg: FairseqConfig) -> FairseqConfig:
         ConfigError: if more processes are asked for: callbacks and result could not leave them.
     """
     stated = cfg.distributed_training.distributed_world_size
-    distributed = meeting(cfg.distributed_training)
+    distributed = meeting(cfg)
     if distributed.distributed_world_size == 1 or distributed.distributed_no_spawn:
         return cfg.changed(distributed_training=distributed)
     if stated > 1:

@@ -399,17 +399,12 @@ class Trainer:
     def _share(self, logs: list[LoggingOutput], sample_size: float) -> tuple[list[Any], Any]:
         """Add up logging outputs and sample sizes over micro-batches and processes.
 
-        Numbers are added; tensors of two dimensions are joined along the first.
+        See :func:`fairseq.distributed.utils.added_up`. One process can keep what cannot be added.
         """
-        if self.world == 1 and not self.task.logging_outputs_can_be_summed(self.criterion):
+        summable = self.task.logging_outputs_can_be_summed(self.criterion)
+        if self.world == 1 and not (summable and distributed_utils.can_be_added(logs)):
             return logs, sample_size
-        total: dict[str, Any] = {}
-        rows: dict[str, Any] = {}
-        for key in logs[0] if logs else ():
-            if torch.is_tensor(logs[0][key]) and logs[0][key].dim() == 2:
-                rows[key] = torch.cat([log[key] for log in logs])
-            else:
-                total[key] = sum(log[key] for log in logs)
+        total, rows = distributed_utils.added_up(logs)
         if self.world > 1:
             marks = {f"{ROWS_OF}{key}": 1 for key in rows}
             total = distributed_utils.sum_over_processes(

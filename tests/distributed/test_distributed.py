@@ -443,3 +443,48 @@ def test_two_processes_print_one_estimate(
     main = functools.partial(estimate_here, as_json=True)
     assert finish(start(data, tmp_path / "run", 2, main=main)) == [0, 0]
     assert json.loads(capfd.readouterr().out)["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("gpus", "flags", "started"),
+    [
+        (4, {"cpu": True}, None),  # the GPUs of the machine do not count
+        (1, {"cpu": True, "distributed_world_size": 2}, 2),
+        (1, {"device": "cpu", "cpu": False, "distributed_world_size": 3}, 3),
+        (1, {"cpu": False, "distributed_world_size": 2}, 2),  # that share one, if they can
+        (4, {"cpu": False}, 4),
+        (4, {"cpu": False, "distributed_world_size": 8,
+             "distributed_init_method": "tcp://other:1"}, 4),
+    ],
+)  # fmt: skip
+def test_how_many_processes_start_here(
+    gpus: int, flags: dict[str, Any], started: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    def spawn(function: object, args: object, nprocs: int, join: bool) -> None:
+        counts.append(nprocs)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
+    cfg = tiny_run.config(Path("data"), Path("run"), **flags)
+    utils.call_main(cfg, lambda cfg: counts.append(-1))
+    assert counts == [-1 if started is None else started]
+
+
+def test_logging_outputs_are_added_and_rows_joined() -> None:
+    logs = [
+        {"loss": 1.0, "table": torch.ones(2, 2), "_rows": torch.zeros(1, 3)},
+        {
+            "loss": torch.tensor(2.0),
+            "late": 5,
+            "table": torch.ones(2, 2),
+            "_rows": torch.ones(2, 3),
+        },
+    ]
+    total, rows = utils.added_up(logs)
+    assert total["loss"] == 3 and total["late"] == 5
+    assert total["table"].tolist() == [[2, 2], [2, 2]]
+    assert rows["_rows"].tolist() == [[0] * 3, [1] * 3, [1] * 3]
+    assert utils.added_up([]) == ({}, {})
+    assert utils.can_be_added(logs) and not utils.can_be_added([{"loss": 1, "predicted": [0, 1]}])
