@@ -9,6 +9,7 @@ from fairseq_cli.entry import command
 
 if TYPE_CHECKING:
     from fairseq.config.preprocess import PreprocessConfig
+    from fairseq.preprocess.corpus import DictionaryMaker
 
 
 USAGE = "fairseq-preprocess --only-source --trainpref FILE [options]"
@@ -27,7 +28,25 @@ def main(cfg: PreprocessConfig) -> None:
     from fairseq.preprocess.corpus import preprocess
 
     setup_logging(stream="stderr")
-    preprocess(cfg)
+    maker = _maker(cfg)
+    preprocess(cfg) if maker is None else preprocess(cfg, maker)
+
+
+def _maker(cfg: object) -> DictionaryMaker | None:
+    """Return the task of a plug-in that makes dictionaries of its own, None for any other."""
+    name = getattr(cfg, "task", None)
+    if name is None or getattr(cfg, "user_dir", None) is None:
+        return None
+    from fairseq.tasks import get_task
+    from fairseq.tasks.base import FairseqTask
+
+    task = get_task(name)
+    return None if _dictionary_functions(task) == _dictionary_functions(FairseqTask) else task
+
+
+def _dictionary_functions(task: DictionaryMaker) -> list[object]:
+    methods = (task.load_dictionary, task.build_dictionary)
+    return [getattr(method, "__func__", method) for method in methods]
 
 
 def run(argv: Sequence[str] | None = None) -> int:

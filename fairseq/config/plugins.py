@@ -100,7 +100,8 @@ def _locate(named: object) -> Path:
         raise ConfigError(f"--user-dir is the path of a folder, not {named!r}")
     package = Path(__file__).resolve().parent
     for base in (Path.cwd(), package, package.parent):
-        folder = (base / os.path.expanduser(named)).resolve()
+        # a link keeps its name, which is the package's
+        folder = Path(os.path.abspath(base / os.path.expanduser(named)))
         if folder.is_dir():
             return folder
     raise MissingFileError(
@@ -116,7 +117,7 @@ def _check_name(folder: Path, name: str) -> None:
         raise _bad_name(folder, f"'{name}' is a module of Python itself")
     present: Any = sys.modules.get(name)
     origins = [Path(origin).resolve() for origin in getattr(present, "__path__", ())]
-    if present is not None and folder not in origins:
+    if present is not None and folder.resolve() not in origins:
         place = origins[0] if origins else getattr(present, "__file__", "elsewhere")
         raise _bad_name(folder, f"a module called '{name}' is already imported from {place}")
 
@@ -125,7 +126,7 @@ def _check_first(folder: Path, name: str) -> None:
     """Refuse a folder that an installed module of the same name comes before."""
     spec = importlib.util.find_spec(name)
     places = [Path(place).resolve() for place in (spec and spec.submodule_search_locations) or ()]
-    if folder not in places:
+    if folder.resolve() not in places:
         place = spec.origin if spec else "elsewhere"
         problem = f"a module called '{name}' is installed ({place}) and would be taken instead"
         raise _bad_name(folder, problem)

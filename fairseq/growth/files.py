@@ -42,7 +42,7 @@ from fairseq.growth.start import (
     read_source,
 )
 from fairseq.protocols import Task
-from fairseq.tasks.loading import task_of
+from fairseq.tasks.loading import built_for_weights, task_of
 
 ROWS, LENGTH = 4, 12  # of tokens that source and target are compared on
 TOLERANCE = 1e-9  # in fp64, in units of the largest logit
@@ -133,7 +133,7 @@ def logits_of(task: Task, config: Config, state: Mapping[str, Tensor], tokens_BT
     Without a head they are the products with its embeddings; (B, T, C) hidden states where an
     adaptive softmax takes the place of logits, or the embeddings have another width.
     """
-    model = task.build_model(dataclasses.replace(config), from_checkpoint=True).eval()
+    model = built_for_weights(task, dataclasses.replace(config)).eval()
     wide = {name: x.double() if x.is_floating_point() else x for name, x in state.items()}
     model.upgrade_state_dict(wide)  # classifiers take the width that theirs have in the state
     # put in place of the model's own weights instead of copied into them: large models are large

@@ -12,9 +12,9 @@ import os
 import re
 import shutil
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from fairseq.config.preprocess import PreprocessConfig
 from fairseq.config.ranges import check_fields
@@ -51,6 +51,23 @@ class OutputExistsError(FairseqError, FileExistsError):
     """A file that would be overwritten and may belong to other data."""
 
 
+class DictionaryMaker(Protocol):
+    """What reads and builds dictionaries: the task of a plug-in, as in the original."""
+
+    def load_dictionary(self, filename: str) -> Dictionary:
+        """Read a dictionary file."""
+
+    def build_dictionary(
+        self,
+        filenames: Sequence[str],
+        workers: int,
+        threshold: int,
+        nwords: int,
+        padding_factor: int,
+    ) -> Dictionary:
+        """Count the words of text files; see ``FairseqTask.build_dictionary``."""
+
+
 @dataclass(frozen=True)
 class Text:
     """A text file and the dataset it becomes.
@@ -74,11 +91,12 @@ class Text:
     is_train: bool
 
 
-def preprocess(config: PreprocessConfig) -> None:
+def preprocess(config: PreprocessConfig, maker: DictionaryMaker | None = None) -> None:
     """Write dictionaries, datasets, ``preprocess.log`` and ``manifest.json`` into ``destdir``.
 
     Args:
         config: the settings, or a Namespace that has some of them.
+        maker: makes the dictionaries in its own way, with other special symbols for example.
 
     Raises:
         ConfigError: if flags are missing, out of range or contradict each other.
@@ -104,8 +122,8 @@ def preprocess(config: PreprocessConfig) -> None:
         _check_destination(config)  # again, now that nobody else can be at work there
         print(_namespace(given, config), file=log, flush=True)  # too long for a terminal
         texts = _records_to_text(config, texts, stack)
-        numbered = _read_train_texts(config, texts, stack)
-        dictionaries = _dictionaries(config, texts, numbered)
+        numbered = {} if maker else _read_train_texts(config, texts, stack)
+        dictionaries = _dictionaries(config, texts, numbered, maker)
         entries: dict[str, DatasetEntry] = {}
         if not config.dict_only:
             for text in texts:
@@ -274,7 +292,10 @@ def _read_train_texts(
 
 
 def _dictionaries(
-    config: PreprocessConfig, texts: list[Text], numbered: dict[str, NumberedText]
+    config: PreprocessConfig,
+    texts: list[Text],
+    numbered: dict[str, NumberedText],
+    maker: DictionaryMaker | None,
 ) -> dict[str, Dictionary]:
     """Load or build the dictionary of each language, by the name of its file."""
     train_path = {text.lang: text.path for text in texts if text.is_train}
@@ -289,7 +310,7 @@ def _dictionaries(
         if joined is not None:
             dictionary = joined
         elif path:
-            dictionary = Dictionary.load(path)
+            dictionary = maker.load_dictionary(path) if maker else Dictionary.load(path)
             missing = [piece for piece in _pieces(config) if piece not in dictionary]
             if missing:
                 raise DataError(
@@ -297,6 +318,17 @@ def _dictionaries(
                     f"first is {missing[0]}; give the tokenizer's own dictionary, or drop "
                     "--byte-level-tokenizer to make such pieces <unk>"
                 )
+        elif maker:
+            sources = [*train_path.values()] if config.joined_dictionary else [train_path[lang]]
+            dictionary = maker.build_dictionary(
+                sources,
+                workers=config.workers,
+                threshold=threshold,
+                nwords=nwords,
+                padding_factor=config.padding_factor,
+            )
+            for piece in _pieces(config):
+                dictionary.add_symbol(piece, n=0)
         else:
             sources = list(numbered) if config.joined_dictionary else [train_path[lang]]
             dictionary = Dictionary()

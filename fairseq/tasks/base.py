@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fairseq.config.references import settled_alone
 from fairseq.criterions.base import log_aggregated
+from fairseq.data.batches.cut import without_trailing
 from fairseq.data.batches.epochs import EpochBatchIterator
 from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.storage.dictionary import Dictionary
@@ -298,7 +299,8 @@ class FairseqTask:
         kept = indices[~np.isin(indices, without)] if len(without) else indices
         # the original leaves a last small batch out in training; an evaluation needs every sample
         drop = self.data_rng == "fairseq-main" and not self.only_evaluates
-        return dataset.batch_by_size(kept, **sizes, drop_trailing=drop)
+        batches = dataset.batch_by_size(kept, **sizes)  # a plug-in's takes no other limits
+        return without_trailing(batches, sizes["required_batch_size_multiple"]) if drop else batches
 
     def _usable_indices(
         self, dataset: FairseqDataset, seed: int, max_positions: Limits, leave_out: bool
@@ -366,14 +368,8 @@ class FairseqTask:
         """Build the generator or scorer; see :func:`fairseq.decoding.beams.build_generator`."""
         from fairseq.decoding.beams import build_generator
 
-        return build_generator(
-            self.target_dictionary,
-            models,
-            args,
-            seq_gen_cls,
-            extra_gen_cls_kwargs,
-            prefix_allowed_tokens_fn,
-        )
+        ways = (seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
+        return build_generator(self.target_dictionary, models, args, *ways)
 
     def inference_step(
         self,

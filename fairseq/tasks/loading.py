@@ -7,6 +7,7 @@ goes on also restores its training, see :mod:`fairseq.training.restore`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,9 +66,20 @@ def model_of(
     Raises:
         CheckpointError: if the weights do not fit the settings, or the dictionary.
     """
-    model = task.build_model(settings, from_checkpoint=True)
+    model = built_for_weights(task, settings)
     give_weights(model, state, settings, path, strict)
     return model
+
+
+def built_for_weights(task: Task, settings: Settings) -> Any:
+    """Return a model that is to be given weights, as its task builds it.
+
+    Tasks of older plug-ins have no ``from_checkpoint``.
+    """
+    takes = inspect.signature(task.build_model).parameters.values()
+    if any(p.name == "from_checkpoint" or p.kind is p.VAR_KEYWORD for p in takes):
+        return task.build_model(settings, from_checkpoint=True)
+    return task.build_model(settings)
 
 
 def give_weights(

@@ -30,7 +30,7 @@ from fairseq.files.io import checkpoints_there, sha256_of
 from fairseq.models.base import BaseFairseqModel
 from fairseq.modules.predictions import tells_projection
 from fairseq.tasks.base import FairseqTask
-from fairseq.tasks.loading import give_weights
+from fairseq.tasks.loading import built_for_weights, give_weights
 from fairseq.utils import split_paths
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def load_teacher(config: FairseqConfig, task: FairseqTask, student: BaseFairseqM
         raise MissingFileError(f"--teacher-path not found: {path}. {checkpoints_there(path)}")
     overrides = parse_dict("--teacher-overrides", settings.teacher_overrides)
     source = _from_folder(path, overrides) if path.is_dir() else _from_file(path, overrides)
-    model = task.build_model(source.model, from_checkpoint=True)
+    model = built_for_weights(task, source.model)
     # the kind goes first: models of another kind have another dictionary, too
     _check_fit(model, student, task, str(path), settings.alpha_ce or settings.alpha_mse)
     state = _with_rows_of(source, task.source_dictionary, str(path))

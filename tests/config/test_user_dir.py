@@ -16,10 +16,11 @@ from fairseq.config.plugins import import_user_module
 from fairseq.config.registries import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.config.settings import config_from_settings
 from fairseq.criterions import CRITERION_REGISTRY
-from fairseq.errors import ConfigError, MissingFileError
+from fairseq.data.storage.load import load_indexed_dataset
+from fairseq.errors import ConfigError, MissingFileError, RegistryError
 from fairseq.optim.lr_scheduler import LR_SCHEDULER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
-from fairseq_cli import train
+from fairseq_cli import preprocess, train
 
 pytestmark = pytest.mark.reliability
 ARCH = """
@@ -402,3 +403,60 @@ def test_the_name_of_an_installed_module(plugin, monkeypatch):
     folder = plugin("sortedcontainers", __init__="raise SystemExit(99)")
     with pytest.raises(ConfigError, match="'sortedcontainers' is installed .*rename the folder"):
         load(folder)
+
+
+def test_a_link_gives_the_package_its_name(plugin, tmp_path):
+    plugin("plug-in-1.2", __init__="from plug_linked.part import HERE", part="HERE = __name__")
+    (tmp_path / "plug_linked").symlink_to(tmp_path / "plug-in-1.2")
+    module = load(tmp_path / "plug_linked")
+    assert module.__name__ == "plug_linked" and module.HERE == "plug_linked.part"
+    assert load(tmp_path / "plug_linked") is module
+
+
+CHAT = """
+from fairseq.data.storage.dictionary import Dictionary
+from fairseq.tasks import FairseqTask, register_task
+
+class Chat(Dictionary):
+    def __init__(self, **settings):
+        super().__init__(extra_special_symbols=["<user>", "<bot>"], **settings)
+
+@register_task("chat_of_{name}")
+class ChatTask(FairseqTask):
+    @classmethod
+    def load_dictionary(cls, filename):
+        return Chat.load(filename)
+
+    @classmethod
+    def build_dictionary(cls, filenames, workers=1, threshold=-1, nwords=-1, padding_factor=8):
+        dictionary = Chat()
+        for filename in filenames:
+            Dictionary.add_file_to_dictionary(filename, dictionary, str.split, workers)
+        dictionary.finalize(threshold=threshold, nwords=nwords, padding_factor=padding_factor)
+        return dictionary
+
+@register_task("usual_of_{name}")
+class UsualTask(FairseqTask):
+    pass
+"""
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_data_are_binarized_with_the_dictionary_of_the_task(plugin, tmp_path, given):
+    folder = plugin("plug_chat", __init__=CHAT)
+    (tmp_path / "text").write_text("a a a b <bot> b c\n")
+    (tmp_path / "known.txt").write_text("a 3\nb 2\nc 1\n")
+    words = ["--only-source", "--trainpref", str(tmp_path / "text"), "--user-dir", str(folder)]
+    words += ["--srcdict", str(tmp_path / "known.txt")] if given else []
+    ids = {}
+    for name in ("chat_of_plug_chat", "usual_of_plug_chat"):
+        preprocess.run([*words, "--task", name, "--destdir", str(tmp_path / name)])
+        task = TASK_REGISTRY[name]
+        dictionary = task.load_dictionary(str(tmp_path / name / "dict.txt"))
+        data = load_indexed_dataset(str(tmp_path / name / "train"), dictionary)
+        assert dictionary.string(data[0]).split()[:4] == ["a", "a", "a", "b"]
+        ids[name] = data[0].tolist()
+    assert ids["chat_of_plug_chat"] == [6, 6, 6, 7, 5, 7, 8, 2]
+    assert ids["usual_of_plug_chat"][:4] == [4, 4, 4, 5]
+    with pytest.raises(RegistryError, match="did you mean 'chat_of_plug_chat'"):
+        preprocess.run([*words, "--task", "chat_of_plug_chart", "--destdir", str(tmp_path / "n")])

@@ -147,9 +147,14 @@ class Counted(ListDataset):
     can_reuse_epoch_itr_across_epochs = True
     cuts = 0
 
-    def batch_by_size(self, *args: Any, **kwargs: Any) -> Any:
+    # as a plug-in that was written for the original has it
+    def batch_by_size(
+        self, indices: Any, max_tokens=None, max_sentences=None, required_batch_size_multiple=1
+    ) -> Any:
         self.cuts += 1
-        return super().batch_by_size(*args, **kwargs)
+        return super().batch_by_size(
+            indices, max_tokens, max_sentences, required_batch_size_multiple
+        )
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -164,6 +169,14 @@ def test_batches_are_cut_once_if_they_stay_the_same() -> None:
     for change in ("disable_iterator_cache", "update_epoch_batch_itr"):
         assert task.get_batch_iterator(dataset, max_sentences=2, **{change: True}) is not first
     assert dataset.cuts == 3
+
+
+@pytest.mark.parametrize(("data_rng", "batches"), [("fairseq-main", 2), ("fairseq-0.12", 3)])
+def test_a_plug_in_cuts_batches_and_the_task_drops_the_last_small_one(data_rng, batches) -> None:
+    task = FairseqTask(SimpleNamespace(data_rng=data_rng))
+    dataset = Counted([torch.tensor([i]) for i in range(5)], np.ones(5, dtype=np.int64))
+    found = task.get_batch_iterator(dataset, max_sentences=2, required_batch_size_multiple=2)
+    assert len(found) == batches
 
 
 def test_registering_tasks() -> None:

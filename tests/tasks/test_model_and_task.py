@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_run import DECODER, SMALL, config, make_corpus, train
 
 from fairseq.errors import ConfigError
 from fairseq.evaluation import validate
+from fairseq.tasks.loading import built_for_weights
 
 CAUSAL = {**DECODER, "max_update": 1}
 LAST = "checkpoint_last.pt"
@@ -42,3 +44,12 @@ def test_a_masked_model_continues_no_text(data: Path, tmp_path: Path) -> None:
     flat = {"data": str(data), "path": str(tmp_path / LAST), "batch_size": 4}
     with pytest.raises(ConfigError, match="cannot predict .*name a causal --arch"):
         validate({**flat, "task": "language_modeling", "criterion": "cross_entropy"})
+
+
+def test_tasks_of_older_plug_ins_build_models_without_being_told_why() -> None:
+    old = SimpleNamespace(build_model=lambda args: ("old", args))
+    new = SimpleNamespace(build_model=lambda cfg, from_checkpoint=False: (cfg, from_checkpoint))
+    loose = SimpleNamespace(build_model=lambda *args, **kwargs: (args, kwargs))
+    assert built_for_weights(old, "settings") == ("old", "settings")
+    assert built_for_weights(new, "settings") == ("settings", True)
+    assert built_for_weights(loose, "settings") == (("settings",), {"from_checkpoint": True})

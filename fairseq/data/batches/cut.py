@@ -119,10 +119,15 @@ def batch_by_size(
     else:
         assert num_tokens_fn is not None, "either num_tokens_fn or num_tokens_vec is needed"
         batches = batch_by_size_fn(ordered, num_tokens_fn, *limits)
-    # only the last batch can miss the multiple: the cutters round all others down
-    if drop_trailing and batches and len(batches[-1]) % required_batch_size_multiple:
-        batches.pop()
-    return batches
+    return without_trailing(batches, required_batch_size_multiple) if drop_trailing else batches
+
+
+def without_trailing(batches: list[np.ndarray], multiple: int) -> list[np.ndarray]:
+    """Return the batches without the last one if its size is no multiple of ``multiple``.
+
+    Only the last can miss it: the cutters round all others down.
+    """
+    return batches[:-1] if batches and len(batches[-1]) % multiple else batches
 
 
 def filter_by_size_dynamic(
