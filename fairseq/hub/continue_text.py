@@ -32,7 +32,7 @@ from fairseq.errors import ConfigError, DataError
 from fairseq.files.io import BYTE_ORDER_MARK, require_file
 from fairseq.files.safe_load import safe_load
 from fairseq.hub.fill_text import MaskFiller
-from fairseq.hub.language_model import GeneratorHubInterface
+from fairseq.hub.language_model import GeneratorHubInterface, none_fits
 from fairseq.hub.load import (
     companions,
     encoder_name,
@@ -140,11 +140,14 @@ class TextGenerator:
         data, flat = self.config.dataset, self.flat
         max_tokens, batch_size = flat.get("max_tokens"), flat.get("batch_size")
         limits = [model.max_positions() for model in self.models] if limited else []
+        longest = utils.resolve_max_positions(self.task.max_positions(), *limits)
+        if data.skip_invalid_size_inputs_valid_test and none_fits(dataset, longest):
+            return []
         return self.task.get_batch_iterator(
             dataset=dataset,
             max_tokens=max_tokens or (None if batch_size else DEFAULT_MAX_TOKENS),
             max_sentences=batch_size,
-            max_positions=utils.resolve_max_positions(self.task.max_positions(), *limits),
+            max_positions=longest,
             ignore_invalid_inputs=data.skip_invalid_size_inputs_valid_test,
             num_shards=max(1, data.num_shards),
             shard_id=data.shard_id,

@@ -20,10 +20,11 @@ from fairseq.config.refused import REFUSED, check_refused
 from fairseq.config.schema import public_fields
 from fairseq.config.sections import GenerationConfig
 from fairseq.data import encoders
+from fairseq.data.datasets.base import FairseqDataset
 from fairseq.decoding.beams import AllowedTokens
 from fairseq.errors import ConfigError, DataError, did_you_mean
 from fairseq.files.io import BYTE_ORDER_MARK
-from fairseq.protocols import Settings
+from fairseq.protocols import Limits, Settings
 
 logger = logging.getLogger("fairseq.generator_hub_interface")
 
@@ -176,7 +177,7 @@ class GeneratorHubInterface(nn.Module):
             DataError: if a prompt is too long for the model, or no ids of the dictionary.
         """
         if isinstance(tokenized_sentences, Tensor) and tokenized_sentences.dim() == 1:
-            return self.generate(
+            found = self.generate(
                 tokenized_sentences[None],
                 beam,
                 verbose,
@@ -184,7 +185,8 @@ class GeneratorHubInterface(nn.Module):
                 inference_step_args,
                 prefix_allowed_tokens_fn,
                 **kwargs,
-            )[0]
+            )
+            return found[0] if found else []  # it was too long, and skipped
         if not isinstance(tokenized_sentences, Iterable):
             utils.check_token_ids(tokenized_sentences, None, (1,))  # which they are not
         for sentence in tokenized_sentences:
@@ -236,8 +238,11 @@ class GeneratorHubInterface(nn.Module):
             raise DataError("a prompt has no token; an empty text is encoded as end-of-sentence")
         lengths = [len(sentence) for sentence in tokens]
         data = getattr(self.cfg, "dataset", None)
+        dataset = self.task.build_dataset_for_inference(tokens, lengths)
+        if skip_invalid_size_inputs and none_fits(dataset, self.max_positions):
+            return []
         return self.task.get_batch_iterator(
-            dataset=self.task.build_dataset_for_inference(tokens, lengths),
+            dataset=dataset,
             max_tokens=getattr(data, "max_tokens", None),
             max_sentences=getattr(data, "batch_size", None),
             max_positions=self.max_positions,
@@ -254,6 +259,17 @@ class GeneratorHubInterface(nn.Module):
                 logger.info("H\t%s\t%s", float(hypothesis["score"]), text)
                 scores = " ".join(f"{x:.4f}" for x in hypothesis["positional_scores"].tolist())
                 logger.info("P\t%s", scores)
+
+
+def none_fits(dataset: FairseqDataset, max_positions: Limits) -> bool:
+    """Tell whether all prompts are too long, and say so: a task refuses a set without any."""
+    if max_positions is None:
+        return False
+    fitting, too_long = dataset.filter_indices_by_size(dataset.ordered_indices(), max_positions)
+    if len(fitting):
+        return False
+    logger.warning("%d prompts are longer than %s tokens: skipped", len(too_long), max_positions)
+    return True
 
 
 def _texts(sentences: object) -> list[str]:

@@ -97,7 +97,7 @@ def from_pretrained(
     if isinstance(entry, Mapping):
         extra = {key: value for key, value in entry.items() if key != "path"}
         checkpoint_file = extra.pop("checkpoint_file", checkpoint_file)
-        kwargs = {**extra, **{k: v for k, v in kwargs.items() if k not in extra or k == "bpe"}}
+        kwargs = {**extra, **kwargs}
         entry = entry["path"]
     if "data" in kwargs:
         raise ConfigError("give the folder of the dictionary as data_name_or_path, not as data")

@@ -135,6 +135,13 @@ def test_the_buffer_changes_nothing(lm: dict[str, Any], settings: dict[str, Any]
         assert alone[1] != alone[4]  # each line has draws of its own
 
 
+def test_interactive_skips_lines_that_are_too_long(lm: dict[str, Any]) -> None:
+    texts = ["w1", " ".join(["w1"] * 3000), "w2"]
+    settings = {**lm, "beam": 1, "max_len_b": 6, "skip_invalid_size_inputs_valid_test": True}
+    found = list(TextGenerator(settings).continue_lines(texts))
+    assert [(one.number, one.source) for one in found] == [(0, "w1"), (2, "w2")]
+
+
 def test_interactive_from_a_file(lm: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "prompts.txt").write_text("w1 w2\nw5\n", encoding="utf-8")
     argv = argv_of(lm, "--input", str(tmp_path / "prompts.txt"), "--beam", "1", "--max-len-b", "5")

@@ -142,6 +142,8 @@ def test_too_long_a_prompt(lm: GeneratorHubInterface) -> None:
         lm.generate(tokens, beam=1)
     (found,) = lm.generate(tokens, beam=1, skip_invalid_size_inputs=True, max_len_b=4)
     assert found[0]["tokens"].tolist()[:2] == [5, 6]
+    assert lm.generate(tokens[:1], beam=1, skip_invalid_size_inputs=True) == []
+    assert lm.generate(tokens[0], beam=1, skip_invalid_size_inputs=True) == []
 
 
 def test_settings_are_checked(lm: GeneratorHubInterface) -> None:

@@ -210,3 +210,11 @@ def test_a_model_of_a_grammar_reads_its_words(tmp_path: Path) -> None:
         {"path": str(tmp_path / "run/checkpoint_last.pt"), "cpu": True}, guess=True
     )
     assert [one.hypotheses for one in writer.continue_lines(["x <mask>"])]
+
+
+def test_what_the_caller_says_wins_over_the_published_entry(run: Path) -> None:
+    published = {"mine": {"path": str(run), "bpe": "nothing", "tokenizer": "moses"}}
+    found = hub_utils.from_pretrained(
+        "mine", "checkpoint_last.pt", ".", published, bpe=None, tokenizer="space"
+    )
+    assert found["args"].tokenizer._name == "space"
