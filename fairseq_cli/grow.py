@@ -48,7 +48,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--grow-width", type=int, metavar="K", help="K times the width")
     config = CheckpointConfig()
     for field, kind in public_fields(CheckpointConfig):
-        if field.name.startswith("grow_") and field.name not in ("grow_from", "grow_method"):
+        # a file that is grown has no state of an optimizer
+        if field.name.startswith("grow_") and field.name not in (
+            "grow_from",
+            "grow_method",
+            "grow_optimizer",
+        ):
             add_field(parser, config, field, kind, None, False)
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="folder with the source's dict.txt"

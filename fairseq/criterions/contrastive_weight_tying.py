@@ -115,6 +115,7 @@ class ContrastiveWeightTyingCriterion(SummingCriterion):
             )
         self.beside_likelihood = "contrastive weight tying" if cfg.contrastive_weight else ""
         self.cfg = cfg
+        self.backend = "auto"  # reference where second derivatives are taken
         self.projection: nn.Linear | None = None
         if cfg.contrastive_projection:
             self.projection = nn.Linear(cfg.contrastive_width, cfg.contrastive_width, bias=False)
@@ -180,6 +181,7 @@ class ContrastiveWeightTyingCriterion(SummingCriterion):
             normalize=cfg.contrastive_normalize,
             duplicates=cfg.duplicates,
             symmetric=cfg.contrastive_symmetric,
+            loss_backend=self.backend,
         )
         entries = result.negatives * table_VC.shape[1] * (2 if cfg.contrastive_symmetric else 1)
         entries += 0 if self.projection is None else self.projection.weight.numel()
@@ -194,7 +196,8 @@ class ContrastiveWeightTyingCriterion(SummingCriterion):
         }
         if cfg.vocabulary_weight:
             # from the states before the map, which serves the contrast alone
-            whole_N = refuse_adaptive(from_output(model, hidden_NC)).losses(target_N)
+            predictions = refuse_adaptive(from_output(model, hidden_NC))
+            whole_N = predictions.losses(target_N, self.backend)
             loss_N = loss_N + cfg.vocabulary_weight * whole_N
             log["contrastive_loss"] = result.loss_N.detach().sum()
             log["vocabulary_loss"] = whole_N.detach().sum()

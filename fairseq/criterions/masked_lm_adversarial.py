@@ -51,10 +51,12 @@ def head_error(
     ``W = (X^T X + ridge I)^-1 X^T Y`` over rows of length one; it can be differentiated in both
     sets of features. Source: Hoerl and Kennard 1970.
     """
-    x_FC, held = F.normalize(features_FC, dim=1), F.normalize(held_HC, dim=1)
-    gram_CC = x_FC.T @ x_FC + ridge * torch.eye(x_FC.shape[1], dtype=x_FC.dtype, device=x_FC.device)
-    weight_CK = torch.linalg.solve(gram_CC, x_FC.T @ target_FK)
-    return (held @ weight_CK - held_target_HK).square().mean()
+    # in half precision the sums of products would be off by more than the ridge
+    with torch.autocast(features_FC.device.type, enabled=False):
+        x_FC, held = F.normalize(features_FC, dim=1), F.normalize(held_HC, dim=1)
+        ridge_CC = ridge * torch.eye(x_FC.shape[1], dtype=x_FC.dtype, device=x_FC.device)
+        weight_CK = torch.linalg.solve(x_FC.T @ x_FC + ridge_CC, x_FC.T @ target_FK)
+        return (held @ weight_CK - held_target_HK).square().mean()
 
 
 @register_criterion("masked_lm_adversarial", dataclass=MaskedLmAdversarialConfig)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fairseq import evaluation
 from fairseq.config.sections import FairseqConfig
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.distributed.device import choose_device
 from fairseq.errors import ConfigError, DataError, MissingFileError
 from fairseq.hub.load import load_by_settings
@@ -67,25 +68,36 @@ def pseudo_perplexity(flat: Mapping[str, Any], most: int | None = None) -> dict[
                 loss, scored = pseudo_log_likelihood(model, task, tokens_T.to(device))
                 total, tokens = total - loss, tokens + scored
                 if encoder is not None:
-                    text = encoder.decode(task.source_dictionary.string(tokens_T))
-                    words, size = words + len(text.split()), size + len(text.encode())
+                    for text in _lines(tokens_T, task.source_dictionary, encoder):
+                        words, size = words + len(text.split()), size + len(text.encode())
         if not tokens:
             raise DataError(f"'{subset}' holds no token to score")
         nats = total / tokens
         results[subset] = {
-            "pseudo_ppl": math.exp(nats),
+            "pseudo_ppl": _exp(nats),
             "bits": nats / math.log(2),
             "tokens": tokens,
             "blocks": count,
         }
         if words:
             results[subset] |= {
-                "pseudo_ppl_word": math.exp(total / words),
+                "pseudo_ppl_word": _exp(total / words),
                 "bits_byte": total / math.log(2) / size,
                 "words": words,
                 "bytes": size,
             }
     return results
+
+
+def _exp(nats: float) -> float:
+    """Return e to that power; where no spaces are written a whole text is one word."""
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+def _lines(tokens_T: Tensor, dictionary: Dictionary, encoder: Any) -> list[str]:
+    """Return the text of a block by line: two that are joined would make one word of two."""
+    ends = (tokens_T == dictionary.eos()).nonzero()[:, 0] + 1
+    return [encoder.decode(dictionary.string(line)) for line in tokens_T.tensor_split(ends)]
 
 
 def _encoder(task: FairseqTask, config: FairseqConfig) -> Any:

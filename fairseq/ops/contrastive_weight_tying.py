@@ -70,6 +70,7 @@ def contrastive_weight_tying(
     duplicates: str = "count",
     symmetric: bool = False,
     backend: str = "distinct",
+    loss_backend: str = "auto",
 ) -> Contrastive:
     """Return the contrastive loss of each position.
 
@@ -84,6 +85,7 @@ def contrastive_weight_tying(
         duplicates: ``count`` a token as often as it occurs, or ``once``.
         symmetric: average with the loss of finding the position for the token, among the N here.
         backend: ``distinct``, or ``reference``, which keeps the matrix of N x M.
+        loss_backend: of the loss over the distinct ones, see :func:`linear_cross_entropy`.
 
     Raises:
         ConfigError: for an unknown backend or way with duplicates.
@@ -103,7 +105,7 @@ def contrastive_weight_tying(
             return _reference(hidden_NC, table_VC, target_N, ids_M, *how)
         told = distinct or distinct_ids(target_N, negatives_M)
         own = told if negatives_M is None or not symmetric else distinct_ids(target_N)
-        return _distinct(hidden_NC, table_VC, told, own, *how)
+        return _distinct(hidden_NC, table_VC, told, own, *how, loss_backend)
 
 
 def _rows(table_VC: Tensor, ids: Tensor, normalize: bool, like: Tensor) -> Tensor:
@@ -119,11 +121,14 @@ def _distinct(
     normalize: bool,
     duplicates: str,
     symmetric: bool,
+    backend: str,
 ) -> Contrastive:
     place_N = told.place_N
     weight_UC = _rows(table_VC, told.ids_U, normalize, hidden_NC)
     bias_U = told.count_U.to(hidden_NC.dtype).log() if duplicates == "count" else None
-    result = linear_cross_entropy(hidden_NC, weight_UC, place_N, bias_V=bias_U, want_argmax=True)
+    result = linear_cross_entropy(
+        hidden_NC, weight_UC, place_N, bias_V=bias_U, want_argmax=True, backend=backend
+    )
     assert result.argmax_N is not None
     right_N = result.argmax_N == place_N
     # counts belong into the sum, but not into the score of the right token
@@ -132,7 +137,7 @@ def _distinct(
         score_N = (hidden_NC * weight_UC[place_N]).sum(-1)
         keys_UC = _rows(table_VC, own.ids_U, normalize, hidden_NC)
         none_U = torch.zeros_like(own.ids_U)
-        lse_U = linear_cross_entropy(keys_UC, hidden_NC, none_U).lse_N
+        lse_U = linear_cross_entropy(keys_UC, hidden_NC, none_U, backend=backend).lse_N
         loss_N = (loss_N + lse_U[own.place_N] - score_N) / 2
     return Contrastive(loss_N, right_N, len(told.ids_U))
 

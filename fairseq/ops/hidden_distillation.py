@@ -84,5 +84,6 @@ def relation_divergence(
     length = pad_BT.shape[1]
     hidden_B1TT = context.hidden(length, length, pad_BT.device, future=causal)
     assert hidden_B1TT is not None  # pads are given
-    log_q, log_p = (side.log_softmax(hidden_B1TT, heads) for side in (student, teacher))
-    return (log_p.exp() * (log_p - log_q)).sum(-1).mean(1)
+    with torch.autocast(pad_BT.device.type, enabled=False):
+        log_q, log_p = (side.log_softmax(hidden_B1TT, heads) for side in (student, teacher))
+        return (log_p.exp() * (log_p - log_q)).sum(-1).mean(1)

@@ -151,9 +151,12 @@ def write_downstream(
         drop_unparsable: leave out sentences whose span no symbol fits.
 
     Raises:
+        ConfigError: for less than no sentences.
         DataError: if there are such sentences, or hardly any of these lengths, or the folder holds
             other texts.
     """
+    if min(sizes.values()) < 0:
+        raise ConfigError(f"give the sentences of each file, 0 or more, not {sizes}")
     dictionary = dictionary_of(labeller.source.terminals)
     folder = Path(folder)
     texts = [f"{split}.input0" for split in sizes]
@@ -204,7 +207,9 @@ def _sentences(
         if drawn > 1000 * (size + len(kept)):
             raise DataError(f"hardly any sentence has {lengths[0]} to {lengths[1]} words")
     kept = kept[:size]
-    return kept, np.array(gold[:size]) if labeller.how == "gold" else labeller.labels(kept)
+    if labeller.how == "gold":
+        return kept, np.array(gold[:size], dtype=np.int64)
+    return kept, labeller.labels(kept)
 
 
 def _write(

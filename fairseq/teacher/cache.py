@@ -32,6 +32,7 @@ from torch import Tensor
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import CheckpointError, ConfigError, MissingFileError
 from fairseq.models.base import BaseFairseqModel
+from fairseq.modules.heads import Projection
 from fairseq.ops.linear_cross_entropy import logit_chunks
 from fairseq.ops.linear_distillation import SparseTeacher
 from fairseq.protocols import Sample
@@ -88,13 +89,22 @@ class CacheWriter(contextlib.ExitStack):
 
     @torch.no_grad()
     def add(self, model: BaseFairseqModel, sample: Sample, pad: int) -> None:
-        """Store a batch; rows that are there are left out."""
+        """Store a batch; rows that are there are left out.
+
+        Raises:
+            CheckpointError: if the model does not tell its logits.
+        """
         from fairseq.criterions.base import predicted_positions
 
         net_input = sample["net_input"]
         positions_N = predicted_positions(sample, pad)
         digests_B, counts_B = _row_digests(net_input, positions_N, pad)
         operands = model(**net_input, predicted_positions=positions_N)[0]
+        if not isinstance(operands, Projection):
+            raise CheckpointError(
+                f"{self.meta['teacher']} has no table of all logits, of which a cache keeps some: "
+                "it can teach hidden states only"
+            )
         ends = np.cumsum(counts_B)
         for digest, end, count in zip(digests_B.tolist(), ends, counts_B, strict=True):
             # a later epoch meets the same rows again

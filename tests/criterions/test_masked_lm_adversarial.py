@@ -162,3 +162,14 @@ def test_what_does_not_fit_is_refused(language: Path, tmp_path: Path) -> None:
     (tmp_path / "train.label").write_text("A\n")
     with pytest.raises(DataError, match="1 labels"):
         MaskedLmAdversarial(MaskedLmAdversarialConfig(adv_task_data=str(tmp_path)), task)
+
+
+def test_mixed_precision_leaves_the_head_alone() -> None:
+    """Features with a common direction: the ridge is far below what bfloat16 rounds away."""
+    torch.manual_seed(0)
+    common = torch.randn(64)
+    fitted, held = (common + 0.05 * torch.randn(64, 64) for _ in range(2))
+    target = torch.randn(64, 3)
+    alone = head_error(fitted, target, held, target, 1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head_error(fitted, target, held, target, 1e-3), alone)

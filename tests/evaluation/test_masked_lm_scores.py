@@ -6,11 +6,13 @@ import json
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fairseq import evaluation
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.evaluation import pseudo_perplexity
 from fairseq.models.roberta import RobertaModel
 from fairseq_cli import bpe, preprocess, train, validate
@@ -127,9 +129,28 @@ def test_words_and_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     bits = found["bits"] * found["tokens"]
     assert math.isclose(found["bits_byte"] * found["bytes"], bits)
     assert math.isclose(math.log2(found["pseudo_ppl_word"]) * found["words"], bits)
+    # the words of lines that share a block are those of the lines
+    blocks = [*words, "--sample-break-mode", "complete", "--tokens-per-sample", "64"]
+    assert validate.run([*blocks, "--pseudo-ppl-blocks", "500", "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)["valid"]
+    assert whole["bytes"] == sum(len(line.encode()) for line in lines)
+    assert whole["blocks"] < len(lines)
+    assert whole["words"] == sum(len(line.split()) for line in lines)
     assert validate.run(words) == 0
     assert f"{found['bits_byte']:.3f} bits a byte" in capsys.readouterr().out
     tokenizer.rename(tmp_path / "moved.json")  # the likelihood does not depend on it
     assert validate.run([*words, "--json"]) == 0
     alone = json.loads(capsys.readouterr().out)["valid"]
     assert alone == {key: found[key] for key in ("pseudo_ppl", "bits", "tokens", "blocks")}
+
+
+def test_a_text_that_is_one_word_has_no_finite_figure_a_word() -> None:
+    dictionary = Dictionary()
+    for word in ("a", "b", "c"):
+        dictionary.add_symbol(word)
+    lines = pseudo_perplexity._lines(
+        torch.tensor([0, 4, 5, 2, 6, 2, 4]), dictionary, SimpleNamespace(decode=str)
+    )
+    assert [line.split() for line in lines] == [["a", "b"], ["c"], ["a"]]
+    assert pseudo_perplexity._exp(900.0) == math.inf
+    assert pseudo_perplexity._exp(2.0) == math.exp(2.0)

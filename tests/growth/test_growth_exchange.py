@@ -87,6 +87,8 @@ def test_enlarged_stacked_and_fine_tuned(
     words = ["--method", "enlarge", "--grow-width", "2", *data]
     assert grow.main([str(small), "--out", str(wide), *words]) == 0
     assert "the same function" in capsys.readouterr().out
+    with pytest.raises(SystemExit):  # a file has no state of an optimizer
+        grow.main([str(small), "--out", str(deep), *words, "--grow-optimizer", "asymmetric"])
     words = ["--method", "stack", "--encoder-layers", "4", *data]
     assert grow.main([str(wide), "--out", str(deep), *words]) == 0
     assert "not exact: layers 0,1,0,1 of the source" in capsys.readouterr().out

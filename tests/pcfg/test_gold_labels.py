@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_grammars import grammars
 
-from fairseq.errors import DataError
+from fairseq.errors import ConfigError, DataError
 from fairseq.pcfg.downstream import Labeller
 from fairseq.pcfg.draws import Span
 from fairseq.pcfg.grammar import Grammar
@@ -88,10 +88,18 @@ def test_the_command_gives_the_sentences_of_the_other_labels(
     assert 0.5 < np.mean([a == b for a, b in zip(gold, best, strict=True)]) < 1
 
 
+def test_no_sentence_at_all_has_no_label(toy_file: Path, tmp_path: Path) -> None:
+    words = ["downstream", str(toy_file), str(tmp_path), "--task", "A", "--label", "gold"]
+    assert pcfg.main([*words, "--num", "10", "--valid", "0", "--min-len", "2"]) == 0
+    assert (tmp_path / "valid.label").read_text() == ""
+
+
 def test_a_failure_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rules, out = tmp_path / "g.rules", tmp_path / "task"
     pcfg.main(["grammar", "--out", str(rules)])
     words = ["downstream", str(rules), str(out), "--num", "5", "--valid", "2"]
+    with pytest.raises(ConfigError, match="0 or more"):
+        pcfg.main([*words, "--num", "-5"])
     for more, message in (
         (["--task", "span:0:30"], "a span that no symbol fits"),
         (["--min-len", "30", "--max-len", "5"], "hardly any sentence"),

@@ -196,6 +196,13 @@ def test_the_command_writes_caches_and_scores(
     for wrong in (["--top-k", "0"], ["--cache-epochs", "0"]):
         with pytest.raises(ConfigError, match="--top-k and --cache-epochs at least 1"):
             run([*common, *cache, *wrong, "--cache-force"])
+    # an adaptive softmax has no table of logits
+    adaptive = {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": "8,16", "max_update": 1}
+    train(config(data, tmp_path / "adaptive", **{**FAMILIES["causal"], **adaptive}))
+    other = [*common[:2], str(tmp_path / "adaptive" / LAST), *common[3:]]
+    with pytest.raises(CheckpointError, match="has no table of all logits"):
+        run([*other, "--write-teacher-cache", str(tmp_path / "none")])
+    assert not (tmp_path / "none").exists()
     with pytest.raises(ConfigError, match="several teachers"):
         run([*common[:2], f"{common[2]}:{common[2]}", *common[3:], *cache, "--cache-force"])
     before = {path.name: path.read_bytes() for path in data.iterdir()}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq.errors import DataError
+from fairseq.errors import ConfigError, DataError
 from fairseq.evaluation.probes.features import Encoder, one_hot, true_conditionals
 from fairseq.evaluation.probes.linear import Split, accuracy, fit
 from fairseq.evaluation.probes.sentences import Labelled
@@ -54,8 +54,11 @@ def probe(
         rows with ``features`` (a name), ``accuracy``, its ``se``, ``width`` and what was chosen.
 
     Raises:
+        ConfigError: for a number of positions below 1.
         DataError: if the training data have one label only, or a file does not fit.
     """
+    if max_positions is not None and max_positions < 1:
+        raise ConfigError(f"--max-positions is at least 1, not {max_positions}")
     labels = sorted(set(data["train"].labels))
     if len(labels) < 2:
         raise DataError(f"the training data have one label only: {labels[0]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 
 from fairseq.errors import DataError
@@ -33,17 +34,12 @@ def read_labelled(path: str, labels: str | None = None) -> Labelled:
         MissingFileError: if a file is not there.
         DataError: if it is not what it should be.
     """
-    lines = _lines(path)
     if labels is None:
         if not path.endswith(".csv"):
             raise DataError(f"{path} is no .csv with columns text and label: give its labels, too")
-        rows = list(csv.DictReader(lines))
-        for number, row in enumerate(rows, 2):
-            if not row.get("text") or not row.get("label") or None in row:
-                raise DataError(f"{path}, line {number}: expected the columns text and label")
-        labelled = Labelled([row["text"] for row in rows], [row["label"] for row in rows])
+        labelled = _read_csv(path)
     else:
-        labelled = Labelled(lines, [label.strip() for label in _lines(labels)])
+        labelled = Labelled(_lines(path), [label.strip() for label in _lines(labels)])
     if len(labelled.texts) != len(labelled.labels):
         raise DataError(
             f"{path} has {len(labelled.texts)} lines, but {labels} has "
@@ -55,9 +51,31 @@ def read_labelled(path: str, labels: str | None = None) -> Labelled:
     return labelled
 
 
+def _read_csv(path: str) -> Labelled:
+    """Read the columns; a quoted field may go over several lines."""
+    rows = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    texts, labels = [], []
+    try:
+        for row in rows:
+            if not row.get("text") or not row.get("label") or None in row:
+                raise DataError(
+                    f"{path}, line {rows.line_num}: expected the columns text and label"
+                )
+            texts.append(row["text"])
+            labels.append(row["label"])
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.reader.line_num}: no CSV ({error})") from error
+    return Labelled(texts, labels)
+
+
 def _lines(path: str) -> list[str]:
+    # not splitlines(), which also cuts at separators inside of sentences
+    return _text(path).removesuffix("\n").split("\n")
+
+
+def _text(path: str) -> str:
     file = require_file(path, "text file", "Name a file of sentences or labels.")
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not a text file: {error}") from error

@@ -14,6 +14,7 @@ from fairseq.catalog import HESSIAN_METHODS
 from fairseq.errors import FairseqError, UnsupportedError
 from fairseq.evaluation.hessian.batches import Batches, open_checkpoint
 from fairseq.evaluation.hessian.measure import Measurement, Settings, measure
+from fairseq.ops import linear_cross_entropy
 from fairseq_cli import hessian, train
 from tests.documents import TINY, narrow
 from tests.tasks.test_sentence_prediction import LABELS, SENTENCES, binarize, write_numbers
@@ -266,7 +267,10 @@ def test_help_tells_the_defaults_of_the_library(capsys: pytest.CaptureFixture[st
 
 
 def test_of_a_distilled_student_its_own_loss_is_measured(
-    runs: dict[str, tuple[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: dict[str, tuple[str, str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever weight it had beside the teacher, and with a map to the teacher's width."""
     teacher, data = runs["masked_lm"]
@@ -293,6 +297,11 @@ def test_of_a_distilled_student_its_own_loss_is_measured(
         with pytest.raises(UnsupportedError, match="the loss is contrastive weight tying"):
             run(capsys, path, data, *few, *method)
     assert run(capsys, path, data, *few, "--method", "ggn", *plain)["loss"] > 0
+    # of a larger problem the loss would be taken in chunks, which have no second derivative
+    exact = [*few, "--method", "exact"]
+    small = run(capsys, path, data, *exact)
+    monkeypatch.setattr(linear_cross_entropy, "SMALL_PROBLEM", 0)
+    assert run(capsys, path, data, *exact)["trace"] == pytest.approx(small["trace"], rel=1e-9)
 
 
 def test_of_an_operator_of_growth_second_differences_are_the_curvature(

@@ -170,11 +170,25 @@ def test_the_command_prints_checkpoints_and_baselines(
     assert capsys.readouterr().out.splitlines() == text
 
 
+def test_sentences_are_read_as_they_were_written(tmp_path: Path) -> None:
+    csv, text, labels = (tmp_path / name for name in ("a.csv", "a.txt", "a.label"))
+    csv.write_bytes('\ufefftext,label\r\n"good, old\nfilm",x\r\nbad,y\r\n'.encode())
+    found = read_labelled(str(csv))
+    assert found.texts == ["good, old\nfilm", "bad"] and found.labels == ["x", "y"]
+    text.write_bytes("one\u2028line\nand\x0canother\n".encode())
+    labels.write_bytes("\ufeffx\r\nx".encode())
+    found = read_labelled(str(text), str(labels))
+    assert found.texts == ["one\u2028line", "and\x0canother"] and found.labels == ["x", "x"]
+
+
 def test_bad_files_and_decoders_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="is a decoder; probes read encoders"):
         Encoder(str(folder / "causal/checkpoint_last.pt"))
     (tmp_path / "a.csv").write_text("text,label\nred dog\n")
     with pytest.raises(DataError, match="a.csv, line 2: expected the columns text and label"):
+        read_labelled(str(tmp_path / "a.csv"))
+    (tmp_path / "a.csv").write_text('text,label\n"red dog,x\n')
+    with pytest.raises(DataError, match="a.csv, line 2: no CSV"):
         read_labelled(str(tmp_path / "a.csv"))
     (tmp_path / "a.txt").write_text("red dog\n\n")
     (tmp_path / "a.label").write_text("1\n2\n")
