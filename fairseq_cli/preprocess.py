@@ -34,12 +34,19 @@ def main(cfg: PreprocessConfig) -> None:
 
 def _maker(cfg: object) -> DictionaryMaker | None:
     """Return the task of a plug-in that makes dictionaries of its own, None for any other."""
+    from fairseq.catalog import TASKS
+    from fairseq.config.plugins import import_user_module
+
     name = getattr(cfg, "task", None)
-    if name is None or getattr(cfg, "user_dir", None) is None:
+    import_user_module(cfg)
+    # old scripts name the original's default
+    if name is None or name in ("translation", *TASKS):
         return None
-    from fairseq.tasks import get_task
+    from fairseq.tasks import TASK_REGISTRY, get_task
     from fairseq.tasks.base import FairseqTask
 
+    if name not in TASK_REGISTRY and getattr(cfg, "user_dir", None) is None:
+        return None
     task = get_task(name)
     return None if _dictionary_functions(task) == _dictionary_functions(FairseqTask) else task
 

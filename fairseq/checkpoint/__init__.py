@@ -212,14 +212,14 @@ def how_it_goes_on(cfg: CheckpointConfig, updates: int, saved: str | None) -> st
     """
     if cfg.no_save:
         return f"nothing is saved of its {updates} updates (--no-save)"
-    if cfg.no_last_checkpoints and saved is not None:
-        return f"saved at update {updates}; --restore-file {saved} goes on from there"
+    named = cfg.no_last_checkpoints and saved is not None
     again = [f"--{name.replace('_', '-')}" for name in RESETS if getattr(cfg, name)]
-    if cfg.restore_file != LAST_CHECKPOINT:
+    if cfg.restore_file != LAST_CHECKPOINT and not named:
         again.insert(0, "--restore-file")
     # with them it would begin again where it began
     without = f" without {', '.join(again)}" if again else ""
-    return f"saved at update {updates}; the same command{without} goes on from there"
+    how = f"--restore-file {saved}" if named else "the same command"
+    return f"saved at update {updates}; {how}{without} goes on from there"
 
 
 def _delete_old(cfg: CheckpointConfig, end_of_epoch: bool) -> None:

@@ -122,7 +122,7 @@ class DistributedTrainingConfig(FairseqDataclass):
         -1, "number of processes (-1: visible GPUs, or 1)", minimum=1
     )
     distributed_num_procs: int | None = option(
-        -1, "processes to start here (-1: visible GPUs)", minimum=0
+        -1, "processes to start here (-1: visible GPUs; all if none is used)", minimum=0
     )
     distributed_rank: int | None = option(0, "rank of this process", minimum=0)
     distributed_backend: str = option("nccl", "nccl or gloo (gloo is taken where there is no GPU)")

@@ -168,7 +168,7 @@ class FairseqCriterion(nn.Module):
 
 
 class SummingCriterion(FairseqCriterion):
-    """A criterion whose figures are all sums, or tensors whose rows are joined."""
+    """A criterion whose figures are all sums, or (``_names`` with two dimensions) joined rows."""
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

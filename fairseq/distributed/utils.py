@@ -168,6 +168,42 @@ def added_up(logs: Sequence[LoggingOutput]) -> tuple[dict[str, Any], dict[str, T
     return total, {key: torch.cat(found) for key, found in parts.items()}
 
 
+# mark, among added numbers, tensors that travel on their own: rows to be joined, tables to be added
+_ROWS_OF, _TABLE_OF = "_rows_of_", "_table_of_"
+
+
+def shared(
+    logs: Sequence[LoggingOutput], sample_size: Any, device: torch.device
+) -> tuple[list[LoggingOutput], Any]:
+    """Return what the logging outputs of all processes say together, and their samples.
+
+    A process without any output has no shape for a table, and gets its entries side by side.
+
+    Args:
+        logs: of this process.
+        sample_size: of this process.
+        device: where the messages are put together.
+    """
+    total, rows = added_up(logs)
+    if not is_initialized():
+        return [{**total, **rows}], sample_size
+    tables = {k: x for k, x in total.items() if torch.is_tensor(x) and x.numel() > 1}
+    parts = {_ROWS_OF + key: part for key, part in rows.items()}
+    parts |= {_TABLE_OF + key: total.pop(key).reshape(1, -1) for key in tables}
+    total |= {**dict.fromkeys(parts, 1), "_sample_size": sample_size}
+    total = sum_over_processes(total, device)
+    sample_size = total.pop("_sample_size", 0)
+    for mark in [key for key in total if key.startswith((_ROWS_OF, _TABLE_OF))]:
+        del total[mark]
+        joined = concat_over_processes(parts.get(mark), device)
+        key = mark.removeprefix(_ROWS_OF).removeprefix(_TABLE_OF)
+        if mark.startswith(_TABLE_OF):
+            joined = joined.sum(0)
+            joined = joined.reshape(tables[key].shape) if key in tables else joined
+        total[key] = joined
+    return [total], sample_size
+
+
 def concat_over_processes(rows_NK: Tensor | None, device: torch.device) -> Tensor:
     """Join the rows of all processes, in the order of their ranks.
 

@@ -104,7 +104,7 @@ class GeneratorHubInterface(nn.Module):
     def sample(
         self, sentences: str | Sequence[str], beam: int = 1, verbose: bool = False, **kwargs: Any
     ) -> Any:
-        """Continue texts; returns a text for a text, a list for a list.
+        """Continue texts; returns a text for a text (None if it is skipped), a list for a list.
 
         Args:
             sentences: prompts.
@@ -113,7 +113,7 @@ class GeneratorHubInterface(nn.Module):
             **kwargs: see :meth:`generate`; ``sampling=True`` draws instead of searching.
         """
         if isinstance(sentences, str):
-            return self.sample([sentences], beam, verbose, **kwargs)[0]
+            return next(iter(self.sample([sentences], beam, verbose, **kwargs)), None)
         tokens = [self.encode(sentence) for sentence in _texts(sentences)]
         hypotheses = self.generate(tokens, beam, verbose, **kwargs)
         return [self.decode(nbest[0]["tokens"]) for nbest in hypotheses]
@@ -138,7 +138,7 @@ class GeneratorHubInterface(nn.Module):
             **kwargs: see :meth:`generate`.
         """
         if isinstance(sentences, str):
-            return self.score([sentences], replace_newline_with_eos, **kwargs)[0]
+            return next(iter(self.score([sentences], replace_newline_with_eos, **kwargs)), None)
         tokenized = [
             torch.cat([self.encode(line) for line in sentence.splitlines() or [""]])
             if replace_newline_with_eos

@@ -327,8 +327,11 @@ def _dictionaries(
                 nwords=nwords,
                 padding_factor=config.padding_factor,
             )
+            if all(dictionary.is_filler(n) for n in range(dictionary.nspecial, len(dictionary))):
+                raise DataError(f"{', '.join(sources)}: no words, only blank lines")
             for piece in _pieces(config):
                 dictionary.add_symbol(piece, n=0)
+            dictionary.pad_to_multiple_(config.padding_factor)
         else:
             sources = list(numbered) if config.joined_dictionary else [train_path[lang]]
             dictionary = Dictionary()

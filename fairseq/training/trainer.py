@@ -40,7 +40,6 @@ from fairseq.training.update_log import Report, UpdateLog
 logger = logging.getLogger("fairseq.trainer")
 
 MAX_BAD_UPDATES = 10  # in a row, whose gradient is not finite, before a run stops
-ROWS_OF = "_rows_of_"  # marks, among added numbers, tensors that are joined instead
 
 
 class NotFiniteError(FairseqError, FloatingPointError):
@@ -399,23 +398,12 @@ class Trainer:
     def _share(self, logs: list[LoggingOutput], sample_size: float) -> tuple[list[Any], Any]:
         """Add up logging outputs and sample sizes over micro-batches and processes.
 
-        See :func:`fairseq.distributed.utils.added_up`. One process can keep what cannot be added.
+        See :func:`fairseq.distributed.utils.shared`. One process can keep what cannot be added.
         """
         summable = self.task.logging_outputs_can_be_summed(self.criterion)
         if self.world == 1 and not (summable and distributed_utils.can_be_added(logs)):
             return logs, sample_size
-        total, rows = distributed_utils.added_up(logs)
-        if self.world > 1:
-            marks = {f"{ROWS_OF}{key}": 1 for key in rows}
-            total = distributed_utils.sum_over_processes(
-                {**total, **marks, "_sample_size": sample_size}, self.device
-            )
-            sample_size = total.pop("_sample_size", 0)
-            for mark in [key for key in total if key.startswith(ROWS_OF)]:
-                del total[mark]
-                key = mark.removeprefix(ROWS_OF)
-                rows[key] = distributed_utils.concat_over_processes(rows.get(key), self.device)
-        return [{**total, **rows}], sample_size
+        return distributed_utils.shared(logs, sample_size, self.device)
 
     def _step(self, sample_size: float) -> str | None:
         """Normalise, clip and apply the gradients; return why not, if they were not."""

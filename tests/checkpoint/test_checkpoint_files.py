@@ -743,6 +743,10 @@ def test_what_cannot_be_written_is_untouched_and_what_is_there_is_not_called_unw
             "the same command without --restore-file, --reset-optimizer goes on",
         ),
         ({"no_last_checkpoints": True}, "--restore-file new.pt goes on"),
+        (
+            {"no_last_checkpoints": True, "restore_file": "a.pt", "reset_meters": True},
+            "--restore-file new.pt without --reset-meters goes on",
+        ),
         ({"no_save": True}, "nothing is saved"),
     ],
 )

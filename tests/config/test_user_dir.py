@@ -458,5 +458,12 @@ def test_data_are_binarized_with_the_dictionary_of_the_task(plugin, tmp_path, gi
         ids[name] = data[0].tolist()
     assert ids["chat_of_plug_chat"] == [6, 6, 6, 7, 5, 7, 8, 2]
     assert ids["usual_of_plug_chat"][:4] == [4, 4, 4, 5]
+    # called with parsed flags, as the original's scripts do, and with its default
+    parser = options.get_preprocessing_parser()
+    for name, first in (("chat_of_plug_chat", 6), ("translation", 4)):
+        place = ["--task", name, "--destdir", str(tmp_path / "main" / name)]
+        preprocess.main(parser.parse_args([*words, *place]))
+        data = load_indexed_dataset(str(tmp_path / "main" / name / "train"))
+        assert data[0][0] == first
     with pytest.raises(RegistryError, match="did you mean 'chat_of_plug_chat'"):
         preprocess.run([*words, "--task", "chat_of_plug_chart", "--destdir", str(tmp_path / "n")])

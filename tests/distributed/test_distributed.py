@@ -357,6 +357,30 @@ def test_sums_cope_with_missing_names(tmp_path: Path) -> None:
         assert {name: value for name, value in total.items() if value} == expected
 
 
+def test_tables_of_two_processes_are_added_and_rows_joined(tmp_path: Path) -> None:
+    logs = [
+        [{"n": 1.0, "table": torch.tensor([[1, 2], [3, 4]]), "_rows": torch.tensor([[1, 2, 3]])}],
+        [{"n": 2.0, "table": torch.tensor([[10, 0], [0, 0]]), "_rows": torch.ones(2, 3)}],
+        [],
+    ]
+    port = str(free_port())
+
+    def work(rank: int) -> None:
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=3, rank=rank
+        )
+        (one,), size = utils.shared(logs[rank], len(logs[rank]), torch.device("cpu"))
+        plain = {key: torch.as_tensor(value).tolist() for key, value in one.items()}
+        (tmp_path / str(rank)).write_text(json.dumps([plain, float(size)]), encoding="utf-8")
+
+    pids = [tiny_run.fork(lambda rank=rank: work(rank)) for rank in range(3)]
+    assert finish(pids) == [0, 0, 0]
+    found = [json.loads((tmp_path / str(rank)).read_text("utf-8")) for rank in range(3)]
+    rows = [[1, 2, 3], [1, 1, 1], [1, 1, 1]]
+    assert found[:2] == [[{"n": 3, "table": [[11, 2], [3, 4]], "_rows": rows}, 2]] * 2
+    assert found[2] == [{"n": 3, "table": [11, 2, 3, 4], "_rows": rows}, 2]
+
+
 def test_alone_a_sum_is_what_it_was() -> None:
     assert utils.sum_over_processes({"loss": 2.0}, torch.device("cpu")) == {"loss": 2.0}
 
@@ -487,4 +511,5 @@ def test_logging_outputs_are_added_and_rows_joined() -> None:
     assert total["table"].tolist() == [[2, 2], [2, 2]]
     assert rows["_rows"].tolist() == [[0] * 3, [1] * 3, [1] * 3]
     assert utils.added_up([]) == ({}, {})
+    assert utils.shared([{"loss": 1}], 3, torch.device("cpu")) == ([{"loss": 1}], 3)
     assert utils.can_be_added(logs) and not utils.can_be_added([{"loss": 1, "predicted": [0, 1]}])

@@ -144,6 +144,9 @@ def test_too_long_a_prompt(lm: GeneratorHubInterface) -> None:
     assert found[0]["tokens"].tolist()[:2] == [5, 6]
     assert lm.generate(tokens[:1], beam=1, skip_invalid_size_inputs=True) == []
     assert lm.generate(tokens[0], beam=1, skip_invalid_size_inputs=True) == []
+    text = " ".join(["We"] * 3000)
+    assert lm.sample(text, skip_invalid_size_inputs=True) is None
+    assert lm.score(text, skip_invalid_size_inputs=True) is None
 
 
 def test_settings_are_checked(lm: GeneratorHubInterface) -> None:
