@@ -39,13 +39,14 @@ def _maker(cfg: object) -> DictionaryMaker | None:
 
     name = getattr(cfg, "task", None)
     import_user_module(cfg)
-    # old scripts name the original's default
-    if name is None or name in ("translation", *TASKS):
+    if name is None or name in TASKS:
         return None
     from fairseq.tasks import TASK_REGISTRY, get_task
     from fairseq.tasks.base import FairseqTask
 
-    if name not in TASK_REGISTRY and getattr(cfg, "user_dir", None) is None:
+    # old scripts name the original's default
+    unread = name == "translation" or getattr(cfg, "user_dir", None) is None
+    if unread and name not in TASK_REGISTRY:
         return None
     task = get_task(name)
     return None if _dictionary_functions(task) == _dictionary_functions(FairseqTask) else task
