@@ -22,6 +22,7 @@ from tiny_roberta import DICTIONARY, PAD, tiny
 from fairseq.criterions.distillation import DistillationConfig, DistillationCriterion
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
+from fairseq.ops.hidden_distillation import Relation, relation_divergence
 from fairseq.ops.linear_distillation import DIVERGENCES
 from fairseq.teacher import Teacher
 
@@ -459,3 +460,12 @@ def test_what_cannot_be_compared_is_refused() -> None:
             )
     with pytest.raises(ConfigError, match="needs --teacher-path"):
         criterion(False).wanted()
+
+
+def test_mixed_precision_leaves_the_relations_alone() -> None:
+    torch.manual_seed(0)
+    sides = [Relation(*torch.randn(2, 2, 3, 5, 8)) for _ in range(2)]
+    pad_BT = torch.zeros(2, 5, dtype=torch.bool)
+    alone_BT = relation_divergence(*sides, pad_BT, causal=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(relation_divergence(*sides, pad_BT, causal=True), alone_BT)
