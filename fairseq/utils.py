@@ -121,6 +121,11 @@ def get_perplexity(loss: object, round: int = 2, base: float = 2) -> float:
     return perplexity if math.isinf(perplexity) else safe_round(perplexity, round)
 
 
+def exp_of(nats: float) -> float:
+    """Return ``e ** nats``, infinity where it would overflow (beyond 709)."""
+    return math.exp(nats) if nats < 700 else math.inf
+
+
 # model -> blocks of `model_eval` that threads are in, and what the first of them found
 _EVALUATED: dict[nn.Module, tuple[int, list[nn.Module]]] = {}
 _EVALUATING = threading.Lock()

@@ -285,8 +285,7 @@ def last_word(
     nats = -math.fsum(score.log_prob for score in scores) / len(scores)
     return {
         "accuracy": sum(right) / len(right),
-        # exp overflows beyond 709
-        "perplexity": math.exp(nats) if nats < 700 else math.inf,
+        "perplexity": utils.exp_of(nats),
         "texts": len(scores),
         "tokens": sum(score.tokens for score in scores),
         "truncated": sum(score.truncated for score in scores),

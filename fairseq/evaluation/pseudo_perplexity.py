@@ -25,6 +25,7 @@ from fairseq.modules.predictions import predict
 from fairseq.protocols import Sample
 from fairseq.tasks.base import FairseqTask
 from fairseq.tasks.validation import valid_subsets
+from fairseq.utils import exp_of
 
 logger = logging.getLogger("fairseq.masked_lm_scores")
 
@@ -74,24 +75,20 @@ def pseudo_perplexity(flat: Mapping[str, Any], most: int | None = None) -> dict[
             raise DataError(f"'{subset}' holds no token to score")
         nats = total / tokens
         results[subset] = {
-            "pseudo_ppl": _exp(nats),
+            "pseudo_ppl": exp_of(nats),
             "bits": nats / math.log(2),
             "tokens": tokens,
             "blocks": count,
         }
         if words:
             results[subset] |= {
-                "pseudo_ppl_word": _exp(total / words),
+                # where no spaces are written a whole text is one word
+                "pseudo_ppl_word": exp_of(total / words),
                 "bits_byte": total / math.log(2) / size,
                 "words": words,
                 "bytes": size,
             }
     return results
-
-
-def _exp(nats: float) -> float:
-    """Return e to that power; where no spaces are written a whole text is one word."""
-    return math.exp(nats) if nats < 700 else math.inf
 
 
 def _lines(tokens_T: Tensor, dictionary: Dictionary, encoder: Any) -> list[str]:

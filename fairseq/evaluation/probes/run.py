@@ -81,8 +81,7 @@ def probe(
     for place, path in enumerate(paths):
         encoder = Encoder(path, dict_dir, device)
         ids = {name: encoder.ids(part.texts) for name, part in data.items()}
-        longest = max(len(row_ids) for part in ids.values() for row_ids in part)
-        wide = max_positions or longest
+        wide = max_positions or max(len(row_ids) for part in ids.values() for row_ids in part)
         if place == 0:
             known_V = torch.cat(ids["train"]).unique()
             rows.append(
