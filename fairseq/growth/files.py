@@ -38,6 +38,7 @@ from fairseq.growth.start import (
     check_operator,
     choose_method,
     dtype_of,
+    fresh_weights,
     grow_state,
     read_source,
 )
@@ -217,9 +218,7 @@ def grow_file(
     reason = chosen.check(source.config, target, options)
     reason = reason or contrast_reason(name, source.config, target, loss, settled)
     if chosen.needs_fresh:
-        torch.manual_seed(options.seed)
-        # model initialisation draws from torch's global generator
-        fresh = opened.task.build_model(dataclasses.replace(target)).state_dict()
+        fresh = fresh_weights(opened.task, target, options.seed)
         options = dataclasses.replace(options, fresh=fresh)
     state = grow_state(source, target, chosen, options)
     change = largest_change(opened, target, state, name)

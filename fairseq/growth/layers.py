@@ -43,7 +43,10 @@ def mslt_map(small: int, large: int) -> list[int]:
 
 def take(parts: Parts, layers: list[int]) -> Parts:
     """Return the layers named, in that order."""
-    return parts._replace(layers=[dict(parts.layers[layer]) for layer in layers])
+    return parts._replace(
+        layers=[dict(parts.layers[layer]) for layer in layers],
+        as_top=[parts.as_top[layer] for layer in layers] if parts.as_top else (),
+    )
 
 
 def depth_reason(pair: Pair, layers: list[int]) -> str | None:

@@ -36,7 +36,7 @@ def settle_scales(small: Parts, wide: Parts, pair: Pair, maps: Maps) -> Parts:
     if pair.tied:
         last = maps("cls", None, "", False) if pair.side == "encoder" else emb
         assert isinstance(last, Select | Average)
-        _norm_before_table(small, shared, wide.layers, last, growth)
+        wide = wide._replace(as_top=_norm_before_table(small, shared, last, growth))
     elif pair.clap:
         for name in shared:
             if name.endswith(".beta"):
@@ -61,23 +61,26 @@ def _shrink(shared: dict[str, Tensor], divisors: dict[str, float]) -> None:
 
 
 def _norm_before_table(
-    small: Parts,
-    shared: dict[str, Tensor],
-    layers: list[dict[str, Tensor]],
-    last: Copied,
-    by: float,
-) -> None:
-    """Give the shares of a tied table to the norm before it, times the factor ``by``."""
+    small: Parts, shared: dict[str, Tensor], last: Copied, by: float
+) -> list[dict[str, Tensor]]:
+    """Give the shares of a tied table to the norm before it, times the factor ``by``.
+
+    Returns:
+        the norms of layers that will stand before the table, none if another norm does.
+    """
     named = {role_name(name): name for name in shared}
+    as_top: list[dict[str, Tensor]] = [{} for _ in small.layers]
     for part in ("weight", "bias"):
         inside = named.get(f"lm_head.layer_norm.{part}", named.get(f"layer_norm.{part}"))
         # RoBERTa's head has a norm of its own; pre-norm stacks end in one
         if inside is not None:
             x = small.shared[inside]
             shared[inside] = last.before_tied_head(x, part == "weight") * by
-        else:  # post-norm: the last norm's output goes nowhere else
-            x = small.layers[-1][f"final_layer_norm.{part}"]
-            layers[-1][f"final_layer_norm.{part}"] = last.before_tied_head(x, part == "weight") * by
+        else:  # post-norm: the output of the last layer's norm goes nowhere else
+            name = f"final_layer_norm.{part}"
+            for norms, layer in zip(as_top, small.layers, strict=True):
+                norms[name] = last.before_tied_head(layer[name], part == "weight") * by
+    return as_top
 
 
 def beta_factor(pair: Pair, k: float, growth: float, emb: Copied) -> float:

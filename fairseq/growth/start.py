@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairseq.checkpoint.layout import config_of, record_of
 from fairseq.config.sections import CheckpointConfig, FairseqConfig
@@ -159,8 +159,17 @@ def grow_state(
     return method(wide(source.state), source.config, target, options)
 
 
+def fresh_weights(task: Task, target: Config, seed: int) -> dict[str, Tensor]:
+    """Return new weights of a target, drawn from the seed of growth."""
+    with torch.random.fork_rng(devices=()):
+        # model initialisation draws from torch's global generator
+        torch.manual_seed(seed)
+        weights: dict[str, Tensor] = task.build_model(dataclasses.replace(target)).state_dict()
+    return weights
+
+
 def grow_loaded(
-    cfg: FairseqConfig, loaded: tuple[str, dict[str, Any]] | None, task: Task, model: nn.Module
+    cfg: FairseqConfig, loaded: tuple[str, dict[str, Any]] | None, task: Task
 ) -> tuple[str, dict[str, Any]] | None:
     """Return what a run starts from, grown if ``--grow-from`` is what it starts from.
 
@@ -169,7 +178,6 @@ def grow_loaded(
         loaded: path and content of the file; a run that goes on has another file, and is left
             alone.
         task: of the run.
-        model: the target, new.
     """
     settings = cfg.checkpoint
     if loaded is None or settings.grow_from is None or loaded[0] != settings.grow_from:
@@ -179,7 +187,7 @@ def grow_loaded(
     name, method = choose_method(settings.grow_method, learned)
     options = options_of(settings)
     if method.needs_fresh:
-        options = dataclasses.replace(options, fresh=model.state_dict())
+        options = dataclasses.replace(options, fresh=fresh_weights(task, cfg.model, options.seed))
     if not learned:  # before anything is built
         method.check(config_of(content).model, cfg.model, options)
     source = read_source(path, content, task)

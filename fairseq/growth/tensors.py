@@ -9,7 +9,7 @@ head, ``heads`` the heads. None is an axis that never grows (vocabulary, positio
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -68,11 +68,13 @@ class Parts(NamedTuple):
         shared: tensors outside the layers, by their full names.
         layers: tensors of each layer, by their names within it.
         stem: what stands before the number of a layer.
+        as_top: by layer, what stands in it where it is the last one; no entries for nothing else.
     """
 
     shared: dict[str, Tensor]
     layers: list[dict[str, Tensor]]
     stem: str
+    as_top: Sequence[dict[str, Tensor]] = ()
 
 
 class AxisMap(Protocol):
@@ -122,7 +124,10 @@ def join(parts: Parts, one_table: bool = False) -> dict[str, Tensor]:
     if one_table:
         table = next(name for name in state if role_name(name) == "embed_tokens.weight")
         state[f"{parts.stem.partition('.')[0]}.{head}.weight"] = state[table]
-    for number, layer in enumerate(parts.layers):
+    layers = list(parts.layers)
+    if parts.as_top:
+        layers[-1] = layers[-1] | parts.as_top[-1]
+    for number, layer in enumerate(layers):
         state |= {f"{parts.stem}{number}.{name}": tensor for name, tensor in layer.items()}
     return state
 

@@ -238,6 +238,28 @@ def test_orthonormal_matrices_undo_themselves_and_so_does_the_inverse() -> None:
         torch.testing.assert_close(torch.linalg.pinv(b_81) @ grown_ov @ b_81, ov)
 
 
+@pytest.mark.parametrize("method", ["stack", "interpolate", "interlace", "mslt", "fpi", "aki"])
+def test_only_the_last_norm_of_a_post_norm_decoder_takes_the_shares_of_a_tied_table(
+    method: str,
+) -> None:
+    settings = {"share_decoder_input_output_embed": True, "decoder_normalize_before": False}
+    model = build(a_config("decoder", **settings))
+    target = resized(model.config, width=16, layers=5)
+    grown_state = GROWTH[method](model.state_dict(), model.config, target, Options(seed=1))
+    below = model.state_dict()["decoder.layers.0.final_layer_norm.weight"]
+    wide = [grown_state[f"decoder.layers.{n}.final_layer_norm.weight"] for n in range(5)]
+    # new channels are copies: a layer in the middle has the gains of the source and no others
+    assert all(bool(torch.isin(x, model_norms(model)).all()) for x in wide[:-1])
+    assert not torch.isin(wide[-1], model_norms(model)).all()
+    torch.testing.assert_close(wide[0][:8], below)
+
+
+def model_norms(model: Any) -> Tensor:
+    """Return all gains behind the layers of a decoder."""
+    state = model.state_dict()
+    return torch.cat([x for name, x in state.items() if "final_layer_norm.weight" in name])
+
+
 def test_first_values() -> None:
     uniform = torch.rand(5, 3, dtype=torch.float64)
     for kind in ("stack", "interlace", "rand", "rand_softmax", "sel", "stack_noisy", "sel_noisy"):

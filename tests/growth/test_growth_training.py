@@ -102,16 +102,17 @@ def test_grow_train_interrupt_resume(
         tiny_run.train(tiny_run.config(folder / "data", tmp_path / "third", **flags))
 
 
-def test_training_begins_where_the_command_ends(folder: Path, tmp_path: Path) -> None:
-    """--grow-from is fairseq-grow and --finetune-from-model in one."""
+@pytest.mark.parametrize("method", ["fpi", "copy"])
+def test_training_begins_where_the_command_ends(method: str, folder: Path, tmp_path: Path) -> None:
+    """--grow-from is fairseq-grow and --finetune-from-model in one, fresh weights included."""
     source, out = last(folder / "small"), tmp_path / "grown.pt"
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in BIG.items()]
-    command = [str(source), "--out", str(out), "--method", "fpi", "--grow-seed", "5", *flags]
+    command = [str(source), "--out", str(out), "--method", method, "--grow-seed", "5", *flags]
     assert grow.main([*command, "--data", str(folder / "data")]) == 0
     tiny_run.train(
         tiny_run.config(folder / "data", tmp_path / "two", finetune_from_model=str(out), **BIG)
     )
-    in_one = {"grow_from": str(source), "grow_method": "fpi", "grow_seed": 5}
+    in_one = {"grow_from": str(source), "grow_method": method, "grow_seed": 5}
     tiny_run.train(tiny_run.config(folder / "data", tmp_path / "one", **in_one, **BIG))
     assert tiny_run.digest(last(tmp_path / "one")) == tiny_run.digest(last(tmp_path / "two"))
 
