@@ -8,6 +8,7 @@ Shapes: B sentences, N words, V dictionary, E choices of the next word, S senten
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ from fairseq.pcfg.sample import dictionary_of, draw_exactly
 from fairseq.pcfg.score import add_arrays, write_scores
 from fairseq.pcfg.source import batches
 from fairseq.rng import philox
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 256
 """Sentences drawn together; part of what a seed means."""
@@ -115,6 +118,12 @@ def _words(dictionary: Dictionary, count: int | None) -> list[int]:
     numbers.sort(key=lambda number: (-dictionary.count[number], number))
     if count is not None and count > len(numbers):
         raise ConfigError(f"--corpus-words {count}: the dictionary has {len(numbers)} words")
+    if count is not None and count < len(numbers) and not any(dictionary.count):
+        logger.warning(
+            "--corpus-words %d: nobody counted the words of this dictionary (models of Hugging "
+            "Face bring no counts), so that these have the lowest ids, and need not be frequent",
+            count,
+        )
     return sorted(numbers[:count])
 
 

@@ -16,15 +16,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol, TextIO
 
+import numpy as np
+
 from fairseq.config.preprocess import PreprocessConfig
 from fairseq.config.ranges import check_fields
 from fairseq.data.encoders.byte_level import read_tokenizer
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.data.storage.indexed_dataset import (
+    BinaryDataset,
     check_dataset_impl,
     data_file_path,
     index_file_path,
     make_builder,
+    make_dataset,
+    shift_of,
 )
 from fairseq.data.storage.manifest import MANIFEST_NAME, DatasetEntry, read_manifest, write_manifest
 from fairseq.errors import ConfigError, DataError, FairseqError, UnsupportedError
@@ -45,6 +50,8 @@ from fairseq.preprocess.binarize import (
 from fairseq.preprocess.records import Records, records_of
 
 logger = logging.getLogger("fairseq_cli.preprocess")
+
+COUNTED_TOGETHER = 1 << 22  # tokens
 
 
 class OutputExistsError(FairseqError, FileExistsError):
@@ -124,6 +131,8 @@ def preprocess(config: PreprocessConfig, maker: DictionaryMaker | None = None) -
         texts = _records_to_text(config, texts, stack)
         numbered = {} if maker else _read_train_texts(config, texts, stack)
         dictionaries = _dictionaries(config, texts, numbered, maker)
+        # those of other toolkits know no counts, which masking and heads may ask for
+        uncounted = {n for n, d in dictionaries.items() if not d.nspecial and not any(d.count)}
         entries: dict[str, DatasetEntry] = {}
         if not config.dict_only:
             for text in texts:
@@ -131,6 +140,8 @@ def preprocess(config: PreprocessConfig, maker: DictionaryMaker | None = None) -
                 entries[text.output] = make(
                     config, text, dictionaries[text.dictionary], numbered.pop(text.path, None)
                 )
+                if text.is_train and text.dictionary in uncounted:
+                    _count(dictionaries[text.dictionary], config, text)
         # Last, so that an interrupted run can be started again: it left no dictionary in the way.
         for name, dictionary in dictionaries.items():
             dictionary.save(os.path.join(config.destdir, name))
@@ -367,6 +378,20 @@ def _make_dataset(
     return DatasetEntry(
         config.dataset_impl, summary.num_seq, summary.num_tok, builder.max_id, text.dictionary
     )
+
+
+def _count(dictionary: Dictionary, config: PreprocessConfig, text: Text) -> None:
+    """Add the words of a dataset to the counts of the dictionary; ``raw`` ones are text."""
+    if config.dataset_impl == "raw":
+        return
+    prefix = os.path.join(config.destdir, text.output)
+    lines = make_dataset(prefix, config.dataset_impl, fix_lua_indexing=True)
+    assert isinstance(lines, BinaryDataset)
+    count_V, shift = np.array(dictionary.count, dtype=np.int64), shift_of(lines)
+    for begin in range(0, len(lines.flat), COUNTED_TOGETHER):
+        ids = lines.flat[begin : begin + COUNTED_TOGETHER] - shift
+        count_V += np.bincount(ids, minlength=len(count_V))
+    dictionary.count = count_V.tolist()
 
 
 def _copy_raw(

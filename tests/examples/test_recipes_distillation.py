@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from fairseq.config import options
 from fairseq.config.components import as_config
+from fairseq.export.decoder_in import our_settings
+from fairseq.export.encoder_in import encoder_settings
+from fairseq.export.encoder_names import ENCODER, HEAD
+from fairseq.growth.methods import GROWTH, Options, settings_reason
+from fairseq.growth.sizes import Pair
 from fairseq_cli.hydra_train import compose
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples/distillation/config"
@@ -45,3 +52,40 @@ def test_published_students(name: str) -> None:
     assert not masked or config.task.mask_smoothing == 0.7
     side = "encoder" if masked else "decoder"
     assert config.model[f"{side}_layers"] == 6 and config.model[f"{side}_embed_dim"] == 768
+
+
+GPT2 = {
+    "model_type": "gpt2", "n_layer": 12, "n_embd": 768, "n_head": 12, "n_inner": None,
+    "n_positions": 1024, "activation_function": "gelu_new", "resid_pdrop": 0.1, "attn_pdrop": 0.1,
+    "embd_pdrop": 0.1, "layer_norm_epsilon": 1e-5, "vocab_size": 50257,
+}  # fmt: skip
+BERT = {
+    "num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "hidden_act": "gelu",
+    "num_attention_heads": 12, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+}  # fmt: skip
+ROBERTA = {**BERT, "layer_norm_eps": 1e-5, "pad_token_id": 1}
+
+
+def teacher_of(name: str) -> Any:
+    """Return the settings that an import gives the published teacher of a recipe."""
+    if name == "distilgpt2":
+        flat = {**our_settings(GPT2), "share_decoder_input_output_embed": True}
+        return options.make_config(flat).model
+    bert = name == "distilbert"
+    described = {**BERT, "layer_norm_eps": 1e-12} if bert else ROBERTA
+    shapes = {f"{ENCODER}embed_positions.weight": 512 if bert else 514, f"{HEAD}dense.weight": 768}
+    if bert:
+        shapes[f"{ENCODER}embed_segments.weight"] = 2
+    state = {name: torch.empty(rows, 768, device="meta") for name, rows in shapes.items()}
+    flat = encoder_settings(described, "bert" if bert else "roberta", state)
+    return options.make_config(flat).model
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_student_takes_the_layers_of_its_imported_teacher(name: str) -> None:
+    words = ["task.data=bin", "criterion.teacher_path=teacher", "checkpoint.grow_from=teacher.pt"]
+    config = as_config(compose(str(FOLDER), name, words), strict=True)
+    pair = Pair(teacher_of(name), config.model)
+    reason = GROWTH["extract"].check(*pair, Options(layers=config.checkpoint.grow_layers))
+    assert reason is not None and "run one after the other" in reason
+    assert settings_reason(pair) is None  # nothing else differs

@@ -242,6 +242,27 @@ def test_raw_manifest_counts_like_a_binary_one(in_compat, tmp_path):
         assert (a.sentences, a.tokens, a.max_id) == (b.sentences, b.tokens, b.max_id)
 
 
+@pytest.mark.parametrize("impl", ["mmap", "cached", "raw"])
+def test_words_of_a_dictionary_without_counts_are_counted(impl, tmp_path):
+    """Those of other toolkits come without; those of the original stay as they are."""
+    symbols = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "rare"]
+    roles = {"pad": "[PAD]", "unk": "[UNK]", "bos": "[CLS]", "eos": "[SEP]"}
+    (tmp_path / "text").write_text("the rare the\nthe new\n")
+    (tmp_path / "valid").write_text("rare rare\n")
+    Dictionary.foreign(symbols, **roles).save(tmp_path / "theirs.txt")
+    texts = {"trainpref": str(tmp_path / "text"), "validpref": str(tmp_path / "valid")}
+    given = {"srcdict": str(tmp_path / "theirs.txt"), "dataset_impl": impl}
+    preprocess(config(tmp_path / "bin", **texts, **given))
+    written = Dictionary.load(str(tmp_path / "bin/dict.txt"))
+    assert written.symbols == symbols
+    assert written.count == ([0] * 6 if impl == "raw" else [0, 1, 0, 2, 3, 1])
+    (tmp_path / "ours.txt").write_text("the 0\nrare 0\n")
+    preprocess(
+        config(tmp_path / "again", **texts, **{**given, "srcdict": str(tmp_path / "ours.txt")})
+    )
+    assert (tmp_path / "again/dict.txt").read_text() == "the 0\nrare 0\n"
+
+
 def test_several_validation_texts_are_numbered(in_compat, tmp_path):
     flags = {"validpref": "input/valid.txt,input/test.txt", "testpref": "input/test.txt"}
     preprocess(config(tmp_path, trainpref="input/valid.txt", **flags))

@@ -144,8 +144,16 @@ class MaskSpec:
 
         Raises:
             ConfigError: as the class does.
+            DataError: if counts are asked for that the dictionary does not have.
         """
         counts = np.asarray(vocab.count, dtype=np.int64)
+        if (smoothing or freq_weighted_replacement) and not counts[vocab.nspecial :].any():
+            flag = "--mask-smoothing" if smoothing else "--freq-weighted-replacement"
+            raise DataError(
+                f"{flag} needs to know how often each word occurs, and the dictionary holds no "
+                "counts: binarize the training text with it (fairseq-preprocess --srcdict), which "
+                "counts"
+            )
         fillers = [
             index
             for index in np.flatnonzero(counts == 0).tolist()

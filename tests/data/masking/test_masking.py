@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from statistics import NormalDist
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -342,6 +343,16 @@ def test_a_spec_is_read_from_the_dictionary():
 
 
 # -- weighted choices ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [{"smoothing": 0.7}, {"freq_weighted_replacement": True}])
+def test_counts_that_nobody_made_are_missed(how: dict[str, Any]) -> None:
+    imported = Dictionary.foreign(
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "rare"],
+        pad="[PAD]", unk="[UNK]", bos="[CLS]", eos="[SEP]", mask="[MASK]",
+    )  # fmt: skip
+    with pytest.raises(DataError, match="holds no counts: .*--srcdict"):
+        MaskSpec.from_dictionary(imported, mask=4, **how)
 
 
 def test_rarer_tokens_are_chosen_as_often_as_their_weights_say() -> None:
