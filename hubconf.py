@@ -4,6 +4,7 @@ import functools
 import importlib.util
 
 from fairseq.models import MODEL_REGISTRY
+from fairseq.plugin_names.roberta import CamembertModel, GottbertModel, XLMRModel
 
 dependencies = ["torch", "numpy"]
 
@@ -26,7 +27,7 @@ def tokenizer(name, **kwargs):
     return TokenizerHubInterface(name, **kwargs)
 
 
-for _model in list(MODEL_REGISTRY):
-    _cls = MODEL_REGISTRY[_model]
+_registered = [MODEL_REGISTRY[_model] for _model in MODEL_REGISTRY]
+for _cls in [*_registered, XLMRModel, CamembertModel, GottbertModel]:
     for _name in _cls.hub_models():
         globals()[_name] = functools.partial(_cls.from_pretrained, _name)

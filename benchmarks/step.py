@@ -340,6 +340,8 @@ def main() -> None:
     parser.add_argument("--against", nargs="*", default=[], metavar="NAME=CHECKOUT")
     parser.add_argument("--out", type=Path, default=OUT, help="record to add to")
     args = parser.parse_args()
+    if not (chosen := chosen_cases(args)):
+        parser.error(f"no case is named {' or '.join(args.only)}; the first is {cases()[0].name}")
     if args.quick:
         args.rounds = 2
     end_when_terminated()
@@ -360,7 +362,7 @@ def main() -> None:
     results = record.setdefault("result", {})
     with tempfile.TemporaryDirectory() as folder:
         data: dict[int, Path] = {}
-        for case in chosen_cases(args):
+        for case in chosen:
             if case.vocabulary not in data:
                 data[case.vocabulary] = write_data(Path(folder), case.vocabulary)
             # slices may be of several commits

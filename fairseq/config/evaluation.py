@@ -39,7 +39,7 @@ class EvalLMConfig(FairseqDataclass):
     output_word_stats: bool = option(False, "print statistics per word")
     context_window: int = option(0, "at least N tokens of context for every token", minimum=0)
     softmax_batch: int = option(
-        NEVER_SPLIT, "rows of logits computed at once (default: all)", minimum=1
+        NEVER_SPLIT, "rows of logits computed at once", minimum=1, inert=True
     )
 
 

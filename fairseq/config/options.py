@@ -68,7 +68,7 @@ UNREAD_SWITCHES = (
 IDLE_IN_VALIDATION = "num_shards shard_id gen_subset post_process quiet".split()
 IDLE_IN_EVAL_LM = (
     "valid_subset combine_valid_subsets max_valid_steps max_tokens_valid fixed_validation_seed "
-    "required_batch_size_multiple skip_invalid_size_inputs_valid_test quiet"
+    "required_batch_size_multiple skip_invalid_size_inputs_valid_test quiet softmax_batch"
 ).split()
 IDLE_IN_GENERATION = (
     "valid_subset combine_valid_subsets max_valid_steps max_tokens_valid batch_size_valid "

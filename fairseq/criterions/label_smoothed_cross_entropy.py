@@ -28,6 +28,7 @@ from fairseq.criterions.base import (
 from fairseq.criterions.cross_entropy import CrossEntropyConfig
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
+from fairseq.logging.meters import safe_round
 from fairseq.modules.predictions import Output
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy
 from fairseq.protocols import LoggingOutput, Model, Sample, Task
@@ -168,4 +169,4 @@ class LabelSmoothedCrossEntropyCriterion(SummingCriterion):
 
 def _accuracy(meters: Mapping[str, Any]) -> float:
     """Return the share of right targets in percent."""
-    return round(meters["n_correct"].sum * 100.0 / meters["total"].sum, 3)
+    return safe_round(meters["n_correct"].sum * 100.0 / meters["total"].sum, 3)

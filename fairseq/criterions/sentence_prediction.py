@@ -23,6 +23,7 @@ from fairseq.criterions import register_criterion
 from fairseq.criterions.base import BITS_A_SENTENCE, SummingCriterion, totals
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
+from fairseq.logging.meters import safe_round
 from fairseq.modules.flops import TRAINING, matrix_entries
 from fairseq.protocols import LoggingOutput, Model, Sample, Task
 
@@ -161,12 +162,12 @@ def _log_counts(total: dict[str, Any]) -> None:
     for key in cells:
         metrics.log_scalar_sum(key, total[key])
     if "_mcc" in total:
-        metrics.log_derived("mcc", lambda meters: round(100 * mcc(_matrix(meters)), 1))
+        metrics.log_derived("mcc", lambda meters: safe_round(100 * mcc(_matrix(meters)), 1))
     if "_acc_and_f1" in total:
-        metrics.log_derived("f1", lambda meters: round(100 * f1(_matrix(meters)), 1))
+        metrics.log_derived("f1", lambda meters: safe_round(100 * f1(_matrix(meters)), 1))
         metrics.log_derived(
             "acc_and_f1",
-            lambda meters: round(50 * (accuracy(_matrix(meters)) + f1(_matrix(meters))), 1),
+            lambda meters: safe_round(50 * (accuracy(_matrix(meters)) + f1(_matrix(meters))), 1),
         )
 
 
@@ -225,6 +226,6 @@ def _correlation(name: str) -> Any:
         predicted_N, targets_N = meters["_pairs"].tensor.cpu().double().numpy().T
         both = {"pearson": pearson, "spearman": spearman}
         wanted = [both[name]] if name in both else list(both.values())
-        return round(100 * sum(f(predicted_N, targets_N) for f in wanted) / len(wanted), 1)
+        return safe_round(100 * sum(f(predicted_N, targets_N) for f in wanted) / len(wanted), 1)
 
     return compute

@@ -11,6 +11,7 @@ import datetime
 import gc
 import importlib
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -34,11 +35,16 @@ from fairseq.protocols import LoggingOutput, Settings
 logger = logging.getLogger(__name__)
 
 TIMEOUT_MINUTES = 30
+SAME_NORM = 1e-6  # of gradients on two processes, relative
 STOP_SIGNALS = [
     getattr(signal, name)
     for name in ("SIGTERM", "SIGUSR1", "SIGINT")
     if hasattr(signal, name)  # Windows has one
 ]
+
+
+class DifferentGradientsError(FairseqError, FloatingPointError):
+    """Processes that should have one gradient have several."""
 
 
 def is_initialized() -> bool:
@@ -430,3 +436,28 @@ def average_gradients(module: torch.nn.Module) -> None:
             parameter.grad = torch.zeros_like(parameter)
         dist.all_reduce(parameter.grad)
         parameter.grad /= get_world_size()
+
+
+def refuse_other_norms(norm: Tensor, device: torch.device) -> None:
+    """Make sure that all processes have one gradient, by its norm.
+
+    Args:
+        norm: of this process, 0-dim.
+        device: where the message is put together.
+
+    Raises:
+        DifferentGradientsError: on every process, if norms differ by more than rounding.
+    """
+    norm_W = torch.zeros(get_world_size(), dtype=torch.float64, device=device)
+    norm_W[get_rank()] = norm
+    norms = all_reduce(norm_W).tolist()
+    # what is finite on one process alone is no norm of the others' gradient; infinite ones are
+    finite = [math.isfinite(norm) for norm in norms]
+    if not any(finite):
+        return
+    if not all(finite) or max(norms) - min(norms) > SAME_NORM * max(norms):
+        raise DifferentGradientsError(
+            "gradients are inconsistent between workers, their norms are "
+            f"{', '.join(f'{norm:.8g}' for norm in norms)}: something changes them behind their "
+            "average, or parameters are used by some of them only. Try --ddp-backend legacy_ddp"
+        )

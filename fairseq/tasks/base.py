@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fairseq.config.references import settled_alone
 from fairseq.criterions.base import log_aggregated
-from fairseq.data.batches.cut import without_trailing
 from fairseq.data.batches.epochs import EpochBatchIterator
 from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.storage.dictionary import Dictionary
@@ -26,8 +25,9 @@ from fairseq.logging.meters import MetersDict
 from fairseq.models.base import BaseFairseqModel
 from fairseq.optim.base import FairseqOptimizer
 from fairseq.protocols import Criterion, Limits, LoggingOutput, Model, Sample, Settings, StateDict
+from fairseq.tasks.cutting import Fits, cut_batches
 from fairseq.tasks.stateful import StatefulContainer
-from fairseq.utils import split_paths
+from fairseq.utils import resolve_max_positions, split_paths
 
 if TYPE_CHECKING:
     from fairseq.decoding.beams import SequenceGenerator
@@ -253,8 +253,12 @@ class FairseqTask:
         dataset.set_epoch(epoch)
 
         def cut(batching: Mapping[str, Any], without: np.ndarray) -> list[Any]:
-            limits = (max_positions, ignore_invalid_inputs)
-            return self._cut_batches(dataset, seed, batching, without, limits)
+            limits = max_positions
+            if ignore_invalid_inputs and batching.get("max_tokens") != max_tokens:
+                # a run with another limit left out what did not fit that one
+                limits = resolve_max_positions(max_positions, batching["max_tokens"] or None)
+            fits = Fits(limits, ignore_invalid_inputs)
+            return cut_batches(self, dataset, seed, batching, without, fits)
 
         batching = {
             "max_tokens": max_tokens,
@@ -284,40 +288,6 @@ class FairseqTask:
         if reuse:
             self.dataset_to_epoch_iter[dataset] = iterator
         return iterator
-
-    def _cut_batches(
-        self,
-        dataset: FairseqDataset,
-        seed: int,
-        batching: Mapping[str, Any],
-        without: np.ndarray,
-        limits: tuple[Any, bool],
-    ) -> list[Any]:
-        """Batch all samples but ``without``; resuming with another batch size needs it."""
-        sizes = dict(batching)
-        indices = self._usable_indices(dataset, seed + sizes.pop("order_epoch", 0), *limits)
-        kept = indices[~np.isin(indices, without)] if len(without) else indices
-        # the original leaves a last small batch out in training; an evaluation needs every sample
-        drop = self.data_rng == "fairseq-main" and not self.only_evaluates
-        batches = dataset.batch_by_size(kept, **sizes)  # a plug-in's takes no other limits
-        return without_trailing(batches, sizes["required_batch_size_multiple"]) if drop else batches
-
-    def _usable_indices(
-        self, dataset: FairseqDataset, seed: int, max_positions: Limits, leave_out: bool
-    ) -> np.ndarray:
-        """Return the samples that fit, in the dataset's order; refuse to return none."""
-        from fairseq.data.collate import numpy_seed
-
-        with numpy_seed(seed):  # legacy datasets draw their order from numpy's global generator
-            indices = dataset.ordered_indices()
-        if max_positions is not None:
-            indices = self.filter_indices_by_size(indices, dataset, max_positions, leave_out)
-        if len(indices) == 0:
-            raise DataError(
-                "The dataset is empty: it has no sample, or all are longer than max_positions="
-                f"{max_positions}"
-            )
-        return indices
 
     def fit_dictionary(self, rows: int) -> bool:
         """Give the dictionary ``rows`` entries by adding or dropping unused ``madeupword`` ones.

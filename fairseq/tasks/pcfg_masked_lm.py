@@ -75,8 +75,19 @@ class StreamDataset(OwnSizes, FairseqDataset):
         self._sizes = np.full(count, cfg.tokens_per_sample)
         self.epoch = 1
         self._id_W = np.array([dictionary.index(word) for word in source.terminals])
+        self._remember()
+
+    def _remember(self) -> None:
         # neighbours are asked for one by one: a chunk is drawn once, not for each of them
         self._chunk = functools.lru_cache(maxsize=16)(self._drawn)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Go to a data worker without the chunks, whose memory no other process can be sent."""
+        return {name: value for name, value in vars(self).items() if name != "_chunk"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._remember()
 
     def __len__(self) -> int:
         return len(self._sizes)

@@ -21,7 +21,9 @@ from fairseq.data import collate
 from fairseq.data.datasets.base import FairseqDataset
 from fairseq.data.datasets.concat import ConcatSentencesDataset
 from fairseq.data.datasets.nested_dictionary import NestedDictionaryDataset
+from fairseq.data.datasets.shorten import TruncateDataset
 from fairseq.data.datasets.wrappers import (
+    BaseWrapperDataset,
     ConstantTokensDataset,
     IdDataset,
     NumelDataset,
@@ -30,9 +32,9 @@ from fairseq.data.datasets.wrappers import (
     RawLabelDataset,
     RightPadDataset,
     RollDataset,
-    SortDataset,
 )
 from fairseq.data.storage.dictionary import Dictionary
+from fairseq.data.storage.indexed_dataset import shift_of
 from fairseq.errors import ConfigError, DataError, MissingFileError, UnsupportedError
 from fairseq.files.io import require_file
 from fairseq.protocols import Settings
@@ -72,6 +74,22 @@ class SentencePredictionConfig(FairseqDataclass):
     data_rng: str = option(II("dataset.data_rng"), new=True)
     train_subset: str = option(II("dataset.train_subset"), new=True)
     dataset_impl: str | None = option(II("dataset.dataset_impl"), new=True)
+
+
+class _Shuffled(BaseWrapperDataset):
+    """The items in an order that a seed decides, the same in every epoch."""
+
+    def __init__(self, dataset: FairseqDataset, seed: int) -> None:
+        super().__init__(dataset)
+        self.seed = seed
+
+    def ordered_indices(self) -> np.ndarray:
+        return self.ordered_under(0)
+
+    def ordered_under(self, shift: int) -> np.ndarray:
+        # numpy takes seeds of 32 bits
+        random = np.random.RandomState((self.seed + shift) % 2**32)
+        return np.argsort(random.permutation(len(self)))
 
 
 @register_task("sentence_prediction", dataclass=SentencePredictionConfig)
@@ -168,15 +186,25 @@ class SentencePredictionTask(MaskTask):
         defn = self._batch_parts(tokens, split, combine)
         if segments is not None:
             defn["net_input"]["segments"] = RightPadDataset(segments, pad_idx=0)
-        self.datasets[split] = self._in_order(defn, tokens, split)
+        self.datasets[split] = self._in_order(defn, tokens.sizes, split)
 
-    def _joined(self, first: FairseqDataset, second: FairseqDataset, split: str) -> tuple[Any, Any]:
+    def _joined(
+        self,
+        first: FairseqDataset,
+        second: FairseqDataset,
+        split: str,
+        longest_first: int | None = None,
+    ) -> tuple[Any, Any]:
         """Return tokens of single sentences or pairs, shortened, and segments if the model has any.
+
+        ``longest_first`` binds the first sentence with the token that is put in front of it.
 
         Both are shortened alike: where a crop starts depends on the sample's number.
         """
         cfg = self.cfg
         tokens = first if cfg.init_token is None else PrependTokenDataset(first, cfg.init_token)
+        if longest_first is not None:
+            tokens = TruncateDataset(tokens, longest_first)
         segments: Any = ConstantTokensDataset(tokens, 0)
         if second is not None:
             if cfg.separator_token is not None:
@@ -189,15 +217,13 @@ class SentencePredictionTask(MaskTask):
         cut = shortened(self, segments, split, longest) if self.segments else None
         return shortened(self, tokens, split, longest), cut
 
-    def _in_order(self, defn: dict[str, Any], tokens: FairseqDataset, split: str) -> Any:
+    def _in_order(self, defn: dict[str, Any], sizes_S: np.ndarray, split: str) -> Any:
         """Return the dataset of these parts, in the order of the files or in a drawn one."""
         cfg = self.cfg
-        dataset: Any = NestedDictionaryDataset(defn, sizes=[tokens.sizes])
+        dataset: Any = NestedDictionaryDataset(defn, sizes=[sizes_S])
         if not cfg.no_shuffle:
-            # numpy takes seeds of 32 bits
-            order = np.random.RandomState(cfg.seed % 2**32).permutation(len(tokens))
-            dataset = SortDataset(dataset, sort_order=[order])
-        logger.info("Loaded %s with #samples: %s", split, f"{len(tokens):,}")
+            dataset = _Shuffled(dataset, cfg.seed)
+        logger.info("Loaded %s with #samples: %s", split, f"{len(sizes_S):,}")
         return dataset
 
     def _batch_parts(self, tokens: FairseqDataset, split: str, combine: bool) -> dict[str, Any]:
@@ -236,9 +262,10 @@ class SentencePredictionTask(MaskTask):
         # as long as an epoch
         flat = getattr(sentences, "flat", np.empty(0, np.int64))
         size = len(self.dictionary) - self._adds_mask
-        if len(flat) and int(flat.max()) >= size:
+        largest = int(flat.max(initial=0)) - shift_of(sentences)
+        if largest >= size:
             raise DataError(
-                f"{path} holds token id {int(flat.max())}, but {self.cfg.data}/input0/dict.txt "
+                f"{path} holds token id {largest}, but {self.cfg.data}/input0/dict.txt "
                 f"has {size} entries: they come from different runs of fairseq-preprocess"
             )
         return sentences

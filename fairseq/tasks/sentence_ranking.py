@@ -15,7 +15,6 @@ import numpy as np
 
 from fairseq.config.references import settled_alone
 from fairseq.config.schema import II, option
-from fairseq.data.datasets.shorten import TruncateDataset
 from fairseq.data.datasets.wrappers import (
     IdDataset,
     NumelDataset,
@@ -80,8 +79,7 @@ class SentenceRankingTask(SentencePredictionTask):
         defn: dict[str, Any] = {"id": IdDataset(), "nsentences": NumSamplesDataset()}
         joined = []
         for number, name in enumerate(names[1:], 1):
-            choice = parts[name] if longest is None else TruncateDataset(parts[name], longest)
-            tokens, segments = self._joined(choice, parts["input0"], split)
+            tokens, segments = self._joined(parts[name], parts["input0"], split, longest)
             net_input = {
                 "src_tokens": RightPadDataset(tokens, pad_idx=pad),
                 "src_lengths": NumelDataset(tokens, reduce=False),
@@ -94,8 +92,9 @@ class SentenceRankingTask(SentencePredictionTask):
         target = self._right_options(split, len(joined[0]))
         if target is not None:
             defn["target"] = target
-        widest = max(joined, key=lambda tokens: int(np.asarray(tokens.sizes).max(initial=0)))
-        self.datasets[split] = self._in_order(defn, widest, split)
+        # all options of a sentence go through the model: it is as long as the longest of them
+        longest_S = np.maximum.reduce([np.asarray(tokens.sizes) for tokens in joined])
+        self.datasets[split] = self._in_order(defn, longest_S, split)
 
     def _right_options(self, split: str, samples: int) -> RawLabelDataset | None:
         """Return the numbers of the right options, None where there is no such file."""

@@ -51,7 +51,13 @@ def refuse_long_samples(cfg: FairseqConfig, task: FairseqTask, model: Model, sub
 
 
 def valid_batches(
-    cfg: FairseqConfig, task: FairseqTask, model: Model, subset: str, epoch: int = 1, **more: Any
+    cfg: FairseqConfig,
+    task: FairseqTask,
+    model: Model,
+    subset: str,
+    epoch: int = 1,
+    dataset: Any = None,
+    **more: Any,
 ) -> Any:
     """Return the iterator over a loaded subset.
 
@@ -61,11 +67,12 @@ def valid_batches(
         model: says how long a sample may be.
         subset: its name.
         epoch: whose masks are drawn; those of validations never change.
+        dataset: the subset, the one that the task holds if None.
         **more: arguments of ``task.get_batch_iterator``, such as this process's share.
     """
     data = cfg.dataset
     return task.get_batch_iterator(
-        dataset=task.dataset(subset),
+        dataset=task.dataset(subset) if dataset is None else dataset,
         max_tokens=data.max_tokens_valid,
         max_sentences=data.batch_size_valid,
         max_positions=_longest(cfg, task, model),

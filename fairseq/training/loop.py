@@ -117,7 +117,7 @@ def _set_up(cfg: FairseqConfig, folder: RunFolder) -> tuple[Trainer, Any, Sample
         task.bpe = task.build_bpe(cfg.bpe)
     model = task.build_model(cfg.model)
     check_targets(model, task)
-    start = start._replace(loaded=grow_loaded(cfg, start.loaded, task, model))
+    start = start._replace(loaded=grow_loaded(cfg, start.loaded, task))
     # after the weights came in, before the optimizer asks which parameters are trained
     freeze_parts(model, cfg.optimization)
     criterion = task.build_criterion(cfg.criterion)

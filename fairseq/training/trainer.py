@@ -105,6 +105,8 @@ class Trainer:
         self._epoch = 1
         self._cells = 0  # of the micro-batch at work
         self._dummy_batch: Any = None
+        # validations keep these: training loads a split of its own, which may have the same name
+        self._loaded_before = dict(task.datasets)
         self.effort = Effort(model, criterion, self._peak())
         if self.world > 1 and not task.logging_outputs_can_be_summed(criterion):
             logger.warning(
@@ -172,6 +174,7 @@ class Trainer:
             self.task,
             self.get_model(),
             subset,
+            dataset=self._loaded_before.get(subset),
             num_shards=self.world,
             shard_id=self.rank,
             disable_iterator_cache=disable_iterator_cache,
@@ -421,6 +424,8 @@ class Trainer:
             optimizer.multiply_grads(self.world / denominator)
             norm = optimizer.clip_grad_norm(self.cfg.optimization.clip_norm)
             self._grad_norm = torch.as_tensor(norm)
+            if self.world > 1:
+                distributed_utils.refuse_other_norms(self._grad_norm, self.device)
             finite = torch.isfinite(self._grad_norm)
             self._judged_late = self.update_log.can_wait()
             if self._judged_late:
@@ -432,6 +437,8 @@ class Trainer:
             optimizer.zero_grad()
             return f"NOTE: gradient overflow detected, ignoring gradient, {overflow}"
         except FloatingPointError as error:
+            if isinstance(error, FairseqError):  # which says itself what is wrong
+                raise
             raise NotFiniteError(str(error)) from error
         self.bad_updates = 0
         self.effort.count(self.progress)

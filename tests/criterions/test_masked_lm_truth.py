@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -183,3 +184,13 @@ def test_words_that_mean_something_else_are_refused(tmp_path: Path) -> None:
         PcfgMaskedLMTask(PcfgMaskedLMConfig(grammar=str(path)))
     with pytest.raises(ConfigError, match="needs --grammar"):
         PcfgMaskedLMTask(PcfgMaskedLMConfig(grammar=None))
+
+
+def test_a_stream_goes_to_workers_that_are_spawned(rules: str) -> None:
+    stream = task_of(rules).datasets["train"]
+    stream.set_epoch(3)
+    there = pickle.loads(pickle.dumps(stream))
+    for index in (0, 5, 700):
+        ours, theirs = stream[index], there[index]
+        assert ours["tokens"].tolist() == theirs["tokens"].tolist()
+        assert ours["hidden"].tolist() == theirs["hidden"].tolist()

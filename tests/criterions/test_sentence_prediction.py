@@ -22,6 +22,7 @@ from fairseq.criterions.sentence_prediction import (
 from fairseq.distributed import utils as distributed_utils
 from fairseq.errors import ConfigError
 from fairseq.logging import metrics
+from fairseq.logging.meters import exact
 from tests.tiny_run import fork, wait
 
 pairs = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=30)
@@ -104,6 +105,9 @@ def test_reports_are_those_of_all_batches_together(classes: int) -> None:
     predicted = scores.argmax(1)
     table = confusion(list(zip(targets.tolist(), predicted.tolist(), strict=True)), classes)
     assert found["mcc"] == round(100 * criterion_module.mcc(table), 1)
+    # what decides which checkpoint is best is not what a console shows
+    assert math.isclose(exact(found["mcc"]), 100 * criterion_module.mcc(table), abs_tol=1e-9)
+    assert exact(found["mcc"]) != found["mcc"]
     assert math.isclose(
         found["accuracy"], 100 * (predicted == targets).float().mean(), abs_tol=0.06
     )

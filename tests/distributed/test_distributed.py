@@ -196,6 +196,25 @@ def test_out_of_memory_during_a_reduction_says_what_helps(
     assert "--ddp-backend legacy_ddp" in capfd.readouterr().err
 
 
+def test_gradients_that_differ_between_processes_end_the_run(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something changed them behind their average; the weights would drift apart in silence."""
+    original = Trainer._step
+
+    def step(trainer: Any, sample_size: float) -> str | None:
+        for x in trainer.model.parameters():
+            if trainer.get_num_updates() == 2 and trainer.rank == 1 and x.grad is not None:
+                x.grad *= 1.001
+        return original(trainer, sample_size)
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    assert all(finish(start(data, tmp_path, 2, max_update=5)))
+    said = capfd.readouterr().err
+    assert "gradients are inconsistent between workers, their norms are" in said
+    assert "--ddp-backend legacy_ddp" in said
+
+
 def test_muon_with_groups_on_two_processes(data: Path, tmp_path: Path) -> None:
     flags = {
         "optimizer": "muon",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,21 @@ def test_both_commands_print_the_same(
     assert {name: found[name] for name in FIGURES} == {name: printed[name] for name in FIGURES}
     dtype = torch.bfloat16 if "bf16" in flags else torch.float32
     assert {x.dtype for x in content(tmp_path / "checkpoint_last.pt")["model"].values()} == {dtype}
+
+
+def test_subsets_that_training_joins_are_joined_again(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    for end in ("bin", "idx"):
+        shutil.copy(folder / f"train.{end}", folder / f"valid1.{end}")
+    printed = trained(folder, tmp_path / "run", combine_valid_subsets=True)
+    found, alone = (
+        evaluated(folder, tmp_path / "run", combine_valid_subsets=joined)
+        for joined in (True, False)
+    )
+    assert {name: found[name] for name in FIGURES} == {name: printed[name] for name in FIGURES}
+    assert evaluated(folder, tmp_path / "run")["loss"] == found["loss"] != alone["loss"]
 
 
 @pytest.mark.parametrize("name", ["bf16", "amp", "ema"])

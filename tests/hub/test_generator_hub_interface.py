@@ -219,5 +219,7 @@ def test_torch_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = hubconf.tokenizer("space")
     assert tokenizer.encode("a  b") == "a b"
     assert isinstance(tokenizer, hub_utils.TokenizerHubInterface)
+    for name in ("roberta.base", "xlmr.large", "camembert", "gottbert-base"):
+        assert name in getattr(hubconf, name).func.__self__.hub_models()
     entry = getattr(hubconf, "transformer_lm.wmt19.en")
     assert entry.func.__self__ is TransformerLanguageModel

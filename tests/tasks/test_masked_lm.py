@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fairseq.data.storage.dictionary import Dictionary
-from fairseq.data.storage.indexed_dataset import MMapIndexedDatasetBuilder
+from fairseq.data.storage.indexed_dataset import MMapIndexedDatasetBuilder, make_builder
 from fairseq.data.storage.manifest import DatasetEntry, write_manifest
 from fairseq.errors import ConfigError, DataError, MissingFileError, UnsupportedError
 from fairseq.tasks import setup_task
@@ -318,6 +318,23 @@ def test_data_of_a_larger_dictionary_are_refused(
         a_task(data, omit_mask=omit_mask).load_dataset("train")
     write_split(data, "valid", [[4, 11]])
     a_task(data, omit_mask=omit_mask).load_dataset("valid")
+
+
+def test_old_formats_may_hold_the_last_word_of_the_dictionary(data: Path) -> None:
+    """They store ids plus one, as files of the original do, which have no manifest."""
+    for end in ("bin", "idx"):
+        (data / f"train.{end}").unlink(missing_ok=True)
+    builder = make_builder(str(data / "train.bin"), "cached", 12)
+    builder.add_item(torch.tensor([4, 11, 2]))
+    builder.finalize(str(data / "train.idx"))
+    task = a_task(data)
+    task.load_dataset("train")
+    assert task.dataset("train")[0]["tokens"].tolist()[-2:] == [11, 2]
+    builder = make_builder(str(data / "valid.bin"), "cached", 13)
+    builder.add_item(torch.tensor([4, 12, 2]))
+    builder.finalize(str(data / "valid.idx"))
+    with pytest.raises(DataError, match="holds token id 12"):
+        task.load_dataset("valid")
 
 
 def test_a_mask_in_the_dictionary_is_used(data: Path) -> None:

@@ -73,9 +73,25 @@ def test_every_option_stands_before_its_sentence(data: Path) -> None:
     labels = (data / "label" / "valid.label").read_text().split()
     assert batch["target"].tolist() == [int(label) for label in labels]
     assert batch["nsentences"] == 8
-    short = task_of(data, max_option_length=1)
+    short = task_of(data, max_option_length=2)
     short.load_dataset("valid")
-    assert int(np.max(short.dataset("valid").sizes[0])) == 1 + 1 + 1 + 2
+    shortened = short.dataset("valid")
+    assert int(np.max(shortened.sizes[0])) == 2 + 1 + 1 + 1
+    # the token in front is one of the two
+    first_T = shortened.collater([shortened[5]])["net_input1"]["src_tokens"][0]
+    assert first_T.tolist()[:3] == [0, index(text(data, 1, 5)[0]), 2]
+
+
+def test_a_sample_is_as_long_as_its_longest_option(data: Path) -> None:
+    task = task_of(data)
+    task.load_dataset("valid")
+    widest = [max(len(text(data, n, line)) for n in (1, 2, 3)) for line in range(8)]
+    # every line has the right option, of three words, in one place or another
+    assert set(widest) == {3} and len({len(text(data, 1, line)) for line in range(8)}) > 1
+    dataset = task.dataset("valid")
+    batches = [dataset.collater([dataset[line]]) for line in range(8)]
+    longest = [max(b[f"net_input{n}"]["src_tokens"].shape[1] for n in (1, 2, 3)) for b in batches]
+    assert np.asarray(dataset.sizes[0]).tolist() == longest
 
 
 def test_it_trains(data: Path, tmp_path: Path) -> None:

@@ -755,8 +755,19 @@ def test_another_optimizer_or_model_is_explained(finished: Path, data: Path) -> 
         train(config(data, finished, encoder_layers=3, max_update=20))
 
 
-def test_another_batch_size_reads_every_sample_once(
-    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+OTHER_SETTINGS = {
+    "batch size": {"batch_size": 7, "required_batch_size_multiple": 1},
+    "seed": {"seed": 4},
+}
+
+
+@pytest.mark.parametrize("others", OTHER_SETTINGS.values(), ids=OTHER_SETTINGS)
+def test_another_batch_size_or_seed_reads_every_sample_once(
+    others: dict[str, Any],
+    data: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.INFO)
     read: dict[int, Counter[int]] = {1: Counter(), 2: Counter()}
@@ -772,10 +783,47 @@ def test_another_batch_size_reads_every_sample_once(
     with pytest.raises(SystemExit):
         train(config(data, tmp_path, **flags))
     assert sum(read[1].values()) == 12
-    train(config(data, tmp_path, **{**flags, "batch_size": 7, "required_batch_size_multiple": 1}))
+    train(config(data, tmp_path, **{**flags, **others}))
     assert set(read[1].values()) == set(read[2].values()) == {1}
     assert read[1].keys() == read[2].keys()
     assert any("12 samples were read with other settings" in r.getMessage() for r in caplog.records)
+
+
+def test_a_longer_limit_reads_what_was_too_long_too(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first run left out follows with what it had not come to."""
+    read: Counter[int] = Counter()
+    original = FairseqTask.train_step
+
+    def noting(task: Any, sample: Any, *rest: Any) -> Any:
+        read.update(sample["id"].tolist())
+        return original(task, sample, *rest)
+
+    monkeypatch.setattr(FairseqTask, "train_step", noting)
+    Recorder(monkeypatch, signal_at(2))
+    flags = {"max_update": 0, "max_epoch": 1, "total_num_update": 30, "disable_validation": True}
+    flags["sample_break_mode"] = "eos"
+    with pytest.raises(SystemExit):
+        train(config(data, tmp_path, **flags, max_tokens=8))
+    before = len(read)
+    train(config(data, tmp_path, **flags, max_tokens=64))
+    assert 0 < before < len(read) == 40 and set(read.values()) == {1}
+
+
+@pytest.mark.parametrize("every", [0, 4])
+def test_validation_on_the_training_split_leaves_training_alone(
+    every: int, data: Path, tmp_path: Path
+) -> None:
+    flags = {"max_update": 0, "max_epoch": 3, "total_num_update": 99}
+    flags["save_interval_updates"] = every
+    names = []
+    for subsets in ("valid", "valid,train"):
+        folder = tmp_path / subsets
+        train(config(data, folder, **flags, valid_subset=subsets))
+        names.append({path.name for path in folder.glob("*.pt")})
+    assert names[0] == names[1] and "checkpoint3.pt" in names[0]
+    assert digest(tmp_path / "valid" / LAST) == digest(tmp_path / "valid,train" / LAST)
 
 
 # -- ends ------------------------------------------------------------------------------------------

@@ -147,7 +147,8 @@ class EpochBatchIterator(EpochBatchIterating):
             data_rng: ``philox``, or ``fairseq-...`` for the original's order.
             batching: how ``batch_sampler`` was cut, as plain values such as limits.
             rebatch: function (such a description, int64 sample numbers) that returns the batches
-                cut in that way from the same data, the given samples left out.
+                cut in that way from the same data, the given samples left out; of another seed,
+                if the description has that of a run as ``seed``.
             keeps_batches: the same batches serve all epochs; if the epoch in which they were cut
                 matters (``batching["order_epoch"]``), the state keeps it.
 
@@ -381,10 +382,13 @@ class EpochBatchIterator(EpochBatchIterating):
         Raises:
             CheckpointError: if it cannot be built, or has not the length ``total``.
         """
-        if order.batching == self.batching and not len(read):
+        # samples of equal length lie in batches as the seed has it
+        reseeded = order.seed != self.seed
+        if order.batching == self.batching and not reseeded and not len(read):
             batches = self.frozen_batches
         elif self.rebatch is not None and order.batching is not None:
-            batches = self.rebatch(order.batching, read)
+            seed = {"seed": order.seed} if reseeded else {}
+            batches = self.rebatch({**order.batching, **seed}, read)
         elif order.batching == self.batching:
             batches = without_samples(self.frozen_batches, read)
         else:

@@ -185,6 +185,11 @@ def make_dataset(
     return kind(path, fix_lua_indexing=fix_lua_indexing)
 
 
+def shift_of(lines: object) -> int:
+    """Return how much larger the numbers in ``lines.flat`` are than ids: 1 in the old formats."""
+    return int(getattr(lines, "fix_lua_indexing", False))
+
+
 def dataset_exists(path: PathLike, impl: str) -> bool:
     """Tell whether the files of a dataset of the kind ``impl`` are there."""
     check_dataset_impl(impl)

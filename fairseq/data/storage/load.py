@@ -96,7 +96,9 @@ def _largest_id(lines: FairseqDataset, folder: str, split: str) -> int:
     flat = getattr(lines, "flat", np.empty(0, dtype=np.int64))
     step = max(WINDOW, len(flat) // SAMPLED_WINDOWS)
     starts = range(0, len(flat), step)
-    return max((int(flat[i : i + WINDOW].max()) for i in starts), default=0)
+    return max(
+        (int(flat[i : i + WINDOW].max()) for i in starts), default=0
+    ) - indexed_dataset.shift_of(lines)
 
 
 def load_indexed_dataset(

@@ -1,0 +1,80 @@
+"""The batches of a task's dataset, as a run cuts them: which samples fit, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fairseq.data.batches.cut import without_trailing
+from fairseq.data.datasets.base import FairseqDataset
+from fairseq.errors import DataError
+from fairseq.protocols import Limits
+
+if TYPE_CHECKING:
+    from fairseq.tasks.base import FairseqTask
+
+
+class Fits(NamedTuple):
+    """What is done about long samples.
+
+    Attributes:
+        max_positions: the longest.
+        leave_out: leave longer ones out instead of refusing them.
+    """
+
+    max_positions: Limits
+    leave_out: bool
+
+
+def cut_batches(
+    task: FairseqTask,
+    dataset: FairseqDataset,
+    seed: int,
+    batching: Mapping[str, Any],
+    without: np.ndarray,
+    fits: Fits,
+) -> list[Any]:
+    """Return the batches of all samples but some.
+
+    Args:
+        task: filters samples, and says whether a small last batch is dropped.
+        dataset: the samples.
+        seed: today's, of which the dataset was made.
+        batching: limits of a batch; ``order_epoch`` where the order depends on an epoch, ``seed``
+            where batches of another seed are wanted.
+        without: sample numbers to leave out, int64.
+        fits: what is done about long samples.
+
+    Raises:
+        DataError: if no sample fits, or one does not that must.
+    """
+    sizes = dict(batching)
+    shift = sizes.pop("seed", seed) - seed
+    order_seed = seed + shift + sizes.pop("order_epoch", 0)
+    indices = _usable_indices(task, dataset, order_seed, shift, fits)
+    kept = indices[~np.isin(indices, without)] if len(without) else indices
+    # the original leaves a last small batch out in training; an evaluation needs every sample
+    drop = task.data_rng == "fairseq-main" and not task.only_evaluates
+    batches = dataset.batch_by_size(kept, **sizes)  # a plug-in's takes no other limits
+    return without_trailing(batches, sizes["required_batch_size_multiple"]) if drop else batches
+
+
+def _usable_indices(
+    task: FairseqTask, dataset: FairseqDataset, order_seed: int, shift: int, fits: Fits
+) -> np.ndarray:
+    """Return the samples that fit, in the dataset's order; refuse to return none."""
+    from fairseq.data.collate import numpy_seed
+
+    # legacy datasets draw their order from numpy's global generator
+    with numpy_seed(order_seed):
+        indices = dataset.ordered_under(shift) if shift else dataset.ordered_indices()
+    if fits.max_positions is not None:
+        indices = task.filter_indices_by_size(indices, dataset, *fits)
+    if len(indices) == 0:
+        raise DataError(
+            "The dataset is empty: it has no sample, or all are longer than max_positions="
+            f"{fits.max_positions}"
+        )
+    return indices
