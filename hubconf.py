@@ -27,7 +27,7 @@ def tokenizer(name, **kwargs):
     return TokenizerHubInterface(name, **kwargs)
 
 
-_registered = [MODEL_REGISTRY[_model] for _model in MODEL_REGISTRY]
+_registered = [MODEL_REGISTRY[_model] for _model in list(MODEL_REGISTRY)]
 for _cls in [*_registered, XLMRModel, CamembertModel, GottbertModel]:
     for _name in _cls.hub_models():
         globals()[_name] = functools.partial(_cls.from_pretrained, _name)

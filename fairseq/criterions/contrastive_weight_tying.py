@@ -123,7 +123,6 @@ class ContrastiveWeightTyingCriterion(SummingCriterion):
             nn.init.eye_(self.projection.weight)
         self._ids_M: Tensor | None = None
         self._extra_flops = 0
-        self._device = torch.device("cpu")  # of the samples, where an update may have none
 
     def prepare_sample(self, sample: Sample) -> Sample:
         """Look for the distinct targets on the host: a GPU would have to be waited for."""
@@ -138,7 +137,7 @@ class ContrastiveWeightTyingCriterion(SummingCriterion):
         self._ids_M = None
         if self.cfg.negatives == "global":
             targets = [s["target"][s["target"] != self.padding_idx] for s in samples]
-            device = targets[0].device if targets else self._device
+            device = targets[0].device if targets else distributed_utils.device_of_messages()
             # a process that has run out of batches has no ids, but must take part in the exchange
             own_M = torch.cat(targets) if targets else torch.zeros(0, dtype=torch.int64)
             # ids travel as float64, as all figures do between processes, and are exact in it
@@ -158,7 +157,7 @@ class ContrastiveWeightTyingCriterion(SummingCriterion):
                 f"--criterion contrastive_weight_tying cannot train {type(model).__name__}: it has "
                 "no method embedding_table"
             )
-        cfg, self._device = self.cfg, sample["target"].device
+        cfg = self.cfg
         positions_N = predicted_positions(sample, self.padding_idx)
         target_N = sample["target"].reshape(-1)[positions_N]
         probes = cfg.valid_anisotropy and not model.training

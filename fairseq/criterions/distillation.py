@@ -105,7 +105,6 @@ class DistillationCriterion(SummingCriterion):
         self._teacher: TeacherLike | None = None
         self._cache: CacheLike | None = None
         self._totals: dict[str, float] | None = None
-        self._device = torch.device("cpu")
         self._extra_flops = 0
 
     # -- the teacher -----------------------------------------------------------------------------
@@ -196,7 +195,7 @@ class DistillationCriterion(SummingCriterion):
             sum(s["ntokens"] for s in samples),
         ]
         if distributed_utils.get_world_size() > 1:
-            device = samples[0]["target"].device if samples else self._device
+            device = distributed_utils.device_of_messages()
             # float64 holds whole numbers exactly, far beyond any count of tokens
             total_2 = torch.tensor(counts, dtype=torch.float64, device=device)
             counts = distributed_utils.all_reduce(total_2).tolist()
@@ -215,7 +214,6 @@ class DistillationCriterion(SummingCriterion):
                 "the terms of distillation have different positions: no reduce=False"
             )
         net_input, pad = sample["net_input"], self.padding_idx
-        self._device = sample["target"].device
         predicted_N = predicted_positions(sample, pad)
         stored = self._stored(sample, predicted_N, model.training)
         teacher = self._teacher

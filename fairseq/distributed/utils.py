@@ -92,6 +92,12 @@ def all_reduce(tensor: Tensor, group: object = None, op: str = "sum") -> Tensor:
     return tensor
 
 
+def device_of_messages() -> torch.device:
+    """Return where messages are put together where no batch tells it: NCCL sends from GPUs only."""
+    nccl = is_initialized() and dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+
+
 def longest(duration: float, device: torch.device) -> float:
     """Return the longest duration of any process, the same on all of them."""
     if get_world_size() == 1:

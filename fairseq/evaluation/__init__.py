@@ -61,7 +61,7 @@ def validate(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
     results = {}
     for subset in validation.valid_subsets(config):
-        task.load_dataset(subset, combine=bool(config.dataset.combine_valid_subsets), epoch=1)
+        task.load_dataset(subset, combine=validation.joins(config, subset), epoch=1)
         results[subset] = _validate_subset(config, task, model, subset, step, flat)
     return results
 

@@ -61,7 +61,7 @@ def write_sample_scores(flat: Mapping[str, Any], path: Path, plot: Path | None =
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for subset in validation.valid_subsets(config):
-            task.load_dataset(subset, combine=bool(config.dataset.combine_valid_subsets), epoch=1)
+            task.load_dataset(subset, combine=validation.joins(config, subset), epoch=1)
             batches = validation.valid_batches(config, task, student, subset)
             for sample in batches.next_epoch_itr(shuffle=False):
                 for row in _rows(student, teacher, sample, task.target_dictionary.pad(), device):

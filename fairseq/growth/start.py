@@ -186,10 +186,10 @@ def grow_loaded(
     learned = isinstance(config_of(content).model, LigoSettings)
     name, method = choose_method(settings.grow_method, learned)
     options = options_of(settings)
-    if method.needs_fresh:
-        options = dataclasses.replace(options, fresh=fresh_weights(task, cfg.model, options.seed))
     if not learned:  # before anything is built
         method.check(config_of(content).model, cfg.model, options)
+    if method.needs_fresh:
+        options = dataclasses.replace(options, fresh=fresh_weights(task, cfg.model, options.seed))
     source = read_source(path, content, task)
     check_operator(source, cfg.model)
     reason = method.check(source.config, cfg.model, options)

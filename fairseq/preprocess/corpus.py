@@ -131,8 +131,12 @@ def preprocess(config: PreprocessConfig, maker: DictionaryMaker | None = None) -
         texts = _records_to_text(config, texts, stack)
         numbered = {} if maker else _read_train_texts(config, texts, stack)
         dictionaries = _dictionaries(config, texts, numbered, maker)
-        # those of other toolkits know no counts, which masking and heads may ask for
-        uncounted = {n for n, d in dictionaries.items() if not d.nspecial and not any(d.count)}
+        # those of imported models know no counts, which masking and heads may ask for
+        uncounted = {
+            name
+            for name, dictionary in dictionaries.items()
+            if not maker and not dictionary.nspecial and not any(dictionary.count)
+        }
         entries: dict[str, DatasetEntry] = {}
         if not config.dict_only:
             for text in texts:

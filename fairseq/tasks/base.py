@@ -255,7 +255,7 @@ class FairseqTask:
         def cut(batching: Mapping[str, Any], without: np.ndarray) -> list[Any]:
             limits = max_positions
             if ignore_invalid_inputs and batching.get("max_tokens") != max_tokens:
-                # a run with another limit left out what did not fit that one
+                # a run with a smaller limit left out what did not fit that one
                 limits = resolve_max_positions(max_positions, batching["max_tokens"] or None)
             fits = Fits(limits, ignore_invalid_inputs)
             return cut_batches(self, dataset, seed, batching, without, fits)
@@ -268,6 +268,7 @@ class FairseqTask:
         # the original's main branch orders by seed + the epoch it cuts batches in
         if self.data_rng == "fairseq-main":
             batching["order_epoch"] = epoch
+        own_seed = getattr(dataset, "seed", None)
         iterator = EpochBatchIterator(
             dataset=dataset,
             collate_fn=dataset.collater,
@@ -284,6 +285,7 @@ class FairseqTask:
             batching=batching,
             rebatch=cut,
             keeps_batches=reuse,
+            dataset_seed=own_seed if isinstance(own_seed, int) else None,
         )
         if reuse:
             self.dataset_to_epoch_iter[dataset] = iterator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,9 +42,9 @@ def cut_batches(
     Args:
         task: filters samples, and says whether a small last batch is dropped.
         dataset: the samples.
-        seed: today's, of which the dataset was made.
+        seed: today's.
         batching: limits of a batch; ``order_epoch`` where the order depends on an epoch, ``seed``
-            where batches of another seed are wanted.
+            and ``dataset_seed`` where batches of a run with others are wanted.
         without: sample numbers to leave out, int64.
         fits: what is done about long samples.
 
@@ -51,9 +52,12 @@ def cut_batches(
         DataError: if no sample fits, or one does not that must.
     """
     sizes = dict(batching)
-    shift = sizes.pop("seed", seed) - seed
-    order_seed = seed + shift + sizes.pop("order_epoch", 0)
-    indices = _usable_indices(task, dataset, order_seed, shift, fits)
+    order_seed = sizes.pop("seed", seed) + sizes.pop("order_epoch", 0)
+    ordered = dataset
+    if "dataset_seed" in sizes:
+        ordered = copy.copy(dataset)
+        vars(ordered)["seed"] = sizes.pop("dataset_seed")
+    indices = _usable_indices(task, ordered, order_seed, fits)
     kept = indices[~np.isin(indices, without)] if len(without) else indices
     # the original leaves a last small batch out in training; an evaluation needs every sample
     drop = task.data_rng == "fairseq-main" and not task.only_evaluates
@@ -62,14 +66,14 @@ def cut_batches(
 
 
 def _usable_indices(
-    task: FairseqTask, dataset: FairseqDataset, order_seed: int, shift: int, fits: Fits
+    task: FairseqTask, dataset: FairseqDataset, order_seed: int, fits: Fits
 ) -> np.ndarray:
     """Return the samples that fit, in the dataset's order; refuse to return none."""
     from fairseq.data.collate import numpy_seed
 
     # legacy datasets draw their order from numpy's global generator
     with numpy_seed(order_seed):
-        indices = dataset.ordered_under(shift) if shift else dataset.ordered_indices()
+        indices = dataset.ordered_indices()
     if fits.max_positions is not None:
         indices = task.filter_indices_by_size(indices, dataset, *fits)
     if len(indices) == 0:

@@ -84,11 +84,8 @@ class _Shuffled(BaseWrapperDataset):
         self.seed = seed
 
     def ordered_indices(self) -> np.ndarray:
-        return self.ordered_under(0)
-
-    def ordered_under(self, shift: int) -> np.ndarray:
         # numpy takes seeds of 32 bits
-        random = np.random.RandomState((self.seed + shift) % 2**32)
+        random = np.random.RandomState(self.seed % 2**32)
         return np.argsort(random.permutation(len(self)))
 
 

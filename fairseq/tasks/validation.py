@@ -31,6 +31,11 @@ def valid_subsets(cfg: FairseqConfig) -> list[str]:
     return cfg.dataset.valid_subset.replace(" ", "").split(",")
 
 
+def joins(cfg: FairseqConfig, subset: str) -> bool:
+    """Tell whether ``valid1``, ``valid2``, ... belong to a subset, when a model is evaluated."""
+    return subset == "valid" and bool(cfg.dataset.combine_valid_subsets)
+
+
 def _longest(cfg: FairseqConfig, task: FairseqTask, model: Model) -> Any:
     """Return how long a sample may be."""
     return utils.resolve_max_positions(

@@ -105,8 +105,9 @@ class Trainer:
         self._epoch = 1
         self._cells = 0  # of the micro-batch at work
         self._dummy_batch: Any = None
-        # validations keep these: training loads a split of its own, which may have the same name
-        self._loaded_before = dict(task.datasets)
+        # training loads this split anew: a validation on it must not move what training reads
+        loaded = getattr(task, "datasets", {})
+        self._to_validate_on = {k: x for k, x in loaded.items() if k == cfg.dataset.train_subset}
         self.effort = Effort(model, criterion, self._peak())
         if self.world > 1 and not task.logging_outputs_can_be_summed(criterion):
             logger.warning(
@@ -174,7 +175,7 @@ class Trainer:
             self.task,
             self.get_model(),
             subset,
-            dataset=self._loaded_before.get(subset),
+            dataset=self._to_validate_on.get(subset),
             num_shards=self.world,
             shard_id=self.rank,
             disable_iterator_cache=disable_iterator_cache,

@@ -758,6 +758,8 @@ def test_another_optimizer_or_model_is_explained(finished: Path, data: Path) -> 
 OTHER_SETTINGS = {
     "batch size": {"batch_size": 7, "required_batch_size_multiple": 1},
     "seed": {"seed": 4},
+    "order": {"update_ordered_indices_seed": True},
+    "seed and order": {"seed": 4, "update_ordered_indices_seed": True},
 }
 
 

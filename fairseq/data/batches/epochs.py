@@ -123,6 +123,7 @@ class EpochBatchIterator(EpochBatchIterating):
         batching: Mapping[str, Any] | None = None,
         rebatch: Callable[[Mapping[str, Any], np.ndarray], Batches] | None = None,
         keeps_batches: bool = False,
+        dataset_seed: int | None = None,
     ) -> None:
         """Iterate over ``dataset``.
 
@@ -147,10 +148,11 @@ class EpochBatchIterator(EpochBatchIterating):
             data_rng: ``philox``, or ``fairseq-...`` for the original's order.
             batching: how ``batch_sampler`` was cut, as plain values such as limits.
             rebatch: function (such a description, int64 sample numbers) that returns the batches
-                cut in that way from the same data, the given samples left out; of another seed,
-                if the description has that of a run as ``seed``.
+                cut in that way from the same data, the given samples left out; those of another
+                run, if the description has its ``seed`` or ``dataset_seed``.
             keeps_batches: the same batches serve all epochs; if the epoch in which they were cut
                 matters (``batching["order_epoch"]``), the state keeps it.
+            dataset_seed: of the dataset's own order, if it has one; the state keeps it.
 
         Raises:
             ConfigError: if there is no such shard or ``data_rng``.
@@ -173,6 +175,7 @@ class EpochBatchIterator(EpochBatchIterating):
         self.batching = None if batching is None else dict(batching)
         self.rebatch = rebatch
         self.keeps_batches = keeps_batches
+        self.dataset_seed = dataset_seed
         self.shuffle = not disable_shuffling
         # a sampler that is a function cuts anew in each epoch, a list serves all
         self._frozen_batches = None if callable(batch_sampler) else list(batch_sampler)
@@ -261,6 +264,7 @@ class EpochBatchIterator(EpochBatchIterating):
             fixed_shards=fix_batches_to_gpus and getattr(self.dataset, "supports_prefetch", False),
             num_shards=self.num_shards,
             batching=self.batching,
+            dataset_seed=self.dataset_seed,
         )
 
     def _iterate(self, plan: _Plan, epoch: int | None) -> CountingIterator:
@@ -382,13 +386,14 @@ class EpochBatchIterator(EpochBatchIterating):
         Raises:
             CheckpointError: if it cannot be built, or has not the length ``total``.
         """
-        # samples of equal length lie in batches as the seed has it
-        reseeded = order.seed != self.seed
-        if order.batching == self.batching and not reseeded and not len(read):
+        # samples of equal length lie in batches as seeds have it
+        seeds = {} if order.seed == self.seed else {"seed": order.seed}
+        if order.dataset_seed not in (None, self.dataset_seed):
+            seeds["dataset_seed"] = order.dataset_seed
+        if order.batching == self.batching and not seeds and not len(read):
             batches = self.frozen_batches
         elif self.rebatch is not None and order.batching is not None:
-            seed = {"seed": order.seed} if reseeded else {}
-            batches = self.rebatch({**order.batching, **seed}, read)
+            batches = self.rebatch({**order.batching, **seeds}, read)
         elif order.batching == self.batching:
             batches = without_samples(self.frozen_batches, read)
         else:

@@ -33,6 +33,8 @@ class EpochOrder:
         fixed_shards: deal the batches to the shards first, then shuffle within each shard.
         num_shards: the number of shards, which matters for the last two only.
         batching: how the batches were cut, as the owner of the iterator describes it.
+        dataset_seed: of the order in which a dataset that has a seed puts samples of equal length;
+            None if it has none, or the state does not say it.
     """
 
     seed: int
@@ -42,6 +44,7 @@ class EpochOrder:
     fixed_shards: bool
     num_shards: int
     batching: Mapping[str, Any] | None
+    dataset_seed: int | None = dataclasses.field(default=None, compare=False)
 
     def same_sequence(self, other: EpochOrder) -> bool:
         """Tell whether both describe one sequence, if only it is dealt to other shards."""

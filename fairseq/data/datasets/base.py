@@ -81,10 +81,6 @@ class FairseqDataset(torch.utils.data.Dataset, EpochListening):
         """Return all indices in the order in which batches are to be cut, int64 (len(self),)."""
         return np.arange(len(self), dtype=np.int64)
 
-    def ordered_under(self, shift: int) -> np.ndarray:
-        """Return :meth:`ordered_indices` as under a seed higher by ``shift``, if one is its own."""
-        return self.ordered_indices()
-
     @property
     def supports_prefetch(self) -> bool:
         """Tell whether :meth:`prefetch` does anything."""

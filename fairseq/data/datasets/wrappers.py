@@ -54,11 +54,6 @@ class BaseWrapperDataset(FairseqDataset):
     def ordered_indices(self) -> np.ndarray:
         return getattr(self.dataset, "ordered_indices", super().ordered_indices)()
 
-    def ordered_under(self, shift: int) -> np.ndarray:
-        if type(self).ordered_indices is not BaseWrapperDataset.ordered_indices:
-            return self.ordered_indices()  # an order of its own
-        return getattr(self.dataset, "ordered_under", super().ordered_under)(shift)
-
     @property
     def supports_prefetch(self) -> bool:
         return getattr(self.dataset, "supports_prefetch", False)

@@ -147,12 +147,14 @@ class MaskSpec:
             DataError: if counts are asked for that the dictionary does not have.
         """
         counts = np.asarray(vocab.count, dtype=np.int64)
-        if (smoothing or freq_weighted_replacement) and not counts[vocab.nspecial :].any():
+        ids_V = np.arange(len(counts))
+        counted = counts[(ids_V >= vocab.nspecial) & (ids_V != mask)].any()
+        if (smoothing or freq_weighted_replacement) and not counted:
             flag = "--mask-smoothing" if smoothing else "--freq-weighted-replacement"
             raise DataError(
                 f"{flag} needs to know how often each word occurs, and the dictionary holds no "
-                "counts: binarize the training text with it (fairseq-preprocess --srcdict), which "
-                "counts"
+                "counts. Those of an imported model's are written where the training text is "
+                "binarized with it (fairseq-preprocess --srcdict); or leave the flag out"
             )
         fillers = [
             index

@@ -86,16 +86,13 @@ class MaskedLMDataset(OwnSizes, BaseWrapperDataset):
 
     def ordered_indices(self) -> np.ndarray:
         """Return all indices by size, items of equal size in an order fixed by the seed."""
-        return self.ordered_under(0)
-
-    def ordered_under(self, shift: int) -> np.ndarray:
         if not self.shuffle:
             return np.argsort(self._sizes, kind="stable")
         if self.data_rng != "philox":
-            permutation = np.random.RandomState(self.seed + shift).permutation(len(self))
+            permutation = np.random.RandomState(self.seed).permutation(len(self))
             return np.lexsort([permutation, self._sizes])
         # Raw words as sorting keys: stable between numpy versions, unlike ``permutation``.
-        words = philox(self.seed + shift, "order").bit_generator.random_raw(len(self))
+        words = philox(self.seed, "order").bit_generator.random_raw(len(self))
         return np.lexsort([words, self._sizes])
 
     def set_epoch(self, epoch: int) -> None:

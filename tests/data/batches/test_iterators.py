@@ -157,6 +157,7 @@ def cut(length, batching, without=(), seed=1):
     Equal lengths lie as the seed has it, that of the description if it has one.
     """
     limits = dict(batching)
+    seed = limits.pop("dataset_seed", seed)
     ties = np.random.RandomState(limits.pop("seed", seed)).permutation(length)
     lengths = np.arange(length) % 7 + 1
     order = np.lexsort([ties, lengths])
@@ -180,6 +181,7 @@ def test_any_chain_of_resumes_reads_every_sample_once(data, length):
         options = {
             "num_shards": shards,
             "seed": seed,
+            "dataset_seed": seed,
             "data_rng": data.draw(st.sampled_from(DATA_RNGS)),
             "batching": batching,
             "rebatch": lambda *how, seed=seed: cut(length, *how, seed),
