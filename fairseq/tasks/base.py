@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,9 +26,9 @@ from fairseq.logging.meters import MetersDict
 from fairseq.models.base import BaseFairseqModel
 from fairseq.optim.base import FairseqOptimizer
 from fairseq.protocols import Criterion, Limits, LoggingOutput, Model, Sample, Settings, StateDict
-from fairseq.tasks.cutting import Fits, cut_batches
+from fairseq.tasks.cutting import Fits, cut_batches, own_seed
 from fairseq.tasks.stateful import StatefulContainer
-from fairseq.utils import resolve_max_positions, split_paths
+from fairseq.utils import split_paths
 
 if TYPE_CHECKING:
     from fairseq.decoding.beams import SequenceGenerator
@@ -252,14 +253,8 @@ class FairseqTask:
             return self.dataset_to_epoch_iter[dataset]
         dataset.set_epoch(epoch)
 
-        def cut(batching: Mapping[str, Any], without: np.ndarray) -> list[Any]:
-            limits = max_positions
-            if ignore_invalid_inputs and batching.get("max_tokens") != max_tokens:
-                # a run with a smaller limit left out what did not fit that one
-                limits = resolve_max_positions(max_positions, batching["max_tokens"] or None)
-            fits = Fits(limits, ignore_invalid_inputs)
-            return cut_batches(self, dataset, seed, batching, without, fits)
-
+        fits = Fits(max_positions, max_tokens, ignore_invalid_inputs)
+        cut = functools.partial(cut_batches, self, dataset, seed, fits)
         batching = {
             "max_tokens": max_tokens,
             "max_sentences": max_sentences,
@@ -268,7 +263,6 @@ class FairseqTask:
         # the original's main branch orders by seed + the epoch it cuts batches in
         if self.data_rng == "fairseq-main":
             batching["order_epoch"] = epoch
-        own_seed = getattr(dataset, "seed", None)
         iterator = EpochBatchIterator(
             dataset=dataset,
             collate_fn=dataset.collater,
@@ -285,7 +279,7 @@ class FairseqTask:
             batching=batching,
             rebatch=cut,
             keeps_batches=reuse,
-            dataset_seed=own_seed if isinstance(own_seed, int) else None,
+            dataset_seed=own_seed(dataset),
         )
         if reuse:
             self.dataset_to_epoch_iter[dataset] = iterator

@@ -152,7 +152,7 @@ class EpochBatchIterator(EpochBatchIterating):
                 run, if the description has its ``seed`` or ``dataset_seed``.
             keeps_batches: the same batches serve all epochs; if the epoch in which they were cut
                 matters (``batching["order_epoch"]``), the state keeps it.
-            dataset_seed: of the dataset's own order, if it has one; the state keeps it.
+            dataset_seed: of the dataset's own order; the state keeps it.
 
         Raises:
             ConfigError: if there is no such shard or ``data_rng``.
@@ -165,8 +165,7 @@ class EpochBatchIterator(EpochBatchIterating):
         self.seed = seed
         self.num_shards = num_shards
         self.shard_id = shard_id
-        # older callers say epoch 0 where the first is meant
-        self.epoch = max(epoch, 1)
+        self.epoch = max(epoch, 1)  # older callers say 0 where the first is meant
         self.buffer_size = buffer_size
         self.disable_shuffling = disable_shuffling
         self.skip_remainder_batch = skip_remainder_batch
