@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,27 @@ def shared() -> Path:
     if not (folder / "compat").is_dir():
         pytest.skip(f"reference data not found in {folder}; set FAIRSEQ_TEST_DATA to its folder")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_handler_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a handler on a logger: later tests would see its lines twice."""
+    before = named_handlers()
+    yield
+    left = {name: new for name, new in named_handlers().items() if new - before.get(name, set())}
+    for name in left:
+        logging.getLogger(name).handlers[:] = []
+    assert not left, f"handlers left on loggers: {left}"
+
+
+def named_handlers() -> dict[str, set[logging.Handler]]:
+    """Return the handlers of the loggers that have any, but the root, the test runner's own."""
+    return {
+        name: set(logger.handlers)
+        for name, logger in logging.root.manager.loggerDict.items()
+        # torch hands the handlers of the root to its own loggers, once it compiles
+        if isinstance(logger, logging.Logger) and logger.handlers and not name.startswith("torch")
+    }
 
 
 FIGURES: dict[str, Any] = {}

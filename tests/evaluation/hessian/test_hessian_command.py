@@ -192,7 +192,6 @@ def test_the_text_names_the_convention_first(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    logging.getLogger("train").addHandler(caplog.handler)
     caplog.set_level(logging.INFO, logger="train")
     words = ["--probes", "2", "--device", "cpu", "--labels", "model", "--log-format", "simple"]
     assert hessian.main([*runs["masked_lm"], *words]) == 0
