@@ -121,6 +121,9 @@ class FairseqDataclass:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, FairseqDataclass):
+                if value is field.default:  # all instances share it, see __init_subclass__
+                    value = copy.deepcopy(value)
+                    object.__setattr__(self, field.name, value)
                 value.freeze()
         # no field, so that no file has it and dataclasses.replace gives a copy that can be changed
         object.__setattr__(self, "_is_frozen", True)

@@ -224,6 +224,7 @@ def test_frozen_configurations_are_final_copies_are_too_replacements_are_not():
     config = Outer()
     config.freeze()
     assert config.is_frozen() and config.inner.is_frozen()
+    assert not Outer().inner.is_frozen()  # the default that all share
     for target in (config, config.inner, pickle.loads(pickle.dumps(config))):
         with pytest.raises(ConfigError, match="final"):
             target._name = "x"

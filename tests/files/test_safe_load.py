@@ -181,8 +181,7 @@ def test_no_hostile_pickle_runs(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: Callable[[str, Any], None]
 ) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    torch.serialization.add_safe_globals([os.system, eval])  # somebody else's doing
-    try:
+    with torch.serialization.safe_globals([os.system, eval]):  # somebody else's doing
         mark = tmp_path / "executed"
         path = tmp_path / "model.pt"
         tried = payloads(mark)
@@ -196,8 +195,6 @@ def test_no_hostile_pickle_runs(
                 pytest.fail(f"{kind} was loaded as {safe_load(path)!r:.200}")
             assert set(os.listdir(tmp_path)) == before, kind
         figure(f"hostile pickles refused ({place})", len(tried))
-    finally:
-        torch.serialization.clear_safe_globals()
 
 
 @pytest.mark.parametrize("kind", ["eval", "open", "os.system", "hidden in a dict"])
@@ -207,13 +204,11 @@ def test_the_payloads_are_real(kind: str, tmp_path: Path) -> None:
 
 
 def test_what_others_allowed_stays_allowed_for_them(tmp_path: Path) -> None:
-    torch.serialization.add_safe_globals([os.system])
-    try:
+    with torch.serialization.safe_globals([os.system]):
+        before = set(torch.serialization.get_safe_globals())  # torch allows some of its own
         torch.save({}, tmp_path / "a.pt")
         safe_load(tmp_path / "a.pt")
-        assert torch.serialization.get_safe_globals() == [os.system]
-    finally:
-        torch.serialization.clear_safe_globals()
+        assert os.system in before and set(torch.serialization.get_safe_globals()) == before
 
 
 def test_the_refusal_names_the_object_and_no_way_around(tmp_path: Path) -> None:
