@@ -46,6 +46,9 @@ setup: $(TESTABLE)
 plan:
 	@$(PYTHON) scripts/demo.py --plan
 
+demo/corpus/train.txt: | $(INSTALLED)
+	$(BIN)/python scripts/demo_corpus.py demo/corpus
+
 demo: plan $(INSTALLED)
 	$(BIN)/python scripts/demo.py demo
 
@@ -93,7 +96,7 @@ study-implicit-bias: $(INSTALLED)
 	$(BIN)/python examples/implicit_bias/study.py --out runs/implicit_bias
 
 # `benchmarks/step.py` without --only measures all 32 cases, in about 80 minutes.
-bench: $(EXCHANGEABLE)
+bench: $(EXCHANGEABLE) demo/corpus/train.txt
 	$(PIP) install -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/step.py --peers $(BIN)/python --only masked,V8001,d0.1,1t \
