@@ -323,7 +323,9 @@ def main() -> None:
     )
     args = parser.parse_args()
     if not args.text.is_file():
-        parser.error(f"{args.text}: no such text; 'make demo/corpus/train.txt' builds it, or --text")
+        parser.error(
+            f"{args.text}: no such text; 'make demo/corpus/train.txt' builds it, or --text"
+        )
     for name in args.names or BENCHMARKS:
         where, result = machine(), BENCHMARKS[name](args.text, args.quick)
         kept = not args.quick and "skipped" not in result  # what was measured before stays

@@ -43,7 +43,9 @@ and train with --sample-break-mode eos: then every block is one sentence.
 """
 
 DOWNSTREAM_NOTES = """\
-Writes SPLIT.input0, SPLIT.label and SPLIT.csv with dict.txt and label.dict.txt. Binarize with
+Writes SPLIT.input0, SPLIT.label and SPLIT.csv with dict.txt and label.dict.txt, and says how often
+the commonest label is right (majority) and the best guess there is (ceiling, below 1 for gold).
+Binarize with
   fairseq-preprocess --only-source --srcdict DEST/dict.txt --trainpref DEST/train.input0 \\
       --validpref DEST/valid.input0 --destdir data/input0
   fairseq-preprocess --only-source --srcdict DEST/label.dict.txt --trainpref DEST/train.label \\
@@ -222,6 +224,7 @@ def _grammar(args: argparse.Namespace) -> dict[str, Any]:
     from fairseq.errors import ConfigError
     from fairseq.pcfg import random_sources
     from fairseq.pcfg.grammar import Grammar
+    from fairseq.pcfg.source import GrammarSource
 
     makers = {
         "levelled": random_sources.levelled_grammar,
@@ -243,6 +246,29 @@ def _grammar(args: argparse.Namespace) -> dict[str, Any]:
         record |= {"nonterminals": len(source.nonterminals), "rules": len(source.rules())}
         record["reachable"] = int(source.reachable().sum())
         record["length_law"] = [round(float(p), 6) for p in law_W]
+        source = GrammarSource(source)
+    return record | _predictability(source, args.seed)
+
+
+def _predictability(source: Source, seed: int) -> dict[str, Any]:
+    """Return what the words of a source can be known by at best, in nats; None: not known."""
+    import math
+
+    from fairseq.pcfg import entropy
+    from fairseq.pcfg.source import GrammarSource
+
+    record: dict[str, Any] = {}
+    if isinstance(source, GrammarSource):
+        words, nats = (
+            entropy.mean_length(source.grammar),
+            entropy.derivation_entropy(source.grammar),
+        )
+        finite = math.isfinite(words)
+        record["mean_length"] = round(words, 4) if finite else None
+        record["derivation_entropy_per_word"] = round(nats / words, 4) if finite else None
+    estimate = entropy.entropy_per_word(source, seed)
+    record["entropy_per_word"] = round(estimate[0], 4) if estimate else None
+    record["entropy_per_word_se"] = round(estimate[1], 4) if estimate else None
     return record
 
 

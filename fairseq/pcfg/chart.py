@@ -197,13 +197,17 @@ class Chart(Planner):
         with np.errstate(invalid="ignore"):
             return (inside_XB / z_B).T
 
-    def span_inside(self, words_BN: np.ndarray) -> np.ndarray:
-        """Return P(words | symbol), float64 (B, X), for every symbol."""
+    def span_inside(self, words_BN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return P(words | symbol) for every symbol, in two parts as long spans leave float64.
+
+        Returns:
+            ``p_BX`` float64 and ``exponent_B`` int64: the probability is ``p * 2 ** exponent``.
+        """
         inside = self.inside(words_BN, whole=True)
         places, rows_XB = inside.cell(0, words_BN.shape[1])
         inside_XB = np.zeros((len(self.order_X), len(words_BN)))
-        inside_XB[self.order_X[places]] = np.ldexp(rows_XB, inside.exponent_B)
-        return inside_XB.T
+        inside_XB[self.order_X[places]] = rows_XB
+        return inside_XB.T, inside.exponent_B
 
     def batch_size(self, length: int) -> int:
         """Return how many sentences of a length are parsed together; memory stays bounded."""

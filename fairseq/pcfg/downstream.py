@@ -35,6 +35,9 @@ from fairseq.pcfg.source import GrammarSource, batches
 from fairseq.pcfg.viterbi import Viterbi
 from fairseq.rng import philox
 
+_LONGEST_PARSED = 64
+_PARSED = 1000  # sentences that the ceiling is estimated on
+
 
 class Labeller:
     """Labels sentences of a grammar.
@@ -78,7 +81,10 @@ class Labeller:
         self._viterbi = Viterbi(grammar) if how == "viterbi" else None
 
     def scores(self, words_BN: np.ndarray) -> np.ndarray:
-        """Return what is compared, float64 (B, K): zeros where no symbol fits, -1 if too short."""
+        """Return what is compared, float64 (B, K): zeros where no symbol fits, -1 if too short.
+
+        The scores of a sentence are in proportion to the probabilities that the module names.
+        """
         last = words_BN.shape[1] if self.last is None else self.last
         if words_BN.shape[1] < last:
             return np.full((len(words_BN), len(self.symbols)), -1.0)
@@ -86,9 +92,9 @@ class Labeller:
             inside = self.source.inside(words_BN)
             score_BX = np.nan_to_num(self.source.span_marginals(inside, self.first, last))
         elif self._viterbi is not None:
-            score_BX = self._viterbi.span_best(words_BN[:, self.first : last])
+            score_BX = self._viterbi.span_best(words_BN[:, self.first : last])[0]
         else:
-            score_BX = self.source.span_inside(words_BN[:, self.first : last])
+            score_BX = self.source.span_inside(words_BN[:, self.first : last])[0]
         return score_BX[:, self.symbols]
 
     def labels(self, sentences: Sequence[np.ndarray]) -> np.ndarray:
@@ -101,6 +107,33 @@ class Labeller:
             score_BK = self.scores(words_BN)
             label_S[indices_B] = np.where(score_BK.max(axis=1) > 0, score_BK.argmax(axis=1), -1)
         return label_S
+
+    def ceiling(self, sentences: Sequence[np.ndarray]) -> float | None:
+        """Return the accuracy that no guess from the text exceeds, estimated on sentences.
+
+        All labels but gold ones follow from the text. The best guess of a gold one is the symbol
+        with the largest posterior probability, among those where some symbol made the span.
+
+        Args:
+            sentences: of those that are labelled.
+
+        Returns:
+            None where it is not computed: for symbols that rename each other, and for sentences of
+            more than 64 words, whose parsing takes the cube of that.
+        """
+        if self.how != "gold":
+            return 1.0
+        renames = bool(self.source.grammar.unary_XX[self.symbols].any())
+        if renames or not sentences or max(map(len, sentences)) > _LONGEST_PARSED:
+            return None
+        best_S = np.empty(len(sentences))
+        for indices_B, words_BN in batches(self.source, sentences):
+            last = words_BN.shape[1] if self.last is None else self.last
+            inside = self.source.inside(words_BN)
+            posterior_BX = self.source.span_marginals(inside, self.first, last)
+            posterior_BK = posterior_BX[:, self.symbols]
+            best_S[indices_B] = posterior_BK.max(axis=1) / posterior_BK.sum(axis=1)
+        return float(best_S.mean())
 
     def draw(
         self, rng: np.random.Generator, count: int, longest: int
@@ -121,10 +154,19 @@ class Labeller:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What was written: sentences of each split, share of the commonest label, labels in use."""
+    """What was written.
+
+    Attributes:
+        sizes: sentences of each split.
+        majority: share of the commonest label.
+        ceiling: see :meth:`Labeller.ceiling`; of the first thousand sentences of the last split.
+        used: labels that occur.
+        dropped: sentences that were left out.
+    """
 
     sizes: dict[str, int]
     majority: float
+    ceiling: float | None
     used: int
     dropped: int
 
@@ -184,8 +226,14 @@ def write_downstream(
         names.add_symbol(name)
     names.save(folder / "label.dict.txt")
     written = max(int(counts_K.sum()), 1)
+    last = next((parts for parts in reversed(drawn.values()) if len(parts[1])), None)
+    kept = [words for words, label in zip(*last, strict=True) if label >= 0] if last else []
     return Labelled(
-        dict(sizes), float(counts_K.max() / written), int((counts_K > 0).sum()), dropped
+        sizes=dict(sizes),
+        majority=float(counts_K.max() / written),
+        ceiling=labeller.ceiling(kept[:_PARSED]),
+        used=int((counts_K > 0).sum()),
+        dropped=dropped,
     )
 
 

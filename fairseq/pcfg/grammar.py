@@ -154,7 +154,8 @@ class Grammar:
             sums_R = np.einsum(
                 "rk,rk->r", law_XW[left_R, 1:width], law_XW[right_R, width - 1 : 0 : -1]
             )
-            direct_X = np.bincount(parent_R, prob_R * sums_R, len(law_XW))
+            # of no rules at all numpy counts whole numbers
+            direct_X = np.bincount(parent_R, prob_R * sums_R, len(law_XW)).astype(np.float64)
             if width == 1:
                 direct_X += self.emission_XT.sum(axis=1)
             law_XW[:, width] = self.closure_XX @ direct_X

@@ -87,16 +87,18 @@ class Viterbi:
                     chain_X = self.best_XX[place, cell.low : cell.high]
                     best[cell.base + place] = (chain_X[:, None] * cell_XB).max(axis=0)
 
-    def span_best(self, words_BN: np.ndarray) -> np.ndarray:
-        """Return the probability of the best derivation of the words from every symbol, (B, X)."""
+    def span_best(self, words_BN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the probability of the best derivation of the words from every symbol.
+
+        Returns:
+            ``p_BX`` and ``exponent_B`` as :meth:`fairseq.pcfg.chart.Chart.span_inside`.
+        """
         plan, _, best, exponent_B = self._maxima(words_BN, whole=True)
         cell = plan.at.get((0, plan.length))
         prob_XB = np.zeros((len(self.chart.order_X), len(words_BN)))
         if cell is not None:
-            prob_XB[self.chart.order_X[cell.low : cell.high]] = np.ldexp(
-                best[cell.all_rows], exponent_B
-            )
-        return prob_XB.T
+            prob_XB[self.chart.order_X[cell.low : cell.high]] = best[cell.all_rows]
+        return prob_XB.T, exponent_B
 
     def parse(self, words_BN: np.ndarray) -> Parses:
         """Return the best parses.

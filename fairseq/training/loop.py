@@ -192,7 +192,7 @@ class TrainLoop:
         if self._catch_up():
             return
         max_epoch = self.cfg.optimization.max_epoch or math.inf
-        complete = self._reached_limit() or self._out_of_patience()
+        complete = self._reached_limit() or self._validated_enough()
         if complete is None and self.epoch_itr.next_epoch_idx > max_epoch:
             complete = f"max_epoch: {max_epoch}"
         if complete is not None:
@@ -256,8 +256,8 @@ class TrainLoop:
         updates, tokens = self.trainer.get_num_updates(), self.trainer.progress.get("tokens", 0)
         return policy.reached_limit(settings, updates, hours, tokens)
 
-    def _out_of_patience(self) -> str | None:
-        return policy.out_of_patience(self.cfg.checkpoint.patience, self.trainer.progress)
+    def _validated_enough(self) -> str | None:
+        return policy.validated_enough(self.cfg.checkpoint, self.trainer.progress)
 
     # -- an epoch --------------------------------------------------------------------------------
 
@@ -404,7 +404,7 @@ class TrainLoop:
             if not is_extra:  # a run that is prolonged counts as if it had never ended
                 maximize = self.cfg.checkpoint.maximize_best_checkpoint_metric
                 policy.note_validation(self.trainer.progress, valid_losses[0], maximize)
-            reason = reason or self._out_of_patience()
+            reason = reason or self._validated_enough()
             reason = reason or self.watch.asked_to_stop(self.trainer.device)
             self._sample(updates)
         should_stop = reason is not None or signalled

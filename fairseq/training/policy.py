@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from fairseq.config.sections import FairseqConfig, OptimizationConfig
+from fairseq.config.sections import CheckpointConfig, FairseqConfig, OptimizationConfig
 
 
 class Moment(NamedTuple):
@@ -113,8 +113,13 @@ def note_validation(progress: dict[str, Any], value: float, maximize: bool) -> N
         progress["validations_without_progress"] = count + 1
 
 
-def out_of_patience(patience: int, progress: dict[str, Any]) -> str | None:
+def validated_enough(settings: CheckpointConfig, progress: dict[str, Any]) -> str | None:
     """Return why training must end after these validations, None if it need not."""
-    if not 0 < patience <= progress.get("validations_without_progress", 0):
+    if 0 < settings.patience <= progress.get("validations_without_progress", 0):
+        return f"patience: no better validation among the last {settings.patience}"
+    best, goal = progress.get("best_for_patience"), settings.stop_at_metric
+    if best is None or goal is None:
         return None
-    return f"patience: no better validation among the last {patience}"
+    if best >= goal if settings.maximize_best_checkpoint_metric else best <= goal:
+        return f"stop_at_metric: {settings.best_checkpoint_metric} {best} has reached {goal}"
+    return None

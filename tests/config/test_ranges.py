@@ -32,7 +32,7 @@ from fairseq_cli import hydra_train
 from fairseq_cli.entry import expand_home as expand_argument
 
 # numbers that may be anything finite
-FREE = {"lenpen", "unkpen", "clap_initial_beta"}
+FREE = {"lenpen", "unkpen", "clap_initial_beta", "stop_at_metric"}
 COMPONENTS = {
     "task": "masked_lm",
     "arch": "roberta_tiny",

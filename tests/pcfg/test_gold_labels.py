@@ -45,6 +45,49 @@ def test_gold_labels_follow_the_posterior(toy: Grammar, kind: str, task: str) ->
     assert (np.abs(counts_K - total_K) <= 4 * np.sqrt(variance_K.clip(0)) + 1e-6).all()
 
 
+@pytest.mark.parametrize("task", ["A", "B", "span:1:3"])
+@pytest.mark.parametrize("kind", ["toy", "levels"])
+def test_the_best_guess_is_right_as_often_as_the_ceiling_says(
+    toy: Grammar, kind: str, task: str
+) -> None:
+    sizes = {"levels": 3, "width": 4, "roots": 4, "binary": 5, "vocab": 12, "emit": 6}
+    source = GrammarSource(toy if kind == "toy" else levelled_grammar(1, **sizes))
+    gold, best = Labeller(source, task, "gold"), Labeller(source, task, "map")
+    sentences, label_S = gold.draw(philox(7, "test"), 6000, 9)
+    kept = [words for words, label in zip(sentences.split(), label_S, strict=True) if label >= 0]
+    right_S = best.labels(kept) == label_S[label_S >= 0]
+    ceiling = gold.ceiling(kept)
+    assert ceiling is not None and 0.3 < ceiling < 1
+    assert abs(right_S.mean() - ceiling) < 4 * np.sqrt(ceiling * (1 - ceiling) / len(kept))
+    assert best.ceiling(kept) == 1.0  # a text has one such label
+    assert gold.ceiling([np.zeros(65, dtype=np.int64)]) is None  # would take long
+
+
+def test_spans_below_the_range_of_float64_are_labelled() -> None:
+    """Two symbols that make words from left to right: P(words | symbol) is a product."""
+    size = 6000
+    words = [f"w{k:05d}" for k in range(size)]
+    rising_W = 2 * np.arange(1, size + 1) / (size * (size + 1))
+    skewed = {"A": rising_W, "B": rising_W[::-1]}
+    rules: list[tuple[str, tuple[str, ...], float]] = [("S", (name,), 0.5) for name in skewed]
+    for name, p_W in skewed.items():
+        rules.append((name, (f"{name}1", name), 0.99))
+        for word, p in zip(words, p_W.tolist(), strict=True):
+            rules += [(f"{name}1", (word,), p), (name, (word,), 0.01 * p)]
+    grammar = Grammar.from_rules(rules)
+    sentences = [philox(k, "test").integers(0, size, 5 if k < 3 else 90) for k in range(9)]
+    log = {name: np.log(p_W) for name, p_W in skewed.items()}
+    sums = {name: np.array([log[name][words].sum() for words in sentences]) for name in log}
+    assert max(sums["A"][3:].max(), sums["B"][3:].max()) < -745  # where float64 ends
+    wanted = (sums["B"] > sums["A"]).astype(int).tolist()
+    assert {*wanted[3:]} == {0, 1}
+    source = GrammarSource(grammar)
+    for how in ("likelihood", "viterbi", "map"):
+        labeller = Labeller(source, "A", how)
+        assert labeller.names == ["A", "B"]
+        assert labeller.labels(sentences).tolist() == wanted
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_gold_symbols_can_make_their_words(data: st.DataObject) -> None:
@@ -68,7 +111,7 @@ def test_gold_symbols_can_make_their_words(data: st.DataObject) -> None:
             assert symbol == grammar.start  # of all symbols the start is the highest
         if symbol >= 0:
             assert len(part) == (len(sentence) if last is None else last) - first
-            assert source.span_inside(part[None])[0, symbol] > 0
+            assert source.span_inside(part[None])[0][0, symbol] > 0
 
 
 def test_the_command_gives_the_sentences_of_the_other_labels(
@@ -81,6 +124,7 @@ def test_the_command_gives_the_sentences_of_the_other_labels(
     assert texts[0] == texts[1]
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["dropped"] for record in records] == [0, 0]
+    assert 0.5 < records[0]["ceiling"] < 1 == records[1]["ceiling"]
     gold, best = (
         (tmp_path / how / "train.label").read_text().splitlines() for how in ("gold", "map")
     )

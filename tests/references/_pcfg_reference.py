@@ -158,9 +158,9 @@ class Reference:
                 self.source.span_marginals(self.source.inside(words_1N), 0, width)[0]
             )
         elif re.search("viterbi|best", names, re.I):
-            table = self.viterbi.span_best(words_1N[:, :width])[0]
+            table = _unscaled(self.viterbi.span_best(words_1N[:, :width]))
         else:
-            table = self.source.span_inside(words_1N[:, :width])[0]
+            table = _unscaled(self.source.span_inside(words_1N[:, :width]))
         candidates = self.grammar.candidates
         if not match and self.grammar.unary_XX[self.grammar.start].any():
             candidates = np.flatnonzero(self.grammar.unary_XX[self.grammar.start])
@@ -273,8 +273,8 @@ class Reference:
         part = words_1N[:, :width]
         inside = self.source.inside(words_1N)
         tables = {
-            "inside": self.source.span_inside(part)[0],
-            "viterbi": self.viterbi.span_best(part)[0],
+            "inside": _unscaled(self.source.span_inside(part)),
+            "viterbi": _unscaled(self.viterbi.span_best(part)),
             "posterior": np.nan_to_num(self.source.span_marginals(inside, 0, width)[0]),
         }
         chosen = {
@@ -415,6 +415,12 @@ WHOLE: dict[str, Compare] = {
     "viterbi": Reference.trees,
     "n_derivations": Reference.every_derivation,
 }
+
+
+def _unscaled(scaled: tuple[np.ndarray, np.ndarray]) -> Any:
+    """Return the probabilities (X,) of a batch of one."""
+    p_1X, exponent_1 = scaled
+    return np.ldexp(p_1X[0], exponent_1[0])
 
 
 def keyed_masks(value: dict[str, Any]) -> Iterator[dict[str, Any]]:

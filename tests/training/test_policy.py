@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq.config.sections import FairseqConfig, OptimizationConfig
+from fairseq.config.sections import CheckpointConfig, FairseqConfig, OptimizationConfig
 from fairseq.training import policy
 from fairseq.training.policy import Moment
 
@@ -74,6 +74,22 @@ def test_patience_counts_what_is_no_better(maximize: bool) -> None:
         policy.note_validation(progress, sign * value, maximize)
         counts.append(progress["validations_without_progress"])
     assert counts == [0, 0, 1, 2, 0, 1] and progress["best_for_patience"] == sign * 1.0
-    assert policy.out_of_patience(0, progress) is None
-    assert policy.out_of_patience(2, progress) is None
-    assert "among the last 1" in str(policy.out_of_patience(1, progress))
+    for patience in (0, 2):
+        assert policy.validated_enough(CheckpointConfig(patience=patience), progress) is None
+    assert "last 1" in str(policy.validated_enough(CheckpointConfig(patience=1), progress))
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_a_goal_of_the_metric_ends_training(maximize: bool) -> None:
+    sign = -1 if maximize else 1
+    settings = CheckpointConfig(
+        stop_at_metric=sign * 1.0,
+        best_checkpoint_metric="kl_micro",
+        maximize_best_checkpoint_metric=maximize,
+    )
+    progress: dict[str, Any] = {}
+    for value, ends in ((3.0, False), (math.nan, False), (1.5, False), (1.0, True), (2.0, True)):
+        policy.note_validation(progress, sign * value, maximize)
+        assert (policy.validated_enough(settings, progress) is not None) == ends
+    assert "kl_micro" in str(policy.validated_enough(settings, progress))
+    assert policy.validated_enough(CheckpointConfig(), progress) is None
