@@ -23,6 +23,7 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import statistics
 import subprocess
@@ -329,14 +330,23 @@ def chosen_cases(args: argparse.Namespace) -> list[Case]:
     return chosen[:1] if args.quick and not args.only else chosen
 
 
+def interpreter(text: str) -> str:
+    """Return the path of an interpreter, which is started in other folders, too."""
+    found = shutil.which(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"there is no program {text}")
+    return os.path.abspath(found)  # links stay: a virtual environment is one
+
+
 def main() -> None:
     """Measure the chosen cases one after the other; each is written when it is done."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", nargs="*", default=[], metavar="TEXT", help="cases to measure")
     parser.add_argument("--rounds", type=int, default=10, help="turns of each contestant")
     parser.add_argument("--quick", action="store_true", help="two rounds of one case, unwritten")
-    parser.add_argument("--peers", metavar="PYTHON", help="interpreter that has transformers")
-    parser.add_argument("--original", metavar="PYTHON", help="one that has the original fairseq")
+    path = {"type": interpreter, "metavar": "PYTHON"}
+    parser.add_argument("--peers", **path, help="interpreter that has transformers")
+    parser.add_argument("--original", **path, help="one that has the original fairseq")
     parser.add_argument("--against", nargs="*", default=[], metavar="NAME=CHECKOUT")
     parser.add_argument("--out", type=Path, default=OUT, help="record to add to")
     args = parser.parse_args()

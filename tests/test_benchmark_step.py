@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.step import Case, cases, gemm_flops, original_command, train_command, verdict
+from benchmarks.step import (
+    Case,
+    cases,
+    gemm_flops,
+    interpreter,
+    original_command,
+    train_command,
+    verdict,
+)
 from fairseq.config.options import get_training_parser, parse_config
 
 
@@ -40,3 +50,14 @@ def test_the_original_is_told_the_same_in_its_own_words() -> None:
     settings = [parse_config(get_training_parser(), words) for words in (ours, its)]
     here, there = (x.changed(common=x.common.changed(device="cpu", cpu=True)) for x in settings)
     assert here == there
+
+
+def test_an_interpreter_is_found_from_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    assert interpreter("bin/python") == str(tmp_path / "bin/python")
+    with pytest.raises(argparse.ArgumentTypeError, match="no program bin/snake"):
+        interpreter("bin/snake")

@@ -58,6 +58,13 @@ def test_the_benchmark_of_heads_runs() -> None:
         assert row["CWT, distinct"]["ms"]["median"] < row["CE, every token"]["ms"]["median"]
 
 
+def test_a_text_that_is_not_there_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "no.txt"
+    command = [sys.executable, ROOT / "run.py", "masking", "--quick", "--text", missing]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and f"{missing}: no such text; 'make demo/corpus" in done.stderr
+
+
 def test_cost_grows_with_what_is_trained_on() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "cost.py"), "tokens", "processes", "corpus", "--quick"],

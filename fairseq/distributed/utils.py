@@ -108,8 +108,8 @@ def longest(duration: float, device: torch.device) -> float:
 def sum_over_processes(data: Mapping[str, object], device: torch.device) -> dict[str, Any]:
     """Add up a dict of numbers over all processes, in one message of float64.
 
-    A process that had nothing to do (its share was filler) may miss keys; they count as zero. Names
-    travel only when some process has others than last time.
+    What a process lacks (its share was filler, or none of its samples has the figure) counts as
+    zero. Names travel only when some process has others than last time.
 
     Args:
         data: numbers or 0-dimensional tensors by name.
@@ -126,7 +126,7 @@ def sum_over_processes(data: Mapping[str, object], device: torch.device) -> dict
         *values, strangers = _sum_of({**data, "others": others}, [*_last_names, "others"], device)
         if not bool(strangers):
             return dict(zip(_last_names, values, strict=True))
-    _last_names[:] = _widest_names(names, device)
+    _last_names[:] = _all_names(names, device)
     return dict(zip(_last_names, _sum_of(data, _last_names, device), strict=True))
 
 
@@ -146,17 +146,15 @@ def _sum_of(data: Mapping[str, object], names: Sequence[str], device: torch.devi
     return all_reduce(torch.stack(values)) if values else zero.new_zeros(0)
 
 
-def _widest_names(names: list[str], device: torch.device) -> list[str]:
-    """Return the longest list of names among the processes; all non-empty ones must agree."""
+def _all_names(names: list[str], device: torch.device) -> list[str]:
+    """Return the names that any process has, sorted: each may have some that others lack."""
     encoded = "\0".join(names).encode()
-    length = torch.tensor([len(encoded)], device=device)
-    longest = int(all_reduce(length.clone(), op="max"))
-    padded = torch.zeros(longest, dtype=torch.int64, device=device)
-    if len(encoded) == longest:
-        padded[:] = torch.tensor(list(encoded), dtype=torch.int64)
-    # only those with the longest list wrote theirs, and the others zeros
-    text = bytes(all_reduce(padded, op="max").tolist()).decode()
-    return text.split("\0")
+    longest = int(all_reduce(torch.tensor([len(encoded)], device=device), op="max"))
+    text_WL = torch.zeros(get_world_size(), longest, dtype=torch.int64)
+    text_WL[get_rank(), : len(encoded)] = torch.tensor(list(encoded), dtype=torch.int64)
+    rows = all_reduce(text_WL.to(device)).tolist()
+    texts = (bytes(row).rstrip(b"\0").decode() for row in rows)
+    return sorted({name for text in texts if text for name in text.split("\0")})
 
 
 def can_be_added(logs: Sequence[LoggingOutput]) -> bool:

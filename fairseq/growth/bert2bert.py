@@ -33,7 +33,7 @@ def _aki_reason(pair: Pair, options: Options) -> str | None:
     return depth_reason(pair, options.layer_map(pair, bert2bert_map))
 
 
-@method(_aki_reason)
+@method(_aki_reason, uses=("noise", "norms"))
 def aki(parts: Parts, pair: Pair, options: Options) -> Parts:
     """Like ``fpi``, but new channels are those of the layer above; the top layer is its own."""
     wide = widen_by_copies(parts, pair, options)

@@ -15,7 +15,7 @@ def _reason(pair: Pair, options: Options) -> str | None:
     return None if pair.small == pair.large else "new weights are not trained"
 
 
-@method(_reason, needs_fresh=True)
+@method(_reason, needs_fresh=True, uses=("fill",))
 def copy(parts: Parts, pair: Pair, options: Options) -> Parts:
     """The source in the upper-left corner of every tensor; the rest is fresh, or zero."""
     if options.fresh is None:

@@ -80,7 +80,7 @@ def _extract_reason(pair: Pair, options: Options) -> str | None:
     return depth_reason(pair, list(layers))
 
 
-@method(_extract_reason, any_depth=True)
+@method(_extract_reason, any_depth=True, uses=())
 def extract(parts: Parts, pair: Pair, options: Options) -> Parts:
     """The layers that ``--grow-layers`` names, in any order, repeated or left out."""
     return take(parts, list(options.layers or ()))

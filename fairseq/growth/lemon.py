@@ -82,7 +82,7 @@ def unequal(pair: Pair, options: Options) -> Maps:
     return maps
 
 
-@method(_reason)
+@method(_reason, uses=())
 def lemon(parts: Parts, pair: Pair, options: Options) -> Parts:
     """Copies with unequal shares, means where the width is no multiple, layers that do nothing."""
     maps = unequal(pair, options)

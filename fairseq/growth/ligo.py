@@ -161,7 +161,7 @@ def apply_operator(
     return split({n: x + residuals.get(f"residual.{n}", 0) for n, x in join(grown).items()})
 
 
-@method(lambda pair, options: "every weight is a mixture, learned for the loss")
+@method(lambda pair, options: "every weight is a mixture, learned for the loss", uses=())
 def ligo(parts: Parts, pair: Pair, options: Options) -> Parts:
     """The operator that training learned, applied once."""
     if options.operator is None:

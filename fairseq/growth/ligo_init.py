@@ -137,7 +137,7 @@ def _reason(pair: Pair, options: Options) -> str | None:
     return "nothing trained the operator"
 
 
-@method(_reason)
+@method(_reason, uses=())
 def random(parts: Parts, pair: Pair, options: Options) -> Parts:
     """A LiGO operator that nothing trained: the control for a learned one."""
     operator = new_operator(parts, pair, options.generator("random"), "rand", "rand")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +81,7 @@ class Method:
         shrinks: it makes models smaller.
         any_depth: it makes them deeper or shallower.
         needs_fresh: it needs new weights of the target.
+        uses: which of ``noise`` (what copies channels), ``norms`` and ``fill`` say something to it.
     """
 
     grow: Grow
@@ -88,6 +90,7 @@ class Method:
     shrinks: bool = False
     any_depth: bool = False
     needs_fresh: bool = False
+    uses: tuple[str, ...] = ("noise",)
 
     def check(self, source: Config, target: Config, options: Options) -> str | None:
         """Refuse what makes no sense; return why the result is not exact, None if it is.
@@ -100,6 +103,9 @@ class Method:
         check_pair(pair, self.shrinks, self.any_depth)
         if options.layers is not None:
             check_layers(options.layers, pair)
+        for name in ("noise", "norms", "fill"):
+            if name not in self.uses and getattr(options, name) != getattr(Options, name):
+                raise ConfigError(f"--grow-{name} says nothing to this method; leave it out")
         reason = self.inexact(pair, options) or settings_reason(pair)
         if self.exact_only and reason is not None:
             raise UnsupportedError(f"this model cannot be enlarged exactly: {reason}")
@@ -152,7 +158,7 @@ def _apart(state: dict[str, Tensor], others: Sequence[Tensor]) -> dict[str, Tens
     return state
 
 
-def method(inexact: Reason, **facts: bool) -> Callable[[Grow], Method]:
+def method(inexact: Reason, **facts: Any) -> Callable[[Grow], Method]:
     """Return a decorator that makes a :class:`Method` of a function; ``facts`` are its flags."""
 
     def decorate(grow: Grow) -> Method:

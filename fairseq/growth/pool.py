@@ -19,7 +19,7 @@ def _reason(pair: Pair, options: Options) -> str | None:
     return depth_reason(pair, options.layer_map(pair, interpolate_map))
 
 
-@method(_reason, shrinks=True)
+@method(_reason, shrinks=True, uses=())
 def pool(parts: Parts, pair: Pair, options: Options) -> Parts:
     """Means of neighbouring channels; layers as ``--grow-layers`` says, else spread evenly."""
     small, large = pair.small, pair.large

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -423,10 +424,7 @@ class Trainer:
             # gradients are averages over processes of sums over samples, and the denominator counts
             # the samples of all: times world makes it the mean over all of them
             optimizer.multiply_grads(self.world / denominator)
-            norm = optimizer.clip_grad_norm(self.cfg.optimization.clip_norm)
-            self._grad_norm = torch.as_tensor(norm)
-            if self.world > 1:
-                distributed_utils.refuse_other_norms(self._grad_norm, self.device)
+            self._grad_norm = self._clip()
             finite = torch.isfinite(self._grad_norm)
             self._judged_late = self.update_log.can_wait()
             if self._judged_late:
@@ -450,6 +448,16 @@ class Trainer:
         if every > 0 and self.get_num_updates() % every == 0 and self.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients; return their norm, which all processes have found."""
+        norm = torch.tensor(math.nan)
+        try:
+            norm = torch.as_tensor(self.optimizer.clip_grad_norm(self.cfg.optimization.clip_norm))
+        finally:  # an overflow on one of them alone: the others wait for what it found
+            if self.world > 1:
+                distributed_utils.refuse_other_norms(norm, self.device)
+        return norm
 
     def _skip_bad_update(self) -> str:
         """Drop an update whose gradient is not finite; many in a row end the run."""

@@ -196,16 +196,27 @@ def test_out_of_memory_during_a_reduction_says_what_helps(
     assert "--ddp-backend legacy_ddp" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("overflows", [False, True], ids=["other", "overflow"])
 def test_gradients_that_differ_between_processes_end_the_run(
-    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    overflows: bool,
 ) -> None:
     """Something changed them behind their average; the weights would drift apart in silence."""
     original = Trainer._step
 
+    def overflow(max_norm: float) -> float:
+        raise OverflowError("setting loss scale to: 1")
+
     def step(trainer: Any, sample_size: float) -> str | None:
-        for x in trainer.model.parameters():
-            if trainer.get_num_updates() == 2 and trainer.rank == 1 and x.grad is not None:
-                x.grad *= 1.001
+        if trainer.get_num_updates() == 2 and trainer.rank == 1:
+            if overflows:
+                monkeypatch.setattr(trainer.optimizer, "clip_grad_norm", overflow)
+            for x in trainer.model.parameters():
+                if x.grad is not None:
+                    x.grad *= 1.001
         return original(trainer, sample_size)
 
     monkeypatch.setattr(Trainer, "_step", step)
@@ -347,7 +358,7 @@ def test_no_thread_of_the_group_outlives_a_run(
 
 
 def test_sums_cope_with_missing_names(tmp_path: Path) -> None:
-    """Names change between calls, and a process with nothing to add has none."""
+    """Names change between calls, and processes have different ones, or none."""
     shares: list[tuple[dict[str, float], dict[str, float]]] = [
         ({}, {"loss": 2.0, "n": 3.0}),
         ({"loss": 1.0, "n": 1.0}, {"loss": 2.0, "n": 3.0}),
@@ -356,6 +367,8 @@ def test_sums_cope_with_missing_names(tmp_path: Path) -> None:
         ({}, {}),
         ({}, {"accuracy": 7.0}),
         ({"loss": 1.0, "n": 2.0}, {}),
+        ({"n": 1.0, "shorter": 2.0}, {"longest": 3.0, "n": 5.0}),
+        ({"n": 1.0}, {"loss": 3.0, "q": 5.0}),
     ]
     port = str(free_port())
 

@@ -75,6 +75,13 @@ def test_what_is_not_finite_is_refused(tmp_path: Path) -> None:
             grow.main([str(source), *command, "--grow-noise", number])
     with pytest.raises(ConfigError, match="--layer-norm-eps"):
         grow.main([str(source), *command, "--layer-norm-eps", "-1"])
+    for method, flag, value in (
+        ("lemon", "noise", "0.1"),
+        ("hyperclone", "norms", "above"),
+        ("aki", "fill", "zero"),
+    ):
+        with pytest.raises(ConfigError, match=f"--grow-{flag} says nothing to this method"):
+            grow.main([str(source), *command, "--method", method, f"--grow-{flag}", value])
     content = tiny_run.content(source)
     name = "encoder.sentence_encoder.layers.0.fc1.bias"
     content["model"][name][0] = float("nan")
