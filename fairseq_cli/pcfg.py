@@ -259,10 +259,8 @@ def _predictability(source: Source, seed: int) -> dict[str, Any]:
 
     record: dict[str, Any] = {}
     if isinstance(source, GrammarSource):
-        words, nats = (
-            entropy.mean_length(source.grammar),
-            entropy.derivation_entropy(source.grammar),
-        )
+        grammar = source.grammar
+        words, nats = entropy.mean_length(grammar), entropy.derivation_entropy(grammar)
         finite = math.isfinite(words)
         record["mean_length"] = round(words, 4) if finite else None
         record["derivation_entropy_per_word"] = round(nats / words, 4) if finite else None

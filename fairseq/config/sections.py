@@ -406,7 +406,9 @@ class CheckpointConfig(FairseqDataclass):
         -1, "stop after N validations without improvement (-1: never)", minimum=-1
     )
     stop_at_metric: float | None = option(
-        None, "stop once --best-checkpoint-metric is so good (kl_micro of masked_lm_truth, say)"
+        None,
+        "stop once --best-checkpoint-metric is so good (kl_micro of masked_lm_truth, say)",
+        new=True,
     )
     checkpoint_suffix: str = option("", "text put before .pt in the names of checkpoints")
     checkpoint_shard_count: int = option(1, "number of checkpoint shards", inert=True, minimum=1)
