@@ -119,12 +119,17 @@ class EMA:
     @torch.no_grad()
     def _step_internal(self, new_model: nn.Module, updates: int | None = None) -> None:
         averages = self.model.state_dict()
+        moved: set[int] = set()
         for name, value in new_model.state_dict().items():
             target = averages[name]
             # counters and version marks are states, not weights: an average of them means nothing
             if name in self.skip_keys or "version" in name or not value.is_floating_point():
                 target.copy_(value)
                 continue
+            # a tied table has several names here, and one memory
+            if not self.config.ema_fp32 and target.data_ptr() in moved:
+                continue
+            moved.add(target.data_ptr())
             # in half precision 1 - decay = 1e-4 of a weight is rounded away: nothing would move
             average = self.fp32_params[name] if self.config.ema_fp32 else target
             average.mul_(self.decay).add_(value.to(average), alpha=1 - self.decay)

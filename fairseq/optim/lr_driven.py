@@ -56,7 +56,7 @@ class ReduceLROnPlateauLRSchedule(FairseqLRScheduler):
         }
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        self.lr_scheduler.best = state_dict["best"]
+        self.lr_scheduler.best = state_dict.get("best", self.lr_scheduler.best)
         self.lr_scheduler.last_epoch = state_dict.get("last_epoch", self.lr_scheduler.last_epoch)
         self.lr_scheduler.num_bad_epochs = state_dict.get("num_bad_epochs", 0)
 

@@ -185,7 +185,11 @@ def test_bert_comes_and_goes(kind: str, tmp_path: Path) -> None:
     assert hub.encode("the cat.").tolist()[0] == 3
     again = encoder_out.to_huggingface(tmp_path / "ours/model.pt", tmp_path / "again")
     assert not again["remote_code"] and again["max_abs_difference"] <= 1e-5
+    ids = hub.encode_masked("the <mask>.").tolist()
+    assert [ids[0], ids[-1]] == [3, 4] and 2 not in ids and hub._mask() in ids
     assert len(hub.fill_mask("the <mask> .", topk=3)) == 3
+    filled = [hub.fill_first("the <mask>.", dictionary.index(piece))[0] for piece in ("a", "##a")]
+    assert filled == ["the a.", "thea."]
 
 
 def test_a_difference_is_found_and_nothing_is_written(

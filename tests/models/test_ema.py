@@ -34,6 +34,19 @@ def test_average_follows_the_formula() -> None:
     assert not ema.get_model().weight.requires_grad
 
 
+def test_a_tied_table_moves_once() -> None:
+    model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4, bias=False))
+    model[1].weight = model[0].weight
+    for fp32 in (False, True):
+        ema = EMA(model, EMAConfig(ema_decay=0.9, ema_fp32=fp32))
+        before = model[0].weight.detach().clone()
+        drift(model, 1)
+        ema.step(model)
+        expected = 0.9 * before + 0.1 * model[0].weight
+        for value in ema.get_model().state_dict().values():
+            torch.testing.assert_close(value, expected.detach())
+
+
 def test_start_update_copies_until_then() -> None:
     model = nn.Linear(3, 2)
     ema = EMA(model, EMAConfig(ema_decay=0.9, ema_start_update=3))

@@ -359,3 +359,11 @@ def test_registry():
 def test_step_period_has_both_spellings():
     field = LR_SCHEDULER_DATACLASS_REGISTRY["step"].__dataclass_fields__["lr_deacy_period"]
     assert field.metadata["argparse_alias"] == "--lr-decay-period" and field.default == 25000
+
+
+@pytest.mark.parametrize("name", ["inverse_sqrt", "reduce_lr_on_plateau"])
+def test_the_state_of_another_schedule_may_lack_the_best_loss(name):
+    schedule = make(name)
+    best = schedule.state_dict()["best"]
+    schedule.load_state_dict({"lr": 0.1})  # of fixed and manual
+    assert schedule.state_dict()["best"] == best

@@ -39,6 +39,8 @@ class Wordpiece:
         MissingFileError: if it does not exist.
     """
 
+    marks_continuations = True  # by "##"; words are bare
+
     def __init__(self, cfg: WordpieceConfig) -> None:
         if not cfg.wordpiece_vocab:
             raise ConfigError("--bpe wordpiece needs --wordpiece-vocab FILE, BERT's vocab.txt")

@@ -163,7 +163,8 @@ class RobertaHubInterface(nn.Module):
         """Return the token ids of a text with ``<mask>``, with both ends, int64 of shape (T,)."""
         check_text(masked_input)
         spans = [self._split(span.rstrip()) for span in masked_input.split(MASK)]
-        return self._ids("<s> " + f" {MASK} ".join(spans) + " </s>")
+        dictionary = self.task.source_dictionary
+        return self._ids(f"{dictionary.bos_word} {f' {MASK} '.join(spans)} {dictionary.eos_word}")
 
     def fill_mask(self, masked_input: str, topk: int = 5) -> list[tuple[str, float, str]]:
         """Return the ``topk`` best fillings of the one ``<mask>`` in a text.
@@ -218,4 +219,6 @@ class RobertaHubInterface(nn.Module):
         if piece.startswith(SENTENCEPIECE_SPACE) and not token.startswith(" "):
             token = " " + token
         before, _, after = masked_input.partition(MASK)
+        if getattr(self.bpe, "marks_continuations", False) and not piece.startswith("##"):
+            return before + token + after, token  # no piece of it holds the blank before a word
         return before.removesuffix(" ") + token + after, token

@@ -49,7 +49,7 @@ class FairseqLRScheduler:
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.best = state_dict["best"]
+        self.best = state_dict.get("best", self.best)  # other schedules may keep none
 
     def step_begin_epoch(self, epoch: int) -> float | None:
         """Set the rate for the beginning of ``epoch`` (the first is 1)."""
