@@ -402,13 +402,9 @@ class CheckpointConfig(FairseqDataclass):
     maximize_best_checkpoint_metric: bool = option(
         False, "the larger --best-checkpoint-metric, the better"
     )
-    patience: int = option(
-        -1, "stop after N validations without improvement (-1: never)", minimum=-1
-    )
+    patience: int = option(-1, "stop after N validations without gain (-1: never)", minimum=-1)
     stop_at_metric: float | None = option(
-        None,
-        "stop once --best-checkpoint-metric is so good (kl_micro of masked_lm_truth, say)",
-        new=True,
+        None, "stop once --best-checkpoint-metric is so good (kl_micro, say)", new=True
     )
     checkpoint_suffix: str = option("", "text put before .pt in the names of checkpoints")
     checkpoint_shard_count: int = option(1, "number of checkpoint shards", inert=True, minimum=1)

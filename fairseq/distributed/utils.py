@@ -149,8 +149,8 @@ def _sum_of(data: Mapping[str, object], names: Sequence[str], device: torch.devi
 def _all_names(names: list[str], device: torch.device) -> list[str]:
     """Return the names that any process has, sorted: each may have some that others lack."""
     encoded = "\0".join(names).encode()
-    longest = int(all_reduce(torch.tensor([len(encoded)], device=device), op="max"))
-    text_WL = torch.zeros(get_world_size(), longest, dtype=torch.int64)
+    size = int(all_reduce(torch.tensor([len(encoded)], device=device), op="max"))
+    text_WL = torch.zeros(get_world_size(), size, dtype=torch.int64)
     text_WL[get_rank(), : len(encoded)] = torch.tensor(list(encoded), dtype=torch.int64)
     rows = all_reduce(text_WL.to(device)).tolist()
     texts = (bytes(row).rstrip(b"\0").decode() for row in rows)

@@ -89,13 +89,19 @@ class Labeller:
         if words_BN.shape[1] < last:
             return np.full((len(words_BN), len(self.symbols)), -1.0)
         if self.how == "map":
-            inside = self.source.inside(words_BN)
-            score_BX = np.nan_to_num(self.source.span_marginals(inside, self.first, last))
-        elif self._viterbi is not None:
+            return self._posterior(words_BN)
+        if self._viterbi is not None:
             score_BX = self._viterbi.span_best(words_BN[:, self.first : last])[0]
         else:
             score_BX = self.source.span_inside(words_BN[:, self.first : last])[0]
         return score_BX[:, self.symbols]
+
+    def _posterior(self, words_BN: np.ndarray) -> np.ndarray:
+        """Return the posterior probability of each label's symbol, float64 (B, K)."""
+        last = words_BN.shape[1] if self.last is None else self.last
+        inside = self.source.inside(words_BN)
+        posterior_BX = np.nan_to_num(self.source.span_marginals(inside, self.first, last))
+        return posterior_BX[:, self.symbols]
 
     def labels(self, sentences: Sequence[np.ndarray]) -> np.ndarray:
         """Return the place of each sentence's label in ``names``, int64; -1 where none fits.
@@ -128,10 +134,7 @@ class Labeller:
             return None
         best_S = np.empty(len(sentences))
         for indices_B, words_BN in batches(self.source, sentences):
-            last = words_BN.shape[1] if self.last is None else self.last
-            inside = self.source.inside(words_BN)
-            posterior_BX = self.source.span_marginals(inside, self.first, last)
-            posterior_BK = posterior_BX[:, self.symbols]
+            posterior_BK = self._posterior(words_BN)
             best_S[indices_B] = posterior_BK.max(axis=1) / posterior_BK.sum(axis=1)
         return float(best_S.mean())
 

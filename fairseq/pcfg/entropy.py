@@ -77,10 +77,10 @@ def _expected(grammar: Grammar, each_X: np.ndarray) -> float:
     child_XX = grammar.unary_XX.copy()
     for children_R in (grammar.binary.left_R, grammar.binary.right_R):
         np.add.at(child_XX, (grammar.binary.parent_R, children_R), grammar.binary.prob_R)
-    kept = np.ix_(grammar.reachable(), grammar.reachable())
+    seen = np.flatnonzero(grammar.reachable())
+    child_XX = child_XX[np.ix_(seen, seen)]
     # sum_k child^k: how often each symbol is expanded below another one, if that has an end
-    if np.abs(np.linalg.eigvals(child_XX[kept])).max() > 1 - 1e-9:
+    if np.abs(np.linalg.eigvals(child_XX)).max() > 1 - 1e-9:
         return float("inf")
-    place = int(grammar.reachable()[: grammar.start].sum())
-    total_X = np.linalg.solve(np.eye(len(kept[0])) - child_XX[kept], each_X[grammar.reachable()])
-    return float(total_X[place])
+    total_X = np.linalg.solve(np.eye(len(seen)) - child_XX, each_X[seen])
+    return float(total_X[seen == grammar.start][0])

@@ -39,7 +39,7 @@ class Wordpiece:
         MissingFileError: if it does not exist.
     """
 
-    marks_continuations = True  # by "##"; words are bare
+    bare_words = True  # pieces that begin a word hold no blank
 
     def __init__(self, cfg: WordpieceConfig) -> None:
         if not cfg.wordpiece_vocab:

@@ -219,6 +219,6 @@ class RobertaHubInterface(nn.Module):
         if piece.startswith(SENTENCEPIECE_SPACE) and not token.startswith(" "):
             token = " " + token
         before, _, after = masked_input.partition(MASK)
-        if getattr(self.bpe, "marks_continuations", False) and not piece.startswith("##"):
+        if getattr(self.bpe, "bare_words", False) and self.bpe.is_beginning_of_word(piece):
             return before + token + after, token  # no piece of it holds the blank before a word
         return before.removesuffix(" ") + token + after, token
