@@ -142,7 +142,7 @@ class ContrastiveWeightTyingCriterion(SummingCriterion):
             own_M = torch.cat(targets) if targets else torch.zeros(0, dtype=torch.int64)
             # ids travel as float64, as all figures do between processes, and are exact in it
             rows = own_M.double()[:, None] if len(own_M) else None
-            self._ids_M = distributed_utils.concat_over_processes(rows, device)[:, 0].long()
+            self._ids_M = distributed_utils.concat_over_processes(rows, device).flatten().long()
 
     def forward(
         self, model: Model, sample: Sample, reduce: bool = True

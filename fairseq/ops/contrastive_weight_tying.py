@@ -100,6 +100,11 @@ def contrastive_weight_tying(
         if normalize:
             hidden_NC = F.normalize(hidden_NC, dim=-1)
         hidden_NC = hidden_NC / temperature
+        if not len(ids_M):
+            # no position, nothing to be told from: the likeliest of no token is not defined, but
+            # the empty sum still has to reach both tensors (processes wait for all gradients)
+            none_N = (hidden_NC * _rows(table_VC, target_N, normalize, hidden_NC)).sum(-1)
+            return Contrastive(none_N, target_N.bool(), 0)
         how = (normalize, duplicates, symmetric)
         if backend == "reference":
             return _reference(hidden_NC, table_VC, target_N, ids_M, *how)

@@ -222,6 +222,20 @@ def test_an_encoder_trains_without_a_head(
     assert math.isclose(float(stats["loss"]), valid[-1]["loss"], abs_tol=2e-3)
 
 
+@pytest.mark.parametrize(
+    "flags", ["--negatives local", "--negatives global", "--contrastive-projection"]
+)
+def test_batches_without_a_masked_token_are_trained_through(
+    data: Path, tmp_path: Path, flags: str
+) -> None:
+    rare = ["--sample-break-mode", "eos", "--batch-size", "1", "--mask-prob", "0.001"]
+    words = [*FLAGS, "--head", "none", *rare, *flags.split(), "--max-update", "12"]
+    assert train.run([str(data), "--save-dir", str(tmp_path), *words]) == 0
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert all(math.isfinite(row.get("loss", 0)) for row in map(json.loads, lines))
+    assert torch.load(tmp_path / "checkpoint_last.pt")["model"]
+
+
 @pytest.mark.parametrize("flags", ["", "--contrastive-projection", "--vocabulary-weight 0.5"])
 def test_a_decoder_trains(data: Path, tmp_path: Path, flags: str) -> None:
     decoder = (

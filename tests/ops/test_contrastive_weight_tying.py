@@ -57,6 +57,22 @@ def test_both_forms_agree_in_fp64(knobs: dict[str, Any], repeated: bool) -> None
             assert torch.allclose(reference, distinct, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("backend", ["distinct", "reference"])
+@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+def test_no_position_has_no_loss_and_no_gradient(backend: str, knobs: dict[str, Any]) -> None:
+    hidden, table, target = problem(many=0)
+    for negatives in (None, target, torch.tensor([3, 4])):
+        result = contrastive_weight_tying(
+            hidden, table, target, negatives_M=negatives, backend=backend, **knobs
+        )
+        result.loss_N.sum().backward()
+        assert result.loss_N.shape == result.right_N.shape == (0,)
+        # both are reached all the same: processes wait for every gradient
+        assert hidden.grad is not None and table.grad is not None
+        assert not table.grad.any()
+        hidden.grad = table.grad = None
+
+
 def test_the_loss_is_the_papers() -> None:
     hidden, table, target = problem()
     scores = torch.exp(hidden @ table[target].T)
