@@ -88,11 +88,7 @@ def is_masked(task: FairseqTask, model: BaseFairseqModel) -> bool:
 
 def front(task: FairseqTask, masked: bool) -> list[int]:
     """Return what contexts at the start of a text begin with; masked LMs get their ends later."""
-    if masked:
-        return []
-    dictionary = task.source_dictionary
-    with_bos = getattr(task.cfg, "add_bos_token", False)
-    return [dictionary.bos() if with_bos else dictionary.eos()]
+    return [] if masked else [task.first_token()]
 
 
 @torch.inference_mode()

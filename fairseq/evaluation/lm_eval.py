@@ -69,7 +69,8 @@ class TextScorer:
     """Scores and continues text.
 
     A line break in a text is end-of-sentence, as in the corpora of fairseq-preprocess, where lines
-    follow each other; or it is the encoder's piece, if the dictionary has seen it in a corpus.
+    follow each other; or it is the encoder's piece, if the dictionary has seen it in a corpus, or
+    has seen none, as those of imported models.
 
     Args:
         models: causal LMs, or masked ones; several are averaged in probability space.
@@ -114,8 +115,11 @@ class TextScorer:
 
     def _knows_newlines(self) -> bool:
         pieces = self.bpe.encode("\n").split() if self.bpe is not None else []
-        ids, unk = [self.dictionary.index(piece) for piece in pieces], self.dictionary.unk()
-        return bool(ids) and all(i != unk and self.dictionary.count[i] > 0 for i in ids)
+        dictionary = self.dictionary
+        ids = [dictionary.index(piece) for piece in pieces]
+        known = bool(ids) and dictionary.unk() not in ids
+        # imported dictionaries have no counts: their models read whole documents
+        return known and (not dictionary.is_counted() or all(dictionary.count[i] for i in ids))
 
     # -- text and tokens -------------------------------------------------------------------------
 
@@ -263,13 +267,15 @@ class TextScorer:
         choose = self._chooser(settings)
         temperature = settings.get("temperature") if settings.get("do_sample") else None
         readers = [Reader(model, float(temperature or 1)) for model in self.models]
+        # imported models may begin and end texts with one symbol
+        never = sorted({pad, self.dictionary.bos()} - {self.dictionary.eos()})
         texts, done = [""] * len(prompts), [False] * len(prompts)
         new = length
         for step in range(most):
             for reader in readers:
                 reader.read(tokens_RS, new)
             log_p_RV = average_log_probs([reader.log_probs(-1, None)[:, 0] for reader in readers])
-            log_p_RV[:, [pad, self.dictionary.bos()]] = -torch.inf
+            log_p_RV[:, never] = -torch.inf
             tokens_RS = torch.cat([tokens_RS, choose(step, log_p_RV)[:, None]], dim=1)
             new = 1
             for row, prompt in enumerate(prompts):

@@ -226,7 +226,7 @@ def unigram_bias(dictionary: Dictionary, rows: int, lines: int = 0) -> Tensor:
             f"the dictionary has {len(dictionary)} entries, the embedding table {rows} rows: name "
             "the folder of the model's own dict.txt with --data"
         )
-    if not any(fitted.count[fitted.nspecial :]):
+    if not fitted.is_counted():
         raise DataError("the dictionary holds no counts: --log-unigram-bias needs those of a text")
     counts_V = torch.tensor(fitted.count, dtype=torch.float64) + 1
     if fitted.nspecial:

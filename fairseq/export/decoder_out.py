@@ -274,8 +274,7 @@ def first_symbol(hub: Loaded[TransformerLanguageModel]) -> str | None:
     dictionary = hub.task.source_dictionary
     if not dictionary.nspecial:
         return None
-    begins = getattr(hub.task.cfg, "add_bos_token", False)
-    return str(dictionary.bos_word if begins else dictionary.eos_word)
+    return str(dictionary[hub.task.first_token()])
 
 
 def our_tokens(hub: Loaded[TransformerLanguageModel], sentences: Sequence[str]) -> list[Tensor]:

@@ -102,23 +102,25 @@ def open_source(flat: Mapping[str, Any], settings: CorpusSettings) -> LanguageMo
             f"--corpus-length {settings.longest}: the model sees {model.max_positions()} tokens"
         )
     ids = _words(dictionary, settings.words)
-    begin = dictionary.bos() if getattr(task.cfg, "add_bos_token", False) else dictionary.eos()
-    ask = restricted(next_words(model, begin, device), [*ids, dictionary.eos()])
+    ask = restricted(next_words(model, task.first_token(), device), [*ids, dictionary.eos()])
     return LanguageModelSource([dictionary[number] for number in ids], ask, settings.longest)
 
 
 def _words(dictionary: Dictionary, count: int | None) -> list[int]:
     """Return the ids of the most frequent words; of equal ones the first."""
+    # in dictionaries of imported models marks are anywhere: the end would be a word, too
+    marks = {dictionary.bos(), dictionary.pad(), dictionary.eos(), dictionary.unk()}
     numbers = [
         number
         for number in range(dictionary.nspecial, len(dictionary))
-        if not dictionary[number].startswith("madeupword")
+        if number not in marks
+        and not dictionary[number].startswith("madeupword")
         and dictionary[number] != dictionary.mask_word
     ]
     numbers.sort(key=lambda number: (-dictionary.count[number], number))
     if count is not None and count > len(numbers):
         raise ConfigError(f"--corpus-words {count}: the dictionary has {len(numbers)} words")
-    if count is not None and count < len(numbers) and not any(dictionary.count):
+    if count is not None and count < len(numbers) and not dictionary.is_counted():
         logger.warning(
             "--corpus-words %d: nobody counted the words of this dictionary (models of Hugging "
             "Face bring no counts), so that these have the lowest ids, and need not be frequent",

@@ -135,7 +135,7 @@ def preprocess(config: PreprocessConfig, maker: DictionaryMaker | None = None) -
         uncounted = {
             name
             for name, dictionary in dictionaries.items()
-            if not maker and not dictionary.nspecial and not any(dictionary.count)
+            if not maker and not dictionary.nspecial and not dictionary.is_counted()
         }
         entries: dict[str, DatasetEntry] = {}
         if not config.dict_only:

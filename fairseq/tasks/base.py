@@ -444,6 +444,14 @@ class FairseqTask:
         """Return the dictionary of the model's output."""
         raise NotImplementedError
 
+    def first_token(self) -> int:
+        """Return the id of what texts begin with, as causal models of the task are trained."""
+        begins = getattr(self.cfg, "add_bos_token", False) or (
+            getattr(self.cfg, "sample_break_mode", None) == "line"
+        )
+        dictionary = self.source_dictionary
+        return int(dictionary.bos() if begins else dictionary.eos())
+
     def dictionaries(self) -> dict[str, Any]:
         """Return what gives the ids of the model a meaning, by part; checkpoints keep digests."""
         try:

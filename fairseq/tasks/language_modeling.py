@@ -208,7 +208,7 @@ class LanguageModelingTask(OneDictionaryTask):
             ),
             dictionary.eos(),
         )
-        sources = PrependTokenDataset(prompts, self._first_token())
+        sources = PrependTokenDataset(prompts, self.first_token())
         # behind the prompt nothing is known: the pad is a target that does not count
         targets = AppendTokenDataset(prompts, dictionary.pad())
         return NestedDictionaryDataset(
@@ -222,11 +222,6 @@ class LanguageModelingTask(OneDictionaryTask):
             },
             sizes=[np.asarray(src_lengths)],
         )
-
-    def _first_token(self) -> int:
-        """Return what texts begin with."""
-        dictionary = self.dictionary
-        return dictionary.bos() if self.cfg.add_bos_token else dictionary.eos()
 
     def inference_step(
         self,
@@ -242,7 +237,7 @@ class LanguageModelingTask(OneDictionaryTask):
         """
         if constraints is not None:
             raise UnsupportedError("constrained generation exists in the original only")
-        first = self._first_token()
+        first = self.first_token()
         src_tokens_BT = sample["net_input"]["src_tokens"]
         if prefix_tokens is None and src_tokens_BT.nelement():
             # the generator puts the first token in front of every prefix by itself

@@ -51,6 +51,13 @@ def dictionary() -> Dictionary:
     return words
 
 
+def foreign() -> Dictionary:
+    """Return the dictionary of an imported model: no counts, texts begin and end with one mark."""
+    pieces = [f"{mark}{letter}" for letter in LETTERS for mark in ("", "_")]
+    end = "<|endoftext|>"
+    return Dictionary.foreign([*pieces, "<n>", "<pad>", end], bos=end, eos=end, unk=end, pad="<pad>")
+
+
 def scorer(kind: str = "causal", length: int = 24, **settings: Any) -> TextScorer:
     """Return a scorer of random but decided models."""
     torch.manual_seed(0)
@@ -59,7 +66,8 @@ def scorer(kind: str = "causal", length: int = 24, **settings: Any) -> TextScore
     task: Any
     model: Any
     if kind == "causal":
-        task = LanguageModelingTask(LanguageModelingConfig(tokens_per_sample=length), words)
+        cfg = LanguageModelingConfig(tokens_per_sample=length, **settings.pop("task", {}))
+        task = LanguageModelingTask(cfg, words)
         sizes: dict[str, Any] = {
             "decoder_layers": 2, "decoder_embed_dim": 8, "decoder_input_dim": 8,
             "decoder_output_dim": 8, "decoder_ffn_embed_dim": 12, "decoder_attention_heads": 2,
@@ -105,6 +113,21 @@ def test_line_breaks_are_pieces_where_a_corpus_had_them() -> None:
     words.count[n] = 0
     assert not scorer(words=words).keeps_newlines
     assert scorer(words=words, newline="piece").keeps_newlines
+
+
+def test_line_breaks_are_pieces_of_imported_models() -> None:
+    words = foreign()
+    found = scorer(words=words)
+    assert found.keeps_newlines
+    assert found.encode("a\na") == [words.index("a"), words.index("<n>"), words.index("a")]
+    assert not scorer(words=words, newline="eos").keeps_newlines
+
+
+def test_texts_begin_with_what_the_model_was_trained_on() -> None:
+    for settings, mark in (({}, "</s>"), ({"sample_break_mode": "line"}, "<s>")):
+        found = scorer(task=settings)
+        expected = [found.dictionary.index(mark)]
+        assert found.front == expected and found.pair("", "b")[0] == expected
 
 
 def test_spaces_belong_to_the_continuation() -> None:
@@ -223,7 +246,8 @@ def written(found: TextScorer, context: str, count: int) -> list[int]:
     begin = len(row)
     for _ in range(count):
         log_p_V = log_p_after(found, row)
-        log_p_V[[found.dictionary.pad(), found.dictionary.bos()]] = -torch.inf
+        marks = {found.dictionary.pad(), found.dictionary.bos()} - {found.dictionary.eos()}
+        log_p_V[list(marks)] = -torch.inf
         row.append(int(log_p_V.argmax()))
     return row[begin:]
 
@@ -278,6 +302,13 @@ def test_where_generation_stops(settings: dict[str, Any], expected: str) -> None
     ids = found.encode("a bc d\ne\n\nf")[1:]
     found.models = [Fixed(ids, 2, len(found.dictionary))]
     assert found.generate_until([("a", settings)]) == [expected]
+
+
+def test_where_one_mark_begins_and_ends_texts() -> None:
+    found = scorer(words=foreign())
+    ids = [*found.encode("a b\nc")[1:], found.dictionary.eos(), *found.encode("de")]
+    found.models = [Fixed(ids, 2, len(found.dictionary))]
+    assert found.generate_until([("a", {})]) == [" b\nc"]
 
 
 def test_prompts_and_what_is_written_share_the_window() -> None:

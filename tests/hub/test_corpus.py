@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError
+from fairseq.hub.corpus import _words
 from fairseq.hub.load import load_causal_models
 from fairseq_cli import generate, train
 from tests import tiny_run
@@ -133,6 +135,12 @@ def byte_level_size(write: Any, folder: Path) -> int:
     folder.mkdir()
     size: int = write(folder, {"<|endoftext|>": 7}, 8)
     return size
+
+
+def test_marks_of_imported_models_are_no_words() -> None:
+    pieces = ["<unk>", "the", "</s>", "cat", "<pad>", "<s>", "sees", "madeupword0000"]
+    roles = {"bos": "<s>", "eos": "</s>", "pad": "<pad>", "unk": "<unk>"}
+    assert _words(Dictionary.foreign(pieces, **roles), None) == [1, 3, 6]
 
 
 def test_what_does_not_fit_is_refused(model: tuple[str, str], tmp_path: Path) -> None:

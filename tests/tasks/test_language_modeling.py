@@ -70,6 +70,16 @@ def test_begin_of_sentence_in_front(data: Path) -> None:
     assert source == [BOS, EOS, 4, 5, 6] and target == [BOS, 4, 5, 6, 2]
 
 
+@pytest.mark.parametrize(
+    ("settings", "mark"),
+    [({}, EOS), ({"add_bos_token": True}, BOS), ({"sample_break_mode": "line"}, BOS)],
+)
+def test_prompts_begin_as_texts_do(data: Path, settings: dict[str, Any], mark: int) -> None:
+    task = LanguageModelingTask.setup_task(LanguageModelingConfig(data=str(data), **settings))
+    dataset = task.build_dataset_for_inference([torch.tensor([4, 5, EOS])], [3])
+    assert dataset.collater([dataset[0]])["net_input"]["src_tokens"].tolist() == [[mark, 4, 5]]
+
+
 def test_a_batch(data: Path) -> None:
     dataset = a_task(data).dataset("train")
     batch = dataset.collater([dataset[0], dataset[2]])

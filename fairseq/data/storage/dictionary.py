@@ -112,6 +112,10 @@ class Dictionary:
         """Return how often the symbol with id ``idx`` was seen."""
         return self.count[idx]
 
+    def is_counted(self) -> bool:
+        """Tell whether symbols were counted in a text; those of imported models were not."""
+        return any(self.count[self.nspecial :])
+
     def bos(self) -> int:
         """Return the id of the symbol that starts a sentence."""
         return self.bos_index
