@@ -54,8 +54,8 @@ def dictionary() -> Dictionary:
 def foreign() -> Dictionary:
     """Return the dictionary of an imported model: no counts, texts begin and end with one mark."""
     pieces = [f"{mark}{letter}" for letter in LETTERS for mark in ("", "_")]
-    end = "<|endoftext|>"
-    return Dictionary.foreign([*pieces, "<n>", "<pad>", end], bos=end, eos=end, unk=end, pad="<pad>")
+    pad, end = "<pad>", "<|endoftext|>"
+    return Dictionary.foreign([*pieces, "<n>", pad, end], bos=end, eos=end, unk=end, pad=pad)
 
 
 def scorer(kind: str = "causal", length: int = 24, **settings: Any) -> TextScorer:
