@@ -27,8 +27,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from benchmarks.record import RESULTS, commit, machine, publish  # noqa: E402
 from benchmarks.rounds import interval, ratios  # noqa: E402
-from benchmarks.run import RESULTS, commit, machine, publish, repeated  # noqa: E402
+from benchmarks.run import repeated  # noqa: E402
 from benchmarks.step import environment  # noqa: E402
 
 LIMIT = 1.03  # of what may be noise

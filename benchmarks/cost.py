@@ -31,8 +31,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from benchmarks.record import RESULTS, commit, machine, publish  # noqa: E402
 from benchmarks.rounds import interval, ratios, spread  # noqa: E402
-from benchmarks.run import RESULTS, commit, machine, publish  # noqa: E402
 from benchmarks.step import (  # noqa: E402
     LENGTH,
     ROWS,

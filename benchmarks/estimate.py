@@ -24,7 +24,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks.run import RESULTS, publish  # noqa: E402
+from benchmarks.record import RESULTS, publish  # noqa: E402
 
 MODELS = ("masked", "causal", "zero_clap")
 VOCABULARY, WIDTH = 8000, 127

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from timing import RESULTS, Run, peaks, publish, times, training_step
 
+from benchmarks.record import machine
 from benchmarks.rounds import ratios, spread
-from benchmarks.run import machine
 from benchmarks.step import zipf
 from fairseq.ops.contrastive_weight_tying import contrastive_weight_tying
 from fairseq.ops.linear_cross_entropy import linear_cross_entropy

@@ -24,7 +24,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks.run import RESULTS, publish  # noqa: E402
+from benchmarks.record import RESULTS, publish  # noqa: E402
 
 EPOCHS, BATCH, RATE, WARM_UP = 2, 32, 5e-5, 0.06
 Batch = tuple[Tensor, Tensor]

@@ -21,7 +21,7 @@ import comparison  # noqa: E402
 import studies  # noqa: E402
 import verdicts  # noqa: E402
 
-from benchmarks.run import RESULTS, machine, publish  # noqa: E402
+from benchmarks.record import RESULTS, machine, publish  # noqa: E402
 
 PARTS = {"train": 3_000_000, "valid": 100_000, "test": 20_000}  # bytes of text
 VOCABULARY = 2000

@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few sentences; nothing is written")
     parser.add_argument("--grammar", metavar="FILE", help="rules to use instead")
     args = parser.parse_args()
-    from benchmarks.run import RESULTS, machine, publish
+    from benchmarks.record import RESULTS, machine, publish
 
     before = machine()
     result = measure(args.grammar, 2_000 if args.quick else 40_000, 1 if args.quick else 3)

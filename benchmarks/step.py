@@ -40,9 +40,10 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from benchmarks.record import RESULTS, commit, machine, peers  # noqa: E402
 from benchmarks.rounds import interval, quartiles, ratios  # noqa: E402
 
-OUT = ROOT / "benchmarks" / "results" / "step.json"
+OUT = RESULTS / "step.json"
 ROWS, LENGTH, LAYERS, WIDTH, INNER, HEADS = 32, 128, 4, 256, 1024, 4
 ENDLESS = 1_000_000
 WARM = 4  # turns before the first that counts: starting, and until memory that is kept is enough
@@ -355,8 +356,6 @@ def main() -> None:
     if args.quick:
         args.rounds = 2
     end_when_terminated()
-    from benchmarks.run import machine, peers
-
     record: dict[str, Any] = {"benchmark": "step", "command": "python benchmarks/step.py"}
     if args.out.exists() and not args.quick:
         record = json.loads(args.out.read_text(encoding="utf-8"))
@@ -366,9 +365,7 @@ def main() -> None:
         if not its:
             parser.error(f"--original {args.original}: no fairseq is installed there")
         record["peers"][ORIGINAL] = its["fairseq"]
-    record["commit"] = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    record["commit"] = (commit() or "")[:7]
     results = record.setdefault("result", {})
     with tempfile.TemporaryDirectory() as folder:
         data: dict[int, Path] = {}

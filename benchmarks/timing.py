@@ -18,7 +18,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks.run import RESULTS, publish  # noqa: E402
+from benchmarks.record import RESULTS, publish  # noqa: E402
 
 Run = Callable[[], None]
 

@@ -25,8 +25,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from benchmarks.record import RESULTS, machine  # noqa: E402
 from benchmarks.rounds import quartiles, ratios  # noqa: E402
-from benchmarks.run import RESULTS, machine  # noqa: E402
 from benchmarks.step import Contestant, environment  # noqa: E402
 
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)

@@ -29,7 +29,7 @@ from fairseq.files.io import sha256_of
 from fairseq.report.runs import load_runs, summarize, trained_seconds, trained_tokens
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.run import command, commit, machine
+from benchmarks.record import command, commit, machine
 
 BIN = Path(sys.executable).parent
 SEEDS = (1, 2, 3)

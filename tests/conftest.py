@@ -78,7 +78,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Write the figures, with the machine and the result of the tests."""
     path = session.config.getoption("--figures")
     if path:
-        from benchmarks.run import machine
+        from benchmarks.record import machine
 
         tests = {"failed": session.testsfailed, "run": session.testscollected}
         record = {
