@@ -25,6 +25,7 @@ from fairseq.config import options
 from fairseq.config.build import plain
 from fairseq.config.sections import FairseqConfig
 from fairseq.data.storage.dictionary import Dictionary
+from fairseq.data.storage.dictionary_record import compare_with_record
 from fairseq.data.storage.load import load_indexed_dataset
 from fairseq.errors import CheckpointError, DataError, UnsupportedError
 from fairseq.export.decoder_names import BIAS, OUTPUT, TABLE
@@ -92,6 +93,7 @@ def add_head(
     if log_unigram_bias:
         folders = _data_folders(checkpoint, data, str(config.task.data))
         dictionary = Dictionary.load(str(folders[0] / "dict.txt"))
+        compare_with_record(str(checkpoint), state, dictionary)
         bias_V = unigram_bias(dictionary, len(weights[TABLE]), lines_of(folders))
         weights[BIAS] = bias_V.to(weights[TABLE].dtype)
         settings["head_bias"] = True

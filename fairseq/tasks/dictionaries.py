@@ -1,43 +1,26 @@
-"""Dictionaries and checkpoints: digests that are compared on every load, and fillers that fit.
-
-A table of embeddings fits any dictionary of its size; in another order its rows mean other words,
-and no tensor shows it.
-"""
+"""Dictionaries of tasks and of checkpoints: compared on every load, and fillers that fit."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq.checkpoint.layout import record_of
 from fairseq.data.storage.dictionary import Dictionary
+from fairseq.data.storage.dictionary_record import (
+    RECORD,
+    compare_with_record,
+    digest_of,
+    meaningful_symbols,
+)
 from fairseq.errors import CheckpointError, FairseqError
 from fairseq.tasks.base import FairseqTask
 
 logger = logging.getLogger(__name__)
 
-RECORD = "dictionaries"
 LABELS = "labels"
-
-
-def meaningful_symbols(dictionary: Dictionary) -> list[str]:
-    """Return the symbols in the order of their ids, without what each load may add or drop.
-
-    That is ``madeupwordNNNN``, which rounds the size, and ``<mask>`` at the end, which a task adds.
-    """
-    symbols = [s for i, s in enumerate(dictionary.symbols) if not dictionary.is_filler(i)]
-    if symbols and symbols[-1] == dictionary.mask_word:
-        symbols.pop()
-    return symbols
-
-
-def digest_of(symbols: Sequence[str]) -> str:
-    """Return the SHA-256 of symbols; a line end cannot be part of one."""
-    return hashlib.sha256("\n".join(symbols).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def dictionaries_of(task: FairseqTask) -> dict[str, Dictionary]:
@@ -70,36 +53,14 @@ def check_dictionaries(
     Raises:
         CheckpointError: if one differs in more than words in place of symbols that round the size.
     """
-    kept = record_of(state).get(RECORD)
-    kept = kept if isinstance(kept, Mapping) else {}
     for part, dictionary in dictionaries_of(task).items():
-        if part in but:
+        if part in but or compare_with_record(path, state, dictionary, part):
             continue
-        here = meaningful_symbols(dictionary)
-        record = kept.get(part)
-        if isinstance(record, Mapping):
-            _compare(path, part, here, int(record.get("symbols", 0)), record.get("sha256"))
-        elif part != LABELS:
-            _compare_with_neighbour(path, part, here)
+        if part != LABELS:
+            _compare_with_neighbour(path, meaningful_symbols(dictionary))
 
 
-def _compare(path: str, part: str, here: Sequence[str], symbols: int, sha256: object) -> None:
-    if digest_of(here[:symbols]) != sha256 or len(here) < symbols:
-        raise CheckpointError(
-            f"the dictionary of the data ({part}, {len(here)} symbols) is not the one that {path} "
-            f"was trained with ({symbols} symbols): the same ids mean other words. Use the data "
-            "folder of the training, or binarize the text anew with its dict.txt (--srcdict)"
-        )
-    if len(here) > symbols:
-        logger.warning(
-            "the dictionary has %s symbols more than %s was trained with, in place of symbols that "
-            "rounded its size: their embeddings are untrained",
-            len(here) - symbols,
-            path,
-        )
-
-
-def _compare_with_neighbour(path: str, part: str, here: Sequence[str]) -> None:
+def _compare_with_neighbour(path: str, here: Sequence[str]) -> None:
     neighbour = Path(os.path.dirname(path)) / "dict.txt"
     try:
         known = meaningful_symbols(Dictionary.load(str(neighbour))) if neighbour.is_file() else None

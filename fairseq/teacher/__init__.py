@@ -24,6 +24,7 @@ from fairseq.config.schema import parse_dict
 from fairseq.config.sections import FairseqConfig
 from fairseq.criterions.base import FairseqCriterion
 from fairseq.data.storage.dictionary import Dictionary
+from fairseq.data.storage.dictionary_record import compare_with_record
 from fairseq.distributed.device import choose_device
 from fairseq.errors import CheckpointError, ConfigError, MissingFileError
 from fairseq.files.io import checkpoints_there, sha256_of
@@ -168,7 +169,9 @@ def _from_file(path: Path, overrides: dict[str, Any]) -> _Source:
     for folder in (*([Path(overrides["data"])] if "data" in overrides else ()), path.parent,
                    *(Path(name) for name in recorded if name)):  # fmt: skip
         if (folder / "dict.txt").is_file():
-            return _Source(state["model"], config.model, Dictionary.load(folder / "dict.txt"))
+            dictionary = Dictionary.load(folder / "dict.txt")
+            compare_with_record(str(path), state, dictionary)
+            return _Source(state["model"], config.model, dictionary)
     return _Source(state["model"], config.model, None)
 
 

@@ -25,6 +25,7 @@ from fairseq.models.transformer_lm import (
     TransformerLanguageModelConfig,
 )
 from fairseq.modules.heads import LinearHead
+from fairseq.tasks.dictionaries import dictionary_record
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 from fairseq_cli import export
@@ -75,7 +76,7 @@ def headless(data: Path, path: Path, base: dict[str, Any], **knobs: Any) -> Path
     with torch.no_grad():
         for value in model.parameters():
             value.add_(0.2 * torch.randn_like(value))
-    write_model(path, model.state_dict(), config, {})
+    write_model(path, model.state_dict(), config, {}, dictionary_record(task))
     return path
 
 
@@ -104,6 +105,16 @@ def test_decoder(mode: str, bias: bool, data: Path, tmp_path: Path) -> None:
     assert (head.weight is after.decoder.embed_tokens.weight) == (mode == "tied")
     assert (head.bias is not None) == bias and after.config.head_bias == bias
     assert torch.equal(after.extract_features(tokens_BT)[0], hidden_BTC)
+
+
+def test_counts_of_other_words_are_refused(data: Path, tmp_path: Path) -> None:
+    source = headless(data, tmp_path / "a.pt", LM)
+    other = Dictionary.load(str(data / "dict.txt"))
+    other.symbols[4:6] = other.symbols[5], other.symbols[4]
+    other.save(str(data / "dict.txt"))
+    with pytest.raises(CheckpointError, match="not the one that .* was trained with"):
+        add_head(source, tmp_path / "b.pt", "copy", data, log_unigram_bias=True)
+    assert not (tmp_path / "b.pt").exists()
 
 
 @torch.inference_mode()

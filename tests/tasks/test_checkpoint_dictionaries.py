@@ -16,9 +16,10 @@ from tiny_run import WORDS, config, content, make_corpus, train
 
 from fairseq.checkpoint.files import write_checkpoint
 from fairseq.data.storage.dictionary import Dictionary
+from fairseq.data.storage.dictionary_record import digest_of, meaningful_symbols
 from fairseq.errors import CheckpointError, FairseqError
 from fairseq.evaluation import validate
-from fairseq.tasks.dictionaries import check_dictionaries, digest_of, meaningful_symbols
+from fairseq.tasks.dictionaries import check_dictionaries
 
 LM = {
     "task": "language_modeling",

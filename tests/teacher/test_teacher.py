@@ -253,8 +253,15 @@ def test_what_does_not_fit_is_refused(
     data: Path, teachers: dict[str, Path], tmp_path: Path, caplog: Any
 ) -> None:
     words = (data / "dict.txt").read_text().splitlines()
-    swapped = with_words(tmp_path / "swapped", teachers["causal"], [words[1], words[0], *words[2:]])
+    other = make_corpus(tmp_path / "other")
+    (other / "dict.txt").write_text("\n".join([words[1], words[0], *words[2:]]) + "\n")
+    train(config(other, tmp_path / "swapped", **FAMILIES["causal"], max_update=1))
+    swapped = tmp_path / "swapped" / LAST
     with pytest.raises(ConfigError, match="symbol 4 is 'w1' for the teacher .* 'w0' in the data"):
+        load(data, student("causal", swapped))
+    # the folder of its training was made anew: its own words are not known any more
+    shutil.copy(data / "dict.txt", other / "dict.txt")
+    with pytest.raises(CheckpointError, match="not the one that .* was trained with"):
         load(data, student("causal", swapped))
     with pytest.raises(
         (ConfigError, CheckpointError), match="causal ones from causal ones|predict"
