@@ -32,6 +32,7 @@ from fairseq.criterions.distillation_settings import (
 from fairseq.distributed import utils as distributed_utils
 from fairseq.errors import ConfigError, DataError, UnsupportedError
 from fairseq.logging import metrics
+from fairseq.logging.meters import MetersDict
 from fairseq.modules.flops import TRAINING
 from fairseq.modules.heads import Projection
 from fairseq.modules.layer_choice import choose_layers
@@ -388,16 +389,22 @@ class DistillationCriterion(SummingCriterion):
         """
         total = totals(logging_outputs)
         names = [name for name in _COUNTS if total.get(f"{name}_count")]
-        loss = sum(total[f"{name}_weighted"] / total[f"{name}_count"] for name in names)
-        size = total.get("sample_size", 0)
-        metrics.log_scalar("loss", loss / math.log(2), size, round=3)
+        # the mean of a term is over its own count, so that batches weigh otherwise in each of them
+        metrics.log_derived("loss", _objective, priority=10, round=3)
         for name in names:
             unit = math.log(2) if name in _IN_BITS else 1.0
             count = total[f"{name}_count"]
+            metrics.log_scalar(f"_{name}", total[f"{name}_weighted"] / count / math.log(2), count)
             key = "nll_loss" if name == "nll" else f"loss_{name}"
             metrics.log_scalar(key, total[f"{name}_sum"] / count / unit, count, round=3)
         if "nll" in names:
             metrics.log_derived("ppl", perplexity_of("nll_loss"))
+
+
+def _objective(meters: MetersDict) -> float:
+    """Return the sum of the weighted means of all terms, in bits."""
+    terms = [f"_{name}" for name in _COUNTS if f"_{name}" in meters]
+    return float(sum(meters[term].smoothed_value for term in terms))
 
 
 def _state(extra: dict[str, Any], layer: int) -> Tensor:

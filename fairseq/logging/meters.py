@@ -368,7 +368,9 @@ class MetersDict(OrderedDict[str, Meter]):
         """Return the figure to show for ``key``."""
         meter = self[key]
         # a derived figure needs its neighbours, which a meter by itself does not know
-        return meter.fn(self) if isinstance(meter, DerivedMeter) else meter.smoothed_value
+        if isinstance(meter, DerivedMeter):
+            return meter._rounded(meter.fn(self))
+        return meter.smoothed_value
 
     def get_smoothed_values(self) -> OrderedDict[str, Any]:
         """Return all figures to show, in order; names that start with ``_`` are left out."""
@@ -410,10 +412,11 @@ class DerivedMeter(Meter):
 
     Args:
         fn: takes the dictionary of meters, returns the figure.
+        round: decimals shown.
     """
 
-    def __init__(self, fn: Callable[[MetersDict], object]) -> None:
-        self.fn = fn
+    def __init__(self, fn: Callable[[MetersDict], object], round: int | None = None) -> None:
+        self.fn, self.round = fn, round
 
     def reset(self) -> None:
         """Do nothing: there is no figure of its own."""

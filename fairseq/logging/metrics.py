@@ -117,9 +117,11 @@ def log_concat_tensor(key: str, value: object, priority: int = 10, dim: int = 0)
         meter.update(value)
 
 
-def log_derived(key: str, fn: Callable[[MetersDict], object], priority: int = 20) -> None:
+def log_derived(
+    key: str, fn: Callable[[MetersDict], object], priority: int = 20, round: int | None = None
+) -> None:
     """Show ``fn(meters)``, computed from the other meters of each aggregator when asked for."""
-    for _ in _active_meters(key, lambda: DerivedMeter(fn), priority):
+    for _ in _active_meters(key, lambda: DerivedMeter(fn, round), priority):
         pass
 
 

@@ -176,7 +176,24 @@ def run(student: Any, built: DistillationCriterion, samples: list[dict[str, Any]
 def figures(logs: list[dict[str, Any]]) -> dict[str, float]:
     with metrics.aggregate(new_root=True) as aggregated:
         DistillationCriterion.reduce_metrics(logs)
-    return {name: meter.avg for name, meter in aggregated.items() if hasattr(meter, "avg")}
+    shown = {name: meter.avg for name, meter in aggregated.items() if hasattr(meter, "avg")}
+    whole = sum(value for name, value in shown.items() if name.startswith("_"))
+    assert aggregated.get_smoothed_value("loss") == round(whole, 3)
+    return {**shown, "loss": whole}
+
+
+def test_the_objective_of_a_validation_does_not_depend_on_its_batches() -> None:
+    """Terms have other counts: batches, logged one by one, weigh otherwise in each of them."""
+    log = {
+        "sample_size": 2, "nll_sum": 3.0, "nll_weighted": 3.0, "nll_count": 2,
+        "cos_sum": 4.0, "cos_weighted": 20.0, "cos_count": 10,
+    }  # fmt: skip
+    other = {**log, "nll_count": 6, "cos_sum": 1.0, "cos_weighted": 5.0, "cos_count": 2}
+    with metrics.aggregate(new_root=True) as aggregated:
+        for one in (log, other):
+            DistillationCriterion.reduce_metrics([one])
+    expected = ((3 + 3) / (2 + 6) + (20 + 5) / (10 + 2)) / math.log(2)
+    assert aggregated.get_smoothed_values()["loss"] == round(expected, 3)
 
 
 @pytest.mark.parametrize("masked", [True, False], ids=["masked", "causal"])
