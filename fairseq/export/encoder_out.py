@@ -294,9 +294,7 @@ def write(
     model.save_pretrained(str(folder))
     if family is None:
         shutil.copy(Path(__file__).with_name(f"{travelling.FILE}.py"), folder)
-    longest = int(hub.model.max_positions())
-    pairs = head is not None and getattr(hub.task.cfg, "separator_token", None) is not None
-    encoder_tokenizer.save_tokenizer(folder, hub.bpe, dictionary, mask, first_free, longest, pairs)
+    encoder_tokenizer.save_tokenizer(folder, hub, first_free)
     trust = {"trust_remote_code": family is None}
     loaded = getattr(transformers, auto).from_pretrained(str(folder), **trust).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **trust)

@@ -16,7 +16,9 @@ from fairseq.data.encoders.wordpiece import Wordpiece
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import UnsupportedError
 from fairseq.export import sentencepiece_files
+from fairseq.export.loaded import Loaded
 from fairseq.files.io import require_file
+from fairseq.models.roberta.model import RobertaModel
 
 MASK = "<mask>"
 WORDPIECE_UNKNOWN = "[UNK]"  # what an encoder of word pieces says of a word it cannot split
@@ -116,31 +118,27 @@ def _byte_level_tokenizer(
     return tokenizer
 
 
-def build_tokenizer(
-    bpe: TextEncoder | None, dictionary: Dictionary, mask: int, first_free: int, pairs: bool = False
-) -> Any:
-    """Return a tokenizer of the ``tokenizers`` library whose ids are those of the dictionary.
+def build_tokenizer(hub: Loaded[RobertaModel], first_free: int) -> Any:
+    """Return a tokenizer of the ``tokenizers`` library that does what an encoder of ours does.
 
-    Args:
-        bpe: the encoder; None if words are separated by blanks.
-        dictionary: the ids of its pieces.
-        mask: id of the mask.
-        first_free: id of the first token that the dictionary lacks.
-        pairs: join two sentences as ours do, in the tokenizer of an imported BERT, too.
+    Its ids are those of the dictionary; ``first_free`` is that of the first token it lacks.
     """
     from tokenizers import AddedToken, processors
 
-    mask_word = dictionary.mask_word
-    symbols = {**{s: i for i, s in enumerate(dictionary.symbols)}, mask_word: mask}
-    tokenizer = plain_tokenizer(bpe, symbols, dictionary, first_free)
-    if is_foreign(bpe, dictionary) and not pairs:
-        return tokenizer
+    dictionary, mask_word = hub.task.source_dictionary, hub.task.source_dictionary.mask_word
+    symbols = {**{s: i for i, s in enumerate(dictionary.symbols)}, mask_word: hub._mask()}
+    tokenizer = plain_tokenizer(hub.bpe, symbols, dictionary, first_free)
     bos, eos = dictionary.bos_word, dictionary.eos_word
+    # what follows the first end is of the second segment, in a model that has one
+    second = int(hub._segments() > 1)
+    between = f"{eos}:{second} " * (hub.ends_between() - 1)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A {eos}",
-        pair=f"{bos} $A {eos} {eos} $B {eos}",
+        pair=f"{bos} $A {eos} {between}$B:{second} {eos}:{second}",
         special_tokens=[(bos, dictionary.bos()), (eos, dictionary.eos())],
     )
+    if is_foreign(hub.bpe, dictionary):
+        return tokenizer
     tokenizer.add_special_tokens(
         [
             *(getattr(dictionary, f"{role}_word") for role in ROLES),
@@ -150,26 +148,22 @@ def build_tokenizer(
     return tokenizer
 
 
-def save_tokenizer(
-    folder: Path,
-    bpe: TextEncoder | None,
-    dictionary: Dictionary,
-    mask: int,
-    first_free: int,
-    longest: int,
-    pairs: bool = False,
-) -> None:
-    """Write the tokenizer files into a folder; ``pairs`` are joined as ours, whatever BERT does."""
+def save_tokenizer(folder: Path, hub: Loaded[RobertaModel], first_free: int) -> None:
+    """Write the tokenizer files of an encoder into a folder; see :func:`build_tokenizer`."""
     from transformers import PreTrainedTokenizerFast
 
+    dictionary = hub.task.source_dictionary
     names: dict[str, Any] = {
         their_role: getattr(dictionary, f"{role}_word") for role, their_role in ROLES.items()
     }
+    segments = ["token_type_ids"] * (hub._segments() > 1)
     names.update(cls_token=names["bos_token"], sep_token=names["eos_token"])
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer(bpe, dictionary, mask, first_free, pairs),
+        tokenizer_object=build_tokenizer(hub, first_free),
         mask_token=dictionary.mask_word,
-        model_max_length=longest,
+        model_max_length=int(hub.model.max_positions()),
+        # what the model is given: without its name, segments would be 0 for both sentences
+        model_input_names=["input_ids", *segments, "attention_mask"],
         **names,
     )
     fast.save_pretrained(str(folder))

@@ -34,6 +34,11 @@ class Loaded(Protocol[Network]):
 
     def _mask(self) -> int: ...
 
+    def _segments(self) -> int: ...
+
+    def ends_between(self) -> int:
+        """Return how many ``</s>`` stand between two sentences."""
+
 
 class TheirModel(Protocol):
     """A model of Hugging Face."""

@@ -77,13 +77,14 @@ def write_task(folder: Path, name: str, train: int = 60, valid: int = 24) -> Non
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two checkpoints of one update: plain, and with everything that must be carried over."""
+    """Checkpoints of one update: plain, a BERT's, and with everything that must be carried over."""
     folder = tmp_path_factory.mktemp("models")
     data = tiny_run.make_corpus(folder / "bin")
     zero_clap = {"head": "clap", "position": "alibi-asymmetric", "mask_embedding": "zero"}
-    for name, flags in {"plain": {}, "zero_clap": zero_clap}.items():
+    variants = {"plain": {}, "bert": {"segments": 2}, "zero_clap": zero_clap}
+    for name, flags in variants.items():
         tiny_run.train(tiny_run.config(data, folder / name, max_update=1, **flags))
-    return {name: folder / name / "checkpoint_last.pt" for name in ("plain", "zero_clap")}
+    return {name: folder / name / "checkpoint_last.pt" for name in variants}
 
 
 @pytest.fixture(scope="module")
@@ -231,9 +232,17 @@ def load(prepared: Any, task: Any, pretrained: Any, split: str) -> Any:
 
 
 class TestPreparation:
-    @pytest.mark.parametrize("name", ["CoLA", "MNLI", "STS-B"])
-    def test_sentences_come_back(self, models, glue_dir, tmp_path, name):
-        task, pretrained = TASKS[name], open_pretrained(str(models["plain"]))
+    @pytest.mark.parametrize(
+        ("name", "model", "between"),
+        [
+            ("CoLA", "plain", ""),
+            ("MNLI", "plain", " </s> </s> "),
+            ("STS-B", "plain", " </s> </s> "),
+            ("RTE", "bert", " </s> "),
+        ],
+    )
+    def test_sentences_come_back(self, models, glue_dir, tmp_path, name, model, between):
+        task, pretrained = TASKS[name], open_pretrained(str(models[model]))
         prepared = prepare(task, glue_dir, pretrained, tmp_path / "bin", 16)
         assert prepared.examples == 60
         for place, file in enumerate(("train", *task.valid)):
@@ -255,12 +264,13 @@ class TestPreparation:
             labels = content.labels
             if not task.classes:
                 labels = [f"{float(label):.3f}" for label in labels]
-            joined = [" </s> </s> ".join(row) for row in zip(*content.columns, strict=True)]
+            joined = [between.join(row) for row in zip(*content.columns, strict=True)]
             expected = [f"{text} {label}" for text, label in zip(joined, labels, strict=True)]
             assert sorted(found) == sorted(expected)
 
-    def test_long_examples_are_cut(self, models, glue_dir, tmp_path):
-        pretrained = open_pretrained(str(models["plain"]))
+    @pytest.mark.parametrize("model", ["plain", "bert"])
+    def test_long_examples_are_cut(self, models, glue_dir, tmp_path, model):
+        pretrained = open_pretrained(str(models[model]))
         prepared = prepare(TASKS["RTE"], glue_dir, pretrained, tmp_path / "bin", 12)
         _, dataset = load(prepared, TASKS["RTE"], pretrained, "train")
         lengths = [len(dataset[i]["net_input.src_tokens"]) for i in range(len(dataset))]

@@ -87,6 +87,32 @@ def test_a_classifier_comes_and_goes(kind: str, tmp_path: Path) -> None:
     assert without["class"] == f"{kind}Model"
 
 
+@pytest.mark.parametrize("separator", [None, 3])  # of the training: one [SEP] between, or two
+@pytest.mark.parametrize("kind", THEIRS)
+@torch.inference_mode()
+def test_pairs_are_joined_as_in_training(kind: str, separator: int | None, tmp_path: Path) -> None:
+    classifier(tmp_path / "theirs", kind)
+    theirs = getattr(transformers, f"{kind}TokenizerFast")(str(tmp_path / "theirs/vocab.txt"))
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    from_huggingface(tmp_path / "theirs", tmp_path / "ours", ["the cat."])
+    trained = {"separator_token": separator}
+    hub = load_ours(tmp_path / "ours/model.pt", None, **trained)
+    tokens_T = hub.encode("the cat .", "a dog")
+    between = "[SEP] [SEP]" if separator else "[SEP]"
+    words = [hub.task.source_dictionary[int(token)] for token in tokens_T]
+    assert " ".join(words) == f"[CLS] the cat . {between} a d ##o ##g [SEP]"
+    expected = hub.predict("sentence_classification_head", tokens_T, return_logits=True)
+    to_huggingface(tmp_path / "ours/model.pt", tmp_path / "again", None, ["the cat."], **trained)
+    folders = ["again"] if separator else ["again", "theirs"]
+    for folder in folders:
+        auto = transformers.AutoModelForSequenceClassification
+        model = auto.from_pretrained(str(tmp_path / folder)).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path / folder))
+        batch = tokenizer("the cat .", "a dog", return_tensors="pt")
+        assert batch["input_ids"][0].equal(tokens_T)
+        assert torch.allclose(model(**batch).logits, expected, atol=1e-6), folder
+
+
 def test_heads_that_have_no_place_are_named(tmp_path: Path) -> None:
     shape = THEIRS["Bert"][1]
     rows = word_pieces(tmp_path / "theirs")

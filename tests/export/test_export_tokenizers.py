@@ -193,14 +193,24 @@ def checkpoint(folder: Path, settings: dict[str, Any], **knobs: Any) -> Path:
     return folder / "model.pt"
 
 
-@pytest.mark.parametrize("knobs", [{}, {"head": "clap", "mask_embedding": "zero"}])
+@pytest.mark.parametrize(
+    "knobs", [{}, {"head": "clap", "mask_embedding": "zero"}, {"segments": 2, "position": "alibi"}]
+)
 def test_own_dictionaries_of_word_pieces_go(knobs: dict[str, Any], tmp_path: Path) -> None:
     word_pieces(tmp_path / "wp")
     vocabulary = str(tmp_path / "wp/vocab.txt")
     source = checkpoint(tmp_path, {"bpe": "wordpiece", "wordpiece_vocab": vocabulary}, **knobs)
     result = to_huggingface(source, tmp_path / "out", None, LINES[:3])
     assert result["extra_rows"] > 3
-    same_ids(load_ours(source, None), tmp_path / "out")
+    hub = load_ours(source, None)
+    same_ids(hub, tmp_path / "out")
+    pair_T = hub.encode("the cat", "cat")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+    batch = tokenizer("the cat", "cat", return_tensors="pt")
+    assert batch["input_ids"][0].equal(pair_T)
+    segments = hub._segments_of(pair_T[None])
+    assert ("token_type_ids" in batch) == ("segments" in segments)
+    assert not segments or batch["token_type_ids"].equal(segments["segments"])
 
 
 @pytest.fixture(scope="module")

@@ -156,13 +156,16 @@ def test_segments_go_where_the_model_has_them(data: Path, shorten: str) -> None:
         assert not with_BTC.allclose(model(**pair, features_only=True)[0])
 
 
-def test_pairs_of_the_interface_have_segments(data: Path) -> None:
-    task = task_of(data, classification_head_name="h")
+@pytest.mark.parametrize("separator", [None, 2])
+def test_pairs_of_the_interface_have_segments(data: Path, separator: int | None) -> None:
+    task = task_of(data, classification_head_name="h", separator_token=separator)
     model = task.build_model(RobertaConfig(_name="roberta", **TINY, segments=2)).eval()
     hub = RobertaHubInterface(SimpleNamespace(bpe=None), task, model)
     tokens_T = hub.encode("red dog", "blue")
-    assert [task.dictionary[int(i)] for i in tokens_T] == "<s> red dog </s> blue </s>".split()
-    segments_BT = torch.tensor([[0, 0, 0, 0, 1, 1]])
+    # as the task joins them
+    between = "</s> </s>" if separator else "</s>"
+    assert [task.dictionary[int(i)] for i in tokens_T] == f"<s> red dog {between} blue </s>".split()
+    segments_BT = torch.tensor([[0, 0, 0, 0, *[1] * (len(tokens_T) - 4)]])
     expected = model(tokens_T[None], features_only=True, segments=segments_BT)[0]
     assert hub.extract_features(tokens_T).equal(expected)
     assert not expected.allclose(model(tokens_T[None], features_only=True)[0])

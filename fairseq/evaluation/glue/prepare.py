@@ -18,13 +18,13 @@ from typing import Any
 
 from fairseq.config.build import plain
 from fairseq.config.preprocess import PreprocessConfig
-from fairseq.data.encoders import build_bpe
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import CheckpointError, ConfigError, DataError
 from fairseq.evaluation.glue.tasks import STS_B_MAXIMUM, Examples, GlueTask, read_examples
 from fairseq.export.encoder_out import find_data
 from fairseq.files.io import atomic_write, require_checkpoint, require_file, sha256_of
 from fairseq.hub.load import from_pretrained
+from fairseq.models.roberta.hub_interface import RobertaHubInterface
 from fairseq.preprocess.corpus import preprocess
 
 RECORD = "prepared.json"
@@ -46,6 +46,7 @@ class Pretrained:
         encoder: its text encoder, None if its dictionary holds words.
         encoder_settings: the settings of that.
         dictionary: its dictionary, without ``<mask>``.
+        ends_between: how many ``</s>`` it has between two sentences.
     """
 
     path: str
@@ -54,6 +55,7 @@ class Pretrained:
     encoder: Any
     encoder_settings: dict[str, Any]
     dictionary: Dictionary
+    ends_between: int
 
 
 def open_pretrained(path: str, dict_dir: str | None = None, **settings: Any) -> Pretrained:
@@ -81,6 +83,7 @@ def open_pretrained(path: str, dict_dir: str | None = None, **settings: Any) -> 
             f"{path} is of architecture {config.model._name}, which classifies no sentences; "
             "GLUE needs an encoder such as roberta"
         )
+    hub = RobertaHubInterface(config, loaded["task"], model)
     if dictionary.symbols[-1] == MASK:
         # the task puts <mask> back in the last row
         dictionary = dictionary.resized(len(dictionary) - 1, (MASK,)) or dictionary
@@ -89,9 +92,10 @@ def open_pretrained(path: str, dict_dir: str | None = None, **settings: Any) -> 
         path=str(file),
         digest=sha256_of(file),
         model=architecture,
-        encoder=build_bpe(config.bpe),
+        encoder=hub.bpe,
         encoder_settings=plain(config.bpe) or {},
         dictionary=dictionary,
+        ends_between=hub.ends_between(),
     )
 
 
@@ -154,7 +158,8 @@ def prepare(
     texts = folder / "text"
     texts.mkdir(parents=True)
     (folder / UNFINISHED).touch()
-    tokens = [_write(columns[split], numbers[split], texts, split) for split in splits][0]
+    between = pretrained.ends_between
+    tokens = [_write(columns[split], numbers[split], texts, split, between) for split in splits][0]
     for place in range(len(task.sentences)):
         _binarize(texts, f"input{place}", pretrained.dictionary, list(splits), folder)
     _finish_labels(task, texts, list(splits), folder)
@@ -225,7 +230,7 @@ def _encoded(content: Examples, pretrained: Pretrained, longest: int) -> list[li
             "name that with --bpe and its files"
         )
     for pieces in examples:
-        surplus = _length(pieces) - longest
+        surplus = _length(pieces, pretrained.ends_between) - longest
         while surplus > 0:
             # piece by piece from whichever is longer, as BERT does
             pieces[max(range(len(pieces)), key=lambda place: len(pieces[place]))].pop()
@@ -233,14 +238,16 @@ def _encoded(content: Examples, pretrained: Pretrained, longest: int) -> list[li
     return examples
 
 
-def _length(pieces: list[list[str]]) -> int:
-    """Return the tokens of an example: <s> A </s>, or <s> A </s> </s> B </s>."""
-    return sum(map(len, pieces)) + 2 * len(pieces)
+def _length(pieces: list[list[str]], between: int) -> int:
+    """Return the tokens of an example: <s> A </s>, or two with ``between`` </s> between them."""
+    return sum(map(len, pieces)) + 2 + between * (len(pieces) - 1)
 
 
-def _write(examples: list[list[list[str]]], labels: list[str], texts: Path, split: str) -> int:
+def _write(
+    examples: list[list[list[str]]], labels: list[str], texts: Path, split: str, between: int
+) -> int:
     """Write the columns of a split, short examples first; return its tokens."""
-    lengths = [_length(pieces) for pieces in examples]
+    lengths = [_length(pieces, between) for pieces in examples]
     # neighbours make up batches: like lengths waste no padding
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for place in range(len(examples[0])):

@@ -57,7 +57,7 @@ def recipe(task: GlueTask, pretrained: Pretrained, prepared: Prepared) -> dict[s
             "data": prepared.folder,
             "num_classes": len(task.classes) or 1,
             "init_token": special.bos(),
-            "separator_token": special.eos(),
+            "separator_token": special.eos() if pretrained.ends_between > 1 else None,
             "max_positions": longest_input(pretrained),
             "no_shuffle": True,  # in order of length; batches are shuffled all the same
         },

@@ -43,16 +43,25 @@ class RobertaHubInterface(nn.Module):
     def encode(self, sentence: str, *addl_sentences: str, no_separator: bool = False) -> Tensor:
         """Return token ids of one sentence or several, int64 of shape (T,).
 
-        One sentence is ``<s> A </s>``, a pair ``<s> A </s> </s> B </s>``; ``no_separator`` leaves
-        the second ``</s>`` out, as models with segments, which are BERT's, always do.
+        One sentence is ``<s> A </s>``, a pair ``<s> A </s> </s> B </s>``, or ``<s> A </s> B </s>``
+        with ``no_separator`` and where :meth:`ends_between` says so.
         """
         dictionary = self.task.source_dictionary
         bos, eos = dictionary.bos_word, dictionary.eos_word
         text = f"{bos} {self._split(sentence)} {eos}"
-        no_separator = no_separator or self._segments() > 1
+        between = "" if no_separator or self.ends_between() == 1 else f" {eos}"
         for other in addl_sentences:
-            text += ("" if no_separator else f" {eos}") + f" {self._split(other)} {eos}"
+            text += f"{between} {self._split(other)} {eos}"
         return self._ids(text)
+
+    def ends_between(self) -> int:
+        """Return how many ``</s>`` stand between two sentences.
+
+        RoBERTa has two, BERT and DistilBERT one, unless fine-tuned with ``--separator-token``.
+        """
+        bert = self._segments() > 1 or not self.task.source_dictionary.nspecial
+        trained = getattr(getattr(self.task, "cfg", None), "separator_token", None)
+        return 1 if bert and trained is None else 2
 
     def _split(self, text: str) -> str:
         check_text(text)
