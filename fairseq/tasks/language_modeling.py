@@ -8,7 +8,6 @@ begins with the token before it, end-of-sentence at the start of the text. Sourc
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -95,7 +94,7 @@ class LanguageModelingTask(OneDictionaryTask):
     ) -> None:
         super().__init__(cfg)
         if dictionary is None:
-            dictionary = self.load_dictionary(os.path.join(self.data_folder("train"), "dict.txt"))
+            dictionary = self.dictionary_of_data()
         self.dictionary = dictionary
         self.output_dictionary = output_dictionary or self._outputs(dictionary)
         self.targets = targets or ["future"]

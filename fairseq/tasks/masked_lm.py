@@ -7,7 +7,6 @@ section 3.1; masks drawn anew in every epoch: Liu et al. 2019, section 4.1.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +105,7 @@ class MaskedLMTask(MaskTask):
                 "--include-target-tokens feeds models that exist in the original only (data2vec)"
             )
         if dictionary is None:
-            dictionary = self.load_dictionary(os.path.join(self.data_folder("train"), "dict.txt"))
+            dictionary = self.dictionary_of_data()
         self.use_dictionary(dictionary)
         self.bpe: Any = None
 

@@ -14,6 +14,7 @@ from fairseq.data.storage.indexed_dataset import MMapIndexedDatasetBuilder, make
 from fairseq.data.storage.manifest import DatasetEntry, write_manifest
 from fairseq.errors import ConfigError, DataError, MissingFileError, UnsupportedError
 from fairseq.tasks import setup_task
+from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 
 PAD, EOS = 1, 2
@@ -270,6 +271,28 @@ def test_shards_take_turns_and_validation_stays(data: Path, tmp_path: Path) -> N
     assert sizes[0] == sizes[2] > sizes[1] == 1
     task.load_dataset("valid", epoch=2)
     assert len(task.dataset("valid")) > 1
+
+
+@pytest.mark.parametrize("kind", [MaskedLMTask, LanguageModelingTask])
+def test_shards_of_another_dictionary_are_refused(data: Path, tmp_path: Path, kind: Any) -> None:
+    other = tmp_path / "b"
+    write_dictionary(other)
+    config = {MaskedLMTask: MaskedLMConfig, LanguageModelingTask: LanguageModelingConfig}[kind]
+
+    def setup(lines: list[str]) -> None:
+        (other / "dict.txt").write_text("".join(f"{line}\n" for line in lines))
+        kind.setup_task(config(data=f"{data}:{other}"))
+
+    lines = (other / "dict.txt").read_text().splitlines()
+    setup([f"{line.split()[0]} 1" for line in lines[:7]])  # counts may differ
+    setup(lines[:4])  # and words be missing at the end
+    words = [*lines[:2], lines[3], lines[2], *lines[4:]]
+    with pytest.raises(DataError, match=rf"{other}.* id 6 .*'_d', but '_c' in {data}.*--srcdict"):
+        setup(words)
+    with pytest.raises(DataError, match="id 11 .*'more', but no word"):
+        setup([*lines[:7], "more 1"])
+    (other / "dict.txt").unlink()
+    kind.setup_task(config(data=f"{data}:{other}:{tmp_path}/none"))  # nothing to compare with
 
 
 def test_numbered_files_are_combined_on_request(data: Path) -> None:
