@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq.errors import ConfigError, DataError
+from fairseq.modules.initial import redrawn
 from fairseq.utils import make_positions
+
+NO_PAD = -1  # an id that no token has
 
 
 class LearnedPositionalEmbedding(nn.Embedding):
@@ -22,13 +25,19 @@ class LearnedPositionalEmbedding(nn.Embedding):
     Args:
         num_embeddings: rows of the table, ``max_positions + padding_idx + 1`` for RoBERTa.
         embedding_dim: channels.
-        padding_idx: id of the pad symbol.
+        padding_idx: id of the pad symbol; None if there is none, and positions begin at 0.
         offset: position of the first token (``padding_idx + 1`` if None, 0 for BERT).
     """
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, padding_idx: int, offset: int | None = None
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None,
+        offset: int | None = None,
     ) -> None:
+        if padding_idx is None:
+            padding_idx, offset = NO_PAD, offset or 0
         # a table that starts at 0 has no spare row for pads: theirs is somebody else's, too
         super().__init__(num_embeddings, embedding_dim, padding_idx if offset is None else None)
         self.pad, self.offset = padding_idx, offset
@@ -91,7 +100,7 @@ class SinusoidalPositionalEmbedding(nn.Module):
 
     Args:
         embedding_dim: channels.
-        padding_idx: id of the pad symbol.
+        padding_idx: id of the pad symbol; None if there is none, and positions begin at 0.
         init_size: rows of the table to begin with.
         offset: position of the first token (``padding_idx + 1``, and a zero row for pads, if None).
     """
@@ -99,11 +108,13 @@ class SinusoidalPositionalEmbedding(nn.Module):
     def __init__(
         self,
         embedding_dim: int,
-        padding_idx: int,
+        padding_idx: int | None,
         init_size: int = 1024,
         offset: int | None = None,
     ) -> None:
         super().__init__()
+        if padding_idx is None:
+            padding_idx, offset = NO_PAD, offset or 0
         self.embedding_dim, self.padding_idx, self.offset = embedding_dim, padding_idx, offset
         # a formality: the table grows on demand
         self.max_positions = int(1e5)
@@ -128,16 +139,13 @@ class SinusoidalPositionalEmbedding(nn.Module):
 
 
 def PositionalEmbedding(
-    num_embeddings: int, embedding_dim: int, padding_idx: int, learned: bool = False
+    num_embeddings: int, embedding_dim: int, padding_idx: int | None, learned: bool = False
 ) -> nn.Module:
     """Return a learned or a sinusoidal position embedding for ``num_embeddings`` positions."""
+    rows = num_embeddings + (0 if padding_idx is None else padding_idx + 1)
     if learned:
-        return LearnedPositionalEmbedding(
-            num_embeddings + padding_idx + 1, embedding_dim, padding_idx
-        )
-    return SinusoidalPositionalEmbedding(
-        embedding_dim, padding_idx, num_embeddings + padding_idx + 1
-    )
+        return redrawn(LearnedPositionalEmbedding(rows, embedding_dim, padding_idx))
+    return SinusoidalPositionalEmbedding(embedding_dim, padding_idx, rows)
 
 
 def alibi_slopes(heads: int, chosen: Sequence[float] | None = None) -> Tensor:

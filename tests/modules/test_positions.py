@@ -118,5 +118,15 @@ def test_the_sinusoidal_table_grows_and_is_no_state(offset: int | None) -> None:
 def test_the_factory_takes_the_number_of_positions() -> None:
     learned = PositionalEmbedding(10, 4, PAD, learned=True)
     assert isinstance(learned, LearnedPositionalEmbedding) and learned.max_positions == 10
+    wide = PositionalEmbedding(200, 64, PAD, learned=True)
+    assert float(wide.weight.std()) == pytest.approx(1 / 8, rel=0.05) and not wide.weight[PAD].any()
     fixed = PositionalEmbedding(10, 4, PAD)
     assert isinstance(fixed, SinusoidalPositionalEmbedding) and fixed.table.shape == (12, 4)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_without_a_pad_every_token_counts_from_zero(learned: bool) -> None:
+    embed = PositionalEmbedding(5, 4, None, learned=learned)
+    table_PC = embed.weight if learned else sinusoidal_table(5, 4, None)
+    assert embed(TOKENS).equal(table_PC.expand(3, 5, 4))
+    assert not learned or embed.max_positions == len(table_PC)

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fairseq.modules.initial import redrawn
 from fairseq.modules.pointwise import LayerNorm
-from fairseq.modules.positions import LearnedPositionalEmbedding, PositionalEmbedding
+from fairseq.modules.positions import PositionalEmbedding
 from fairseq.plugin_names.modules import FairseqDropout, LayerDropModuleList, checkpoint_wrapper
 from fairseq.plugin_names.transformer.config import EncDecBaseConfig, TransformerConfig
 
@@ -39,10 +38,9 @@ def equip(module: Side, cfg: TransformerConfig, side: EncDecBaseConfig, position
     module.embed_scale = 1.0 if cfg.no_scale_embedding else dim**0.5
     module.embed_positions = None
     if not cfg.no_token_positional_embeddings:
-        table = PositionalEmbedding(positions, dim, module.padding_idx, learned=side.learned_pos)
-        if isinstance(table, LearnedPositionalEmbedding):
-            redrawn(table)
-        module.embed_positions = table
+        module.embed_positions = PositionalEmbedding(
+            positions, dim, module.padding_idx, learned=side.learned_pos
+        )
     module.layernorm_embedding = LayerNorm(dim) if cfg.layernorm_embedding else None
     module.layerdrop = side.layerdrop
 
