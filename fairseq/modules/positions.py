@@ -44,14 +44,26 @@ class LearnedPositionalEmbedding(nn.Embedding):
         first = padding_idx + 1 if offset is None else offset
         self.max_positions = num_embeddings - first
 
-    def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        incremental_state: object = None,
+        positions: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
         """Return the position vectors, shape (B, T, C); what pads get has no meaning.
 
-        Counting starts anew with every document.
+        Args:
+            tokens_BT: ids.
+            incremental_state: given in a step of a generation, which asks for the last token alone.
+            positions: rows of the table, (B, T), in place of those counted from the tokens.
+            documents_BT: number of the document of each token; counting starts anew with each.
 
         Raises:
             DataError: if a row has more tokens than the table has positions.
         """
+        if positions is not None:
+            return F.embedding(positions, self.weight, self.padding_idx)
         positions_BT = make_positions(
             tokens_BT, self.pad, offset=self.offset, documents=documents_BT
         )
@@ -68,6 +80,8 @@ class LearnedPositionalEmbedding(nn.Embedding):
                     f"positions of this model; shorten it, or train with --max-positions {longest} "
                     f"(a decoder: --max-target-positions {longest}) or --position alibi"
                 )
+        if incremental_state is not None:
+            positions_BT = positions_BT[:, -1:]
         return F.embedding(positions_BT, self.weight, self.padding_idx)
 
 
@@ -126,16 +140,27 @@ class SinusoidalPositionalEmbedding(nn.Module):
         zero_row = self.padding_idx if self.offset is None else None
         return sinusoidal_table(rows, self.embedding_dim, zero_row)
 
-    def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        """Return the position vectors, shape (B, T, C); counting starts anew with a document."""
-        # positions begin behind the row of the pads, see make_positions
-        needed = max(self.padding_idx + 1, self.offset or 0) + tokens_BT.shape[1]
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        incremental_state: object = None,
+        positions: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Return the position vectors, shape (B, T, C), as :class:`LearnedPositionalEmbedding`."""
+        if positions is None:
+            # positions begin behind the row of the pads, see make_positions
+            needed = max(self.padding_idx + 1, self.offset or 0) + tokens_BT.shape[1]
+            positions = make_positions(
+                tokens_BT, self.padding_idx, offset=self.offset, documents=documents_BT
+            )
+            if incremental_state is not None:
+                positions = positions[:, -1:]
+        else:
+            needed = int(positions.max()) + 1
         if needed > self.table.shape[0]:
             self.table = self._table(needed).to(self.table)
-        positions_BT = make_positions(
-            tokens_BT, self.padding_idx, offset=self.offset, documents=documents_BT
-        )
-        return self.table[positions_BT]
+        return self.table[positions]
 
 
 def PositionalEmbedding(

@@ -176,7 +176,7 @@ class TransformerEncoder(nn.Module):
         elif shape.scale_embedding:
             x_BTC = x_BTC * shape.layer.embed_dim**0.5
         if self.embed_positions is not None:
-            x_BTC = x_BTC + self.embed_positions(tokens_BT, documents_BT)
+            x_BTC = x_BTC + self.embed_positions(tokens_BT, documents_BT=documents_BT)
         if self.embed_segments is not None:
             segments_BT = torch.zeros_like(tokens_BT) if segments_BT is None else segments_BT
             x_BTC = x_BTC + self.embed_segments(segments_BT)

@@ -130,3 +130,18 @@ def test_without_a_pad_every_token_counts_from_zero(learned: bool) -> None:
     table_PC = embed.weight if learned else sinusoidal_table(5, 4, None)
     assert embed(TOKENS).equal(table_PC.expand(3, 5, 4))
     assert not learned or embed.max_positions == len(table_PC)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("pad", [PAD, None])
+def test_the_arguments_of_the_original(learned: bool, pad: int | None) -> None:
+    embed = PositionalEmbedding(5, 4, pad, learned=learned)
+    every_BTC = embed(TOKENS)
+    # a step of a generation: only the last token is new
+    assert embed(TOKENS, incremental_state={}).equal(every_BTC[:, -1:])
+    assert embed(TOKENS, incremental_state=None, positions=None).equal(every_BTC)
+    # rows of the table; the tokens do not count
+    first = 0 if pad is None else pad + 1
+    rows_BT = first + torch.arange(5).expand(3, 5)
+    backwards_BTC = embed(TOKENS, positions=rows_BT.flip(1))
+    assert backwards_BTC.equal(embed(torch.full((3, 5), 7)).flip(1))

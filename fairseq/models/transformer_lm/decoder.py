@@ -268,7 +268,8 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         if self.project_in_dim is not None:
             x_BTC = self.project_in_dim(x_BTC)
         if self.embed_positions is not None:  # a token's position depends on all before it
-            x_BTC = x_BTC + self.embed_positions(tokens_BS, documents_BS)[:, new]
+            places_BSC = self.embed_positions(tokens_BS, documents_BT=documents_BS)
+            x_BTC = x_BTC + places_BSC[:, new]
         if self.layernorm_embedding is not None:
             x_BTC = self.layernorm_embedding(x_BTC)
         return dropout(x_BTC, self.shape.dropout, self.training)

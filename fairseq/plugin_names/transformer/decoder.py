@@ -188,10 +188,11 @@ class TransformerDecoderBase(Side, FairseqIncrementalDecoder):
 
     def _embed(self, tokens_BT: Tensor, incremental_state: IncrementalState | None) -> Tensor:
         """Return the input of the first layer, of the last token if others were run before."""
-        places_BTC = None if self.embed_positions is None else self.embed_positions(tokens_BT)
+        places_BTC = None
+        if self.embed_positions is not None:
+            places_BTC = self.embed_positions(tokens_BT, incremental_state=incremental_state)
         if incremental_state is not None:
             tokens_BT = tokens_BT[:, -1:]
-            places_BTC = None if places_BTC is None else places_BTC[:, -1:]
         x_BTC = self.embed_scale * self.embed_tokens(tokens_BT)
         if self.project_in_dim is not None:
             x_BTC = self.project_in_dim(x_BTC)
