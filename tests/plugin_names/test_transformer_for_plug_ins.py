@@ -25,6 +25,7 @@ from fairseq.modules import (
     TransformerDecoderLayer,
     TransformerEncoderLayer,
     TransformerLayer,
+    TransformerSentenceEncoder,
     TransformerSentenceEncoderLayer,
 )
 from fairseq.modules.transformer_layer import LayerShape
@@ -214,3 +215,55 @@ def test_a_flat_namespace_may_be_given_by_its_name() -> None:
         assert stack(args=flat, dictionary=DICTIONARY, embed_tokens=table).args is flat
     for layer in (TransformerEncoderLayer, TransformerDecoderLayer):
         assert layer(args=flat).args is flat
+
+
+def sentence_encoder(**more: Any) -> TransformerSentenceEncoder:
+    torch.manual_seed(1)
+    sizes = {"embedding_dim": 8, "ffn_embedding_dim": 12, "num_attention_heads": 2}
+    words = {"padding_idx": PAD, "vocab_size": len(DICTIONARY), "num_encoder_layers": 3}
+    return TransformerSentenceEncoder(**words, **sizes, **more).eval()
+
+
+def test_sentence_encoder_scales_its_words() -> None:
+    tokens_BT = tokens()
+    plain, scaled = sentence_encoder(), sentence_encoder(embed_scale=3.0)
+    rows_BTC = 3 * plain.embed_tokens(tokens_BT)
+    expected = plain(tokens_BT, token_embeddings=rows_BTC)[1]
+    assert scaled(tokens_BT)[1].equal(expected)
+
+
+def test_sentence_encoder_takes_positions() -> None:
+    tokens_BT = tokens(padded=False)
+    encoder = sentence_encoder(offset_positions_by_padding=False, max_seq_len=9)
+    assert encoder.embed_positions.weight.shape[0] == 9
+    places_BT = torch.arange(6).expand(3, 6)
+    assert encoder(tokens_BT, positions=places_BT)[1].equal(encoder(tokens_BT)[1])
+    # without a mask, a layer knows the order by the positions alone
+    back = encoder(tokens_BT.flip(1), positions=places_BT.flip(1))[0][-1]
+    torch.testing.assert_close(back.flip(0), encoder(tokens_BT)[0][-1])
+
+
+def test_sentence_encoder_freezes_and_stacks() -> None:
+    encoder = sentence_encoder(
+        freeze_embeddings=True, n_trans_layers_to_freeze=2, encoder_normalize_before=True,
+        traceable=True,
+    )  # fmt: skip
+    learnt = {name.split(".")[1] for name, p in encoder.named_parameters() if p.requires_grad}
+    assert learnt == {"2"}
+    states_LTBC, first_BC = encoder(tokens())
+    assert states_LTBC.shape == (4, 6, 3, 8) and states_LTBC[-1, 0].equal(first_BC)
+
+
+@pytest.mark.parametrize("build", [sentence_encoder, TransformerSentenceEncoderLayer])
+def test_what_a_sentence_encoder_cannot_do_is_an_error(build: Any) -> None:
+    build(export=True, q_noise=0.0, qn_block_size=8)
+    with pytest.raises(UnsupportedError, match="quantisation noise"):
+        build(q_noise=0.1)
+    with pytest.raises(TypeError, match="no_such_flag"):
+        build(no_such_flag=1)
+
+
+def test_a_layer_calls_its_init_fn() -> None:
+    called: list[int] = []
+    TransformerSentenceEncoderLayer(8, 12, 2, init_fn=lambda: called.append(1))
+    assert called == [1]

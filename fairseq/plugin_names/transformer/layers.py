@@ -274,7 +274,11 @@ class TransformerDecoderLayer(TransformerDecoderLayerBase):
 
 
 class TransformerSentenceEncoderLayer(TransformerEncoderLayerBase):
-    """A layer of BERT, from plain numbers."""
+    """A layer of BERT, from plain numbers; ``export`` changes nothing.
+
+    Raises:
+        UnsupportedError: for quantisation noise.
+    """
 
     def __init__(
         self,
@@ -285,8 +289,13 @@ class TransformerSentenceEncoderLayer(TransformerEncoderLayerBase):
         attention_dropout: float = 0.1,
         activation_dropout: float = 0.1,
         activation_fn: str = "relu",
-        **unused: object,
+        export: bool = False,
+        q_noise: float = 0.0,
+        qn_block_size: int = 8,
+        init_fn: Callable[[], object] | None = None,
     ) -> None:
+        if init_fn is not None:
+            init_fn()
         cfg = TransformerConfig(
             dropout=dropout,
             attention_dropout=attention_dropout,
@@ -296,6 +305,7 @@ class TransformerSentenceEncoderLayer(TransformerEncoderLayerBase):
         cfg.encoder.embed_dim, cfg.encoder.ffn_embed_dim = embedding_dim, ffn_embedding_dim
         cfg.encoder.attention_heads = num_attention_heads
         super().__init__(cfg)
+        quant_noise(self, q_noise, qn_block_size)
 
     def forward(  # type: ignore[override]
         self,
