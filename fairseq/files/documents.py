@@ -194,7 +194,7 @@ class JsonLines(_Reader):
             DataError: if it is no sound gzip file.
         """
         if not self.name.endswith(".gz"):
-            yield from LineReader([self.name]).blocks()
+            yield from LineReader([self.name], json_lines=True).blocks()
             return
         path = require_file(self.name, "input", "Check --inputs.")
         offset, line = 0, 1
