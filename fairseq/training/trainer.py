@@ -463,10 +463,13 @@ class Trainer:
         """Drop an update whose gradient is not finite; many in a row end the run."""
         norm = utils.item(self._grad_norm)
         self.optimizer.zero_grad()
+        lowered = False
         if self.cfg.common.amp and self.optimizer.scaler.is_enabled():
+            scale = self.optimizer.scaler.get_scale()
             self.optimizer.step()  # lowers the loss scale, which ends the run when it gets too low
-        else:
-            self.bad_updates += 1
+            lowered = self.optimizer.scaler.get_scale() < scale
+        # a norm that fp32 cannot hold, of finite gradients, is no matter of the scale
+        self.bad_updates += not lowered
         if self.bad_updates >= MAX_BAD_UPDATES:
             raise FloatingPointError(
                 f"the gradient was not finite in {MAX_BAD_UPDATES} updates in a row (update "

@@ -107,3 +107,20 @@ def test_a_run_names_what_broke_its_update(
     told = [text for text in caplog.messages if text.startswith("not finite in the backward pass")]
     assert told == [f"not finite in the backward pass: {FC1} (from finite values)"]
     assert sum("the weights stay as they are" in text for text in caplog.messages) == 3
+
+
+def test_a_norm_beyond_fp32_of_finite_gradients_ends_a_run_with_a_loss_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_corpus(tmp_path / "data")
+
+    def before(trainer: Trainer, calls: int) -> None:
+        if calls == 2:
+            trainer.get_model().encoder.sentence_encoder.embed_tokens.weight.register_hook(
+                lambda gradient_VC: torch.full_like(gradient_VC, 1e25)
+            )
+
+    Recorder(monkeypatch, before)
+    amp = {"amp": True, "amp_dtype": "fp16"}
+    with pytest.raises(FloatingPointError, match="not finite in 10 updates in a row"):
+        train(config(data, tmp_path / "run", max_update=9, max_epoch=9, **amp))
