@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,26 +68,35 @@ class GeneratorHubInterface(nn.Module):
 
     def tokenize(self, sentence: str) -> str:
         """Return a text in words, if there is a tokenizer."""
+        utils.check_text(sentence)
         return sentence if self.tokenizer is None else self.tokenizer.encode(sentence)
 
     def detokenize(self, sentence: str) -> str:
         """Undo :meth:`tokenize`."""
+        utils.check_text(sentence)
         return sentence if self.tokenizer is None else self.tokenizer.decode(sentence)
 
     def apply_bpe(self, sentence: str) -> str:
         """Return words in pieces, if there is a subword encoder."""
+        utils.check_text(sentence)
         return sentence if self.bpe is None else self.bpe.encode(sentence)
 
     def remove_bpe(self, sentence: str) -> str:
         """Undo :meth:`apply_bpe`."""
+        utils.check_text(sentence)
         return sentence if self.bpe is None else self.bpe.decode(sentence)
 
     def binarize(self, sentence: str) -> Tensor:
         """Return the ids of pieces and of end-of-sentence, int64 (T,)."""
+        utils.check_text(sentence)
         return self.src_dict.encode_line(sentence, add_if_not_exist=False).long()
 
     def string(self, tokens: Tensor) -> str:
-        """Return the pieces that ids (T,) stand for."""
+        """Return the pieces that ids (T,) stand for; a list of them will do."""
+        if isinstance(tokens, list | tuple | np.ndarray):
+            numbers = np.asarray(tokens)
+            tokens = torch.as_tensor(numbers) if numbers.dtype.kind in "iu" else tokens
+        utils.check_token_ids(tokens, None, (0, 1, 2))
         return self.tgt_dict.string(tokens)
 
     def encode(self, sentence: str) -> Tensor:
@@ -293,10 +303,12 @@ class BPEHubInterface(nn.Module):
 
     def encode(self, sentence: str) -> str:
         """Return a text in pieces."""
+        utils.check_text(sentence)
         return self.bpe.encode(sentence)
 
     def decode(self, sentence: str) -> str:
         """Return pieces as text."""
+        utils.check_text(sentence)
         return self.bpe.decode(sentence)
 
 
@@ -309,8 +321,10 @@ class TokenizerHubInterface(nn.Module):
 
     def encode(self, sentence: str) -> str:
         """Return a text in words."""
+        utils.check_text(sentence)
         return self.tokenizer.encode(sentence)
 
     def decode(self, sentence: str) -> str:
         """Return words as text."""
+        utils.check_text(sentence)
         return self.tokenizer.decode(sentence)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,6 +37,15 @@ def load(shared: Path) -> GeneratorHubInterface:
 @pytest.fixture
 def lm(shared: Path) -> GeneratorHubInterface:
     return load(shared)
+
+
+def encoder_of(shared: Path) -> Any:
+    gpt2 = shared / "data" / "gpt2_bpe"
+    return hub_utils.BPEHubInterface(
+        "gpt2",
+        gpt2_encoder_json=str(gpt2 / "encoder.json"),
+        gpt2_vocab_bpe=str(gpt2 / "vocab.bpe"),
+    )
 
 
 @pytest.fixture
@@ -160,12 +170,32 @@ def test_settings_are_checked(lm: GeneratorHubInterface) -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, 5, [["We"]], ["We", None], b"We"])
-def test_what_is_no_text_is_refused(lm: GeneratorHubInterface, wrong: Any) -> None:
-    for method in (lm.encode, lm.sample, lm.score):
+def test_what_is_no_text_is_refused(lm: GeneratorHubInterface, shared: Path, wrong: Any) -> None:
+    steps = (lm.tokenize, lm.detokenize, lm.apply_bpe, lm.remove_bpe, lm.binarize)
+    words = hub_utils.TokenizerHubInterface("space")
+    pieces = encoder_of(shared)
+    coding = (words.encode, words.decode, pieces.encode, pieces.decode)
+    for method in (lm.encode, lm.sample, lm.score, *steps, *coding):
         with pytest.raises(DataError, match="a text is a str, not "):
             method(wrong)
+    for method in (lm.generate, lm.string, lm.decode):
+        with pytest.raises(DataError, match="token ids are an integer tensor"):
+            method(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["We", "55", 5.0, [5.0, 6.0], torch.tensor([5.0])])
+def test_what_are_no_ids_is_not_decoded(lm: GeneratorHubInterface, wrong: Any) -> None:
     with pytest.raises(DataError, match="token ids are an integer tensor"):
-        lm.generate(wrong)
+        lm.decode(wrong)
+
+
+def test_ids_may_come_in_other_shapes(lm: GeneratorHubInterface) -> None:
+    text = lm.decode(torch.tensor([5, 6]))
+    for ids in ([5, 6], (5, 6), np.array([5, 6]), list(torch.tensor([5, 6]))):
+        assert lm.decode(ids) == text  # type: ignore[arg-type]
+    assert lm.string(torch.tensor([[5, 6], [5, 6]])) == "\n".join(
+        [lm.string(torch.tensor([5, 6]))] * 2
+    )
 
 
 def test_an_empty_text_has_no_score(lm: GeneratorHubInterface) -> None:
@@ -202,12 +232,7 @@ def test_it_is_a_module(lm: GeneratorHubInterface) -> None:
 
 
 def test_encoders_by_name(shared: Path) -> None:
-    gpt2 = shared / "data" / "gpt2_bpe"
-    bpe = hub_utils.BPEHubInterface(
-        "gpt2",
-        gpt2_encoder_json=str(gpt2 / "encoder.json"),
-        gpt2_vocab_bpe=str(gpt2 / "vocab.bpe"),
-    )
+    bpe = encoder_of(shared)
     assert bpe.encode("Hello world") == "15496 995"
     assert bpe.decode("15496 995") == "Hello world"
 
