@@ -177,10 +177,6 @@ class FairseqRobertaPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["Layer"]
 
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, 0.0, 0.02)
-
     def get_input_embeddings(self) -> nn.Module:
         """Return the table of the tokens."""
         return self.base_model.embed_tokens
