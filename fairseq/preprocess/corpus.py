@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol, TextIO
 
@@ -207,6 +207,17 @@ def _pieces(config: PreprocessConfig) -> list[str]:
     return [str(number) for number in sorted(vocabulary.values())]
 
 
+def _require_pieces(config: PreprocessConfig, words: Iterable[str], place: str) -> None:
+    """Raise if words of a text are no pieces of the byte-level encoding, which are numbers."""
+    raw = config.byte_level_tokenizer and next((w for w in words if not w.isdecimal()), None)
+    if raw:
+        raise DataError(
+            f"{place} holds {raw!r}, which is no piece of {config.byte_level_tokenizer}: cut the "
+            "text first (fairseq-bpe encode --bpe byte_level --tokenizer-file ...), or give "
+            "records such as .jsonl, which are cut on the way"
+        )
+
+
 def _languages(config: PreprocessConfig) -> list[str | None]:
     return [config.source_lang] if config.only_source else [config.source_lang, config.target_lang]
 
@@ -351,6 +362,7 @@ def _dictionaries(
             sources = list(numbered) if config.joined_dictionary else [train_path[lang]]
             dictionary = Dictionary()
             for source in sources:
+                _require_pieces(config, numbered[source].words.words[1:], source)
                 dictionary.add_counted(numbered[source].words)
             if len(dictionary) == dictionary.nspecial:
                 raise DataError(f"{', '.join(sources)}: no words, only blank lines")
@@ -377,6 +389,7 @@ def _make_dataset(
         else:
             binarizer = VocabularyDatasetBinarizer(dictionary)
             summary = FileBinarizer.binarize(text.path, binarizer, builder, config.workers)
+            _require_pieces(config, summary.replaced or (), text.name)
         builder.finalize(index_file_path(prefix))
     logger.info(f"{language}{text.name}: {summary} (by {dictionary.unk_word})")
     return DatasetEntry(

@@ -81,6 +81,19 @@ def test_text_is_cut_into_pieces_on_the_way(tmp_path: Path, kind: str) -> None:
     assert one_step == two_steps and "tokenizer.json" in one_step
 
 
+def test_text_that_was_not_cut_into_pieces_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    texts, model = corpus(20), str(tmp_path / "t.json")
+    raw, name = plain(tmp_path / "in.txt", texts), jsonl(tmp_path / "in.jsonl", texts)
+    train_byte_level([raw], 300, model)
+    words = ["--byte-level-tokenizer", model]
+    for train, valid in ((raw, raw), (name, raw)):
+        with pytest.raises(DataError, match="in.txt holds 'wörd.*fairseq-bpe encode"):
+            run(tmp_path / "a", "--trainpref", train, "--validpref", valid, *words)
+        assert not list((tmp_path / "a").glob("dict.txt"))
+    assert run(tmp_path / "a", "--trainpref", name, "--validpref", name, *words)
+
+
 def test_parts_of_one_folder(tmp_path: Path) -> None:
     texts = [f"one {n}" for n in range(100)]
     folder = saved(tmp_path / "d", texts)
