@@ -145,27 +145,36 @@ def one_hot(ids: Sequence[Tensor], known_V: Tensor, positions: int) -> Tensor:
     return table_SLV.flatten(1)
 
 
-def true_conditionals(path: str, positions: int) -> Tensor:
+def true_conditionals(path: str, texts: Sequence[str], positions: int) -> Tensor:
     """Return the true distributions of every position given the others, (S, L Q): the lookup table.
 
     Args:
-        path: an ``.npz`` of scores with one mask: ``offset`` (S + 1), ``position`` and ``logq``.
+        path: an ``.npz`` of scores with one mask, see :mod:`fairseq.pcfg.score`.
+        texts: S sentences, words apart.
         positions: L.
 
     Raises:
-        DataError: if the file is something else.
+        DataError: if the file is something else, or of other sentences.
     """
     advice = "Write it with fairseq-pcfg score --masks single."
     require_file(path, "score file", advice)
+    names = ("offset", "position", "logq", "target", "terminals")
     try:
         with np.load(path, allow_pickle=False) as file:
-            offset, position, logq = (file[name] for name in ("offset", "position", "logq"))
+            offset, position, logq, target, terminals = (file[name] for name in names)
+        scored = [str(word) for word in terminals[target]]
     # what numpy, zip and zlib raise about bytes of another kind, or only a part of them
     except (OSError, EOFError, LookupError, TypeError, ValueError, BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is no score file, or damaged. {advice}") from error
     if len(position) != len(logq) or offset[-1] != len(logq) or position.max() >= positions:
         raise DataError(f"{path}: its arrays do not fit each other, or {positions} positions")
-    table_SLQ = np.zeros((len(offset) - 1, positions, logq.shape[1]), np.float32)
-    sentence = np.repeat(np.arange(len(offset) - 1), np.diff(offset))
+    if len(offset) != len(texts) + 1:
+        raise DataError(f"{path} scores {len(offset) - 1} sentences, not these {len(texts)}")
+    for number, text in enumerate(texts):
+        rows, words = slice(offset[number], offset[number + 1]), text.split()
+        if position[rows].tolist() != list(range(len(words))) or scored[rows] != words:
+            raise DataError(f"{path} does not score every word of line {number + 1}. {advice}")
+    table_SLQ = np.zeros((len(texts), positions, logq.shape[1]), np.float32)
+    sentence = np.repeat(np.arange(len(texts)), np.diff(offset))
     table_SLQ[sentence, position] = np.exp(logq)
     return torch.from_numpy(table_SLQ).flatten(1)

@@ -91,7 +91,8 @@ def probe(
                 )
             )
             if lookup:
-                rows.append(row("true distributions", _lookup(lookup, data, wide)))
+                truth = {n: true_conditionals(lookup[n], data[n].texts, wide) for n in data}
+                rows.append(row("true distributions", truth))
         tables = {name: encoder.features(row_ids, features, wide) for name, row_ids in ids.items()}
         rows.append(row(path, tables))
         if place == 0:
@@ -101,18 +102,6 @@ def probe(
             }
             rows.append(row("random encoder", tables))
     return rows
-
-
-def _lookup(
-    files: Mapping[str, str], data: Mapping[str, Labelled], positions: int
-) -> dict[str, Tensor]:
-    tables = {name: true_conditionals(files[name], positions) for name in data}
-    for name, part in data.items():
-        if len(tables[name]) != len(part.texts):
-            raise DataError(
-                f"{files[name]} scores {len(tables[name])} sentences, {name} has {len(part.texts)}"
-            )
-    return tables
 
 
 def _row(name: str, share: float, count: int, width: int) -> Row:

@@ -124,20 +124,31 @@ def test_one_hot_rows_tell_tokens_and_places(folder: Path) -> None:
 
 def test_true_distributions_stand_at_their_places(tmp_path: Path) -> None:
     q = np.array([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5], [1.0, 0.0, 0.0]], np.float32)
-    with np.errstate(divide="ignore"):
-        np.savez(
-            tmp_path / "q.npz", offset=np.array([0, 2, 3]), position=np.array([0, 1, 1], np.int16),
-            logq=np.log(q),
-        )  # fmt: skip
-    found = true_conditionals(str(tmp_path / "q.npz"), 2).view(2, 2, 3)
-    assert torch.allclose(found[0], torch.from_numpy(q[:2])) and not found[1, 0].any()
+    facts = {"offset": np.array([0, 2, 3]), "target": np.array([2, 0, 1], np.int16)}
+    facts["terminals"] = np.array(["a", "b", "c"])
+
+    def written(position: list[int]) -> str:
+        with np.errstate(divide="ignore"):
+            logq = np.log(q)
+        np.savez(tmp_path / "q.npz", logq=logq, position=np.array(position, np.int16), **facts)
+        return str(tmp_path / "q.npz")
+
+    texts = ["c a", "b"]
+    found = true_conditionals(written([0, 1, 0]), texts, 2).view(2, 2, 3)
+    assert torch.allclose(found[0], torch.from_numpy(q[:2]))
+    assert torch.allclose(found[1, 0], torch.from_numpy(q[2])) and not found[1, 1].any()
     with pytest.raises(DataError, match="do not fit"):
-        true_conditionals(str(tmp_path / "q.npz"), 1)
+        true_conditionals(str(tmp_path / "q.npz"), texts, 1)
+    for others in (["c b", "b"], ["c a b", "b"], ["c a", "b", "c"], ["c a"]):
+        with pytest.raises(DataError, match="every word of line 1|scores 2 sentences"):
+            true_conditionals(str(tmp_path / "q.npz"), others, 3)
+    with pytest.raises(DataError, match="every word of line 2.*--masks single"):
+        true_conditionals(written([0, 1, 1]), texts, 2)  # of random masks
     whole = (tmp_path / "q.npz").read_bytes()
     for bad in (b"text", b"", whole[:-9], whole[:300] + b"~~~~" + whole[304:]):
         (tmp_path / "bad.npz").write_bytes(bad)
         with pytest.raises(DataError, match="no score file.*Write it with fairseq-pcfg score"):
-            true_conditionals(str(tmp_path / "bad.npz"), 1)
+            true_conditionals(str(tmp_path / "bad.npz"), texts, 2)
 
 
 def test_the_command_prints_checkpoints_and_baselines(
