@@ -86,7 +86,9 @@ def get_parser() -> argparse.ArgumentParser:
         "--blank-lines", action="store_true", help="an empty line after every sentence"
     )
     sample.add_argument(
-        "--binarize", metavar="FOLDER", help="also run fairseq-preprocess, into this folder"
+        "--binarize",
+        metavar="FOLDER",
+        help="also run fairseq-preprocess, into this folder; of --shards into FOLDER0, FOLDER1 ...",
     )
     labels = _command(commands, "downstream", "draw labelled sentences", DOWNSTREAM_NOTES, "DEST")
     labels.add_argument(
@@ -279,20 +281,27 @@ def _sample(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     done = write_samples(
         source, args.target, sizes, args.seed, args.max_len, args.workers, args.blank_lines
     )
+    record = dataclasses.asdict(done)
     if args.binarize:
         from fairseq_cli import preprocess
 
-        prefixes = {
-            f"--{kind}pref": ",".join(f"{args.target}/{name}.txt" for name in names)
-            for kind, names in (("train", train), ("valid", ["valid"]), ("test", ["test"]))
-            if sizes.keys() >= set(names)
-        }
-        words = [word for pair in prefixes.items() for word in pair]
-        preprocess.run(
-            ["--only-source", "--srcdict", f"{args.target}/dict.txt", "--destdir", args.binarize,
-             "--workers", str(args.workers), *words]
-        )  # fmt: skip
-    return dataclasses.asdict(done)
+        # as fairseq-train reads them: an epoch of each folder, the other splits in the first
+        folders = [args.binarize + name.removeprefix("train") for name in train]
+        for folder, name in zip(folders, train, strict=True):
+            splits = {"train": name}
+            if folder == folders[0]:
+                splits |= {split: split for split in ("valid", "test") if split in sizes}
+            words = [
+                word
+                for split, text in splits.items()
+                for word in (f"--{split}pref", f"{args.target}/{text}.txt")
+            ]
+            preprocess.run(
+                ["--only-source", "--srcdict", f"{args.target}/dict.txt", "--destdir", folder,
+                 "--workers", str(args.workers), *words]
+            )  # fmt: skip
+        record["data"] = ":".join(folders)
+    return record
 
 
 def _mask(args: argparse.Namespace, source: Source) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from fairseq.rng import philox
 
 Rules = list[tuple[str, Right, float]]
 
+ROUNDS = 100  # of drawing pairs, before the symbols are dealt out
+
 
 def words(count: int) -> list[str]:
     """Return ``count`` made-up words."""
@@ -213,7 +215,7 @@ def _covering_pairs(
         raise ConfigError(
             f"{parents} symbols of {each} different pairs do not fit {width} symbols below them"
         )
-    while True:
+    for _ in range(ROUNDS):
         codes = [rng.permutation(width**2)[:each] for _ in range(parents)]
         pairs = [[divmod(code, width) for code in chosen.tolist()] for chosen in codes]
         seen = {symbol for chosen in pairs for pair in chosen for symbol in pair}
@@ -229,4 +231,11 @@ def _covering_pairs(
                 chosen[place] = replacement
         seen = {symbol for chosen in pairs for pair in chosen for symbol in pair}
         if len(seen) == width:
+            return pairs
+    # hardly more slots than symbols, which chance does not fill: all get one before the rest
+    while True:
+        drawn = rng.integers(width, size=2 * parents * each - width)
+        slots = rng.permutation(np.concatenate([np.arange(width), drawn]))
+        pairs = [[(a, b) for a, b in rows] for rows in slots.reshape(parents, each, 2).tolist()]
+        if all(len(set(chosen)) == each for chosen in pairs):
             return pairs

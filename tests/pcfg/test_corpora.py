@@ -25,6 +25,7 @@ from fairseq.pcfg.sample import write_samples
 from fairseq.pcfg.score import means, score, write_scores
 from fairseq.pcfg.source import GrammarSource, load_source, read_sentences
 from fairseq.rng import philox
+from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from fairseq_cli import pcfg
 
 
@@ -79,6 +80,22 @@ def test_corpora_are_the_same_for_any_number_of_processes(toy_file: Path, tmp_pa
     assert {p.name for p in (tmp_path / "bin").glob("*.idx")} == {"train.idx", "valid.idx"}
     first = (tmp_path / "s" / "train0.txt").read_text()
     assert first.count("\n\n") == 5 and first != (tmp_path / "s" / "train1.txt").read_text()
+
+
+def test_shards_are_binarized_as_training_reads_them(
+    toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sample", str(toy_file), str(tmp_path / "s"), "--num", "9", "--shards", "2", "--json"]
+    words += ["--valid", "3", "--test", "0", "--binarize", str(tmp_path / "bin")]
+    assert pcfg.main(words) == 0
+    data = f"{tmp_path / 'bin0'}:{tmp_path / 'bin1'}"
+    assert f'"data": "{data}"' in capsys.readouterr().out
+    task = LanguageModelingTask.setup_task(LanguageModelingConfig(data=data))
+    task.load_dataset("valid")
+    lines = [Path(tmp_path / "s" / f"train{shard}.txt").read_text().split() for shard in (0, 1)]
+    for epoch, text in enumerate(lines, start=1):
+        task.load_dataset("train", epoch=epoch)
+        assert int(task.dataset("train").sizes.sum()) == len(text) + 9
 
 
 @pytest.mark.parametrize("command", ["sample", "downstream"])

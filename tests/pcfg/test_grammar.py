@@ -112,3 +112,11 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         tree_grammar(0, children=(1, 2))
     with pytest.raises(ConfigError, match="at least 1"):
         random_hmm(0, states=0)
+
+
+def test_as_many_slots_as_symbols_are_filled() -> None:
+    """15 roots of two symbols each have to name all 30: chance alone would not end."""
+    grammar = levelled_grammar(0, levels=2, width=30, roots=15, binary=2, vocab=60, emit=4)
+    roots = [right for parent, right, _ in grammar.rules() if parent[0] == "S" and parent != "S"]
+    names = [name for right in roots for name in right]
+    assert len(names) == 30 and set(names) == {f"A1_{number}" for number in range(30)}
