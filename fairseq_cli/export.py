@@ -102,14 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fairseq.config.plugins import import_from_argv
     from fairseq.export import add_head, encoder_in, encoder_out, original_and_safetensors, push
     from fairseq.export.revisions import to_revisions
+    from fairseq.files.io import require_text
 
     import_from_argv(argv)
     if args.push is not None:
         push.check_repository(args.push)
     lines = None
     if args.sentences is not None:
-        text = args.sentences.read_text(encoding="utf-8-sig").splitlines()
-        lines = [line for line in text if line.strip()][: encoder_out.SENTENCES]
+        text = require_text(args.sentences, "sentences", "Check --sentences.")
+        lines = [line for line in text.splitlines() if line.strip()][: encoder_out.SENTENCES]
     if args.add_head is not None:
         result = add_head.add_head(
             args.source, args.out, args.add_head, args.data, args.log_unigram_bias, args.force

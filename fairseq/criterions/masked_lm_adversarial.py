@@ -23,7 +23,7 @@ from fairseq.criterions.base import totals
 from fairseq.criterions.masked_lm import MaskedLmConfig, MaskedLmLoss
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.errors import ConfigError, DataError
-from fairseq.files.io import require_file
+from fairseq.files.io import require_text
 from fairseq.logging import metrics
 from fairseq.modules.flops import TRAINING
 from fairseq.modules.heads import pool
@@ -145,7 +145,7 @@ def _read(folder: Path, dictionary: Dictionary) -> tuple[list[Tensor], list[int]
     """
     advice = "fairseq-pcfg downstream writes it."
     texts, labels = (
-        require_file(folder / f"train.{end}", "task", advice).read_text("utf-8-sig").splitlines()
+        require_text(folder / f"train.{end}", "task", advice).splitlines()
         for end in ("input0", "label")
     )
     if len(texts) != len(labels) or len(texts) < 2 or len(set(labels)) < 2:

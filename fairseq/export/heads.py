@@ -139,7 +139,16 @@ def of_model(described: Mapping[str, Any], weights: Mapping[str, Tensor], family
 
 
 def our_settings(described: Mapping[str, Any], family: str) -> dict[str, Any]:
-    """Return our settings of a model of theirs that classifies sentences."""
+    """Return our settings of a model of theirs that classifies sentences.
+
+    Raises:
+        UnsupportedError: if each of its labels is a question of its own.
+    """
+    if described.get("problem_type") == "multi_label_classification":
+        raise UnsupportedError(
+            "a classifier with several labels for a sentence (multi_label_classification) has no "
+            "place here: sentence_prediction gives each sentence one class"
+        )
     dropout = described.get("classifier_dropout", described.get("seq_classif_dropout"))
     classes = len(described.get("id2label") or ()) or described.get("num_labels", 2)
     return {

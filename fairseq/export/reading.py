@@ -17,7 +17,7 @@ from fairseq.export.encoder_tokenizer import MASK, read_pieces
 from fairseq.export.encoder_tokenizers import WORDPIECE_ROLES
 from fairseq.export.model_files import read_weights, sound_folder
 from fairseq.export.plain_folder import read_json as read_object
-from fairseq.files.io import checkpoints_there, require_file
+from fairseq.files.io import checkpoints_there, require_file, require_text
 
 # What files leave out, as the families define it.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -125,7 +125,7 @@ def _word_pieces(source: Path) -> Dictionary:
         UnsupportedError: if special symbols are missing.
     """
     if (source / "vocab.txt").is_file():
-        symbols = (source / "vocab.txt").read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+        symbols = require_text(source / "vocab.txt", "vocabulary", "").rstrip("\n").split("\n")
     else:
         vocabulary = read_json(source / "tokenizer.json", "tokenizer")["model"]["vocab"]
         symbols = sorted(vocabulary, key=vocabulary.__getitem__)

@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
-from fairseq.errors import MissingFileError, UnsupportedError
+from fairseq.errors import DataError, MissingFileError, UnsupportedError
 
 try:
     import fcntl
@@ -196,6 +196,23 @@ def require_file(path: PathLike, what: str, remedy: str) -> Path:
     if not os.access(file, os.R_OK):
         raise MissingFileError(f"{what} is not readable: {file}. Check its permissions.")
     return file
+
+
+def require_text(path: PathLike, what: str, remedy: str) -> str:
+    """Return the text of a file that the user named, without a byte-order mark.
+
+    Raises:
+        DataError: naming the byte, if it is not UTF-8.
+        MissingFileError: see :func:`require_file`.
+    """
+    try:
+        # utf-8-sig: editors of Windows put a mark in front, which would spoil the first line
+        return require_file(path, what, remedy).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}. Convert it, for "
+            "instance with `iconv -f LATIN1 -t UTF-8`."
+        ) from error
 
 
 def require_checkpoint(path: PathLike, remedy: str = "Check the path.") -> Path:

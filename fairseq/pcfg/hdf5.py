@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fairseq.errors import ConfigError, DataError
-from fairseq.files.io import PathLike, atomic_write, require_file
+from fairseq.files.io import PathLike, atomic_write, require_file, require_text
 from fairseq.lazy import require_library
 from fairseq.rng import philox
 
@@ -75,9 +75,8 @@ def read_masked_samples(
 
 
 def _pieces(vocabulary: PathLike) -> list[str]:
-    file = require_file(vocabulary, "vocabulary", "It is the vocab.txt of BERT.")
     # not splitlines, which breaks lines at characters that are pieces themselves
-    return file.read_text("utf-8-sig").split("\n")
+    return require_text(vocabulary, "vocabulary", "It is the vocab.txt of BERT.").split("\n")
 
 
 @dataclass(frozen=True)

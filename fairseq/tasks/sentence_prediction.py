@@ -36,7 +36,7 @@ from fairseq.data.datasets.wrappers import (
 from fairseq.data.storage.dictionary import Dictionary
 from fairseq.data.storage.indexed_dataset import shift_of
 from fairseq.errors import ConfigError, DataError, MissingFileError, UnsupportedError
-from fairseq.files.io import require_file
+from fairseq.files.io import require_text
 from fairseq.protocols import Settings
 from fairseq.tasks import register_task
 from fairseq.tasks.blocks import shortened
@@ -303,13 +303,7 @@ class SentencePredictionTask(MaskTask):
     def _numbers(self, path: str) -> list[Any]:
         """Read ``num_classes`` numbers from each line of a label file."""
         rows = []
-        try:
-            # utf-8-sig: editors of Windows put a byte order mark in front, which would spoil the
-            # number
-            text = require_file(path, "label file", "").read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not a text file: {error}") from error
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(require_text(path, "label file", "").splitlines(), 1):
             try:
                 row = [float(word) for word in line.split()]
             except ValueError as error:

@@ -23,7 +23,7 @@ from fairseq.data.datasets.wrappers import (
     RightPadDataset,
 )
 from fairseq.errors import ConfigError, DataError, MissingFileError
-from fairseq.files.io import require_file
+from fairseq.files.io import require_text
 from fairseq.protocols import Settings
 from fairseq.tasks import register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
@@ -101,7 +101,7 @@ class SentenceRankingTask(SentencePredictionTask):
         path = os.path.join(str(self.cfg.data), "label", f"{split}.label")
         if not os.path.exists(path):
             return None
-        lines = require_file(path, "label file", "").read_text(encoding="utf-8-sig").splitlines()
+        lines = require_text(path, "label file", "").splitlines()
         if len(lines) != samples:
             raise DataError(f"{path} has {len(lines)} lines, but there are {samples} sentences")
         allowed = {str(number) for number in range(self.cfg.num_classes)}

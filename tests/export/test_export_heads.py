@@ -124,6 +124,13 @@ def test_heads_that_have_no_place_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "ours").exists()
 
 
+def test_a_classifier_of_several_labels_at_once_is_refused(tmp_path: Path) -> None:
+    classifier(tmp_path / "theirs", "Bert", problem_type="multi_label_classification")
+    with pytest.raises(UnsupportedError, match="several labels for a sentence"):
+        from_huggingface(tmp_path / "theirs", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
 @pytest.mark.parametrize("variant", ["plain", "zero_clap"])
 def test_a_result_of_glue_is_exported(variant: str, tmp_path: Path) -> None:
     zero_clap = {"head": "clap", "position": "alibi-asymmetric", "mask_embedding": "zero"}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fairseq.errors import ConfigError, DataError, MissingFileError
 from fairseq.files import line_reader
+from fairseq.files.io import require_text
 from fairseq.files.line_reader import LineReader, open_output
 
 
@@ -126,3 +127,11 @@ def test_a_pipe_is_written_to_not_replaced(tmp_path: Path) -> None:
     assert os.read(reader, 10) == b"text"
     os.close(reader)
     assert path.is_fifo()
+
+
+def test_text_in_another_encoding_is_named_with_its_byte(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes("\ufeffgr\u00fc\u00dfe".encode())
+    assert require_text(tmp_path / "a", "text", "") == "grüße"
+    (tmp_path / "a").write_bytes("grüße".encode("latin-1"))
+    with pytest.raises(DataError, match="is not UTF-8 text: .* at byte 2.*iconv"):
+        require_text(tmp_path / "a", "text", "")

@@ -249,7 +249,7 @@ def test_bad_numbers_are_named(data: Path, line: str, message: str) -> None:
 
 def test_a_label_file_that_is_no_text_is_named(data: Path) -> None:
     (data / "label/valid.label").write_bytes(b"\xff\xfe1 2\n")
-    with pytest.raises(DataError, match=r"valid\.label is not a text file"):
+    with pytest.raises(DataError, match=r"valid\.label is not UTF-8 text"):
         task_of(data, regression_target=True).load_dataset("valid")
 
 

@@ -7,7 +7,7 @@ import io
 from dataclasses import dataclass
 
 from fairseq.errors import DataError
-from fairseq.files.io import require_file
+from fairseq.files.io import require_text
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,4 @@ def _lines(path: str) -> list[str]:
 
 
 def _text(path: str) -> str:
-    file = require_file(path, "text file", "Name a file of sentences or labels.")
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a text file: {error}") from error
+    return require_text(path, "text file", "Name a file of sentences or labels.")
