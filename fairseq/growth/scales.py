@@ -37,7 +37,7 @@ def settle_scales(small: Parts, wide: Parts, pair: Pair, maps: Maps) -> Parts:
         last = maps("cls", None, "", False) if pair.side == "encoder" else emb
         assert isinstance(last, Select | Average)
         wide = wide._replace(as_top=_norm_before_table(small, shared, last, growth))
-    elif pair.clap:
+    elif pair.clap and not pair.projected:  # else the head reads what keeps its width
         for name in shared:
             if name.endswith(".beta"):
                 shared[name] = shared[name] * beta_factor(pair, k, growth, emb)

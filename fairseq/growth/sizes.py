@@ -140,8 +140,8 @@ class Pair(NamedTuple):
 
     @property
     def unit_rows(self) -> bool:
-        """Tell whether embeddings are normalised to length one."""
-        return self.clap and bool(self.source.get("clap_normalize"))
+        """Tell whether embeddings as wide as the hidden states are normalised to length one."""
+        return self.clap and bool(self.source.get("clap_normalize")) and not self.projected
 
     @property
     def tied(self) -> bool:

@@ -29,6 +29,7 @@ NORMFORMER = {
 }
 GPT = {"decoder_normalize_before": True, "no_scale_embedding": True}
 TIED = {"share_decoder_input_output_embed": True}
+OWN_WIDTH = {"head": "clap", "decoder_input_dim": 6, "decoder_output_dim": 6}
 
 
 def encoder(**settings: Any) -> tuple[str, dict[str, Any]]:
@@ -58,6 +59,12 @@ DOUBLED = [
     decoder(**NORMFORMER, **TIED),
     decoder(**NORMFORMER, **TIED, no_scale_embedding=True),
     decoder(**TIED, position="learned", decoder_input_dim=6, decoder_output_dim=6),
+    *(decoder(**OWN_WIDTH, **extra, position="learned") for extra in (
+        {},
+        {"no_scale_embedding": True},
+        {"clap_normalize": False},
+        {"clap_normalize_hidden": True, "layernorm_embedding": True},
+    )),
 ]  # fmt: skip
 
 
@@ -169,6 +176,8 @@ AVERAGED = [
     decoder(**GPT, head="clap", clap_normalize=False, position="learned"),
     encoder(encoder_normalize_before=True, layernorm_embedding=False, head="clap",
             clap_normalize=False, clap_normalize_hidden=True),
+    decoder(**GPT, **OWN_WIDTH, position="learned"),
+    decoder(decoder_normalize_before=True, **OWN_WIDTH, position="rotary"),
 ]  # fmt: skip
 
 
