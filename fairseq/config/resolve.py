@@ -249,9 +249,6 @@ def _positions(config: FairseqConfig) -> None:
             raise ConfigError(
                 f"--{side}-embed-dim {dim} is not divisible by {heads} attention heads"
             )
-        slopes = getattr(model, "alibi_slopes", None)
-        if heads and slopes is not None and len(slopes) != heads:
-            raise ConfigError(f"--alibi-slopes gives {len(slopes)} numbers for {heads} heads")
         # half of the channels are sines, and their frequencies are spread over half - 1 steps
         if getattr(model, "position", None) == "sinusoidal" and dim and dim < 4:
             raise ConfigError("sinusoidal positions need a width of at least 4")

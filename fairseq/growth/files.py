@@ -119,7 +119,8 @@ def settle_target(name: str, source: Config, target: Config, stated: Mapping[str
         target.layer_norm_eps = source.layer_norm_eps * small.width / large.width
     if name not in REPEATING:
         return
-    if position_of(source).startswith("alibi") and small.heads != large.heads:
+    own_slopes = position_of(source).startswith("alibi") and small.heads != large.heads
+    if own_slopes and "alibi_slopes" not in stated:
         target.alibi_slopes = (
             # rounded up, then cut: the number of heads need not be a multiple
             slopes_of(source).repeat(-(-large.heads // small.heads))[: large.heads].tolist()
@@ -250,7 +251,7 @@ def _settings_of(before: FairseqConfig, after: FairseqConfig) -> dict[str, Any]:
         for part in ("model", "criterion")
         for name in names
         if (section := getattr(after, part)) is not None
-        and section.get(name) != getattr(before, part).get(name)
+        and section.get(name) not in (None, getattr(before, part).get(name))  # None: the default
     }
 
 

@@ -94,6 +94,8 @@ def resized(config: Config, **sizes: int | None) -> Config:
     for name in ("decoder_input_dim", "decoder_output_dim"):
         if name in config and config[name] == old.width:
             changes[name] = width
+    if wanted["heads"] != old.heads:
+        changes["alibi_slopes"] = None  # one for each head: other heads have the formula's
     return dataclasses.replace(config, **changes)
 
 
@@ -195,10 +197,7 @@ def position_of(config: Config) -> str:
 
 def slopes_of(config: Config) -> Tensor:
     """Return the slopes of a model with ALiBi, fp32 of shape (H,)."""
-    slopes = config.get("alibi_slopes")
-    if slopes is not None:
-        return torch.tensor(list(slopes), dtype=torch.float32)
-    return alibi_slopes(sizes_of(config).heads)
+    return alibi_slopes(sizes_of(config).heads, config.get("alibi_slopes"))
 
 
 def settings_reason(pair: Pair) -> str | None:

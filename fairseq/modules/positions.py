@@ -180,8 +180,13 @@ def alibi_slopes(heads: int, chosen: Sequence[float] | None = None) -> Tensor:
     power of two, then every other slope of the next higher one.
 
     Source: Press et al. 2022 (ALiBi), section 3 and its published code.
+
+    Raises:
+        ConfigError: if other than H are chosen.
     """
     if chosen is not None:
+        if len(chosen) != heads:
+            raise ConfigError(f"--alibi-slopes gives {len(chosen)} numbers for {heads} heads")
         return torch.tensor(chosen, dtype=torch.float32)
     # the formula wants powers of two; in between, every other slope of the next one fills up
     lower = 2 ** math.floor(math.log2(heads))

@@ -11,6 +11,7 @@ import torch
 from growth_pairs import a_config, build, grown, logits_of
 
 from fairseq.errors import CheckpointError, ConfigError, UnsupportedError
+from fairseq.growth.files import settle_target
 from fairseq.growth.methods import GROWTH, Options
 from fairseq.growth.sizes import resized
 from fairseq_cli import grow
@@ -53,6 +54,25 @@ def test_a_setting_that_changes_the_function_is_named(family: str, case: str) ->
     moved = build(other, seed=9)
     moved.load_state_dict(grown("enlarge", model, same).state_dict())
     assert (logits_of(moved) - before).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder"])
+def test_slopes_belong_to_a_number_of_heads(family: str) -> None:
+    """Those of the source do not fit more heads; stated ones are taken, or refused."""
+    source = a_config(family, position="alibi", alibi_slopes=[0.5, 0.125])
+    assert resized(source, ffn=20).alibi_slopes == [0.5, 0.125]
+    wide = resized(source, width=16)
+    assert torch.isfinite(logits_of(grown("stack", build(source), wide))).all()
+    settle_target("hyperclone", source, wide, {})
+    assert wide.alibi_slopes == [0.5, 0.125, 0.5, 0.125]
+    stated = {"alibi_slopes": [0.5, 0.25, 0.125, 0.0625]}
+    other = dataclasses.replace(wide, **stated)
+    settle_target("hyperclone", source, other, stated)
+    assert other.alibi_slopes == stated["alibi_slopes"]
+    assert "old heads get other slopes" in str(GROWTH["hyperclone"].check(source, other, Options()))
+    other.alibi_slopes = [0.5, 0.25, 0.125]
+    with pytest.raises(ConfigError, match="--alibi-slopes gives 3 numbers for 4 heads"):
+        grown("stack", build(source), other)
 
 
 def test_what_is_not_finite_is_refused(tmp_path: Path) -> None:
