@@ -114,6 +114,7 @@ class ContrastiveWeightTyingCriterion(SummingCriterion):
                 f"--contrastive-temperature must be positive, not {cfg.contrastive_temperature}"
             )
         self.beside_likelihood = "contrastive weight tying" if cfg.contrastive_weight else ""
+        self.runs_once = not cfg.vocabulary_weight  # the head is asked after the run
         self.cfg = cfg
         self.backend = "auto"  # reference where second derivatives are taken
         self.projection: nn.Linear | None = None

@@ -154,6 +154,7 @@ class LigoModel(BaseFairseqModel):
             them; empty for a model from a checkpoint, which holds its own.
     """
 
+    runs_once = False  # one pass through the operator ends the update, see formed_once
     target_model: ClassVar[type[BaseFairseqModel]]
     target_config: ClassVar[type[RobertaConfig] | type[TransformerLanguageModelConfig]]
 

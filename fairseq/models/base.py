@@ -34,7 +34,14 @@ Activation = Literal["relu", "gelu", "gelu_fast", "gelu_accurate", "tanh", "line
 
 
 class BaseFairseqModel(nn.Module):
-    """Base of every model."""
+    """Base of every model.
+
+    Attributes:
+        runs_once: whether gradients reach all parameters in a backward pass through a run of the
+            model; if not, they are averaged over processes after that, as with a criterion's.
+    """
+
+    runs_once = True
 
     if TYPE_CHECKING:  # what only some models have: ask with hasattr first
         config: Any

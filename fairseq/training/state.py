@@ -122,7 +122,7 @@ class TrainingState:
         """Return the model, wrapped if there are several processes."""
         if self._wrapped is None:
             distributed = self.cfg.distributed_training
-            if not getattr(self._criterion, "runs_once", True):
+            if not all(getattr(x, "runs_once", True) for x in (self._criterion, self._model)):
                 distributed = distributed.changed(ddp_backend="legacy_ddp")
             elif utils.drops_layers(self._model):  # other layers have a gradient in every update
                 distributed = distributed.changed(find_unused_parameters=True)

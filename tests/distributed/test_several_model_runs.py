@@ -50,6 +50,24 @@ def test_two_processes_rank_as_one(choices: Path, tmp_path: Path) -> None:
     assert answers[0] == answers[1]  # once each, although one process has a batch less
 
 
+def test_a_head_that_is_asked_after_the_run(
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """DDP, looking for what has no gradient, sees the run alone and would take it for unused."""
+    flags = {
+        "criterion": "contrastive_weight_tying",
+        "vocabulary_weight": 0.5,
+        "find_unused_parameters": True,
+        "required_batch_size_multiple": 1,
+        "max_update": 6,
+    }
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    assert finish(start(data, alone, 1, update_freq=[2], **flags)) == [0]
+    assert finish(start(data, pair, 2, **flags)) == [0, 0]
+    assert_same(alone, pair)
+
+
 def test_two_runs_leave_out_other_layers(
     data: Path,  # noqa: F811
     tmp_path: Path,

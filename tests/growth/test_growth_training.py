@@ -246,12 +246,14 @@ def test_an_operator_goes_on_learning_bit_exactly(folder: Path, tmp_path: Path) 
     assert tiny_run.digest(last(tmp_path / "parts")) == tiny_run.digest(last(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("micro", [1, 2])
-def test_two_processes_learn_like_one(micro: int, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("micro", "find_unused"), [(1, False), (2, False), (2, True)])
+def test_two_processes_learn_like_one(
+    micro: int, find_unused: bool, folder: Path, tmp_path: Path
+) -> None:
     flags = {
         **{name: value for name, value in LIGO.items() if name != "max_update"},
         **{"ligo_source": str(last(folder / "small")), "max_update": 6},
-        **{"required_batch_size_multiple": 1},
+        **{"required_batch_size_multiple": 1, "find_unused_parameters": find_unused},
     }
     alone, pair = tmp_path / "alone", tmp_path / "pair"
     data = folder / "data"
