@@ -34,7 +34,8 @@ def open_checkpoint(
         flat: flat settings, see :func:`fairseq.hub.load.load_by_settings`.
         double: compute in fp64, otherwise in fp32.
     """
-    models, config, task = load_by_settings(flat)
+    # where validation appends its answers to a file, a measurement must not
+    models, config, task = load_by_settings({**flat, "save_predictions": None})
     device = choose_device(config)
     dtype = torch.float64 if double else torch.float32
     criterion = task.build_criterion(config.criterion)

@@ -41,6 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]
         right = "".join(f"{number % 2}\n" for number in range(count))
         (root / "rank" / "label" / f"{split}.label").write_text(right)
     ranking = "--task sentence_ranking --criterion sentence_ranking --max-positions 32".split()
+    ranking += ["--num-classes", "2", "--save-predictions", str(root / "ranking" / "answers.txt")]
     text, pairs = str(root / "bin" / "input0"), str(root / "bin")
     wide = [*DECODER, *narrow("decoder"), *TINY, "--optimizer", "adam", "--lr", "0.01"]
     regression = ["--num-classes", "1", "--regression-target"]
@@ -58,7 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]
         "language_modeling": (text, ["--task", "language_modeling", *wide]),
         "adaptive": (text, ["--task", "language_modeling", *adaptive, *wide]),
         "sentence_prediction": (pairs, [*SENTENCE, "--num-classes", "2", *ENCODER]),
-        "ranking": (str(root / "rank"), [*ranking, "--num-classes", "2", *ENCODER]),
+        "ranking": (str(root / "rank"), [*ranking, *ENCODER]),
         "regression": (pairs, [*SENTENCE, *regression, *ENCODER]),
     }
     found = {}
@@ -108,6 +109,16 @@ def test_every_method_measures_a_checkpoint_of_every_task(
             wanted = exact["eigenvalues"]["largest"][0]["value"]
             assert math.isclose(largest["value"], wanted, rel_tol=1e-6)
     assert abs(flat["loss"] - exact["loss"]) < 1e-5
+
+
+def test_a_measurement_appends_nothing_to_predictions(
+    runs: dict[str, tuple[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Validation may write the answers of a ranking into a file, which checkpoints remember."""
+    answers = Path(runs["ranking"][0]).parent / "answers.txt"
+    written = answers.read_text()
+    run(capsys, *runs["ranking"], "--params", r"fc1\.bias", "--probes", "2")
+    assert written and answers.read_text() == written
 
 
 def test_a_regression_has_a_hessian_but_no_labels_of_its_own(
