@@ -129,7 +129,8 @@ class Curvature:
             loss, count = self.objective.loss(sample)
         else:
             losses_N = self._losses(number, sample)
-            loss, count = losses_N.mean(), len(losses_N)
+            count = len(losses_N)
+            loss = losses_N.sum() / max(1, count)
         tensors, flatten = self.parameters.tensors, self.parameters.flatten
         slope_P = flatten(gradient([loss], tensors, again=True))
         rows = gradient([slope_P], tensors, [vectors_KP], batched=True)
@@ -172,10 +173,11 @@ class Curvature:
         losses_N, tensors = self._losses(number, sample), self.parameters.tensors
         step = max(1, min(64, GRADIENT_ELEMENTS // self.parameters.size))
         total_P = tensors[0].new_zeros(self.parameters.size)
-        for rows in torch.arange(len(losses_N), device=losses_N.device).split(step):
+        count = len(losses_N)
+        for start in range(0, count, step):
+            rows = torch.arange(start, min(start + step, count), device=losses_N.device)
             # one row of weights for each target: its gradient apart from those of the others
-            units_RN = F.one_hot(rows, len(losses_N)).to(losses_N.dtype)
+            units_RN = F.one_hot(rows, count).to(losses_N.dtype)
             parts = gradient([losses_N], tensors, [units_RN], batched=True)
             total_P += self.parameters.flatten_rows(parts).square().sum(0)
-        count = len(losses_N)
-        return total_P / max(1, count), float(losses_N.detach().mean()), count
+        return total_P / max(1, count), float(losses_N.detach().sum()) / max(1, count), count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,29 @@ def test_labels_of_the_model_stay_and_batches_count_by_their_targets() -> None:
         whole = Curvature(objective, parameters, [sample], matrix).product(vector_P)
         parts = Curvature(objective, parameters, rows, matrix).product(vector_P)
         assert torch.allclose(whole, parts, atol=1e-12)
+
+
+def test_a_batch_without_targets_counts_for_nothing() -> None:
+    """Few words may be masked in so few sentences: none, by chance."""
+    objective, sample = masked_lm()
+    parameters = ParameterSet(objective.model)
+    vector_P = torch.randn(parameters.size, generator=torch.Generator().manual_seed(0)).double()
+    without = {**sample, "target": torch.ones_like(sample["target"])}
+
+    def computed(samples: list[Any], matrix: str, labels: str) -> tuple[Tensor, float]:
+        fisher = matrix == "fisher"
+        curvature = Curvature(
+            objective, parameters, samples, "hessian" if fisher else matrix, labels
+        )
+        result = curvature.squared_gradients() if fisher else curvature.product(vector_P)
+        return result, curvature.loss
+
+    for matrix, labels in itertools.product(("hessian", "ggn", "fisher"), ("data", "model")):
+        found_P, loss = computed([sample, without], matrix, labels)
+        wanted_P, wanted_loss = computed([sample], matrix, labels)
+        assert torch.equal(found_P, wanted_P) and loss == wanted_loss, (matrix, labels)
+        nothing_P, loss = computed([without], matrix, labels)
+        assert not nothing_P.any() and loss == 0, (matrix, labels)
 
 
 class Largest(TorchDispatchMode):
