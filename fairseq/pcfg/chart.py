@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fairseq.errors import DataError
 from fairseq.pcfg.grammar import Grammar
 from fairseq.pcfg.plan import Cell, Plan, Planner
 
@@ -89,16 +90,27 @@ class Chart(Planner):
             words_BN: int (B, N), word numbers or ``MASK``.
             plan: the cells.
             run: makes the chart (rows, B) from emissions (N, X, B).
+
+        Raises:
+            DataError: if no scale keeps a sentence in the range of float64.
         """
         emission_NXB = self._emission[:, words_BN.T].transpose(1, 0, 2)
         # the likeliest emission of a word near 1: products of N of them then leave the range later
         exponent_NB = np.frexp(emission_NXB.max(axis=1))[1].astype(np.int64)
+        wanted_B = np.zeros(len(words_BN), dtype=np.int64)
         for _ in range(_MOST_RESCALINGS):
+            exponent_NB = exponent_NB + wanted_B
             chart = run(plan, np.ldexp(emission_NXB, -exponent_NB[:, None]))
-            wanted_B = _missing_scale(plan, chart, chart[plan.root_row])
+            root_B = chart[plan.root_row]
+            wanted_B = _missing_scale(plan, chart, root_B)
             if not wanted_B.any():
                 break
-            exponent_NB = exponent_NB + wanted_B
+        # the scale that was wanted last is on no chart: what is small holds its digits without it
+        if not np.isfinite(root_B).all() or (wanted_B.astype(bool) & (root_B == 0)).any():
+            raise DataError(
+                f"a sentence of {plan.length} words has parts that are so much less likely than "
+                "others that float64 cannot hold both: leave it out, or use shorter sentences"
+            )
         return chart, exponent_NB.sum(axis=0)
 
     def _sums(self, plan: Plan, emission_NXB: np.ndarray) -> np.ndarray:

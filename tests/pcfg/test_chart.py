@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_grammars import grammars
 
+from fairseq.errors import DataError
 from fairseq.pcfg.chart import MASK, Chart
 from fairseq.pcfg.grammar import Grammar
 from fairseq.pcfg.random_sources import levelled_grammar
@@ -158,6 +159,33 @@ def test_long_sentences_do_not_leave_the_range_of_floats() -> None:
     np.testing.assert_allclose(logp_B, catalan + best, rtol=1e-10)
     np.testing.assert_allclose(q_BNT, 1e-3, rtol=1e-9)
     np.testing.assert_allclose(Viterbi(chart.grammar).parse(batch[:1]).logprob_B, best, rtol=1e-10)
+
+
+def a_chain(powers: list[int]) -> Grammar:
+    """A symbol for every word but the first, which puts it behind the others: ``2 ** -power``."""
+    rules: list[tuple[str, tuple[str, ...], float]] = [("W", ("w",), 1.0), ("S0", ("w",), 1.0)]
+    for number, power in enumerate(powers):
+        name, p = f"S{number + 1}", 0.5**power
+        rules += [(name, (f"S{number}", "W"), p), (name, ("x",), 1 - p)]
+    return Grammar.from_rules(rules[::-1])
+
+
+def test_the_last_of_many_scales_is_that_of_the_chart() -> None:
+    """Every run says a better scale, up to the word where it comes down; the last one counts."""
+    powers = np.diff(np.rint(3 * np.arange(67) ** 1.8)).astype(int).tolist()
+    grammar, words = a_chain(powers), np.zeros((1, 67), np.int64)
+    words[:] = grammar.terminals.index("w")
+    wanted = -sum(powers) * np.log(2)  # exactly a power of two
+    np.testing.assert_allclose(Chart(grammar).logprob(words), wanted, rtol=1e-12)
+    np.testing.assert_allclose(Viterbi(grammar).parse(words).logprob_B, wanted, rtol=1e-12)
+
+
+def test_what_no_scale_fits_is_refused() -> None:
+    """What is 1e-42 at the last word and 0.25 at the first leaves the floats on either side."""
+    grammar, words = a_chain([2 * n for n in range(1, 71)]), np.zeros((1, 71), np.int64)
+    words[:] = grammar.terminals.index("w")
+    with np.errstate(all="ignore"), pytest.raises(DataError, match="71 words"):
+        Chart(grammar).logprob(words)
 
 
 def test_impossible_sentences_say_so(toy: Grammar) -> None:
