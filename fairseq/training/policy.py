@@ -102,6 +102,17 @@ def validations_ahead(cfg: FairseqConfig, done: int, left: int | None, epoch_upd
     return len(moments)
 
 
+def asks_other_metric(settings: CheckpointConfig, progress: dict[str, Any]) -> bool:
+    """Tell whether best values until here are of another metric; forget them, and note this one."""
+    asked = [settings.best_checkpoint_metric, settings.maximize_best_checkpoint_metric]
+    other = bool(progress.get("metric", asked) != asked)
+    if other:
+        for name in ("best_for_patience", "validations_without_progress"):
+            progress.pop(name, None)
+    progress["metric"] = asked
+    return other
+
+
 def note_validation(progress: dict[str, Any], value: float, maximize: bool) -> None:
     """Count validations without progress, across restarts: ``progress`` is in checkpoints."""
     best = progress.get("best_for_patience")

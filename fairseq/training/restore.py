@@ -11,6 +11,7 @@ from fairseq.checkpoint.layout import data_rng_of, with_data_rng
 from fairseq.config.schema import parse_literal
 from fairseq.config.sections import CheckpointConfig, FairseqConfig
 from fairseq.errors import ConfigError
+from fairseq.training import policy
 from fairseq.training.trainer import Trainer
 
 logger = logging.getLogger("fairseq.checkpoint_utils")
@@ -89,6 +90,7 @@ def restore(
         **({} if start.loaded is None else {"loaded": start.loaded}),
     )
     fresh = resets["reset_optimizer"] or resets["reset_meters"]
+    fresh = policy.asks_other_metric(cfg, trainer.progress) or fresh
     if extra_state is not None and "best" in extra_state and not fresh:
         trainer.best = extra_state["best"]
     kind = type(trainer.task).__name__

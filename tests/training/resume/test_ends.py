@@ -75,6 +75,20 @@ def test_patience_counts_across_restarts(
     assert list(recorder.losses) == [9, 10]
 
 
+def test_the_best_of_another_metric_says_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss of 6 bits is a perplexity of 60: neither a goal of 30 nor a best value of it."""
+    flags = {"validate_interval_updates": 2, "max_update": 4, "patience": 9}
+    train(config(data, tmp_path, **flags))
+    recorder = Recorder(monkeypatch)
+    flags |= {"best_checkpoint_metric": "ppl", "stop_at_metric": 30.0, "max_update": 6}
+    best = train(config(data, tmp_path, **flags))
+    assert list(recorder.losses) == [5, 6]
+    extra = content(tmp_path / LAST)["extra_state"]
+    assert best == extra["best"] == extra["fairseq_lm"]["progress"]["best_for_patience"] > 30
+
+
 def test_patience_does_not_count_the_validation_of_an_end(data: Path, tmp_path: Path) -> None:
     flags = {"lr": [0.0], "warmup_updates": 0, "patience": 3, "validate_interval_updates": 4}
     flags |= {"lr_scheduler": "fixed", "total_num_update": None, "validate_interval": 100}
