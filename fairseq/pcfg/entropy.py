@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fairseq.files.text_blocks import progress
 from fairseq.pcfg.grammar import Grammar
 from fairseq.pcfg.source import Source, batches
 from fairseq.rng import philox
@@ -58,8 +59,11 @@ def entropy_per_word(
         return None
     length_S = np.array([len(words) for words in sentences])
     nats_S = np.empty(len(sentences))
-    for place_B, words_BN in batches(source, sentences):
-        nats_S[place_B] = -source.logprob(words_BN)
+    with progress("estimating the entropy", len(sentences), "sentences") as show:
+        done = 0
+        for place_B, words_BN in batches(source, sentences):
+            nats_S[place_B] = -source.logprob(words_BN)
+            show(done := done + len(place_B))
     # a sentence within the limit is so much likelier among its like
     nats_S += np.log(len(sentences) / count)
     ratio = nats_S.sum() / length_S.sum()

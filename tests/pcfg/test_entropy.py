@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from small_grammars import grammars
 
+from fairseq.files import text_blocks
 from fairseq.pcfg.entropy import derivation_entropy, entropy_per_word, mean_length
 from fairseq.pcfg.grammar import Grammar
 from fairseq.pcfg.hmm import HiddenMarkov
@@ -35,6 +37,22 @@ def every_sentence(source: Source, longest: int) -> tuple[float, float, float]:
 
 
 SMALL = {"levels": 2, "width": 2, "roots": 2, "binary": 2, "vocab": 4, "emit": 2}
+
+
+class Terminal(io.StringIO):
+    """What a person sits in front of."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_an_estimate_that_takes_its_time_shows_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(text_blocks, "_BAR_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("sys.stderr", said := Terminal())
+    entropy_per_word(GrammarSource(levelled_grammar(0, **SMALL)), count=50)
+    assert "estimating the entropy" in said.getvalue() and "sentences" in said.getvalue()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
