@@ -44,9 +44,10 @@ def pseudo_perplexity(flat: Mapping[str, Any], most: int | None = None) -> dict[
 
     Returns:
         by subset: ``pseudo_ppl`` (per token, special ones not counted), ``bits`` per token,
-        ``tokens``, ``blocks``. With a ``--bpe`` also ``pseudo_ppl_word`` (per word between
-        spaces), ``bits_byte`` (per byte of UTF-8), ``words``, ``bytes``: the same likelihood
-        shared out among units that models with other vocabularies have, too.
+        ``tokens``, ``blocks``. With a ``--bpe`` whose pieces hold the spaces also
+        ``pseudo_ppl_word`` (per word between spaces), ``bits_byte`` (per byte of UTF-8),
+        ``words``, ``bytes``: the same likelihood shared out among units that models with other
+        vocabularies have, too.
 
     Raises:
         ConfigError: if the checkpoint is no masked LM.
@@ -98,12 +99,19 @@ def _lines(tokens_T: Tensor, dictionary: Dictionary, encoder: Any) -> list[str]:
 
 
 def _encoder(task: FairseqTask, config: FairseqConfig) -> Any:
-    """Return the subword encoder, None if there is none or its files are gone."""
+    """Return the subword encoder, None if there is none that gives the text back."""
     try:
-        return task.build_bpe(config.bpe)
+        encoder = task.build_bpe(config.bpe)
     except MissingFileError as error:
         logger.warning("nothing is told per word and byte: %s", error)
         return None
+    if getattr(encoder, "bare_words", False):
+        logger.warning(
+            "nothing is told per word and byte: pieces of --bpe %s do not say where spaces were",
+            config.bpe._name,
+        )
+        return None
+    return encoder
 
 
 @torch.inference_mode()

@@ -145,6 +145,28 @@ def test_words_and_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert alone == {key: found[key] for key in ("pseudo_ppl", "bits", "tokens", "blocks")}
 
 
+def test_word_pieces_do_not_tell_words_and_bytes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where spaces were is lost, so that punctuation would count as words."""
+    pytest.importorskip("tokenizers")
+    text, pieces, vocabulary = (tmp_path / name for name in ("text", "pieces", "vocab.txt"))
+    text.write_text("a cat, a dog.\n" * 20)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog", ",", "."]
+    vocabulary.write_text("\n".join(words))
+    encoder = ["--bpe", "wordpiece", "--wordpiece-vocab", str(vocabulary)]
+    assert bpe.main(["encode", *encoder, "--inputs", str(text), "--outputs", str(pieces)]) == 0
+    parts = ["--trainpref", str(pieces), "--validpref", str(pieces)]
+    data = str(tmp_path / "bin")
+    assert preprocess.run(["--only-source", *parts, "--destdir", data]) == 0
+    model = [*MODEL, "--tokens-per-sample", "64", "--sample-break-mode", "eos"]
+    assert train.run([data, "--save-dir", str(tmp_path), *model, *encoder]) == 0
+    path = str(tmp_path / "checkpoint_last.pt")
+    found = pseudo_perplexity.pseudo_perplexity({"data": data, "path": path}, 3)["valid"]
+    assert set(found) == {"pseudo_ppl", "bits", "tokens", "blocks"}
+    assert "--bpe wordpiece do not say where spaces were" in caplog.text
+
+
 def test_a_text_that_is_one_word_has_no_finite_figure_a_word() -> None:
     dictionary = Dictionary()
     for word in ("a", "b", "c"):
