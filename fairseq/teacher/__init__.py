@@ -37,6 +37,10 @@ from fairseq.utils import split_paths
 logger = logging.getLogger(__name__)
 
 
+class ShortTeacherError(ConfigError):
+    """A teacher that fits its student but for the samples, which are longer than it reaches."""
+
+
 class Teacher:
     """A frozen model with its own device and type.
 
@@ -97,7 +101,8 @@ def attach_teacher(
         task: builds the model, and knows the dictionary.
         model: the student.
         criterion: with ``wanted()`` and ``attach(model, teacher, cache)``; others are left alone.
-        required: whether a missing teacher is an error; otherwise the criterion does without.
+        required: whether a teacher that is missing, or ends before the samples do, is an error;
+            otherwise the criterion does without.
 
     Raises:
         CheckpointError: if the teacher cannot be read.
@@ -113,10 +118,10 @@ def attach_teacher(
             cache = TeacherCache(settings.teacher_cache, task.target_dictionary)
         if "teacher" in wanted:
             teacher = load_teacher(config, task, model)
-    except MissingFileError as error:
+    except (MissingFileError, ShortTeacherError) as error:
         if required:
             raise
-        logger.warning("%s: only the terms of the student alone are computed", error)
+        logger.warning("%s; only the terms of the student alone are computed", error)
         return
     if wanted:
         criterion.attach(model, teacher, cache)
@@ -287,7 +292,7 @@ def _check_fit(
         # the sign of the beginning comes on top of the sample's tokens
         wanted += bool(getattr(task.cfg, "add_bos_token", False))
         if wanted > limit:
-            raise ConfigError(
+            raise ShortTeacherError(
                 f"samples have up to {wanted} tokens (--tokens-per-sample), but the teacher {path} "
                 f"reaches {limit}: shorten them"
             )

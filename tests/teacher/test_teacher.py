@@ -14,6 +14,7 @@ from tiny_run import Recorder, config, content, digest, make_corpus, train
 
 from fairseq import checkpoint, evaluation
 from fairseq.errors import CheckpointError, ConfigError, MissingFileError
+from fairseq.evaluation import pseudo_perplexity
 from fairseq.export import original_and_safetensors
 from fairseq.models import pcfg_lookup
 from fairseq.report.page import write_report
@@ -68,6 +69,20 @@ def test_a_student_is_trained_validated_and_used_without_its_teacher(
     assert models[0](torch.tensor([[0, 5, 6]]))[0].shape[:2] == (1, 3)
     with pytest.raises(MissingFileError, match="--teacher-path not found"):
         train(config(data, tmp_path / "run", **student(family, teacher, max_update=12)))
+
+
+def test_a_student_is_evaluated_beyond_its_teachers_reach(
+    data: Path, teachers: dict[str, Path], tmp_path: Path, caplog: Any
+) -> None:
+    """Where the teacher ends its terms are left out; at lengths it reaches they are computed."""
+    flags = student("masked", teachers["masked"], max_positions=32, max_update=1)
+    train(config(data, tmp_path / "run", **flags))
+    given = {"path": str(tmp_path / "run" / LAST), "data": str(data)}
+    figures = pseudo_perplexity.at_lengths(given, [16, 32])
+    assert "loss_ce" in figures["16"]["valid"] and "loss_ce" not in figures["32"]["valid"]
+    assert float(figures["32"]["valid"]["nll_loss"]) > 0
+    warnings = [r.message for r in caplog.records if "terms of the student alone" in r.message]
+    assert len(warnings) == 1 and "reaches 16" in warnings[0]
 
 
 def test_a_teacher_is_part_of_nothing_that_is_trained_or_kept(
