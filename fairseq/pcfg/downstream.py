@@ -160,7 +160,7 @@ class Labelled:
     """What was written.
 
     Attributes:
-        sizes: sentences of each split.
+        sizes: sentences that the files of each split hold.
         majority: share of the commonest label.
         ceiling: see :meth:`Labeller.ceiling`; of the first thousand sentences of the last split.
         used: labels that occur.
@@ -208,7 +208,6 @@ def write_downstream(
     refuse_other_texts(folder, labeller.source.terminals, *texts)
     drawn: dict[str, tuple[list[np.ndarray], np.ndarray]] = {}
     counts_K = np.zeros(len(labeller.names), dtype=np.int64)
-    dropped = 0
     for split, size in sizes.items():
         sentences, label_S = _sentences(labeller, seed, split, size, lengths)
         if (label_S < 0).any() and not drop_unparsable:
@@ -216,7 +215,6 @@ def write_downstream(
                 f"{split}: {int((label_S < 0).sum())} of {size} sentences have a span that no "
                 "symbol fits; choose another span or leave them out with --drop-unparsable"
             )
-        dropped += int((label_S < 0).sum())
         counts_K += np.bincount(label_S[label_S >= 0], minlength=len(counts_K))
         drawn[split] = sentences, label_S
     # made as late as this, so that a failure leaves nothing
@@ -228,15 +226,16 @@ def write_downstream(
     for name in labeller.names:
         names.add_symbol(name)
     names.save(folder / "label.dict.txt")
-    written = max(int(counts_K.sum()), 1)
+    written = {split: int((label_S >= 0).sum()) for split, (_, label_S) in drawn.items()}
+    total = sum(written.values())
     last = next((parts for parts in reversed(drawn.values()) if len(parts[1])), None)
     kept = [words for words, label in zip(*last, strict=True) if label >= 0] if last else []
     return Labelled(
-        sizes=dict(sizes),
-        majority=float(counts_K.max() / written),
+        sizes=written,
+        majority=float(counts_K.max() / max(total, 1)),
         ceiling=labeller.ceiling(kept[:_PARSED]),
         used=int((counts_K > 0).sum()),
-        dropped=dropped,
+        dropped=sum(sizes.values()) - total,
     )
 
 

@@ -252,7 +252,9 @@ def test_downstream_files(toy_file: Path, tmp_path: Path, capsys: pytest.Capture
     assert rows[0] == "text,label" and len(rows) - 1 == len(inputs) == len(labels) < 300
     for line, label, row in zip(inputs, labels, rows[1:], strict=True):
         assert row == f"{line},{grammar.nonterminals.index(label)}"
-    assert summary["dropped"] > 0
+    written = len((tmp_path / "1" / "valid.input0").read_text().splitlines())
+    assert summary["sizes"] == {"train": len(inputs), "valid": written}
+    assert summary["dropped"] == 320 - len(inputs) - written > 0
     names = Dictionary.load(str(tmp_path / "1" / "label.dict.txt"))
     assert names.symbols[names.nspecial :][:6] == ["A", "B", "C", "D", "S1", "S2"]
 
