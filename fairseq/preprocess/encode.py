@@ -91,10 +91,12 @@ class Job:
         columns = [self.reader.lines(block, place) for place in range(len(block.columns))]
         count = len(columns[0])
         if not self.keep_empty:
-            full = [group for group in zip(*columns, strict=True) if all(group)]
-            columns = [[group[place] for group in full] for place in range(len(columns))]
+            columns = _full(columns)
         convert = self.bpe.decode if self.decode else self.bpe.encode
         results = [[convert(line) for line in column] for column in columns]
+        # a line may come to nothing, of control characters alone
+        if not self.keep_empty:
+            results = _full(results)
         summary = Summary(
             lines=count,
             written=len(results[0]),
@@ -139,6 +141,12 @@ class DocumentJob:
 
 
 AnyJob = Job | DocumentJob
+
+
+def _full(columns: list[list[str]]) -> list[list[str]]:
+    """Return parallel lines without those that are empty in any of the columns."""
+    full = [group for group in zip(*columns, strict=True) if all(group)]
+    return [[group[place] for group in full] for place in range(len(columns))]
 
 
 def _count_pieces(lines: list[str]) -> int:
@@ -226,7 +234,8 @@ def encode_files(
         inputs: paths or ``"-"``; with ``documents`` also folders of datasets.
         outputs: one path or ``"-"`` for each input.
         keep_empty: an empty line stays an empty line, and each input is a file of its own. Without
-            it the inputs are parallel files, and a group of lines is dropped if any is empty.
+            it the inputs are parallel files, and a group of lines is dropped if any is empty or
+            has no pieces.
         workers: processes that encode; the result does not depend on it.
         jsonl_field: each line is a JSON object and its text stands in this field.
         documents: inputs are records, one document each, and every input is a file of its own.

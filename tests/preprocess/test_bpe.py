@@ -16,6 +16,7 @@ import pytest
 
 from fairseq.data.encoders.byte_level import ByteLevelBPE, ByteLevelBPEConfig
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
+from fairseq.data.encoders.wordpiece import Wordpiece, WordpieceConfig
 from fairseq.errors import ConfigError, DataError, FairseqError, MissingFileError
 from fairseq.files import line_reader, processes
 from fairseq.preprocess import encode as bpe_module
@@ -112,6 +113,23 @@ def test_parallel_lines_are_dropped_together(tmp_path: Path, encoder: ByteLevelB
         [encoder.encode("1"), encoder.encode("4"), ""],
     ]
     assert (summary.lines, summary.written, summary.dropped) == (4, 2, 2)
+
+
+def test_lines_that_come_to_nothing_are_dropped_as_empty_ones_are(tmp_path: Path) -> None:
+    """A zero width space alone has no word pieces; an empty line would part two documents."""
+    pytest.importorskip("tokenizers")
+    words = write(tmp_path / "vocab", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "two")
+    encoder = Wordpiece(WordpieceConfig(wordpiece_vocab=words))
+    inputs = [
+        write(tmp_path / "a", "one", "\u200b", "two", "one"),
+        write(tmp_path / "b", "two", "two", "\u200b", "one"),
+    ]
+    outputs = [str(tmp_path / "a.bpe"), str(tmp_path / "b.bpe")]
+    summary = encode_files(encoder, inputs, outputs)
+    assert [Path(name).read_text() for name in outputs] == ["one\none\n", "two\none\n"]
+    assert (summary.lines, summary.written, summary.dropped, summary.tokens) == (4, 2, 2, 4)
+    encode_files(encoder, inputs[:1], outputs[:1], keep_empty=True)
+    assert Path(outputs[0]).read_text() == "one\n\ntwo\none\n"
 
 
 def test_parallel_files_must_be_of_one_length(tmp_path: Path, encoder: ByteLevelBPE) -> None:
