@@ -53,6 +53,8 @@ _COUNTS = {
     "mse": "selected",
     **dict.fromkeys(("cos", "pkd", "attention", "value"), "real"),
 }
+# What a run has of a teacher -> which of its facts is the digest of that teacher.
+_TEACHER_DIGEST = {"teacher": "sha256", "teacher_cache": "teacher_sha256"}
 _IN_BITS = ("nll", "ce", "attention", "value")
 
 
@@ -177,15 +179,21 @@ class DistillationCriterion(SummingCriterion):
         return {name: dict(part.facts) for name, part in parts.items() if part is not None}
 
     def check_facts(self, saved: dict[str, Any]) -> None:
-        """Refuse to go on with another teacher than the run began with."""
+        """Refuse to go on with another teacher than the run began with, live or stored."""
         for name, now in self.facts().items():
-            before = saved.get(name)
-            if before is not None and before.get("sha256") != now["sha256"]:
-                raise ConfigError(
-                    f"this run began with the {name.replace('_', ' ')} {before.get('path')} "
-                    f"(SHA-256 {before.get('sha256')}), {now['path']} has {now['sha256']}: name "
-                    "the same one, or begin anew with --reset-optimizer"
-                )
+            same = name in saved
+            # what the run did not have yet must come from the teacher that it had
+            for began in [name] if same else [other for other in _TEACHER_DIGEST if other in saved]:
+                keys = _TEACHER_DIGEST[name], _TEACHER_DIGEST[began]
+                key, old_key = ("sha256", "sha256") if same else keys
+                before = saved[began].get(old_key)
+                # caches of old checkpoints do not tell their teacher
+                if before not in (None, now[key]):
+                    raise ConfigError(
+                        f"this run began with the {began.replace('_', ' ')} "
+                        f"{saved[began].get('path')} (SHA-256 {before}), {now['path']} has "
+                        f"{now[key]}: name the same one, or begin anew with --reset-optimizer"
+                    )
 
     # -- one batch -------------------------------------------------------------------------------
 

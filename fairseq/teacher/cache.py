@@ -161,7 +161,8 @@ class TeacherCache:
         dictionary: of the student's targets.
 
     Attributes:
-        facts: path, and SHA-256 of the index and the teacher, as checkpoints keep them.
+        facts: path, SHA-256 of the index and ``meta.json``, and that of the teacher, as checkpoints
+            keep them.
 
     Raises:
         CheckpointError: if the folder is damaged.
@@ -197,7 +198,11 @@ class TeacherCache:
                 f"that of the data ({len(dictionary)})"
             )
         digest = hashlib.sha256(self.index.tobytes() + json.dumps(meta, sort_keys=True).encode())
-        self.facts = {"path": str(self.folder), "sha256": digest.hexdigest()}
+        self.facts = {
+            "path": str(self.folder),
+            "sha256": digest.hexdigest(),
+            "teacher_sha256": meta["teacher_sha256"],
+        }
 
     def _map(self, name: str, dtype: str | np.dtype, shape: tuple[int, ...]) -> Any:
         if not shape[0]:

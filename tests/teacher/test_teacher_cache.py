@@ -148,6 +148,30 @@ def test_drawn_words_estimate_the_divergence_without_bias(
     assert len(few) == 2
 
 
+def test_a_run_goes_on_with_the_same_teacher_live_or_stored(
+    data: Path, teachers: dict[str, Path], tmp_path: Path
+) -> None:
+    """A cache counts as the teacher that it was written from, in either direction."""
+    train(config(data, tmp_path / "b", **FAMILIES["causal"], max_update=1))
+    live: dict[str, dict[str, Any]] = {}
+    stored: dict[str, dict[str, Any]] = {}
+    for name, path in {"a": teachers["causal"], "b": tmp_path / "b" / LAST}.items():
+        write_teacher_cache(given(data, path), tmp_path / f"cache-{name}", k=4, temperatures=[2.0])
+        live[name] = {"teacher_path": str(path)}
+        stored[name] = {"teacher_cache": str(tmp_path / f"cache-{name}")}
+    both = {**live["a"], **stored["b"], "alpha_cos": 1.0}  # one as before, the other is new
+    for first, others, right in (
+        (live["a"], (stored["b"], both), stored["a"]),
+        (stored["b"], (live["a"], both), live["b"]),
+    ):
+        run_dir = tmp_path / next(iter(first))
+        train(config(data, run_dir, **distilled("causal", **first, max_update=1)))
+        for wrong in others:
+            with pytest.raises(ConfigError, match="began with the teacher"):
+                train(config(data, run_dir, **distilled("causal", **wrong, max_update=2)))
+        train(config(data, run_dir, **distilled("causal", **right, max_update=2)))
+
+
 def test_what_was_not_stored_is_not_made_up(
     data: Path, teachers: dict[str, Path], tmp_path: Path
 ) -> None:
