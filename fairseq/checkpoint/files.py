@@ -206,7 +206,7 @@ def load_or_newest_good(path: str) -> tuple[str, dict[str, Any]]:
     folder = Path(path).absolute().parent
     others = [p for p in folder.glob("checkpoint*.pt") if p.name != os.path.basename(path)]
     # equal steps: the larger number in the name, so that the choice does not depend on the disk
-    candidates = sorted(((_step_of(p), p.name, p) for p in others), reverse=True)
+    candidates = sorted(((step_of(p), p.name, p) for p in others), reverse=True)
     for step, _, other in candidates:
         try:
             state = safe_load(other)
@@ -221,7 +221,7 @@ def load_or_newest_good(path: str) -> tuple[str, dict[str, Any]]:
     ) from first_error
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
     """Return the number of updates of a checkpoint, -1 if it cannot be read.
 
     A side file that does not describe the file beside it does not count.

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fairseq.checkpoint.files import step_of
 from fairseq.errors import MissingFileError
 from fairseq.export.encoder_out import to_huggingface
 from fairseq.files.folders import new_folder
@@ -21,9 +22,10 @@ INDEX = "revisions.json"
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Return the checkpoints of a run folder by their numbers, then those without; a file once.
+    """Return the checkpoints of a run folder by their numbers of updates; a file once.
 
-    ``checkpoint_last.pt`` is often another name of a numbered one, whose name then counts.
+    ``checkpoint_last.pt`` is often another name of a numbered one, whose name then counts. Among
+    those of one update it comes last, behind ``checkpoint_best.pt``.
 
     Raises:
         MissingFileError: if there is none.
@@ -33,13 +35,14 @@ def checkpoints(run: Path) -> list[Path]:
         numbers = [int(digits) for digits in re.findall(r"\d+", path.stem)]
         return not numbers, numbers[::-1], path.stem  # updates stand behind the epoch
 
-    by_inode: dict[tuple[int, int], Path] = {}
+    by_inode: dict[tuple[int, int], list[Path]] = {}
     for path in sorted(run.glob("*.pt"), key=order):
         facts = os.stat(path)
-        by_inode.setdefault((facts.st_dev, facts.st_ino), path)
+        by_inode.setdefault((facts.st_dev, facts.st_ino), []).append(path)
     if not by_inode:
         raise MissingFileError(f"no checkpoint (*.pt) in {run}: name the --save-dir of a run")
-    return list(by_inode.values())
+    files = sorted(by_inode.values(), key=lambda names: (step_of(names[0]), order(names[-1])))
+    return [names[0] for names in files]
 
 
 def to_revisions(

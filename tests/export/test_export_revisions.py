@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from fairseq.checkpoint.files import write_checkpoint
 from fairseq.config import options
 from fairseq.errors import MissingFileError
 from fairseq.export import push
@@ -48,10 +49,32 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_checkpoints_come_by_their_numbers_and_once(run: Path, tmp_path: Path) -> None:
+def test_checkpoints_come_by_their_updates_and_once(run: Path, tmp_path: Path) -> None:
     assert [path.stem for path in checkpoints(run)] == NAMES
     with pytest.raises(MissingFileError, match="--save-dir"):
         checkpoints(tmp_path)
+
+
+def test_the_newest_comes_last_whatever_it_is_called(tmp_path: Path) -> None:
+    """The number behind an epoch and the number of an epoch cannot be compared."""
+
+    def save(name: str, updates: int, side_file: bool = True) -> None:
+        state = {"model": {}, "optimizer_history": [{"num_updates": updates}]}
+        write_checkpoint(state, str(tmp_path / name), {"num_updates": updates})
+        if not side_file:
+            (tmp_path / f"{name}.json").unlink()
+
+    save("checkpoint_1_50.pt", 50)
+    save("checkpoint1.pt", 125, side_file=False)
+    save("checkpoint_2_200.pt", 200)
+    save("checkpoint2.pt", 250)
+    save("checkpoint.best_loss_2.125.pt", 125)
+    os.link(tmp_path / "checkpoint1.pt", tmp_path / "checkpoint_best.pt")
+    save("checkpoint_last.pt", 250)  # a copy: the folder was on a disk without links
+    assert [path.stem for path in checkpoints(tmp_path)] == [
+        "checkpoint_1_50", "checkpoint.best_loss_2.125", "checkpoint1", "checkpoint_2_200",
+        "checkpoint2", "checkpoint_last",
+    ]  # fmt: skip
 
 
 def test_each_revision_has_its_own_weights(
