@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fairseq_cli.entry import command, command_parser
-from fairseq_cli.flags import add_encoder_flags, add_user_dir, encoder_settings
+from fairseq_cli.flags import (
+    ENCODER_FIELDS,
+    add_encoder_flags,
+    add_user_dir,
+    encoder_settings,
+    flag_of,
+)
 
 EXAMPLES = """examples:
   fairseq-export runs/mine/checkpoint_best.pt --to hf --out mine-hf
@@ -33,6 +39,16 @@ TOLD = {
     "max_abs_difference": "largest difference of logits",
     "log_probability_difference": "of log-probabilities",
     "perplexity": "perplexity on the compared texts",
+}
+# field -> the directions that read it; what is not here they all read
+READ_BY = {
+    "data": ("--to hf", "--add-head"),
+    "sentences": ("--to hf", "--from hf"),
+    "log_unigram_bias": ("--add-head",),
+    **dict.fromkeys(
+        ("bpe", *ENCODER_FIELDS, "classification_head", "revisions", "push", "public"),
+        ("--to hf",),
+    ),
 }
 
 
@@ -93,12 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and convert."""
     parser = get_parser()
     args = parser.parse_args(argv)
-    if args.push is not None and args.to != "hf":
-        parser.error("--push publishes what --to hf writes")
-    if args.revisions and args.to != "hf":
-        parser.error("--revisions are what --to hf writes")
-    if args.log_unigram_bias and args.add_head is None:
-        parser.error("--log-unigram-bias belongs to --add-head")
+    _check_company(parser, args)
     from fairseq.config.plugins import import_from_argv
     from fairseq.export import add_head, encoder_in, encoder_out, original_and_safetensors, push
     from fairseq.export.revisions import to_revisions
@@ -143,6 +154,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     facts = ", ".join(f"{TOLD.get(name, name)} {_short(value)}" for name, value in result.items())
     print(json.dumps(result) if args.json else f"wrote {args.out}: {facts}")
     return 0
+
+
+def _check_company(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the command if a flag is given that the direction does not read."""
+    way = f"--to {args.to}" if args.to else f"--from {args.origin}" if args.origin else "--add-head"
+    for name, ways in READ_BY.items():
+        if getattr(args, name) not in (None, False) and way not in ways:
+            parser.error(f"{flag_of(name)} belongs to {' and '.join(ways)}; {way} does not read it")
+    if args.public and args.push is None:
+        parser.error("--public belongs to --push")
 
 
 def _short(value: object) -> str:

@@ -20,6 +20,18 @@ ENCODER_FILES = (
     ("sentencepiece", ("--sentencepiece-model",), "sentencepiece_model",
      "SentencePiece .model file"),
 )  # fmt: skip
+ENCODER_FIELDS = tuple(field for _, _, field, _ in ENCODER_FILES)
+
+
+def flag_of(name: str) -> str:
+    """Return the flag that sets a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def inert(name: str, other: str) -> ConfigError:
+    """Return the error for a field that does nothing without another one."""
+    flag, needed = flag_of(name), flag_of(other)
+    return ConfigError(f"{flag} belongs to {needed}; add that, or leave {flag} out")
 
 
 def seed(text: str) -> int:
@@ -50,7 +62,7 @@ def add_encoder_flags(parser: Any) -> None:
 
 def encoder_settings(args: Any) -> dict[str, Any]:
     """Return the text encoder and its files, as far as a command line names them."""
-    fields = ("bpe", *(field for _, _, field, _ in ENCODER_FILES))
+    fields = ("bpe", *ENCODER_FIELDS)
     return {field: getattr(args, field) for field in fields if getattr(args, field) is not None}
 
 
@@ -134,9 +146,14 @@ def score_texts(flat: dict[str, Any], as_json: bool) -> bool:
     Args:
         flat: what the command line states; these flags are taken out.
         as_json: print one JSON object.
+
+    Raises:
+        ConfigError: for both at once, or a ``--text-key`` that is not read.
     """
-    texts, key = flat.pop("last_word", None), flat.pop("text_key", "text")
-    pairs = flat.pop("minimal_pairs", None)
+    texts, pairs = flat.pop("last_word", None), flat.pop("minimal_pairs", None)
+    if "text_key" in flat and texts is None:
+        raise inert("text_key", "last_word")
+    key = flat.pop("text_key", "text")
     if texts is not None and pairs is not None:
         raise ConfigError("--last-word and --minimal-pairs are two scores: ask for one at a time")
     if pairs is not None:

@@ -147,6 +147,8 @@ _COMPANY = {"plot": "per_sample", "pseudo_ppl_blocks": "pseudo_ppl"} | dict.from
     ("cache_method", "top_k", "cache_temperatures", "cache_epochs", "cache_force"),
     "write_teacher_cache",
 )
+_EVALUATIONS = ("last_word", "minimal_pairs", "pseudo_ppl", "at_lengths", "write_teacher_cache",
+                "per_sample")  # fmt: skip
 
 
 def _check_company(flat: dict[str, Any]) -> None:
@@ -156,13 +158,14 @@ def _check_company(flat: dict[str, Any]) -> None:
         ConfigError: naming the flag that is missing, or in the way.
     """
     from fairseq.errors import ConfigError
+    from fairseq_cli.flags import flag_of, inert
 
     for name, other in _COMPANY.items():
         if name in flat and not flat.get(other):
-            flag, needed = (f"--{one.replace('_', '-')}" for one in (name, other))
-            raise ConfigError(f"{flag} belongs to {needed}; add that, or leave {flag} out")
-    if flat.get("pseudo_ppl") and flat.get("at_lengths"):
-        raise ConfigError("--pseudo-ppl and --at-lengths are two evaluations: run one at a time")
+            raise inert(name, other)
+    asked = [flag_of(name) for name in _EVALUATIONS if flat.get(name)]
+    if len(asked) > 1:
+        raise ConfigError(f"{' and '.join(asked)} are evaluations of their own: run one at a time")
     if flat.get("pseudo_ppl_blocks", 1) < 1:
         raise ConfigError("--pseudo-ppl-blocks must be at least 1")
 
