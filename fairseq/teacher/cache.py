@@ -178,6 +178,8 @@ class TeacherCache:
             self.meta = meta = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
             if meta["version"] != VERSION or meta["method"] not in METHODS:
                 raise ValueError(f"version {meta['version']}, method {meta['method']}")
+            words, symbols = str(meta["dictionary"]), int(meta["symbols"])
+            teacher = str(meta["teacher_sha256"])
             kept = 1 if meta["method"] == "topk" else len(meta["temperatures"])
             shape = (meta["positions"], kept, meta["k"])
             self.index = np.array(self._map("index", _ROW, (meta["rows"],)))
@@ -192,16 +194,16 @@ class TeacherCache:
             raise CheckpointError(
                 f"{self.folder} is no cache of a teacher, or damaged ({error}); write it anew"
             ) from error
-        if meta["dictionary"] != digest_of(dictionary) or meta["symbols"] > len(dictionary):
+        if words != digest_of(dictionary) or symbols > len(dictionary):
             raise ConfigError(
-                f"{self.folder} was made with another dictionary ({meta['symbols']} symbols) than "
+                f"{self.folder} was made with another dictionary ({symbols} symbols) than "
                 f"that of the data ({len(dictionary)})"
             )
         digest = hashlib.sha256(self.index.tobytes() + json.dumps(meta, sort_keys=True).encode())
         self.facts = {
             "path": str(self.folder),
             "sha256": digest.hexdigest(),
-            "teacher_sha256": meta["teacher_sha256"],
+            "teacher_sha256": teacher,
         }
 
     def _map(self, name: str, dtype: str | np.dtype, shape: tuple[int, ...]) -> Any:

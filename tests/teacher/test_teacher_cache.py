@@ -198,6 +198,12 @@ def test_what_was_not_stored_is_not_made_up(
         with pytest.raises(CheckpointError, match="damaged"):
             train(config(data, tmp_path / "index", **one))
     (cache / "index.bin").write_bytes(index)
+    meta = json.loads((cache / "meta.json").read_text())
+    for lost in ("dictionary", "symbols", "teacher_sha256"):
+        (cache / "meta.json").write_text(json.dumps({k: v for k, v in meta.items() if k != lost}))
+        with pytest.raises(CheckpointError, match=f"damaged .*{lost}"):
+            train(config(data, tmp_path / "meta", **one))
+    (cache / "meta.json").write_text(json.dumps(meta))
     (cache / "values.bin").write_bytes(b"short")
     with pytest.raises(CheckpointError, match="damaged"):
         train(config(data, tmp_path / "damaged", **one))
