@@ -366,6 +366,18 @@ class _WithVocabularyHead(FairseqRobertaPreTrainedModel):
             self.head_weight = nn.Parameter(torch.empty(config.vocab_size, width))
         self.post_init()
 
+    def _init_weights(self, module: nn.Module) -> None:
+        """Begin what the library has no rule for: parameters that no module of its own holds."""
+        super()._init_weights(module)
+        begin = {
+            "head_beta": nn.init.ones_,
+            "head_bias": nn.init.zeros_,
+            "head_weight": lambda table_VC: nn.init.normal_(table_VC, std=0.02),
+        }
+        for name, parameter in module.named_parameters(recurse=False):
+            if name in begin:
+                begin[name](parameter)
+
     def project(self, x_BTC: Tensor) -> Tensor:
         """Return the logits, (B, T, V); those of ids outside the dictionary are next to nothing."""
         config = self.config

@@ -47,7 +47,7 @@ class TransformerSentenceEncoder(nn.Module):
         activation_dropout: float = 0.1,
         layerdrop: float = 0.0,
         max_seq_len: int = 256,
-        num_segments: int = 0,
+        num_segments: int = 2,
         use_position_embeddings: bool = True,
         offset_positions_by_padding: bool = True,
         encoder_normalize_before: bool = False,

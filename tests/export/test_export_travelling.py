@@ -15,6 +15,9 @@ from fairseq.export.encoder_out import load_ours, to_huggingface
 from fairseq_cli import bpe
 
 transformers = pytest.importorskip("transformers", reason="the extra [hf] is not installed")
+
+from fairseq.export import modeling_fairseq_roberta  # noqa: E402
+
 ZERO_CLAP = {
     "head": "clap", "position": "alibi", "mask_embedding": "zero", "scale_embedding": True,
     "layernorm_embedding": False,
@@ -187,3 +190,20 @@ def test_other_heads_can_be_trained(folders: dict[str, Path]) -> None:
         assert output.logits.shape == (*labels.shape, 3)
         output.loss.backward()
         assert model.encoder.embed_tokens.weight.grad.abs().max() > 0
+
+
+@pytest.mark.usefixtures("memory_is_not_zero")
+@pytest.mark.parametrize("head", [{"head": "clap"}, {"untied": True}, {"head_bias": True}], ids=str)
+def test_a_vocabulary_head_on_a_body_alone_begins_with_numbers(
+    head: dict[str, Any], tmp_path: Path
+) -> None:
+    config = modeling_fairseq_roberta.FairseqRobertaConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_positions=16, mask_id=19, dictionary_size=20, first_new_id=20,
+        **head,
+    )  # fmt: skip
+    modeling_fairseq_roberta.FairseqRobertaModel(config).save_pretrained(tmp_path)
+    model = modeling_fairseq_roberta.FairseqRobertaForMaskedLM.from_pretrained(tmp_path)
+    assert all(value.isfinite().all() for value in model.parameters())
+    beta = getattr(model, "head_beta", None)
+    assert beta is None or beta.item() == 1

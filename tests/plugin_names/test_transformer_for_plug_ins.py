@@ -224,6 +224,11 @@ def sentence_encoder(**more: Any) -> TransformerSentenceEncoder:
     return TransformerSentenceEncoder(**words, **sizes, **more).eval()
 
 
+def test_sentence_encoder_has_two_segments_unless_told_otherwise() -> None:
+    assert len(sentence_encoder().segment_embeddings.weight) == 2
+    assert sentence_encoder(num_segments=0).segment_embeddings is None
+
+
 def test_sentence_encoder_scales_its_words() -> None:
     tokens_BT = tokens()
     plain, scaled = sentence_encoder(), sentence_encoder(embed_scale=3.0)
