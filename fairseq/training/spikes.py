@@ -110,6 +110,8 @@ def roll_back(trainer: Trainer, save_dir: str) -> tuple[str, int] | None:
         )
     left += [t for name in _all(save_dir) if (t := _stamp(name)) not in left and _step(name) > step]
     trainer.rewind(path, state)
+    # the checkpoint's schedule may be at an earlier epoch
+    trainer.lr_step_begin_epoch(trainer.epoch)
     progress["spike_returns"] = progress.get("spike_returns", 0) + 1
     progress["spike_returns_to"] = {str(step): returns}
     progress["spike_window"] = [row for row in progress["spike_window"] if row[0] < step]

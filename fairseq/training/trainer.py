@@ -54,6 +54,7 @@ class Trainer:
 
     Attributes:
         state: what is saved and restored.
+        epoch: the one at work, from 1.
         skipped: why the latest update changed nothing, None if it did, or nobody knows yet.
         bad_updates: how many updates in a row had a gradient that is not finite.
         update_log: what updates report; those that a device judged are in it later.
@@ -103,7 +104,7 @@ class Trainer:
         self.bad_updates, self._judged_late = 0, False
         self.update_log = UpdateLog(self)
         self.spikes, self.spiked = SpikePolicy(cfg.optimization), False
-        self._epoch = 1
+        self.epoch = 1
         self._cells = 0  # of the micro-batch at work
         self._dummy_batch: Any = None
         # training loads this split anew: a validation on it must not move what training reads
@@ -192,7 +193,7 @@ class Trainer:
     def begin_epoch(self, epoch: int) -> None:
         """Tell schedule and task that an epoch begins."""
         self.lr_step_begin_epoch(epoch)
-        self._epoch = epoch
+        self.epoch = epoch
         self.task.begin_epoch(epoch, self.get_model())
 
     def begin_valid_epoch(self, epoch: int) -> None:
@@ -367,7 +368,7 @@ class Trainer:
         parts: list[tuple[Any, bool]] = []
         dataset = self.task.dataset(self.cfg.dataset.train_subset)
         for sample, is_filler in prepared:
-            divided = halves(sample, dataset, self._epoch) if cells_of(sample) >= most else None
+            divided = halves(sample, dataset, self.epoch) if cells_of(sample) >= most else None
             pairs = [(self._prepare_sample(part)[0], is_filler) for part in divided or ()]
             parts += self._small_enough(pairs) if pairs else [(sample, is_filler)]
         return parts

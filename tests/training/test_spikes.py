@@ -91,6 +91,20 @@ def faster(*calls: int, by: float = 50) -> Callable[[Trainer, int], None]:
     return act
 
 
+def spike_at(patch: pytest.MonkeyPatch, update: int) -> None:
+    """Find a spike after so many updates, once."""
+    original, found = SpikePolicy.verdict, []
+
+    def verdict(looks: SpikePolicy, loss: float, done: int, progress: dict[str, Any]) -> str | None:
+        original(looks, loss, done, progress)
+        if done != update or found:
+            return None
+        found.append(done)
+        return "a spike"
+
+    patch.setattr(SpikePolicy, "verdict", verdict)
+
+
 def valid_loss(folder: Path) -> float:
     return [r["loss"] for r in read_jsonl(folder / "metrics.jsonl") if r["tag"] == "valid"][-1]
 
@@ -194,6 +208,29 @@ def test_a_run_that_is_killed_after_going_back_ends_with_the_same_bits(
         assert str(ends[0][part]) == str(ends[1][part])
 
 
+BY_EPOCH: dict[str, dict[str, Any]] = {
+    "fixed": {"lr": [1e-2, 1e-3]},
+    "manual": {"epoch2lr": "{1: 1e-2, 2: 1e-3}"},
+    # the first epoch has its second entry, as in the original
+    "polynomial_decay": {"lr": [1e-2, 1e-2, 1e-3], "total_num_update": 10**6},
+}
+
+
+@pytest.mark.parametrize("schedule", BY_EPOCH)
+def test_going_back_keeps_the_rate_of_the_epoch_at_work(
+    schedule: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    spike_at(monkeypatch, 16)
+    Recorder(monkeypatch, lambda trainer, call: rates.append(trainer.get_lr()))
+    flags = {**RUN, "warmup_updates": 0, "max_update": 20, **BY_EPOCH[schedule]}
+    flags |= {"lr_scheduler": schedule, "spike_policy": "rollback", "spike_back": 4}
+    train(config(data, tmp_path, **flags))
+    assert [event["update"] for event in events(tmp_path, "rollback")] == [10]  # of epoch 1
+    per_epoch, calls = 13, 17 + 10
+    assert rates == pytest.approx([1e-2] * per_epoch + [1e-3] * (calls - per_epoch), rel=1e-4)
+
+
 def test_a_run_that_spikes_from_one_checkpoint_again_and_again_ends(
     data: Path, tmp_path: Path
 ) -> None:
@@ -204,6 +241,8 @@ def test_a_run_that_spikes_from_one_checkpoint_again_and_again_ends(
         get_num_updates=lambda: 30,
         spikes=policy(policy="rollback"),
         rewind=lambda path, state: back.append(Path(path).name),
+        epoch=1,
+        lr_step_begin_epoch=lambda epoch: None,
     )
     for _ in range(MOST_RETURNS):
         assert roll_back(trainer, str(tmp_path)) is not None
