@@ -85,6 +85,11 @@ class Effort:
         if self.window is not None:
             self.window = self.window[1], progress.get("tokens", 0)
 
+    def take_back(self) -> None:
+        """Take note that the latest update that changed the model was undone; its cost stays."""
+        if self.window is not None:
+            self.window = self.window[1], self.window[1]
+
     def report(
         self,
         progress: Mapping[str, Any],

@@ -112,6 +112,8 @@ def roll_back(trainer: Trainer, save_dir: str) -> tuple[str, int] | None:
     trainer.rewind(path, state)
     # the checkpoint's schedule may be at an earlier epoch
     trainer.lr_step_begin_epoch(trainer.epoch)
+    # or these weights would be saved as those of a number of tokens that others have passed
+    trainer.effort.take_back()
     progress["spike_returns"] = progress.get("spike_returns", 0) + 1
     progress["spike_returns_to"] = {str(step): returns}
     progress["spike_window"] = [row for row in progress["spike_window"] if row[0] < step]

@@ -16,6 +16,7 @@ from fairseq.errors import ConfigError
 from fairseq.logging.sinks import read_jsonl
 from fairseq.training.spikes import MOST_RETURNS, SpikeError, SpikePolicy, roll_back
 from fairseq.training.trainer import Trainer
+from tests.training.resume.cut_runs import LAST, events, updates_of
 
 # a decoder that learns to count in a hundred updates
 RUN: dict[str, Any] = {
@@ -107,10 +108,6 @@ def spike_at(patch: pytest.MonkeyPatch, update: int) -> None:
 
 def valid_loss(folder: Path) -> float:
     return [r["loss"] for r in read_jsonl(folder / "metrics.jsonl") if r["tag"] == "valid"][-1]
-
-
-def events(folder: Path, kind: str) -> list[dict[str, Any]]:
-    return [r for r in read_jsonl(folder / "events.jsonl") if r["event"] == kind]
 
 
 def run_with(
@@ -231,6 +228,22 @@ def test_going_back_keeps_the_rate_of_the_epoch_at_work(
     assert rates == pytest.approx([1e-2] * per_epoch + [1e-3] * (calls - per_epoch), rel=1e-4)
 
 
+def test_a_number_of_tokens_passed_before_going_back_keeps_its_checkpoint(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config(data, tmp_path / "first", **RUN, max_update=16))
+    progress = content(tmp_path / "first" / LAST)["extra_state"]["fairseq_lm"]["progress"]
+    spike_at(monkeypatch, 16)
+    flags = {**RUN, "max_update": 20, "spike_policy": "rollback", "spike_back": 4}
+    # the spike is found in the update after the one that passes the first number, and passes
+    # the second one itself: that one is due with the next update of weights
+    flags |= {"save_at_tokens": [progress["tokens"], progress["tokens"] + 1]}
+    train(config(data, tmp_path / "run", **flags))
+    assert [event["update"] for event in events(tmp_path / "run", "rollback")] == [10]
+    names = [f"checkpoint_tokens{tokens}.pt" for tokens in flags["save_at_tokens"]]
+    assert [updates_of(tmp_path / "run", name) for name in names] == [16, 11]
+
+
 def test_a_run_that_spikes_from_one_checkpoint_again_and_again_ends(
     data: Path, tmp_path: Path
 ) -> None:
@@ -243,6 +256,7 @@ def test_a_run_that_spikes_from_one_checkpoint_again_and_again_ends(
         rewind=lambda path, state: back.append(Path(path).name),
         epoch=1,
         lr_step_begin_epoch=lambda epoch: None,
+        effort=SimpleNamespace(take_back=lambda: None),
     )
     for _ in range(MOST_RETURNS):
         assert roll_back(trainer, str(tmp_path)) is not None
