@@ -188,8 +188,17 @@ def checkpoint_paths(
     return full if keep_match else [name for name, _ in full]
 
 
+def names_of_run(suffix: str) -> str:
+    """Return the pattern of the names that a run with this ``--checkpoint-suffix`` gives.
+
+    Checkpoints of other runs, averages and copies may lie in the folder, too.
+    """
+    kinds = r"\d+", r"_\d+_\d+", "_best", "_last", r"_(?:update|tokens)\d+", r"\.best_.+_-?\d+\.\d+"
+    return rf"checkpoint(?:{'|'.join(kinds)}){re.escape(suffix)}\.pt"
+
+
 def load_or_newest_good(path: str) -> tuple[str, dict[str, Any]]:
-    """Load a checkpoint; if it is a damaged ``checkpoint_last``, the newest good one beside it.
+    """Load a checkpoint; for a damaged ``checkpoint_last``, the run's newest good one beside it.
 
     Returns:
         ``(path of the file that was loaded, its content)``.
@@ -200,25 +209,37 @@ def load_or_newest_good(path: str) -> tuple[str, dict[str, Any]]:
     try:
         return path, safe_load(path)
     except CheckpointError as error:
-        if not os.path.basename(path).startswith("checkpoint_last"):
+        name = re.fullmatch(r"checkpoint_last(.*)\.pt", os.path.basename(path))
+        if name is None:
             raise
         first_error = error
     folder = Path(path).absolute().parent
-    others = [p for p in folder.glob("checkpoint*.pt") if p.name != os.path.basename(path)]
+    others = [Path(p) for p in checkpoint_paths(str(folder), names_of_run(name[1]))]
     # equal steps: the larger number in the name, so that the choice does not depend on the disk
-    candidates = sorted(((step_of(p), p.name, p) for p in others), reverse=True)
+    candidates = sorted(
+        ((step_of(p), p.name, p) for p in others if p.name != name[0]), reverse=True
+    )
+    found: tuple[int, Path, dict[str, Any]] | None = None
     for step, _, other in candidates:
         try:
             state = safe_load(other)
         except CheckpointError as error:
             logger.warning("skipped another damaged checkpoint: %s", error)
             continue
-        logger.warning("%s. Going on from %s, of update %s", first_error, other, step)
-        return str(other), state
-    raise CheckpointError(
-        f"{first_error}. No other readable checkpoint is in {folder}; delete the file to start "
-        "from scratch"
-    ) from first_error
+        whole = state.get("last_optimizer_state") is not None
+        # from weights alone a run begins anew: only where nothing else can be read
+        if whole or found is None:
+            found = step, other, state
+        if whole:
+            break
+    if found is None:
+        raise CheckpointError(
+            f"{first_error}. No other readable checkpoint of this run is in {folder}; delete the "
+            "file to start from scratch"
+        ) from first_error
+    step, other, state = found
+    logger.warning("%s. Going on from %s, of update %s", first_error, other, step)
+    return str(other), state
 
 
 def step_of(path: Path) -> int:

@@ -301,7 +301,7 @@ class TrainLoop:
         self.folder.note("skipped", update=trainer.get_num_updates(), reason=trainer.skipped)
         if not (trainer.spiked and trainer.spikes.kind == "rollback"):
             return
-        returned = spikes.roll_back(trainer, self.cfg.checkpoint.save_dir)
+        returned = spikes.roll_back(trainer, self.cfg.checkpoint)
         distributed_utils.barrier()  # the others have seen the checkpoints, which change now
         if returned is not None:
             self.folder.note("rollback", update=returned[1], checkpoint=returned[0])

@@ -17,12 +17,12 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fairseq.checkpoint.files import checkpoint_paths
+from fairseq.checkpoint.files import checkpoint_paths, names_of_run
 from fairseq.errors import CheckpointError, FairseqError
 from fairseq.files.safe_load import safe_load
 
 if TYPE_CHECKING:
-    from fairseq.config.sections import OptimizationConfig
+    from fairseq.config.sections import CheckpointConfig, OptimizationConfig
     from fairseq.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class SpikePolicy:
         return int(progress.get("spike_returns", 0)) if self.reseeds else 0
 
 
-def roll_back(trainer: Trainer, save_dir: str) -> tuple[str, int] | None:
+def roll_back(trainer: Trainer, config: CheckpointConfig) -> tuple[str, int] | None:
     """Give a trainer the state of a checkpoint from before a spike; where it reads on stays.
 
     Returns:
@@ -97,7 +97,7 @@ def roll_back(trainer: Trainer, save_dir: str) -> tuple[str, int] | None:
     """
     progress, spike = trainer.progress, trainer.get_num_updates()
     left: list[int] = progress.setdefault("spike_left_behind", [])
-    earlier = _newest_before(save_dir, spike - trainer.spikes.back, left)
+    earlier = _newest_before(config, spike - trainer.spikes.back, left)
     if earlier is None:
         logger.warning("no checkpoint is old enough to go back to; the update is skipped")
         return None
@@ -108,7 +108,7 @@ def roll_back(trainer: Trainer, save_dir: str) -> tuple[str, int] | None:
             f"the loss spikes although the run went back to update {step} {MOST_RETURNS} times; "
             "lower --lr, set --clip-norm, or go back further (--spike-back, --restore-file)"
         )
-    left += [t for name in _all(save_dir) if (t := _stamp(name)) not in left and _step(name) > step]
+    left += [t for name in _all(config) if (t := _stamp(name)) not in left and _step(name) > step]
     trainer.rewind(path, state)
     # the checkpoint's schedule may be at an earlier epoch
     trainer.lr_step_begin_epoch(trainer.epoch)
@@ -126,8 +126,8 @@ def roll_back(trainer: Trainer, save_dir: str) -> tuple[str, int] | None:
     return path, step
 
 
-def _all(save_dir: str) -> list[str]:
-    return [str(path) for path in checkpoint_paths(save_dir, r"checkpoint.*\.pt")]
+def _all(config: CheckpointConfig) -> list[str]:
+    return checkpoint_paths(config.save_dir, names_of_run(config.checkpoint_suffix))
 
 
 def _stamp(path: str) -> int:
@@ -144,10 +144,10 @@ def _step(path: str) -> int:
 
 
 def _newest_before(
-    save_dir: str, update: int, left: list[int]
+    config: CheckpointConfig, update: int, left: list[int]
 ) -> tuple[str, int, dict[str, Any]] | None:
     """Return the newest readable checkpoint up to an update, but none of those left behind."""
-    steps = sorted(((_step(path), path) for path in _all(save_dir)), reverse=True)
+    steps = sorted(((_step(path), path) for path in _all(config)), reverse=True)
     for step, path in steps:
         if not 0 <= step <= update or _stamp(path) in left:
             continue

@@ -557,6 +557,32 @@ def test_a_damaged_last_checkpoint_is_replaced_by_the_newest_good_one(
     assert "checkpoint_last.pt" in named[0] and "checkpoint_1_40.pt" in named[0]
 
 
+def test_what_replaces_a_damaged_checkpoint_is_of_the_same_run(several: Path) -> None:
+    others = "_avg3", "_last_s2", "10_s2", ".best_ppl_1.2340_s2"
+    for step, name in enumerate(others, 60):
+        facts = {"num_updates": step}
+        write_checkpoint(state_of(step), str(several / f"checkpoint{name}.pt"), facts)
+    for suffix, expected in (
+        ("", "checkpoint_1_40.pt"),
+        ("_s2", "checkpoint.best_ppl_1.2340_s2.pt"),
+    ):
+        flip_a_bit(several / f"checkpoint_last{suffix}.pt")
+        path, _ = load_newest(str(several / f"checkpoint_last{suffix}.pt"))
+        assert os.path.basename(path) == expected
+
+
+def test_weights_alone_replace_a_damaged_checkpoint_only_where_nothing_else_can(
+    several: Path,
+) -> None:
+    flip_a_bit(several / "checkpoint_last.pt")
+    path = str(several / "checkpoint_1_20.pt")
+    write_checkpoint({**state_of(20), "last_optimizer_state": {}}, path, {"num_updates": 20})
+    assert load_newest(str(several / "checkpoint_last.pt"))[0] == path
+    flip_a_bit(several / "checkpoint_1_20.pt")
+    path, _ = load_newest(str(several / "checkpoint_last.pt"))
+    assert os.path.basename(path) == "checkpoint_1_40.pt"
+
+
 @pytest.mark.parametrize("harm", ["missing", "empty", "other file's", "lies", "not JSON"])
 def test_side_files_are_advisory(
     harm: str, several: Path, caplog: pytest.LogCaptureFixture

@@ -205,6 +205,17 @@ def test_a_run_that_is_killed_after_going_back_ends_with_the_same_bits(
         assert str(ends[0][part]) == str(ends[1][part])
 
 
+def test_going_back_takes_no_checkpoint_of_another_run_in_the_folder(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config(data, tmp_path, **RUN, max_update=12, checkpoint_suffix="_a"))
+    spike_at(monkeypatch, 16)
+    flags = {**RUN, "max_update": 20, "spike_policy": "rollback", "spike_back": 4}
+    train(config(data, tmp_path, **flags, checkpoint_suffix="_b"))
+    (event,) = events(tmp_path, "rollback")
+    assert event["update"] == 10 and event["checkpoint"].endswith("_b.pt")
+
+
 BY_EPOCH: dict[str, dict[str, Any]] = {
     "fixed": {"lr": [1e-2, 1e-3]},
     "manual": {"epoch2lr": "{1: 1e-2, 2: 1e-3}"},
@@ -247,7 +258,8 @@ def test_a_number_of_tokens_passed_before_going_back_keeps_its_checkpoint(
 def test_a_run_that_spikes_from_one_checkpoint_again_and_again_ends(
     data: Path, tmp_path: Path
 ) -> None:
-    train(config(data, tmp_path, **RUN, max_update=20))
+    cfg = config(data, tmp_path, **RUN, max_update=20)
+    train(cfg)
     back: list[str] = []
     trainer = SimpleNamespace(
         progress={"spike_window": []},
@@ -259,10 +271,10 @@ def test_a_run_that_spikes_from_one_checkpoint_again_and_again_ends(
         effort=SimpleNamespace(take_back=lambda: None),
     )
     for _ in range(MOST_RETURNS):
-        assert roll_back(trainer, str(tmp_path)) is not None
+        assert roll_back(trainer, cfg.checkpoint) is not None
     assert len(back) == MOST_RETURNS and len(set(back)) == 1
     with pytest.raises(SpikeError, match="--spike-back"):
-        roll_back(trainer, str(tmp_path))
+        roll_back(trainer, cfg.checkpoint)
     trainer.get_num_updates = lambda: 12
-    assert roll_back(trainer, str(tmp_path)) is None  # nothing is old enough
+    assert roll_back(trainer, cfg.checkpoint) is None  # nothing is old enough
     assert len(back) == MOST_RETURNS
