@@ -12,6 +12,10 @@ from fairseq.protocols import StateDict
 _COUNTERS = ("iter", "last_overflow_iter", "last_rescale_iter", "overflows_since_rescale")
 
 
+class LowestScaleError(OverflowError):
+    """An overflow at the threshold: no lower scale will cure it."""
+
+
 def cannot_fall(minimum: float, without_scale: str) -> FloatingPointError:
     """Return the error for a loss scale at its minimum, with the flag that needs none."""
     return FloatingPointError(
@@ -70,6 +74,7 @@ class DynamicLossScaler:
 
         Raises:
             OverflowError: the batch is to be skipped; the scale is already the new one.
+            LowestScaleError: it is to be skipped, and the scale stays at the threshold.
             FloatingPointError: the scale cannot fall any further.
         """
         if math.isfinite(float(grad_norm)):
@@ -89,7 +94,9 @@ class DynamicLossScaler:
             self.loss_scale = previous
             raise cannot_fall(self.min_loss_scale, "--bf16")
         self.iter += 1
-        raise OverflowError(f"setting loss scale to: {self.loss_scale}")
+        at_threshold = self.threshold is not None and previous <= self.threshold
+        kind = LowestScaleError if at_threshold else OverflowError
+        raise kind(f"setting loss scale to: {self.loss_scale}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scale's history, without the scale itself."""

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,18 @@ class NanDetector:
         self.found[direction] = name
         cause = "from finite values" if _is_finite(origin, masks) else "so was what it got"
         logger.warning("not finite in the %s pass: %s (%s)", direction, name, cause)
+
+
+def look_for_cause(model: nn.Module, run_again: Callable[[], None]) -> None:
+    """Run an update that failed once more; log the module that broke it.
+
+    A report that fails, on one process of several, ends none of them.
+    """
+    try:
+        with NanDetector(model):
+            run_again()
+    except RuntimeError as error:  # hooks do not suit every module, nor do they fit any memory
+        logger.warning("the module that broke the update cannot be told: %s", error)
 
 
 def _is_finite(values: object, masks: bool = False) -> bool:

@@ -26,13 +26,14 @@ from fairseq.errors import FairseqError
 from fairseq.logging import metrics
 from fairseq.models.base import BaseFairseqModel
 from fairseq.optim.amp_optimizer import amp_dtype
+from fairseq.optim.loss_scaler import LowestScaleError
 from fairseq.protocols import LoggingOutput, Sample
 from fairseq.rng import derive_seed
 from fairseq.tasks import validation
 from fairseq.tasks.base import FairseqTask
 from fairseq.tasks.precision import autocast, to_device
 from fairseq.training.effort import Effort, peak_of
-from fairseq.training.nan_detector import NanDetector
+from fairseq.training.nan_detector import look_for_cause
 from fairseq.training.smaller_batches import cells_of, halves, is_out_of_memory
 from fairseq.training.spikes import SpikePolicy
 from fairseq.training.state import OfState, TrainingState
@@ -268,7 +269,8 @@ class Trainer:
         if self.skipped is not None:
             logger.warning(self.skipped)
             if self.bad_updates > bad_before == 1:  # one may be a freak; two are worth a look
-                self._look_for_cause(prepared)
+                look_for_cause(self.get_model(), lambda: self._run_again(prepared))
+                self.optimizer.zero_grad()
         output = self._report(logs) if self.skipped is None else None
         metrics.log_stop_time("train_wall")
         return output
@@ -330,18 +332,11 @@ class Trainer:
             )
         return size, log
 
-    def _look_for_cause(self, prepared: list[tuple[Any, bool]]) -> None:
-        """Run an update whose gradient is not finite once more; log the module that broke it.
-
-        Processes do not wait for each other here: a report that fails on one ends none of them.
-        """
-        try:
-            with NanDetector(self.get_model()), self._no_sync_unless(False):
-                for micro, (sample, is_filler) in enumerate(self._small_enough(prepared)):
-                    self._forward_backward(micro, sample, is_filler)
-        except RuntimeError as error:  # hooks do not suit every module, nor do they fit any memory
-            logger.warning("the module that broke the update cannot be told: %s", error)
-        self.optimizer.zero_grad()
+    def _run_again(self, prepared: list[tuple[Any, bool]]) -> None:
+        """Run an update forward and backward once more; no process waits for another."""
+        with self._no_sync_unless(False):
+            for micro, (sample, is_filler) in enumerate(self._small_enough(prepared)):
+                self._forward_backward(micro, sample, is_filler)
 
     def _smaller(
         self, prepared: list[tuple[Any, bool]], error: RuntimeError
@@ -431,11 +426,10 @@ class Trainer:
             if self._judged_late:
                 optimizer.skip_unless(finite)
             elif not bool(finite):
-                return self._skip_bad_update()
+                return self._skip_bad_update(None)
             self.task.optimizer_step(optimizer, self.get_model(), self.get_num_updates())
         except OverflowError as overflow:
-            optimizer.zero_grad()
-            return f"NOTE: gradient overflow detected, ignoring gradient, {overflow}"
+            return self._skip_bad_update(overflow)
         except FloatingPointError as error:
             if isinstance(error, FairseqError):  # which says itself what is wrong
                 raise
@@ -460,23 +454,28 @@ class Trainer:
                 distributed_utils.refuse_other_norms(norm, self.device)
         return norm
 
-    def _skip_bad_update(self) -> str:
-        """Drop an update whose gradient is not finite; many in a row end the run."""
-        norm = utils.item(self._grad_norm)
-        self.optimizer.zero_grad()
-        lowered = False
-        if self.cfg.common.amp and self.optimizer.scaler.is_enabled():
-            scale = self.optimizer.scaler.get_scale()
-            self.optimizer.step()  # lowers the loss scale, which ends the run when it gets too low
-            lowered = self.optimizer.scaler.get_scale() < scale
+    def _skip_bad_update(self, overflow: OverflowError | None) -> str:
+        """Drop an update whose gradient is not finite; many in a row end the run.
+
+        Those that have lowered a loss scale do not count: the lowest scale ends the run instead.
+        """
+        update, optimizer = self.get_num_updates(), self.optimizer
+        optimizer.zero_grad()
+        lowered = overflow is not None and not isinstance(overflow, LowestScaleError)
+        if self.cfg.common.amp and optimizer.scaler.is_enabled():
+            scale = optimizer.scaler.get_scale()
+            optimizer.step()  # lowers the loss scale, which ends the run when it gets too low
+            lowered = optimizer.scaler.get_scale() < scale
         # a norm that fp32 cannot hold, of finite gradients, is no matter of the scale
         self.bad_updates += not lowered
         if self.bad_updates >= MAX_BAD_UPDATES:
-            raise FloatingPointError(
+            raise NotFiniteError(
                 f"the gradient was not finite in {MAX_BAD_UPDATES} updates in a row (update "
-                f"{self.get_num_updates()}); lower --lr, set --clip-norm, or use --bf16, not --fp16"
+                f"{update}); lower --lr, set --clip-norm, or use --bf16, not --fp16"
             )
-        update = self.get_num_updates()
+        if overflow is not None:
+            return f"NOTE: gradient overflow detected, ignoring gradient, {overflow}"
+        norm = utils.item(self._grad_norm)
         return f"update {update}: the gradient norm is {norm}; the weights stay as they are"
 
     def _report(self, logs: list[Any]) -> dict[str, Any]:

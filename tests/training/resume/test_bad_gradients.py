@@ -76,3 +76,17 @@ def test_many_bad_gradients_in_a_row_end_the_run(
     poison(monkeypatch, set(range(2, 100)))
     with pytest.raises(FloatingPointError, match="loss scale"):
         train(config(data, tmp_path / "half", fp16=True, min_loss_scale=1.0))
+
+
+def test_overflows_at_the_lowest_allowed_loss_scale_end_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those on the way to it do not count, nor does one among good updates."""
+    poison(monkeypatch, {4, 5} | set(range(7, 60)))
+    calls: list[int] = []
+    Recorder(monkeypatch, lambda trainer, call: calls.append(trainer.get_num_updates()))
+    flags = {"fp16": True, "fp16_init_scale": 4, "threshold_loss_scale": 2.0, "batch_size": 1}
+    with pytest.raises(FairseqError, match="10 updates in a row.*--bf16"):
+        train(config(data, tmp_path, **flags))
+    # one lowers the scale, one cannot, and ten in a row cannot either
+    assert calls == [0, 1, 2, 3, 3, 3] + [4] * 10
