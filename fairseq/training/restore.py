@@ -112,7 +112,10 @@ def restore(
         trainer.lr_step(epoch)
     elif after_epoch and "validation_due" not in trainer.progress:
         # checkpoints are written before the schedule takes its step at the end of the epoch
-        trainer.lr_step(epoch - 1, extra_state.get("val_loss"))
+        ended = policy.Moment(trainer.get_num_updates(), epoch - 1, end_of_epoch=True)
+        # a run that is prolonged counts as if it had never ended, with a validation of its own
+        was_due = policy.due(trainer.cfg, ended)[1]
+        trainer.lr_step(epoch - 1, extra_state.get("val_loss") if was_due else None)
     return extra_state, epoch_itr
 
 

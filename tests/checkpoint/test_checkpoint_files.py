@@ -37,7 +37,7 @@ from fairseq.checkpoint.files import (
     remove_leftovers,
     write_checkpoint,
 )
-from fairseq.config.sections import CheckpointConfig
+from fairseq.config.sections import CheckpointConfig, FairseqConfig
 from fairseq.data.batches.epochs import EpochBatchIterator
 from fairseq.errors import CheckpointError, ConfigError, MissingFileError
 from fairseq.files import io
@@ -648,6 +648,11 @@ def test_weights_of_another_run_and_a_reset_exclude_each_other(tmp_path: Path, p
         load_checkpoint(cfg, MagicMock())
 
 
+def loading_trainer(**attributes: Any) -> MagicMock:
+    """Return a trainer that notes what it is told, with updates to count and settings to read."""
+    return MagicMock(cfg=FairseqConfig(), get_num_updates=lambda: 6, **attributes)
+
+
 def position_after(extra_state: dict[str, Any] | None, cfg: Any) -> tuple[int, int, Any]:
     """Load a checkpoint of the original's layout; return epoch, position and the first item."""
     numbers = torch.arange(150)
@@ -678,7 +683,7 @@ def test_where_a_run_goes_on(tmp_path: Path) -> None:
 
 def test_the_schedule_hears_of_the_epoch_that_just_ended(tmp_path: Path) -> None:
     def steps(epoch: int, read: int, **values: Any) -> list[tuple[Any, ...]]:
-        trainer = MagicMock(progress={})
+        trainer = loading_trainer(progress={})
         trainer.load_checkpoint.return_value = {
             "train_iterator": {"epoch": epoch, "iterations_in_epoch": read},
             "val_loss": 2.5,
@@ -710,7 +715,7 @@ class Counting(FairseqTask):
 def test_what_a_task_keeps_is_saved_and_given_back(tmp_path: Path) -> None:
     cfg, other = settings(tmp_path), Counting(0)
     save(cfg, SavingTrainer(Counting(7)), 1, 1, END, None)
-    trainer = MagicMock(task=other)
+    trainer = loading_trainer(task=other)
     trainer.load_checkpoint.return_value = safe_load(tmp_path / "checkpoint_last.pt")["extra_state"]
     load_checkpoint(cfg, trainer)
     assert other.seen == 7

@@ -103,6 +103,18 @@ def test_a_killed_run_ends_with_the_same_bits(
     assert digest(tmp_path / LAST) == expected.digest
 
 
+def test_a_prolonged_run_judges_the_losses_that_one_run_would_have_judged(
+    data: Path, tmp_path: Path, reference: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The validation at the end of an epoch that is due for none says nothing to the schedule."""
+    flags = {**PLATEAU, "validate_interval": 2, "max_update": 0}
+    expected = reference(**flags, max_epoch=4)
+    recorder = Recorder(monkeypatch)
+    for max_epoch in (1, 2, 4):
+        train(config(data, tmp_path, **flags, max_epoch=max_epoch))
+    assert recorder.losses == expected.losses
+
+
 def test_a_decay_branch_equals_a_run_that_had_this_end(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
