@@ -15,9 +15,10 @@ from fairseq.files.safe_load import safe_load
 
 
 def average_checkpoints(inputs: Sequence[str]) -> dict[str, Any]:
-    """Return the first checkpoint with the mean of all weights.
+    """Return the first checkpoint with the mean of all weights, the model's and the criterion's.
 
     Sums are formed in fp32 (fp64 for fp64 weights); integer tensors are divided without remainder.
+    Optimizer state and moving average, which go with the weights of one file, are left out.
 
     Raises:
         CheckpointError: if their tensors have different names or shapes.
@@ -25,7 +26,7 @@ def average_checkpoints(inputs: Sequence[str]) -> dict[str, Any]:
     if not inputs:
         raise ConfigError("no checkpoint to average")
     result: dict[str, Any] | None = None
-    totals: dict[str, torch.Tensor] = {}
+    totals: dict[tuple[str, str], torch.Tensor] = {}
     for path in inputs:
         if os.path.isdir(path):
             raise ConfigError(
@@ -34,27 +35,36 @@ def average_checkpoints(inputs: Sequence[str]) -> dict[str, Any]:
             )
         state = safe_load(path)
         check_layout(state)
-        tensors = state["model"]
+        tensors = {
+            (part, name): tensor
+            for part in ("model", "criterion")
+            for name, tensor in (state.get(part) or {}).items()
+        }
         if result is None:
             result = state
-            types = {name: tensor.dtype for name, tensor in tensors.items()}
+            types = {key: tensor.dtype for key, tensor in tensors.items()}
         elif set(tensors) != set(totals):
-            odd = sorted(set(tensors) ^ set(totals))
+            odd = [".".join(key) for key in sorted(set(tensors) ^ set(totals))]
             raise CheckpointError(f"{path} has other parameters than {inputs[0]}: {odd[:5]}")
-        for name, tensor in tensors.items():
+        for key, tensor in tensors.items():
             wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-            if name not in totals:
-                totals[name] = wide.clone()
-            elif totals[name].shape != wide.shape:
+            if key not in totals:
+                totals[key] = wide.clone()
+            elif totals[key].shape != wide.shape:
+                name = ".".join(key)
                 raise CheckpointError(f"{path}: {name} has another shape than in {inputs[0]}")
             else:
-                totals[name] += wide
+                totals[key] += wide
     assert result is not None
-    for name, total in totals.items():
+    for key, total in totals.items():
+        part, name = key
         exact = total.is_floating_point()
         # counters and versions are whole numbers in all of them
         mean = total / len(inputs) if exact else total // len(inputs)
-        result["model"][name] = mean.to(types[name])
+        result[part][name] = mean.to(types[key])
+    result.pop("last_optimizer_state", None)
+    for average in ("ema", "ema_fp32_params"):
+        (result.get("extra_state") or {}).pop(average, None)
     return result
 
 
@@ -89,7 +99,6 @@ def last_n_checkpoints(
 
 
 def write_average(inputs: Sequence[str], output: str) -> None:
-    """Average ``inputs`` and write the result, without optimizer state, to ``output``."""
+    """Average ``inputs`` and write the result to ``output``."""
     state = average_checkpoints(inputs)
-    state.pop("last_optimizer_state", None)
     write_checkpoint(state, output, {"averaged": [os.path.basename(path) for path in inputs]})

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fairseq.checkpoint.average import average_checkpoints, last_n_checkpoints
+from fairseq.checkpoint.average import average_checkpoints, last_n_checkpoints, write_average
 from fairseq.errors import CheckpointError
+from fairseq.files.safe_load import safe_load
 from fairseq_cli.average import main
 
 
@@ -41,6 +42,27 @@ def test_different_parameters_are_refused(tmp_path: Path) -> None:
     torch.save({"model": {"v": torch.zeros(1)}}, tmp_path / "b.pt")
     with pytest.raises(CheckpointError, match="other parameters"):
         average_checkpoints([first, str(tmp_path / "b.pt")])
+
+
+def test_weights_of_the_criterion_are_averaged_too(tmp_path: Path) -> None:
+    paths = [
+        save(tmp_path / f"{v}.pt", v, criterion={"w": torch.full((3,), 2 * v)}) for v in (1.0, 3.0)
+    ]
+    state = average_checkpoints(paths)
+    assert torch.equal(state["criterion"]["w"], torch.full((3,), 4.0))
+    assert torch.equal(state["model"]["w"], torch.full((2, 2), 2.0))
+    bare = save(tmp_path / "bare.pt", 1.0, criterion=None)
+    assert average_checkpoints([bare, bare])["criterion"] is None
+    with pytest.raises(CheckpointError, match=r"other parameters.*criterion\.w"):
+        average_checkpoints([paths[0], bare])
+
+
+def test_what_is_of_one_file_alone_is_left_out(tmp_path: Path) -> None:
+    extra = {"ema": {"w": torch.zeros(2, 2)}, "ema_fp32_params": {"w": torch.zeros(2, 2)}, "n": 1}
+    paths = [save(tmp_path / f"{v}.pt", v, extra_state=dict(extra)) for v in (1.0, 3.0)]
+    write_average(paths, str(tmp_path / "mean.pt"))
+    state = safe_load(tmp_path / "mean.pt")
+    assert state["extra_state"] == {"n": 1} and "last_optimizer_state" not in state
 
 
 def test_newest_checkpoints_of_a_folder(tmp_path: Path) -> None:
