@@ -42,34 +42,22 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _best_first(paths: list[str]) -> list[str]:
-    """Turn checkpoints that fall by their metric to best first: of a loss the lowest is."""
-    from fairseq.checkpoint.layout import config_of, read_state
-
-    maximize = paths and config_of(read_state(paths[0])).checkpoint.maximize_best_checkpoint_metric
-    return paths if maximize else paths[::-1]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and average."""
     args = parser().parse_args(argv)
-    from fairseq.checkpoint.average import last_n_checkpoints, write_average
-    from fairseq.checkpoint.files import checkpoint_paths
+    from fairseq.checkpoint.average import best_n_checkpoints, last_n_checkpoints, write_average
 
-    inputs = args.inputs
-    if args.num_best_checkpoints:
-        pattern = r"checkpoint\.best_.+_(-?\d+\.?\d*)\.pt"
-        best = _best_first(checkpoint_paths(inputs[0], pattern))
-        if not best:
-            raise ConfigError(
-                f"{inputs[0]} has no checkpoint.best_METRIC_VALUE.pt: fairseq-train keeps the best "
-                "N with --keep-best-checkpoints N"
-            )
-        inputs = best[: args.num_best_checkpoints]
-    elif args.num_epoch_checkpoints or args.num_update_checkpoints:
-        number = args.num_epoch_checkpoints or args.num_update_checkpoints
+    inputs, bound = args.inputs, args.checkpoint_upper_bound
+    newest = args.num_epoch_checkpoints or args.num_update_checkpoints
+    if bound is not None and not newest:
+        raise ConfigError(
+            "--checkpoint-upper-bound needs --num-epoch-checkpoints or --num-update-checkpoints"
+        )
+    if newest:
         by_update = args.num_update_checkpoints is not None
-        inputs = last_n_checkpoints(inputs, number, by_update, args.checkpoint_upper_bound)
+        inputs = last_n_checkpoints(inputs, newest, by_update, bound)
+    elif args.num_best_checkpoints:
+        inputs = best_n_checkpoints(inputs, args.num_best_checkpoints)
     print("averaging:", *inputs, sep="\n  ")
     write_average(inputs, args.output)
     print(f"wrote {args.output}")

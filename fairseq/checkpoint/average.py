@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fairseq.checkpoint.files import checkpoint_paths, write_checkpoint
-from fairseq.checkpoint.layout import check_layout
+from fairseq.checkpoint.layout import check_layout, config_of, read_state
 from fairseq.errors import CheckpointError, ConfigError
 from fairseq.files.safe_load import safe_load
 
@@ -82,20 +82,57 @@ def last_n_checkpoints(
     Raises:
         CheckpointError: if there are fewer.
     """
-    if len(folders) != 1:
-        raise ConfigError("give exactly one run folder")
-    folder = folders[0]
-    if not os.path.isdir(folder):
-        raise ConfigError(f"{folder} is not a run folder; name the folder of its checkpoints")
+    folder = _only_folder(folders)
     pattern = r"checkpoint_\d+_(\d+)\.pt" if update_based else r"checkpoint(\d+)\.pt"
     newest = [
         path
         for path, number in checkpoint_paths(folder, pattern, keep_match=True)
         if upper_bound is None or int(number) <= upper_bound
     ]
-    if len(newest) < n:
-        raise CheckpointError(f"{folder} has {len(newest)} matching checkpoints, {n} are needed")
-    return newest[:n]
+    return _first(newest, n, folder)
+
+
+def best_n_checkpoints(folders: Sequence[str], n: int) -> list[str]:
+    """Return the best ``n`` checkpoints of a run, best first.
+
+    Args:
+        folders: exactly one run folder.
+        n: how many.
+
+    Raises:
+        CheckpointError: if there are fewer.
+    """
+    folder = _only_folder(folders)
+    # they fall by their metric
+    paths = checkpoint_paths(folder, r"checkpoint\.best_.+_(-?\d+\.?\d*)\.pt")
+    if not paths:
+        raise ConfigError(
+            f"{folder} has no checkpoint.best_METRIC_VALUE.pt: fairseq-train keeps the best N with "
+            "--keep-best-checkpoints N"
+        )
+    names = (os.path.basename(path).removeprefix("checkpoint.best_") for path in paths)
+    metrics = sorted({name.rpartition("_")[0] for name in names})
+    if len(metrics) > 1:
+        raise ConfigError(
+            f"{folder} holds the best of several metrics ({', '.join(metrics)}); name files"
+        )
+    # of a loss the lowest is the best
+    maximize = config_of(read_state(paths[0])).checkpoint.maximize_best_checkpoint_metric
+    return _first(paths if maximize else paths[::-1], n, folder)
+
+
+def _only_folder(folders: Sequence[str]) -> str:
+    if len(folders) != 1:
+        raise ConfigError("give exactly one run folder")
+    if not os.path.isdir(folders[0]):
+        raise ConfigError(f"{folders[0]} is not a run folder; name the folder of its checkpoints")
+    return folders[0]
+
+
+def _first(paths: list[str], n: int, folder: str) -> list[str]:
+    if len(paths) < n:
+        raise CheckpointError(f"{folder} has {len(paths)} matching checkpoints, {n} are needed")
+    return paths[:n]
 
 
 def write_average(inputs: Sequence[str], output: str) -> None:

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from fairseq.checkpoint.average import average_checkpoints, last_n_checkpoints, write_average
-from fairseq.errors import CheckpointError
+from fairseq.errors import CheckpointError, FairseqError
 from fairseq.files.safe_load import safe_load
 from fairseq_cli.average import main
+
+FLAGS = argparse.Namespace(task="masked_lm", arch="roberta_base", criterion="masked_lm")
 
 
 def save(path: Path, value: float, dtype: torch.dtype = torch.float32, **more: object) -> str:
@@ -98,16 +100,44 @@ def test_the_original_s_script(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("maximize", "best"), [(False, 1.5), (True, 3.5)])
 def test_the_best_are_those_of_the_metric(tmp_path: Path, maximize: bool, best: float) -> None:
-    flags = argparse.Namespace(
-        task="masked_lm", arch="roberta_base", criterion="masked_lm",
-        maximize_best_checkpoint_metric=maximize,
-    )  # fmt: skip
+    flags = argparse.Namespace(**vars(FLAGS), maximize_best_checkpoint_metric=maximize)
     for value in (1.0, 2.0, 3.0, 4.0):
         save(tmp_path / f"checkpoint.best_metric_{value}.pt", value, args=flags)
     words = ["--inputs", str(tmp_path), "--num-best-checkpoints", "2"]
     assert main([*words, "--output", str(tmp_path / "out" / "mean.pt")]) == 0
     mean = torch.load(tmp_path / "out" / "mean.pt", weights_only=False)["model"]["w"]
     assert torch.equal(mean, torch.full((2, 2), best))
+
+
+REFUSED = {
+    "files --checkpoint-upper-bound 2": "--checkpoint-upper-bound needs --num-epoch-checkpoints",
+    "run --num-best-checkpoints 2 --checkpoint-upper-bound 2": "--checkpoint-upper-bound needs",
+    "run --num-best-checkpoints 3": "run has 2 matching checkpoints, 3 are needed",
+    "run run --num-best-checkpoints 2": "give exactly one run folder",
+    "run/checkpoint1.pt --num-best-checkpoints 1": "checkpoint1.pt is not a run folder",
+    "several --num-best-checkpoints 1": r"the best of several metrics \(a_b, loss\); name files",
+    "none --num-best-checkpoints 1": "--keep-best-checkpoints N",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_a_choice_that_cannot_be_made_is_refused(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "run": ("checkpoint1", "checkpoint.best_loss_1.0000", "checkpoint.best_loss_2.0001"),
+        "several": ("checkpoint.best_loss_1.0000", "checkpoint.best_a_b_-2.0001"),
+        "none": ("checkpoint1",),
+    }
+    for folder, stems in names.items():
+        (tmp_path / folder).mkdir()
+        for stem in stems:
+            save(tmp_path / folder / f"{stem}.pt", 1.0, args=FLAGS)
+    inputs = words.replace("files", "run/checkpoint1.pt none/checkpoint1.pt").split()
+    with pytest.raises(FairseqError, match=REFUSED[words]):
+        main(["--inputs", *inputs, "--output", "mean.pt"])
+    assert not (tmp_path / "mean.pt").exists()
 
 
 @pytest.mark.parametrize("count", ["-1", "0", "x"])
