@@ -43,7 +43,10 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def computing() -> list[str]:
     """Return what decides how sums are rounded: where it is the same, so are all bits."""
-    return [torch.__version__, torch.backends.cpu.get_cpu_capability()]
+    # the maker, too: on AMD's processors oneDNN multiplies, on others MKL, each in its own way
+    facts = Path("/proc/cpuinfo")
+    amd = facts.exists() and "AuthenticAMD" in facts.read_text()
+    return [torch.__version__, torch.backends.cpu.get_cpu_capability(), "AMD" if amd else "other"]
 
 
 def main(out: Path, commit: str) -> None:
