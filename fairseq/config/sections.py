@@ -370,7 +370,7 @@ class CheckpointConfig(FairseqDataclass):
     reset_lr_scheduler: bool = option(False, "do not load the state of the LR schedule")
     reset_meters: bool = option(False, "do not load the meters")
     reset_optimizer: bool = option(False, "do not load the optimizer state")
-    optimizer_overrides: str = option("{}", "values that replace the checkpoint's, as a dict")
+    optimizer_overrides: str = option("{}", "optimizer settings to replace, such as {'eps': 1e-6}")
     save_interval: int = option(1, "save every N epochs", minimum=1)
     save_interval_updates: int = option(0, "save every N updates (0: only by epochs)", minimum=0)
     save_at_updates: list[int] = option(

@@ -70,6 +70,11 @@ class FairseqOptimizer:
         for group in self.param_groups:
             yield from group["params"]
 
+    def names_of(self, named: Mapping[str, Tensor]) -> list[str]:
+        """Return the names of :attr:`params`, which lie in ``named``; of others, an empty one."""
+        names = {id(param): name for name, param in named.items()}
+        return [names.get(id(param), "") for param in self.params]
+
     @staticmethod
     def settings_by_name(cfg: Any, named: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
         """Return settings of the parameter groups that parameters of these names belong to."""
@@ -99,7 +104,7 @@ class FairseqOptimizer:
 
         Args:
             state_dict: what :meth:`state_dict` returned.
-            optimizer_overrides: group settings to replace, such as ``{"lr": 1e-4}``.
+            optimizer_overrides: group settings to replace, such as ``{"weight_decay": 0.1}``.
 
         Raises:
             CheckpointError: if the state belongs to other parameters.

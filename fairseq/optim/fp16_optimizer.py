@@ -240,6 +240,14 @@ class FP16Optimizer(HalfPrecisionOptimizer):
         masters = self.fp32_params
         return list(masters.values()) if isinstance(masters, dict) else masters
 
+    def names_of(self, named: Mapping[str, Tensor]) -> list[str]:
+        """Return the names of the weights behind the masters; all that lie in a flat one."""
+        names = {id(param): name for name, param in named.items()}
+        own = [names.get(id(param), "") for param in self.fp16_params]
+        if isinstance(self.fp32_params, dict):
+            return own
+        return super().names_of(dict(zip(own, self.fp32_params, strict=True)))
+
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped optimizer's state, the loss scale and the master weights."""
         return {**super().state_dict(), "fp32_params": [m.detach() for m in self._masters]}

@@ -43,7 +43,12 @@ from fairseq.protocols import StateDict
 from fairseq.tasks.base import FairseqTask
 from fairseq.tasks.dictionaries import LABELS, check_dictionaries, dictionary_record
 from fairseq.tasks.precision import warn_if_slow, weights_dtype
-from fairseq.training.other_settings import warn_of_other_settings
+from fairseq.training.other_settings import (
+    check_places,
+    settings_in_force,
+    warn_of_kept_settings,
+    warn_of_other_settings,
+)
 
 logger = logging.getLogger("fairseq.trainer_state")
 
@@ -288,7 +293,11 @@ class TrainingState:
                 "metrics": metrics.state_dict(),
                 "previous_training_time": self.cumulative_training_time(),
                 OURS: our_record(
-                    self.cfg, self.progress, facts=self._criterion.facts(), lineage=self.lineage
+                    self.cfg,
+                    self.progress,
+                    facts=self._criterion.facts(),
+                    lineage=self.lineage,
+                    optimized=self.optimizer.names_of(self.named_parameters()),
                 )
                 | self._dictionary_record,
             },
@@ -446,10 +455,14 @@ class TrainingState:
                 )
         if not reset_lr_scheduler:
             self.lr_scheduler.load_state_dict(last["lr_scheduler_state"])
-        self.optimizer.load_state_dict(
-            state["last_optimizer_state"], optimizer_overrides=dict(overrides or {})
-        )
+        given, overrides = settings_in_force(self.optimizer), dict(overrides or {})
+        self.optimizer.load_state_dict(state["last_optimizer_state"], overrides)
+        if names := record_of(state).get("optimized"):
+            check_places(filename, names, self.optimizer.names_of(self.named_parameters()))
+        warn_of_kept_settings(filename, given, settings_in_force(self.optimizer), overrides)
         self.set_num_updates(last["num_updates"])
+        if "lr" in overrides and self.get_lr() != overrides["lr"]:
+            logger.warning("--optimizer-overrides: lr is what the schedule says; give another --lr")
 
     def _load_ema(self, extra_state: Mapping[str, Any], anew: bool) -> None:
         self.ema = self._build_ema()
