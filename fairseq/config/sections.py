@@ -429,7 +429,7 @@ class EMAConfig(FairseqDataclass):
     )
     ema_seed_model: str | None = option(None, "start the average from this checkpoint", path=True)
     ema_update_freq: int = option(1, "update the average every N updates", minimum=1)
-    ema_fp32: bool = option(False, "keep the average in fp32 even if the model is not")
+    ema_fp32: bool = option(False, "save the average in fp32; in half precision always so")
 
 
 @dataclass

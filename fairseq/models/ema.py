@@ -24,7 +24,7 @@ __getattr__, __dir__, _names = lazy_names(__name__, NAMES[__name__])
 
 
 class EMA:
-    """Keeps an averaged copy of ``model``.
+    """Keeps an averaged copy of ``model``, in fp32 if asked to or if the model is in half.
 
     Args:
         model: whose weights are averaged.
@@ -50,7 +50,12 @@ class EMA:
         self.model.requires_grad_(False)
         if device is not None:
             self.model = self.model.to(device)
-        if config.ema_fp32:
+        # in half precision 1 - decay = 1e-4 of a weight is rounded away: nothing would move
+        self.fp32 = config.ema_fp32 or any(
+            value.dtype in (torch.float16, torch.bfloat16)
+            for value in self.model.state_dict().values()
+        )
+        if self.fp32:
             self.build_fp32_params()
 
     def get_model(self) -> nn.Module:
@@ -58,12 +63,11 @@ class EMA:
         return self.model
 
     def build_fp32_params(self, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """Keep the average in fp32 beside a half-precision model.
+        """Start the average in fp32 beside the model that is rounded from it.
 
         Args:
             state_dict: values to start from; the averaged model's if None.
         """
-        assert self.config.ema_fp32, "build_fp32_params needs ema_fp32"
         source = self.model.state_dict() if state_dict is None else state_dict
         self.fp32_params = {
             # clones, so that the average does not move with the tensors it started from
@@ -127,13 +131,12 @@ class EMA:
                 target.copy_(value)
                 continue
             # a tied table has several names here, and one memory
-            if not self.config.ema_fp32 and target.data_ptr() in moved:
+            if not self.fp32 and target.data_ptr() in moved:
                 continue
             moved.add(target.data_ptr())
-            # in half precision 1 - decay = 1e-4 of a weight is rounded away: nothing would move
-            average = self.fp32_params[name] if self.config.ema_fp32 else target
+            average = self.fp32_params[name] if self.fp32 else target
             average.mul_(self.decay).add_(value.to(average), alpha=1 - self.decay)
-            if self.config.ema_fp32:
+            if self.fp32:
                 target.copy_(average)
 
     def reverse(self, model: nn.Module) -> nn.Module:
@@ -144,7 +147,7 @@ class EMA:
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint's ``extra_state`` keeps: ``ema`` and, if any, fp32 values."""
         kept: dict[str, Any] = {"ema": self.model.state_dict()}
-        if self.config.ema_fp32:
+        if self.fp32:
             kept["ema_fp32_params"] = self.fp32_params
         return kept
 
@@ -155,11 +158,11 @@ class EMA:
         """
         if "ema" not in extra_state:
             logger.warning("the checkpoint holds no moving average; a new one starts here")
-            if self.config.ema_fp32:
+            if self.fp32:
                 self.build_fp32_params()
             return
         self.restore(extra_state["ema"])
-        if self.config.ema_fp32:
-            # a run without --ema-fp32 has saved only what its averaged model holds
+        if self.fp32:
+            # other runs have saved only what their averaged model holds
             exact = extra_state.get("ema_fp32_params", extra_state["ema"])
             self.build_fp32_params({**self.model.state_dict(), **exact})

@@ -186,7 +186,7 @@ class TrainingState:
             seed = read_state(config.ema_seed_model)
             check_dictionaries(config.ema_seed_model, seed, self.task, (LABELS,))
             try:
-                ema.restore(seed["model"], build_fp32_params=config.ema_fp32)
+                ema.restore(seed["model"], build_fp32_params=ema.fp32)
             except CheckpointError as error:
                 raise explain(error, config.ema_seed_model) from error
         return ema
