@@ -275,6 +275,20 @@ def meeting(config: FairseqConfig) -> DistributedTrainingConfig:
     return cfg
 
 
+def before_meeting(config: FairseqConfig) -> DistributedTrainingConfig:
+    """Return the section without what :func:`meeting` and the start of processes filled in.
+
+    Settings that are kept to be used again say what was asked for: places are found anew.
+    """
+    told, usual = config.stated.get("distributed_training", {}), DistributedTrainingConfig()
+    places = (
+        *("distributed_world_size", "distributed_rank", "distributed_init_method"),
+        *("distributed_no_spawn", "device_id"),
+    )
+    asked = {name: told.get(name, getattr(usual, name)) for name in places}
+    return config.distributed_training.changed(**asked)
+
+
 def _gpus_for(config: FairseqConfig) -> int:
     """Return how many GPUs of this machine a run uses if it may."""
     used = not config.common.cpu and config.common.device in ("auto", "cuda")

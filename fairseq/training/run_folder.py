@@ -17,6 +17,7 @@ from typing import IO, Any
 from fairseq.checkpoint.files import remove_leftovers
 from fairseq.config.build import plain, recipe_of
 from fairseq.config.sections import FairseqConfig
+from fairseq.distributed.utils import before_meeting
 from fairseq.errors import ConfigError
 from fairseq.files.io import OWN_LOCKS, atomic_write
 from fairseq.logging.sinks import open_text_log
@@ -106,6 +107,7 @@ class RunFolder:
         if not self.enabled:
             return
         self._begun = True
+        config = config.changed(distributed_training=before_meeting(config))
         files = {
             "config.yaml": config_as_yaml(config, as_recipe=True),
             "command.txt": shlex.join(sys.argv) + "\n",

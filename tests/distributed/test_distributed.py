@@ -19,7 +19,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from fairseq.config.components import make_config
+from fairseq.config.sections import DistributedTrainingConfig
 from fairseq.data.batches.read import data_context
 from fairseq.data.masking.dataset import MaskedLMDataset
 from fairseq.distributed import utils
@@ -526,6 +529,26 @@ def test_how_many_processes_start_here(
     cfg = tiny_run.config(Path("data"), Path("run"), **flags)
     utils.call_main(cfg, lambda cfg: counts.append(-1))
     assert counts == [-1 if started is None else started]
+
+
+def test_a_run_folder_keeps_no_place_of_a_process(data: Path, tmp_path: Path) -> None:
+    """Its settings run elsewhere: with as many processes as were asked for, which meet anew."""
+    flags = {"max_update": 1, "distributed_world_size": 3, "ddp_backend": "legacy_ddp"}
+    assert finish(start(data, tmp_path / "torchrun", 2, **flags)) == [0, 0]
+    cfg = tiny_run.config(data, tmp_path / "alone", max_update=1)
+    utils.call_main(cfg, tiny_run.train)
+    address = f"tcp://127.0.0.1:{free_port()}"
+    stated = {"max_update": 1, "distributed_init_method": address, "distributed_world_size": 1}
+    utils.call_main(tiny_run.config(data, tmp_path / "stated", **stated), tiny_run.train)
+    told = {}
+    for name in ("torchrun", "alone", "stated"):
+        recipe = yaml.safe_load((tmp_path / name / "config.yaml").read_text(encoding="utf-8"))
+        told[name] = make_config({}, recipe).distributed_training
+    usual = DistributedTrainingConfig()
+    assert told["torchrun"] == usual.changed(ddp_backend="legacy_ddp", distributed_world_size=3)
+    assert told["alone"] == usual
+    assert told["stated"].distributed_init_method == address
+    assert told["stated"].distributed_world_size == 1
 
 
 def test_logging_outputs_are_added_and_rows_joined() -> None:
