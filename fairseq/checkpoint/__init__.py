@@ -219,7 +219,13 @@ def how_it_goes_on(cfg: CheckpointConfig, updates: int, saved: str | None) -> st
     # with them it would begin again where it began
     without = f" without {', '.join(again)}" if again else ""
     how = f"--restore-file {saved}" if named else "the same command"
-    return f"saved at update {updates}; {how}{without} goes on from there"
+    goes_on = "goes on from there"
+    if cfg.no_save_optimizer_state:  # which the count of updates is a part of, as in the original
+        goes_on = (
+            "begins with its weights at update 0: there is no optimizer state to go on with "
+            "(--no-save-optimizer-state)"
+        )
+    return f"saved at update {updates}; {how}{without} {goes_on}"
 
 
 def _delete_old(cfg: CheckpointConfig, end_of_epoch: bool) -> None:

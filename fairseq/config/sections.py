@@ -397,7 +397,7 @@ class CheckpointConfig(FairseqDataclass):
     no_save: bool = option(False, "save nothing")
     no_epoch_checkpoints: bool = option(False, "keep only the last and the best checkpoint")
     no_last_checkpoints: bool = option(False, "do not write checkpoint_last.pt")
-    no_save_optimizer_state: bool = option(False, "leave the optimizer state out of checkpoints")
+    no_save_optimizer_state: bool = option(False, "save no optimizer state: restarts count from 0")
     best_checkpoint_metric: str = option("loss", "validation metric that decides what is best")
     maximize_best_checkpoint_metric: bool = option(
         False, "the larger --best-checkpoint-metric, the better"

@@ -779,6 +779,10 @@ def test_what_cannot_be_written_is_untouched_and_what_is_there_is_not_called_unw
             "--restore-file new.pt without --reset-meters goes on",
         ),
         ({"no_save": True}, "nothing is saved"),
+        (
+            {"no_save_optimizer_state": True},
+            "the same command begins with its weights at update 0: there is no optimizer state",
+        ),
     ],
 )
 def test_how_a_run_that_ends_goes_on(tmp_path: Path, values: dict[str, Any], said: str) -> None:
