@@ -23,8 +23,8 @@ from fairseq.training.watch import Callback, Record, Watch
 
 PathLike = str | os.PathLike[str]
 
-# random draws are the process's own; the callback of a run may train, another thread may not
-_RUNNING = threading.RLock()
+# random draws, figures and open logs are the process's: no callback trains, nor another thread
+_RUNNING = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +82,9 @@ def train(
             raise ConfigError(f"{name} is a function, not {callback!r}")
     if not _RUNNING.acquire(blocking=False):
         raise ConfigError(
-            "another thread of this process trains: the two would share the random draws, and "
-            "neither could be repeated. Wait for it, or start a process for each"
+            "a run of this process is under way, in another thread or around this callback: the "
+            "two would share random draws, figures and logs. Wait for its end, or start a process "
+            "for each"
         )
     try:
         return _train(settings, recipe, on_log, on_validate)

@@ -223,12 +223,12 @@ def test_the_name_costs_nothing_until_it_is_used() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_two_threads_do_not_train_at_once(data: Path, tmp_path: Path) -> None:
-    """They would draw from one generator; a callback may train, and the lock is given back."""
+def test_one_process_trains_one_model_at_a_time(data: Path, tmp_path: Path) -> None:
+    """Draws, figures and open logs are the process's; afterwards the next run may begin."""
     refused: list[str] = []
 
     def other() -> None:
-        with pytest.raises(ConfigError, match="another thread of this process trains") as error:
+        with pytest.raises(ConfigError, match="a run of this process is under way") as error:
             train(settings(data, tmp_path / "second"))
         refused.append(str(error.value))
 
@@ -236,10 +236,12 @@ def test_two_threads_do_not_train_at_once(data: Path, tmp_path: Path) -> None:
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
-        return train(settings(data, tmp_path / "nested", max_update=1)).updates == 1
+        other()
+        return True
 
-    assert train(settings(data, tmp_path / "first"), on_log=on_log).updates == 1
-    assert len(refused) == 1
+    first = train(settings(data, tmp_path / "first"), on_log=on_log)
+    assert first.updates == 1 and len(refused) == 2 and not (tmp_path / "second").exists()
+    assert [record["tag"] for record in first.metrics] == ["train_inner", "valid", "train"]
     thread = threading.Thread(target=train, args=(settings(data, tmp_path / "second"),))
     thread.start()
     thread.join()
