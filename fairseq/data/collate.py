@@ -101,7 +101,7 @@ def numpy_seed(seed: int | None, *addl_seeds: int) -> Iterator[None]:
         # hashes of tuples of ints are the same in every process, unlike those of texts
         seed = int(hash((seed, *addl_seeds)) % 1e6)
     state = np.random.get_state()
-    np.random.seed(seed)
+    np.random.seed(seed % 2**32)  # numpy takes no more bits
     try:
         yield
     finally:

@@ -94,3 +94,11 @@ def test_a_run_that_is_cut_anywhere_ends_with_the_same_bits(
         last = "checkpoint_last.pt"
         assert digest(folder / last) == digest(tmp_path / f"whole{frequency}" / last)
     figure(f"random cuts ({kind}), all ended bit-identical", cuts)
+
+
+@pytest.mark.parametrize("data_rng", ["philox", "fairseq-main"])
+def test_every_seed_of_the_flag_trains(data_rng: str, data: Path, tmp_path: Path) -> None:
+    """Numpy's generators take 32 bits, the flag 63."""
+    for seed in (2**32 - 1, 2**32, 2**63 - 1):
+        train(config(data, tmp_path / str(seed), **LM, seed=seed, data_rng=data_rng, max_update=1))
+        assert (tmp_path / str(seed) / "checkpoint_last.pt").is_file()

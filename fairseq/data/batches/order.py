@@ -102,8 +102,8 @@ class EpochOrder:
             rng = philox(self.seed, "batch-order", epoch, *shard)
             return np.argsort(rng.bit_generator.random_raw(n), kind="stable")
         # the original's own recipe: numpy's legacy generator, seeded with a sum
-        order = np.arange(n)
-        np.random.RandomState(self.seed + epoch + sum(shard)).shuffle(order)
+        order, seed = np.arange(n), (self.seed + epoch + sum(shard)) % 2**32
+        np.random.RandomState(seed).shuffle(order)
         return order
 
 
