@@ -58,7 +58,7 @@ def cosine(
         lr: highest rate.
         min_lr: lowest rate.
         start: rate of the first update if there is a warm-up.
-        t_mult: every period is so many times as long as the one before.
+        t_mult: every period is so many times as long as the one before, at least once.
         shrink: both bounds are multiplied by it at every restart.
 
     A period is half open: at n = warmup + period the next one begins, at its highest rate.
@@ -73,10 +73,16 @@ def cosine(
     else:
         # lengths grow geometrically: how many whole periods the sum of the series fits into t
         index = math.floor(math.log(1 - t / period * (1 - t_mult), t_mult))
-        length = period * t_mult**index
-        done = t - period * (1 - t_mult**index) / (1 - t_mult)
+        if _restart(index + 1, period, t_mult) <= t:  # the logarithm of a power was rounded down
+            index += 1
+        length, done = period * t_mult**index, t - _restart(index, period, t_mult)
     low, high = min_lr * shrink**index, lr * shrink**index
     return low + 0.5 * (high - low) * (1 + math.cos(math.pi * done / length))
+
+
+def _restart(index: int, period: float, t_mult: float) -> float:
+    """Return where period ``index`` begins, the sum of a geometric series."""
+    return period * (1 - t_mult**index) / (1 - t_mult)
 
 
 def tri_stage(

@@ -178,7 +178,7 @@ class CosineLRScheduleConfig(FairseqDataclass):
     warmup_updates: int = option(0, "updates of linear warm-up", minimum=0)
     warmup_init_lr: float = option(-1.0, "rate of the first update (-1: --min-lr)", minimum=0)
     min_lr: float = option(0.0, "lowest rate", minimum=0)
-    t_mult: float = option(1.0, "every period is X times as long as the one before", above=0)
+    t_mult: float = option(1.0, "every period is X times as long as the one before", minimum=1)
     lr_period_updates: float = option(-1.0, "updates of the first period (-1: all)", above=0)
     lr_shrink: float = option(0.1, "factor of the rates at every restart", above=0)
     lr: list[float] = II("optimization.lr")

@@ -152,9 +152,19 @@ def test_cosine_with_growing_periods_walks_the_periods(n, warmup, period):
         done, length, index = done - length, length * t_mult, index + 1
     top, bottom = lr * shrink**index, low * shrink**index
     expected = bottom + (top - bottom) * math.cos(math.pi * done / (2 * length)) ** 2
-    # exactly at a restart, the logarithm may round to the end of the period before
-    end_of_previous = pytest.approx(bottom / shrink, rel=1e-6)
-    assert got == pytest.approx(expected, rel=1e-6) or (done == 0 and got == end_of_previous)
+    assert got == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("t_mult", [1, 1.5, 2, 3, 5, 7])
+def test_cosine_restarts_at_its_highest_rate(t_mult):
+    """However the logarithm of a power is rounded."""
+    for period in (1, 2, 3, 10, 1000):
+        begin = 0
+        for restart in range(9):
+            if begin == int(begin):
+                got = lr_formulas.cosine(int(begin), 0, period, 0.01, 0.001, 0, t_mult, 0.5)
+                assert got == pytest.approx(0.01 * 0.5**restart), (period, begin)
+            begin += period * t_mult**restart
 
 
 @given(n=st.integers(0, 400), half=st.integers(1, 60))
@@ -319,6 +329,7 @@ def test_several_rates_are_refused(name):
         ("polynomial_decay", {}, "--total-num-update has no value"),
         ("cosine", {"max_update": 10, "warmup_updates": 10}, "--lr-period-updates"),
         ("cosine", {"min_lr": 0.001, "max_update": 10}, "must be greater"),
+        ("cosine", {"lr_period_updates": 2, "t_mult": 0.5}, "--t-mult .* at least 1"),
         ("tri_stage", {}, "no length"),
         ("tri_stage", {"phase_ratio": "(0.5, 0.4, 0.2)", "max_update": 10}, "sum up to 1"),
         ("triangular", {}, "--max-lr"),
