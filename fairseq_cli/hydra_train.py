@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 import warnings
@@ -26,14 +27,8 @@ A recipe has the sections of a configuration: common, task, model, optimizer, ..
 Hydra's grammar; a setting that the recipe does not mention needs no + in front. The run stays in
 the folder it is launched from, unless hydra.run.dir=FOLDER is given.
 """
-# Settings that name something to read; they are relative to the folder of the launch.
-INPUTS = (
-    ("common", "user_dir"),
-    ("task", "data"),
-    ("checkpoint", "restore_file"),
-    ("checkpoint", "continue_once"),
-    ("checkpoint", "finetune_from_model"),
-)
+# Paths that are written to: they are relative to the folder of the run, all others to the launch's.
+OUTPUTS = ("save_dir", "log_file", "tensorboard_logdir")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -125,20 +120,45 @@ def enter_run_folder(folder: str, nested: dict[str, Any]) -> None:
     Raises:
         ConfigError: if the folder's name is to be computed.
     """
+    from fairseq.config.components import as_config
     from fairseq.errors import ConfigError
     from fairseq.utils import split_paths
 
     if "${" in folder:
         raise ConfigError(f"hydra.run.dir={folder} is not evaluated; write the folder itself")
-    for section, key in INPUTS:
-        values = nested.get(section)
-        if isinstance(values, dict) and isinstance(values.get(key), str):
-            paths = [
-                os.path.abspath(p) if os.path.exists(p) else p for p in split_paths(values[key])
-            ]
-            values[key] = os.pathsep.join(paths)
+    config = as_config(nested, strict=True)
+    for sections in (nested, nested.get("stated") or {}):
+        for section, values in sections.items():
+            for key in _inputs(getattr(config, section, None), values):
+                paths = [
+                    os.path.abspath(p) if os.path.exists(p) else p for p in split_paths(values[key])
+                ]
+                values[key] = os.pathsep.join(paths)
     os.makedirs(folder, exist_ok=True)
     os.chdir(folder)
+
+
+def _inputs(built: object, values: object) -> list[str]:
+    """Return the keys under which ``values`` name something to read.
+
+    Args:
+        built: what the configuration makes of the section; it knows which fields are paths.
+        values: the section as it was written.
+    """
+    from fairseq.config.schema import default_of, public_fields
+
+    if not isinstance(values, dict):
+        return []
+    fields = public_fields(type(built)) if dataclasses.is_dataclass(built) else []
+    # a default, such as checkpoint_last.pt, is a file of the run folder
+    defaults = {field.name: default_of(field) for field, _ in fields if field.metadata.get("path")}
+    defaults = {"data": None, **defaults}  # plug-ins do not declare theirs as a path
+    return [
+        key
+        for key, value in values.items()
+        if key in defaults and key not in OUTPUTS
+        if isinstance(value, str) and value != defaults[key]
+    ]
 
 
 def _refuse_sweep(words: Sequence[str]) -> None:

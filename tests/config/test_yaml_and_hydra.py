@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from fairseq.config import options
 from fairseq.config.components import as_config, make_config
+from fairseq.config.references import lookup
 from fairseq.config.yaml import read_yaml
 from fairseq.errors import ConfigError, MissingFileError, RegistryError
 from fairseq.training.run_folder import config_as_yaml
@@ -317,6 +318,31 @@ class TestHydra:
         assert config.checkpoint.save_dir == "checkpoints"
         with pytest.raises(ConfigError, match="not evaluated"):
             launch("zero", "task.data=bin", "hydra.run.dir=${now:%Y}")
+
+    def test_whatever_is_read_stays_where_it_is(self, launch, tmp_path):
+        read = {
+            "checkpoint.grow_from": "small.pt",
+            "ema.ema_seed_model": "small.pt",
+            "dataset.sample_prompts": "prompts.txt",
+            "bpe.sentencepiece_model": "pieces.model",
+            "criterion.teacher_path": "teacher.pt",
+            "checkpoint.restore_file": "checkpoint_last.pt",
+        }
+        written = {
+            "checkpoint.save_dir": "saved",
+            "common.log_file": "log.txt",
+            "common.tensorboard_logdir": "events",
+        }
+        for name in [*read.values(), *written.values()]:
+            (tmp_path / name).touch()
+        words = [f"{key}={value}" for key, value in (read | written).items()]
+        words += ["bpe=sentencepiece", "criterion=distillation", "hydra.run.dir=runs/b"]
+        config = launch("zero", "task.data=bin", *words)
+        del read["checkpoint.restore_file"]  # the default: a file of the run folder
+        for key, name in read.items():
+            assert lookup(config, key) == str(tmp_path / name), key
+        for key, name in written.items() | {("checkpoint.restore_file", "checkpoint_last.pt")}:
+            assert lookup(config, key) == name, key
 
     def test_without_run_dir_the_launch_folder_is_kept(self, launch, tmp_path):
         launch("zero", "task.data=bin")
