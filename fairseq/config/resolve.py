@@ -67,20 +67,32 @@ WAITING = {
     ("common", "fp16_"): ("common", "fp16"),
     ("optimization", "spike_"): ("optimization", "spike_policy"),
     ("checkpoint", "grow_"): ("checkpoint", "grow_from"),
+    ("checkpoint", "keep_interval_updates"): ("checkpoint", "save_interval_updates"),
 }
+
+
+def _flags(values: FairseqDataclass, *starts: str) -> list[str]:
+    """Return the flags of the fields whose names begin so, if they are not at their defaults."""
+    return [
+        "--" + field.name.replace("_", "-")
+        for field, _ in public_fields(type(values))
+        if field.name.startswith(starts) and getattr(values, field.name) != default_of(field)
+    ]
 
 
 def _waiting(config: FairseqConfig) -> None:
     """Warn about settings that wait for another one, which is off."""
     for (section, start), (other, switch) in WAITING.items():
-        if getattr(getattr(config, other), switch) not in (None, False, "none"):
-            continue
-        values = getattr(config, section)
-        for field, _ in public_fields(type(values)):
-            idle = field.name.startswith(start) and field.name != switch
-            if idle and getattr(values, field.name) != default_of(field):
-                flag = "--" + field.name.replace("_", "-")
+        if getattr(getattr(config, other), switch) in (None, False, "none"):
+            for flag in _flags(getattr(config, section), start):
                 logger.warning("%s does nothing without --%s", flag, switch.replace("_", "-"))
+    if config.dataset.disable_validation:
+        # what validations decide
+        idle = _flags(config.checkpoint, "patience", "stop_at_metric", "keep_best_checkpoints")
+        if (schedule := getattr(config.lr_scheduler, "_name", None)) == "reduce_lr_on_plateau":
+            idle.append(f"--lr-scheduler {schedule}")
+        for flag in idle:
+            logger.warning("%s does nothing with --disable-validation", flag)
     loss = config.criterion
     ours = type(loss).__module__.startswith("fairseq.")  # a plug-in may read it elsewhere
     if config.optimization.sentence_avg and ours and "sentence_avg" not in loss:

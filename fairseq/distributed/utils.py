@@ -271,7 +271,9 @@ def meeting(config: FairseqConfig) -> DistributedTrainingConfig:
             distributed_no_spawn=True,
         )
     if cfg.distributed_world_size < 1:
-        return cfg.changed(distributed_world_size=max(1, _gpus_for(config)))
+        cfg = cfg.changed(distributed_world_size=max(1, _gpus_for(config)))
+    if cfg.distributed_world_size == 1 and cfg.heartbeat_timeout > 0:
+        logger.warning("--heartbeat-timeout does nothing in one process, which waits for nobody")
     return cfg
 
 

@@ -223,6 +223,12 @@ def test_required_settings():
             "skip",
         ),
         ({"checkpoint__grow_seed": 4}, "--grow-seed", "checkpoint__grow_from", "small.pt"),
+        (
+            {"checkpoint__keep_interval_updates": 2},
+            "--keep-interval-updates",
+            "checkpoint__save_interval_updates",
+            5,
+        ),
     ],
 )
 def test_what_waits_for_another_flag_is_said(settings, flags, switch, on, caplog) -> None:
@@ -234,6 +240,26 @@ def test_what_waits_for_another_flag_is_said(settings, flags, switch, on, caplog
     resolve(config(**settings), from_checkpoint=True)
     resolve(config(**settings, **{switch: on}))
     assert "does nothing" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "schedule", "flag"),
+    [
+        ({"checkpoint__patience": 3}, "fixed", "--patience"),
+        ({"checkpoint__stop_at_metric": 2.0}, "fixed", "--stop-at-metric"),
+        ({"checkpoint__keep_best_checkpoints": 2}, "fixed", "--keep-best-checkpoints"),
+        ({}, "reduce_lr_on_plateau", "--lr-scheduler reduce_lr_on_plateau"),
+    ],
+)
+def test_what_waits_for_validations_is_said(settings, schedule, flag, caplog) -> None:
+    given = config(**settings)
+    given.lr_scheduler = Namespace(_name=schedule)
+    resolve(given)
+    assert "does nothing" not in caplog.text
+    given.dataset.disable_validation = True
+    resolve(given)
+    assert f"{flag} does nothing with --disable-validation" in caplog.text
+    assert caplog.text.count("does nothing") == 1
 
 
 def test_sentences_are_counted_by_some_losses_alone(caplog) -> None:

@@ -551,6 +551,16 @@ def test_a_run_folder_keeps_no_place_of_a_process(data: Path, tmp_path: Path) ->
     assert told["stated"].distributed_world_size == 1
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_heartbeat_needs_others_to_wait_for(
+    world: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.multiprocessing, "spawn", lambda *args, **more: None)
+    flags = {"heartbeat_timeout": 60, "distributed_world_size": world}
+    utils.call_main(tiny_run.config(Path("data"), Path("run"), **flags), lambda cfg: None)
+    assert ("--heartbeat-timeout does nothing in one process" in caplog.text) == (world == 1)
+
+
 def test_logging_outputs_are_added_and_rows_joined() -> None:
     logs = [
         {"loss": 1.0, "table": torch.ones(2, 2), "_rows": torch.zeros(1, 3)},
