@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +91,7 @@ def _rate_table(text: str, flag: str) -> list[tuple[int, int, float]]:
     """Read ``{"2-4": 1e-3, "5,7": 1e-4}`` into rows (first, last, rate), in the order written.
 
     Raises:
-        ConfigError: if ``text`` is no such dictionary.
+        ConfigError: if ``text`` is no such dictionary, or a range or a rate is none.
     """
     table = parse_literal(text)
     problem = f"""{flag}: {text!r} is not of the form '{{"1-4": 0.001, "5": 0.0001}}'"""
@@ -101,9 +102,15 @@ def _rate_table(text: str, flag: str) -> list[tuple[int, int, float]]:
         for part in str(key).split(","):
             first, _, last = part.partition("-")
             try:
-                rows.append((int(first), int(last or first), float(rate)))
+                row = int(first), int(last or first), float(rate)
             except (TypeError, ValueError) as error:
                 raise ConfigError(problem) from error
+            if row[1] < row[0] or not 0 <= row[2] < math.inf:
+                raise ConfigError(
+                    f"{flag}: '{part}': {rate} must be a range whose last number is not below its "
+                    "first, and a rate that is finite and at least 0"
+                )
+            rows.append(row)
     return rows
 
 
