@@ -266,9 +266,8 @@ class FairseqRobertaModel(FairseqRobertaPreTrainedModel):
             vectors_BTC = sinusoids(rows, config.hidden_size) * is_token.unsqueeze(-1)
             x_BTC = x_BTC + vectors_BTC.to(x_BTC.dtype)
         if config.segments:
-            x_BTC = x_BTC + self.embed_segments(
-                torch.zeros_like(rows) if segments is None else segments
-            )
+            segments = torch.zeros_like(rows) if segments is None else segments
+            x_BTC = x_BTC + self.embed_segments(segments)
         x_BTC = self.layernorm_embedding(x_BTC) if config.layernorm_embedding else x_BTC
         return F.dropout(x_BTC, config.dropout, self.training)
 
@@ -277,8 +276,7 @@ class FairseqRobertaModel(FairseqRobertaPreTrainedModel):
     ) -> AttnContext:
         """Return what the layers are told of the tokens."""
         config, length = self.config, kept_BT.shape[1]
-        if places is None:
-            places = torch.arange(length, device=kept_BT.device)[None]
+        places = torch.arange(length, device=kept_BT.device)[None] if places is None else places
         visible = kept_BT[:, None, None, :]
         if config.causal:
             past = torch.ones(length, length, dtype=torch.bool, device=kept_BT.device).tril()
@@ -286,10 +284,8 @@ class FairseqRobertaModel(FairseqRobertaPreTrainedModel):
         bias = torch.zeros((), device=kept_BT.device)
         if config.position.startswith("alibi"):
             bias = alibi(config.alibi_slopes, places, config.position.endswith("asymmetric"))
-        turned = None
-        if config.position == "rotary":
-            width = config.hidden_size // config.num_attention_heads
-            turned = rotation(places, int(width * config.rotary_fraction))
+        width = int(config.hidden_size // config.num_attention_heads * config.rotary_fraction)
+        turned = rotation(places, width) if config.position == "rotary" else None
         bias = torch.where(visible, bias, torch.finfo(dtype).min)
         return AttnContext(bias, turned, weights)
 
@@ -367,16 +363,13 @@ class _WithVocabularyHead(FairseqRobertaPreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Begin what the library has no rule for: parameters that no module of its own holds."""
+        """Begin parameters for which the library has no rule, as no module of its own has them."""
         super()._init_weights(module)
-        begin = {
-            "head_beta": nn.init.ones_,
-            "head_bias": nn.init.zeros_,
-            "head_weight": lambda table_VC: nn.init.normal_(table_VC, std=0.02),
-        }
-        for name, parameter in module.named_parameters(recurse=False):
-            if name in begin:
-                begin[name](parameter)
+        for name, value in module.named_parameters(recurse=False):
+            if name == "head_weight":
+                nn.init.normal_(value, std=0.02)
+            elif name in ("head_beta", "head_bias"):
+                nn.init.constant_(value, float(name == "head_beta"))
 
     def project(self, x_BTC: Tensor) -> Tensor:
         """Return the logits, (B, T, V); those of ids outside the dictionary are next to nothing."""
@@ -411,8 +404,7 @@ class _WithVocabularyHead(FairseqRobertaPreTrainedModel):
         output = self.encoder(input_ids, return_dict=True, **kwargs)
         logits = self.project(output.last_hidden_state[:, -logits_to_keep:])
         if labels is not None:
-            labels = F.pad(labels, (0, self.shift), value=-100)[:, self.shift :]
-            labels = self.config.known(labels)
+            labels = self.config.known(F.pad(labels, (0, self.shift), value=-100)[:, self.shift :])
         return self.answer(logits, labels, output, return_dict)
 
 
