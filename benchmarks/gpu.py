@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from run import commit, machine, publish
+from record import commit, machine, publish
 from timing import peak_on_gpu
 from torch import Tensor
 
