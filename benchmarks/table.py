@@ -17,6 +17,7 @@ ORDER = (
     "bpe",
     "against",
     "step",
+    "step_intel",
     "cost",
     "ops",
     "training",
@@ -159,7 +160,7 @@ def page() -> str:
         parts.append(
             f"## {name}\n\n`{record['command']}`, {machine['cpu']}, {machine['cores']} cores, "
             f"load {machine['load']:.1f}, torch {machine['torch']}, {machine['date']}\n\n"
-            + (steps if name == "step" else tables)(record["result"])
+            + (steps if name.startswith("step") else tables)(record["result"])
         )
     return "\n".join(parts)
 
