@@ -6,9 +6,9 @@ import itertools
 from pathlib import Path
 
 from fairseq.data.storage.dictionary import Dictionary
+from fairseq.data.storage.dictionary_record import meaningful_symbols
 from fairseq.errors import DataError
 from fairseq.tasks.base import FairseqTask
-from fairseq.tasks.dictionaries import meaningful_symbols
 from fairseq.utils import split_paths
 
 
@@ -32,7 +32,7 @@ class OneDictionaryTask(FairseqTask):
         content, here = first.read_bytes(), meaningful_symbols(dictionary)
         for folder in split_paths(self.cfg.data)[1:]:
             path = Path(folder, "dict.txt")
-            # most are copies: 0.15 s are saved for each, of 50,000 words
+            # most are copies, which need not be parsed
             if not path.is_file() or path.read_bytes() == content:
                 continue
             there = meaningful_symbols(self.load_dictionary(str(path)))

@@ -84,12 +84,8 @@ def probe(
         wide = max_positions or max(len(row_ids) for part in ids.values() for row_ids in part)
         if place == 0:
             known_V = torch.cat(ids["train"]).unique()
-            rows.append(
-                row(
-                    "one-hot tokens",
-                    {n: one_hot(row_ids, known_V, wide) for n, row_ids in ids.items()},
-                )
-            )
+            tokens = {name: one_hot(row_ids, known_V, wide) for name, row_ids in ids.items()}
+            rows.append(row("one-hot tokens", tokens))
             if lookup:
                 truth = {n: true_conditionals(lookup[n], data[n].texts, wide) for n in data}
                 rows.append(row("true distributions", truth))
@@ -97,10 +93,8 @@ def probe(
         rows.append(row(path, tables))
         if place == 0:
             encoder.forget(seed)
-            tables = {
-                name: encoder.features(row_ids, features, wide) for name, row_ids in ids.items()
-            }
-            rows.append(row("random encoder", tables))
+            random = {name: encoder.features(part, features, wide) for name, part in ids.items()}
+            rows.append(row("random encoder", random))
     return rows
 
 

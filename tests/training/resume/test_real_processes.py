@@ -24,13 +24,18 @@ from tests.training.resume.cut_runs import LAST, Outcome, updates_of
 
 
 class Counted:
-    """The number of updates that a forked run has begun, readable from outside."""
+    """The number of updates that a forked run has begun, readable from outside.
 
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, 8)
+    With ``sleeps_at`` the run then sleeps for a minute before that of its updates.
+    """
+
+    def __init__(self, sleeps_at: int | None = None) -> None:
+        self._memory, self._sleeps_at = mmap.mmap(-1, 8), sleeps_at
 
     def __call__(self, trainer: Trainer, calls: int) -> None:
         self._memory[:] = struct.pack("q", trainer.get_num_updates() + 1)
+        if calls == self._sleeps_at:
+            time.sleep(60)
 
     @property
     def value(self) -> int:
@@ -139,14 +144,8 @@ def test_signals_at_any_time_save_within_one_update(
 
 
 def test_a_second_signal_ends_at_once(data: Path, tmp_path: Path) -> None:
-    counted = Counted()
-
-    def slow(trainer: Trainer, calls: int) -> None:
-        counted(trainer, calls)
-        if calls == 1:
-            time.sleep(60)
-
-    pid = launch(data, tmp_path, slow)
+    counted = Counted(sleeps_at=1)
+    pid = launch(data, tmp_path, counted)
     counted.wait_for(2)
     for _ in range(2):  # as a launcher does that forwards what the process got already
         os.kill(pid, signal.SIGTERM)
@@ -160,14 +159,8 @@ def test_a_second_signal_ends_at_once(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_second_interrupt_ends_at_once_without_waiting(data: Path, tmp_path: Path) -> None:
-    counted = Counted()
-
-    def slow(trainer: Trainer, calls: int) -> None:
-        counted(trainer, calls)
-        if calls == 1:
-            time.sleep(60)
-
-    pid = launch(data, tmp_path, slow)
+    counted = Counted(sleeps_at=1)
+    pid = launch(data, tmp_path, counted)
     counted.wait_for(2)
     os.kill(pid, signal.SIGINT)
     time.sleep(0.1)
@@ -177,12 +170,7 @@ def test_a_second_interrupt_ends_at_once_without_waiting(data: Path, tmp_path: P
 
 
 def test_the_second_trainer_in_a_folder_is_refused(data: Path, tmp_path: Path) -> None:
-    counted = Counted()
-
-    def slow(trainer: Trainer, calls: int) -> None:
-        counted(trainer, calls)
-        if calls == 2:
-            time.sleep(60)
+    counted = Counted(sleeps_at=2)
 
     def second() -> None:
         try:
@@ -190,7 +178,7 @@ def test_the_second_trainer_in_a_folder_is_refused(data: Path, tmp_path: Path) -
         except ConfigError as error:
             sys.exit(5 if f"process {pid} on" in str(error) else 6)
 
-    pid = launch(data, tmp_path, slow, num_workers=2)
+    pid = launch(data, tmp_path, counted, num_workers=2)
     counted.wait_for(3)
     assert run(second) == 5
     os.kill(pid, signal.SIGKILL)  # its workers live on for some seconds
