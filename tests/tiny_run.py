@@ -26,7 +26,7 @@ from fairseq.config import options
 from fairseq.config.sections import FairseqConfig
 from fairseq.data.storage.indexed_dataset import make_builder
 from fairseq.files.safe_load import safe_load
-from fairseq.logging.meters import DerivedMeter, MetersDict
+from fairseq.logging.meters import DerivedMeter
 from fairseq.training import loop
 from fairseq.training.trainer import Trainer
 
@@ -106,12 +106,6 @@ def faults(few: int, many: int) -> list[Any]:
     return [few, pytest.param(many, marks=pytest.mark.faults)]
 
 
-def exact(meters: MetersDict, key: str) -> Any:
-    """Return a figure with all its digits."""
-    meter: Any = meters[key]
-    return meter.fn(meters) if isinstance(meter, DerivedMeter) else meter.avg
-
-
 class Recorder:
     """Notes the exact loss of every update, and acts before chosen ones.
 
@@ -132,7 +126,9 @@ class Recorder:
             calls += 1
             output = original(trainer, samples, raise_oom)
             if output is not None:
-                self.losses[trainer.get_num_updates()] = float(exact(output, "loss")).hex()
+                meter = output["loss"]  # with all its digits, computed from others or not
+                loss = meter.fn(output) if isinstance(meter, DerivedMeter) else meter.avg
+                self.losses[trainer.get_num_updates()] = float(loss).hex()
             return output
 
         patch.setattr(Trainer, "train_step", train_step)
